@@ -1,0 +1,161 @@
+"""The vocabulary of jaxkd: what models return, what losses return, and what a scheme is.
+
+Everything here is a pytree or a tuple of pure functions, and needs nothing but jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.typing import ArrayLike
+
+Array = jax.Array
+
+# {"teacher": variables, "student": variables, "connector": variables, ...}: one pytree with every
+# network of a scheme, each as a Flax variable dict ({"params": ..., "batch_stats": ...}).
+Participants = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """What a model returns. Every part is optional: `Output(logits=z)` serves a logit loss.
+
+  Models with several exits or branches return a tuple of Outputs, shallowest first.
+
+  Attributes:
+    logits: class scores, (B, C).
+    features: stage name -> post-activation array, (B, H, W, C) or (B, C). `"pooled"` is what the
+      classifier sees.
+    preactivations: the same stages before their last activation.
+  """
+
+  logits: Array | None = None
+  features: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+  preactivations: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Terms:
+  """What a loss returns: a feature term and a logit term, two scalars.
+
+  Terms add and scale, so that a composed objective reads as it is written in a paper.
+
+  >>> terms = 0.9 * Terms(logit=2.0) + Terms(feature=3.0)
+  >>> terms
+  Terms(feature=3.0, logit=1.8)
+  >>> terms.total
+  4.8
+  """
+
+  feature: ArrayLike = 0.0
+  logit: ArrayLike = 0.0
+
+  @property
+  def total(self) -> Any:
+    """The sum of both terms, what is differentiated."""
+    return self.feature + self.logit
+
+  def __add__(self, other: Terms) -> Terms:
+    if not isinstance(other, Terms):
+      return NotImplemented
+    return Terms(self.feature + other.feature, self.logit + other.logit)
+
+  def __radd__(self, other: Any) -> Terms:
+    # sum([...]) starts from the integer 0.
+    return self if isinstance(other, int) and other == 0 else NotImplemented
+
+  def __mul__(self, weight: ArrayLike) -> Terms:
+    return Terms(self.feature * weight, self.logit * weight)
+
+  __rmul__ = __mul__
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Examples of one step.
+
+  Attributes:
+    images: (B, H, W, C), float, or uint8 as stored.
+    labels: class numbers (B,), int32; or class probabilities (B, C) after mixing augmentations.
+    weights: (B,) float32; 0 marks padding and unlabelled examples.
+    indices: (B,) int32, the examples' places in their data set (cached targets, memory banks).
+  """
+
+  images: Any
+  labels: Any
+  weights: Any
+  indices: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a loss may need besides data.
+
+  Attributes:
+    rng: a PRNG key of this step and device.
+    step: how many updates this stage has made, for ramps.
+    axis_name: the device axis, for quantities of the global batch; None outside a mapped step.
+  """
+
+  rng: Array
+  step: Array
+  axis_name: str | None = dataclasses.field(default=None, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Aux:
+  """What a scheme's loss returns beside the scalar.
+
+  Attributes:
+    terms: loss name -> its Terms, already weighted: their totals sum to the scalar.
+    metrics: name -> (sum, count), so that averages are unbiased over batches and devices.
+    state: the learners' new non-parameter state, as a partial Participants tree
+      ({"student": {"batch_stats": ...}}).
+  """
+
+  terms: Mapping[str, Terms]
+  metrics: Mapping[str, tuple[Array, Array]]
+  state: Participants
+
+
+class Network(NamedTuple):
+  """A model and its weights, ready to leave the scheme it was trained in.
+
+  Attributes:
+    module: a linen module whose `__call__(images, train)` returns an Output.
+    variables: its Flax variable dict.
+  """
+
+  module: Any
+  variables: Mapping[str, Any]
+
+
+class Scheme(NamedTuple):
+  """Who learns from whom, as pure functions over one pytree of participants.
+
+  Attributes:
+    init: (rng, batch) -> Participants. Fresh variables for everyone.
+    targets: (participants, batch) -> pytree. All that depends on frozen participants and the
+      batch alone. Runs outside the differentiated function and in eval mode, so that a teacher
+      is neither trained nor has its batch statistics moved.
+    loss: (learning, participants, batch, targets, context) -> (scalar, Aux). `learning` holds the
+      learners' parameters (`jaxkd.participants.select`) and is what is differentiated.
+    predict: (participants, images) -> {predictor: logits}, every named predictor.
+    learners: the participants, or subtrees such as "student/head", that receive gradients.
+    export: participants -> {predictor: Network}, the predictors that can stand alone.
+  """
+
+  init: Callable[[Array, Batch], Participants]
+  targets: Callable[[Participants, Batch], Any]
+  loss: Callable[[Participants, Participants, Batch, Any, Context], tuple[Array, Aux]]
+  predict: Callable[[Participants, Array], dict[str, Array]]
+  learners: tuple[str, ...]
+  export: Callable[[Participants], dict[str, Network]]
