@@ -1,1 +1,5 @@
-"""Placeholder until this storey is written."""
+"""What predictors are worth: accuracy and cross-entropy."""
+
+from jaxkd.evaluate.accuracy import score
+
+__all__ = ["score"]

@@ -1,1 +1,25 @@
-"""Placeholder until this storey is written."""
+"""Training any scheme: one mapped step, stages, checkpoints. Knows no method by name."""
+
+from jaxkd.train.loop import Finished, train_stage
+from jaxkd.train.optimizers import learning_rate_schedule, make_optimizer
+from jaxkd.train.reporting import Reporter, Silent
+from jaxkd.train.stages import Stage, check_stages, starting_variables, steps_per_epoch
+from jaxkd.train.state import TrainState, create_state
+from jaxkd.train.step import evaluation_step, training_step
+
+__all__ = [
+  "Finished",
+  "Reporter",
+  "Silent",
+  "Stage",
+  "TrainState",
+  "check_stages",
+  "create_state",
+  "evaluation_step",
+  "learning_rate_schedule",
+  "make_optimizer",
+  "starting_variables",
+  "steps_per_epoch",
+  "train_stage",
+  "training_step",
+]

@@ -1,0 +1,31 @@
+"""Handwritten digits, 8x8: embedded data, minutes on a laptop's CPU.
+
+    python experiments/train.py --config configs/digits.py:simkd --workdir runs/digits-simkd
+
+The teacher sees every training image, the students ten of each class.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxkd import recipes
+
+
+def get_config(method: str = "simkd") -> ConfigDict:
+  """The config for `method`, one of `jaxkd.recipes.METHODS`."""
+  config = recipes.base_config(method)
+  config.batch_size = 64
+  config.evaluate_every = 5
+  config.data.name = "digits"
+  config.data.per_class = 10
+  config.data.crop = 1
+
+  config.teacher.model = "resnet14_w8"
+  config.teacher.epochs = 30
+  config.student.model = "resnet8_w4"
+  config.student.epochs = 200
+  for network in (config.teacher, config.student):
+    network.learning_rate = 0.1
+    network.nesterov = True
+    network.schedule = "cosine"
+    network.warmup_epochs = 1.0
+  return config

@@ -1,0 +1,179 @@
+"""The fields of an experiment's config: their defaults, and what each accepts.
+
+A config is an `ml_collections.ConfigDict` made from a tree of `Field`s; `check` holds any config
+against that tree before anything is loaded, compiled or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One value of a config.
+
+  Attributes:
+    default: its value where nobody says otherwise.
+    accepts: whether a value is valid.
+    meaning: what would be accepted, for the error message.
+  """
+
+  default: Any
+  accepts: Callable[[Any], bool]
+  meaning: str
+
+
+Fields = Mapping[str, Any]  # name -> Field, or a nested Fields
+
+
+def integer(default: int, *, minimum: int = 0) -> Field:
+  """A whole number of at least `minimum`."""
+  return Field(
+    default,
+    lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum,
+    f"an integer >= {minimum}",
+  )
+
+
+def number(
+  default: float, *, minimum: float = 0.0, maximum: float = math.inf, exclusive: bool = False
+) -> Field:
+  """A finite number in a range; `exclusive` leaves the minimum itself out."""
+
+  def accepts(v: Any) -> bool:
+    if not isinstance(v, int | float) or isinstance(v, bool) or not math.isfinite(v):
+      return False
+    return (v > minimum if exclusive else v >= minimum) and v <= maximum
+
+  upper = "" if maximum == math.inf else f" and <= {maximum:g}"
+  return Field(default, accepts, f"a number {'>' if exclusive else '>='} {minimum:g}{upper}")
+
+
+def flag(default: bool) -> Field:
+  """True or False."""
+  return Field(default, lambda v: isinstance(v, bool), "True or False")
+
+
+def choice(default: str, names: Sequence[str]) -> Field:
+  """One of a few names."""
+  return Field(default, lambda v: v in names, f"one of {', '.join(names)}")
+
+
+def text(default: str) -> Field:
+  """Any text."""
+  return Field(default, lambda v: isinstance(v, str), "a text")
+
+
+def numbers(default: tuple[float, ...]) -> Field:
+  """A tuple of positive numbers in rising order."""
+
+  def accepts(v: Any) -> bool:
+    if not isinstance(v, tuple | list):
+      return False
+    positive = all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in v)
+    return positive and list(v) == sorted(set(v))
+
+  return Field(default, accepts, "a tuple of rising positive numbers")
+
+
+def names(default: tuple[str, ...]) -> Field:
+  """A tuple of at least one name."""
+  return Field(
+    default,
+    lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(isinstance(x, str) for x in v),
+    "a tuple of names",
+  )
+
+
+def training_fields(model: str) -> Fields:
+  """How one network is trained; defaults are RepDistiller's CIFAR recipe."""
+  return {
+    "model": text(model),
+    "epochs": integer(240, minimum=1),
+    "optimizer": choice("sgd", OPTIMIZERS),
+    "learning_rate": number(0.05, exclusive=True),
+    "momentum": number(0.9, maximum=1.0),
+    "nesterov": flag(False),
+    "weight_decay": number(5e-4),
+    "clip_norm": number(0.0),
+    "schedule": choice("step", SCHEDULES),
+    "drops": numbers((150, 180, 210)),
+    "drop_factor": number(0.1, exclusive=True, maximum=1.0),
+    "warmup_epochs": number(0.0),
+    "average_decay": number(0.0, maximum=0.999999),
+  }
+
+
+# What every experiment has; a method adds its own fields under "method".
+COMMON: Fields = {
+  "seed": integer(0),
+  "batch_size": integer(64, minimum=1),
+  "accumulate": integer(1, minimum=1),
+  "devices": integer(0),
+  "cpu_devices": integer(0),
+  "sync_batch_norm": flag(True),
+  "compute_dtype": choice("float32", ("float32", "bfloat16")),
+  "evaluate_every": integer(1, minimum=1),
+  "checkpoint_seconds": number(60.0),
+  "keep": choice("last", ("last", "best")),
+  "baseline": flag(True),
+  "data": {
+    "name": text("digits"),
+    "directory": text(""),
+    "validation": number(0.1, maximum=0.9),
+    "per_class": integer(0),
+    "teacher_per_class": integer(0),
+    "crop": integer(0),
+    "flip": flag(False),
+    "cutout": integer(0),
+    "mixup": number(0.0),
+  },
+  "teacher": {**training_fields("resnet32x4"), "bundle": text("")},
+  "student": training_fields("resnet8x4"),
+}
+
+
+def defaults(fields: Fields) -> ml_collections.ConfigDict:
+  """A config with every field at its default.
+
+  >>> defaults({"epochs": integer(3), "data": {"name": text("digits")}}).data.name
+  'digits'
+  """
+  return ml_collections.ConfigDict(
+    {
+      name: field.default if isinstance(field, Field) else defaults(field)
+      for name, field in fields.items()
+    }
+  )
+
+
+def check(config: Mapping[str, Any], fields: Fields, path: str = "") -> None:
+  """Raises a ConfigError naming the first field that is unknown, missing or out of range.
+
+  >>> check({"epochs": 0}, {"epochs": integer(3, minimum=1)})
+  Traceback (most recent call last):
+  jaxkd.errors.ConfigError: epochs=0: expected an integer >= 1
+  """
+  for name in config:
+    if name not in fields:
+      raise unknown_name(f"field of {path.rstrip('.') or 'the config'}", name, fields)
+  for name, field in fields.items():
+    where = f"{path}{name}"
+    if name not in config:
+      raise ConfigError(f"{where} is missing from the config")
+    value = config[name]
+    if not isinstance(field, Field):
+      if not isinstance(value, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"{where}={value!r}: expected a section with {', '.join(field)}")
+      check(value, field, f"{where}.")
+    elif not field.accepts(value):
+      raise ConfigError(f"{where}={value!r}: expected {field.meaning}")

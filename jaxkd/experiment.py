@@ -1,0 +1,221 @@
+"""From a config and a work directory to a finished, reported experiment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from rich.console import Console
+
+import jaxkd
+from jaxkd import bundles, recipes, report
+from jaxkd.data import Dataset, load
+from jaxkd.errors import ConfigError
+from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stage
+from jaxkd.train.loop import Finished
+from jaxkd.train.reporting import Row
+
+
+def run(
+  settings: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console
+) -> dict[str, Any]:
+  """Trains every stage of a config in `workdir`, or goes on where an earlier run stopped.
+
+  Leaves there config.json, metrics.jsonl, summary.json, curves.png, TensorBoard events, the
+  stages' checkpoints, and a bundle for every predictor that can stand alone.
+
+  Args:
+    settings: from a file in `configs/`.
+    workdir: made if absent; refused if it holds the run of another config.
+    console: where progress and the closing table go.
+
+  Returns:
+    The summary, as in summary.json.
+
+  Raises:
+    ConfigError: one line naming the field or path, before anything is compiled or written.
+  """
+  recipes.check_config(settings)
+  refuse_other_run(settings, workdir)
+  finished = workdir / "summary.json"
+  if finished.exists():
+    summary = json.loads(finished.read_text())
+    console.print(f"the run in {workdir} is complete", soft_wrap=True)
+    console.print(report.closing_table(summary))
+    return summary
+
+  chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
+  data = load(
+    settings.data.name,
+    directory=settings.data.directory or None,
+    validation=settings.data.validation,
+    seed=settings.seed,
+  )
+  stages = recipes.stages(settings, data)
+  workdir.mkdir(parents=True, exist_ok=True)
+  report.write_atomically(workdir / "config.json", _as_json(settings))
+  started = time.monotonic()
+  results = _train_all(settings, stages, data, workdir, chosen, console)
+  summary = _summary(settings, stages, results, data, chosen, time.monotonic() - started)
+  rows = [row for result in results.values() for row in result.rows]
+  title = f"{settings.method.name} on {settings.data.name}, seed {settings.seed}"
+  report.draw_curves(workdir / "curves.png", rows, summary["stages"], title)
+  # Written last: its presence says that everything else is there.
+  report.write_atomically(finished, json.dumps(summary, indent=2) + "\n")
+  console.print(report.closing_table(summary))
+  return summary
+
+
+def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises a ConfigError if `workdir` holds the run of a different config."""
+  path = workdir / "config.json"
+  if not path.exists():
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+      raise ConfigError(f"workdir {workdir} is not empty and holds no run; choose another")
+    return
+  have, want = (dict(_leaves(json.loads(text))) for text in (path.read_text(), _as_json(settings)))
+  different = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+  if different:
+    shown = ", ".join(f"{k}={have.get(k)!r} there, {want.get(k)!r} asked" for k in different[:3])
+    more = f" and {len(different) - 3} more fields" if len(different) > 3 else ""
+    raise ConfigError(f"workdir {workdir} holds another config's run ({shown}{more})")
+
+
+def _train_all(
+  settings: ml_collections.ConfigDict,
+  stages: Sequence[Stage],
+  data: Dataset,
+  workdir: pathlib.Path,
+  chosen: Sequence[jax.Device],
+  console: Console,
+) -> dict[str, Finished]:
+  reporter = _Everyone(
+    [
+      report.MetricsFile(workdir / "metrics.jsonl"),
+      report.TensorBoard(workdir / "tensorboard"),
+      report.Bar(console) if console.is_terminal else report.Lines(console),
+    ]
+  )
+  results: dict[str, Finished] = {}
+  for stage in stages:
+    given = starting_variables(stage, {name: r.participants for name, r in results.items()})
+    results[stage.name] = train_stage(
+      stage,
+      directory=workdir / "checkpoints" / stage.name,
+      devices=chosen,
+      reporter=reporter,
+      given=given,
+      validation=data.validation,
+      test=data.test,
+      evaluate_every=settings.evaluate_every,
+      checkpoint_seconds=settings.checkpoint_seconds,
+    )
+    _save_bundles(settings, stage, results[stage.name], data, workdir)
+  return results
+
+
+def _save_bundles(
+  settings: ml_collections.ConfigDict,
+  stage: Stage,
+  result: Finished,
+  data: Dataset,
+  workdir: pathlib.Path,
+) -> None:
+  for predictor, network in stage.scheme.export(result.participants).items():
+    description = {
+      "model": stage.label,
+      "data": settings.data.name,
+      "num_classes": data.num_classes,
+      "image_shape": list(data.image_shape),
+      "mean": list(data.mean),
+      "std": list(data.std),
+      "method": settings.method.name,
+      "stage": stage.name,
+      "predictor": predictor,
+      "test_accuracy": result.test[predictor]["accuracy"],
+    }
+    bundles.save_bundle(workdir / "bundles" / stage.name / predictor, network, description)
+
+
+def _summary(
+  settings: ml_collections.ConfigDict,
+  stages: Sequence[Stage],
+  results: Mapping[str, Finished],
+  data: Dataset,
+  chosen: Sequence[jax.Device],
+  seconds: float,
+) -> dict[str, Any]:
+  rows = {}
+  for stage in stages:
+    result = results[stage.name]
+    network = stage.scheme.export(result.participants)[stage.reported]
+    rows[stage.name] = {
+      "model": stage.label,
+      "predictor": stage.reported,
+      "accuracy": result.test[stage.reported]["accuracy"],
+      "test": result.test,
+      "parameters": sum(x.size for x in jax.tree.leaves(network.variables["params"])),
+      "examples": len(stage.examples),
+      "epochs": stage.epochs,
+      "steps": stage.steps,
+    }
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+  return {
+    "config": json.loads(_as_json(settings)),
+    "stages": rows,
+    "comparison": report.comparison(rows),
+    "devices": {
+      "platform": chosen[0].platform,
+      "kind": chosen[0].device_kind,
+      "count": len(chosen),
+      "processes": jax.process_count(),
+    },
+    "seconds": round(seconds, 1),
+    "versions": {
+      "jaxkd": jaxkd.__version__,
+      "python": platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in packages},
+    },
+  }
+
+
+def _as_json(settings: ml_collections.ConfigDict) -> str:
+  return json.dumps(settings.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f"{path}{key}.")
+    else:
+      yield f"{path}{key}", value
+
+
+class _Everyone:
+  """Hands every report to several reporters."""
+
+  def __init__(self, reporters: Sequence[Reporter]) -> None:
+    self._reporters = reporters
+
+  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+    for reporter in self._reporters:
+      reporter.stage_started(stage, steps, rows)
+
+  def stepped(self, metrics: Mapping[str, float], images: int) -> None:
+    for reporter in self._reporters:
+      reporter.stepped(metrics, images)
+
+  def epoch_ended(self, row: Row) -> None:
+    for reporter in self._reporters:
+      reporter.epoch_ended(row)
+
+  def stage_ended(self, stage: str) -> None:
+    for reporter in self._reporters:
+      reporter.stage_ended(stage)

@@ -1,0 +1,17 @@
+"""What a run shows and leaves behind: console, metrics, curves, table."""
+
+from jaxkd.report.console import Bar, Lines
+from jaxkd.report.curves import draw_curves
+from jaxkd.report.files import MetricsFile, TensorBoard, write_atomically
+from jaxkd.report.table import closing_table, comparison
+
+__all__ = [
+  "Bar",
+  "Lines",
+  "MetricsFile",
+  "TensorBoard",
+  "closing_table",
+  "comparison",
+  "draw_curves",
+  "write_atomically",
+]

@@ -1,0 +1,121 @@
+"""Progress on the console: a bar on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxkd.train.reporting import Row, Silent
+
+# Where there is no terminal, a stage prints about so many lines, and one at least so often.
+_LINES_PER_STAGE = 5
+_SECONDS_PER_LINE = 60.0
+
+
+class Bar(Silent):
+  """A progress bar per stage, with losses by term, accuracy, images/s and the time left."""
+
+  def __init__(self, console: Console) -> None:
+    self._console = console
+    self._progress: Progress | None = None
+    self._speed = _Speed()
+    self._validation = ""
+
+  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+    """Shows an empty bar, or one as full as the checkpoint resumed from."""
+    self._progress = Progress(
+      TextColumn("[bold]{task.description}"),
+      BarColumn(),
+      MofNCompleteColumn(),
+      TimeRemainingColumn(),
+      TextColumn("{task.fields[figures]}"),
+      console=self._console,
+    )
+    self._progress.start()
+    done = rows[-1]["step"] if rows else 0
+    self._task = self._progress.add_task(stage, total=steps, completed=done, figures="compiling")
+    self._speed, self._validation = _Speed(), _validation(rows[-1]) if rows else ""
+
+  def stepped(self, metrics: Mapping[str, float], images: int) -> None:
+    """Moves the bar."""
+    assert self._progress is not None
+    figures = f"{_figures(metrics)} {self._speed.after(images):.0f} images/s{self._validation}"
+    self._progress.update(self._task, advance=1, figures=figures)
+
+  def epoch_ended(self, row: Row) -> None:
+    """Shows the newest validation accuracy from here on."""
+    self._validation = _validation(row) or self._validation
+
+  def stage_ended(self, stage: str) -> None:
+    """Leaves the finished bar on the screen."""
+    assert self._progress is not None
+    self._progress.stop()
+
+
+class Lines(Silent):
+  """A few lines per stage, for logs."""
+
+  def __init__(self, console: Console) -> None:
+    self._console = console
+    self._speed = _Speed()
+    self._steps = 0
+    self._printed_share, self._printed_at = 0, 0.0
+
+  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+    """Says which stage begins, and whether it resumes."""
+    done = rows[-1]["step"] if rows else 0
+    resumed = f", resumed after {done}" if done else ""
+    self._console.print(f"{stage}: {steps} steps{resumed}", highlight=False)
+    self._steps, self._speed = steps, _Speed()
+    self._printed_share = _LINES_PER_STAGE * done // steps if steps else 0
+    self._printed_at = time.monotonic()
+
+  def stepped(self, metrics: Mapping[str, float], images: int) -> None:
+    """Counts images for the speed."""
+    self._images_per_second = self._speed.after(images)
+
+  def epoch_ended(self, row: Row) -> None:
+    """Prints the epoch if a line is due."""
+    share = _LINES_PER_STAGE * row["step"] // self._steps
+    now = time.monotonic()
+    if share == self._printed_share and now - self._printed_at < _SECONDS_PER_LINE:
+      return
+    self._printed_share, self._printed_at = share, now
+    self._console.print(
+      f"{row['stage']}: epoch {row['epoch']}, step {row['step']}/{self._steps}, "
+      f"{_figures(row['train'])} {self._images_per_second:.0f} images/s{_validation(row)}",
+      highlight=False,
+      soft_wrap=True,
+    )
+
+
+class _Speed:
+  """Images per second, averaged over about the last seconds, compilation left out."""
+
+  def __init__(self) -> None:
+    self._last: float | None = None
+    self._rate = 0.0
+
+  def after(self, images: int) -> float:
+    now = time.monotonic()
+    if self._last is not None:
+      rate = images / max(now - self._last, 1e-9)
+      share = min(1.0, now - self._last) if self._rate else 1.0
+      self._rate += share * (rate - self._rate)
+    self._last = now
+    return self._rate
+
+
+def _figures(metrics: Mapping[str, float]) -> str:
+  terms = [f"{name} {value:.3g}" for name, value in metrics.items() if name.endswith("_feature")]
+  terms += [f"{name} {value:.3g}" for name, value in metrics.items() if name.endswith("_logit")]
+  accuracy = f" accuracy {metrics['accuracy']:.1%}" if "accuracy" in metrics else ""
+  return f"loss {metrics['loss']:.4g} ({', '.join(terms)}){accuracy}"
+
+
+def _validation(row: Row) -> str:
+  scores = row.get("validation", {})
+  return "".join(f" | {name} validation {s['accuracy']:.1%}" for name, s in scores.items())

@@ -1,0 +1,118 @@
+"""Checkpoints of a stage: all that changes, saved asynchronously, several generations kept."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from etils import epath
+from grain import checkpoint as grain_checkpoint
+from orbax import checkpoint as ocp
+
+from jaxkd.errors import ConfigError
+from jaxkd.train.devices import savable
+from jaxkd.train.state import TrainState
+from jaxkd.types import Participants
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds.
+
+  Attributes:
+    state: the training state.
+    best: the participants that were best on validation, as they predict.
+    progress: the loop's own position: metric sums of the running epoch, the best score so far.
+  """
+
+  state: TrainState
+  best: Participants
+  progress: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one stage in one directory.
+
+  State, best participants, data iterator and progress are items of one checkpoint, which orbax
+  makes visible only once it is complete: they can never disagree. The last `keep` are kept.
+  """
+
+  def __init__(self, directory: pathlib.Path, *, keep: int = 2) -> None:
+    self._directory = directory
+    self._manager = ocp.CheckpointManager(
+      epath.Path(directory.absolute()),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+    )
+
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    best: Participants,
+    progress: dict[str, Any],
+    iterator: Any,
+  ) -> None:
+    """Starts saving; returns once everything is copied from the devices.
+
+    Raises:
+      RuntimeError: if orbax declined to save.
+    """
+    if step in self._manager.all_steps():
+      return
+    saved = self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(savable(state)),
+        best=ocp.args.StandardSave(savable(best)),
+        progress=ocp.args.JsonSave(progress),
+        data=grain_checkpoint.CheckpointSave(iterator),
+      ),
+    )
+    if not saved:
+      raise RuntimeError(f"checkpoint {step} was not saved in {self._directory}")
+
+  def restore(self, state: TrainState, iterator: Any) -> Restored | None:
+    """The newest checkpoint that can be read, or None if there is none at all.
+
+    Args:
+      state: a state of the right shapes; its values are not used.
+      iterator: the data iterator, set to the checkpoint's position.
+
+    Raises:
+      ConfigError: if there are checkpoints but none can be read. Nothing is deleted.
+    """
+    problems = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._restore_step(step, state, iterator)
+      except Exception as error:  # Damage surfaces as whatever the reader stumbled over.
+        reason = str(error).strip() or type(error).__name__
+        problems.append(f"checkpoint {step}: {' '.join(reason.split())[:200]}")
+        logging.warning("%s cannot be read, trying an older one: %s", self._directory, problems[-1])
+      else:
+        return restored
+    if problems:
+      raise ConfigError(f"no checkpoint in {self._directory} can be read: {'; '.join(problems)}")
+    return None
+
+  def _restore_step(self, step: int, state: TrainState, iterator: Any) -> Restored:
+    template = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    items = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(template),
+        best=ocp.args.StandardRestore(template.participants),
+        progress=ocp.args.JsonRestore(),
+        data=grain_checkpoint.CheckpointRestore(iterator),
+      ),
+    )
+    return Restored(items["state"], items["best"], items["progress"])
+
+  def wait(self) -> None:
+    """Returns once every save begun is on disk; raises what a save raised."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for saves and gives back threads."""
+    self._manager.close()

@@ -1,0 +1,130 @@
+"""How one per-device step is mapped over the devices: the only file that knows about `jax.pmap`.
+
+The step is a function of (state, batch) with a named axis. Its state is one plain, unstacked
+pytree (`in_axes=None`, `out_axes=None`): every device holds the same values, and checkpoints and
+logs read ordinary arrays. The step must therefore pool whatever it changes over the axis; each
+replica would otherwise silently keep its own.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from orbax import checkpoint as ocp
+
+from jaxkd.errors import ConfigError
+
+AXIS_NAME = "devices"
+
+
+def split_cpu(devices: int, batch_size: int) -> None:
+  """Make the CPU appear to XLA as several devices. To be called before jax is first used.
+
+  XLA runs a convolution with 32 or more channels on one core only; one device per core under the
+  same mapped step uses them all.
+
+  Args:
+    devices: how many; 0 takes as many as there are cores and as divide `batch_size`.
+    batch_size: examples of one step.
+  """
+  if not devices:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = next(n for n in range(max(1, cores or 1), 0, -1) if batch_size % n == 0)
+  jax.config.update("jax_num_cpu_devices", devices)
+
+
+def local_devices(count: int, batch_size: int, accumulate: int = 1) -> list[jax.Device]:
+  """The devices of this process that share each step's batch.
+
+  Args:
+    count: how many; 0 takes all.
+    batch_size: examples of one step over all processes.
+    accumulate: parts into which each device's share is cut.
+
+  Raises:
+    ConfigError: if there are fewer devices, or the batch cannot be divided evenly.
+  """
+  devices = jax.local_devices()
+  if count > len(devices):
+    raise ConfigError(f"devices={count}: this machine has {len(devices)} ({devices[0].platform})")
+  chosen = devices[: count or len(devices)]
+  parts = len(chosen) * jax.process_count() * accumulate
+  if batch_size % parts:
+    over = f"{len(chosen)} devices x {jax.process_count()} processes x {accumulate} parts"
+    raise ConfigError(f"batch_size={batch_size}: not divisible by {parts} ({over})")
+  return chosen
+
+
+def map_training_step(
+  step: Callable[[Any, Any], Any], devices: Sequence[jax.Device]
+) -> Callable[[Any, Any], Any]:
+  """(state, sharded batch) -> (state, metrics), on every device; the given state is consumed."""
+  return jax.pmap(
+    step,
+    axis_name=AXIS_NAME,
+    in_axes=(None, 0),
+    out_axes=None,
+    devices=devices if jax.process_count() == 1 else None,
+    donate_argnums=0,
+  )
+
+
+def map_evaluation_step(
+  step: Callable[[Any, Any], Any], devices: Sequence[jax.Device]
+) -> Callable[[Any, Any], Any]:
+  """(participants, sharded batch) -> results pooled over the devices; nothing is consumed."""
+  return jax.pmap(
+    step,
+    axis_name=AXIS_NAME,
+    in_axes=(None, 0),
+    out_axes=None,
+    devices=devices if jax.process_count() == 1 else None,
+  )
+
+
+def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
+  """Host arrays (B, ...) as (devices, B / devices, ...), the layout of a mapped step's batch."""
+  count = len(devices)
+  return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), batch)
+
+
+def host_copy(tree: Any) -> Any:
+  """The tree as numpy arrays: safe from donation, and independent of any device."""
+  return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def savable(tree: Any) -> Any:
+  """The tree as orbax can save it: with several processes it refuses process-local arrays."""
+  if jax.process_count() == 1:
+    return tree
+  return jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, tree)
+
+
+class StepsInFlight:
+  """Bounds the steps dispatched but not finished, and hands out their results late.
+
+  Unbounded dispatch deadlocks several CPU devices (the rendezvous of a collective starves), and
+  waiting for every step stalls the device; results are therefore read `limit` steps late.
+  """
+
+  def __init__(self, limit: int = 2) -> None:
+    self._limit = limit
+    self._pending: collections.deque[Any] = collections.deque()
+
+  def push(self, result: Any) -> list[Any]:
+    """Adds a step's result; returns those that had to be waited for, as host values."""
+    self._pending.append(result)
+    return self._read(self._limit)
+
+  def drain(self) -> list[Any]:
+    """Waits for all steps; returns their results, oldest first."""
+    return self._read(0)
+
+  def _read(self, leave: int) -> list[Any]:
+    count = max(0, len(self._pending) - leave)
+    return [jax.device_get(self._pending.popleft()) for _ in range(count)]

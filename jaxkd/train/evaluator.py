@@ -1,0 +1,54 @@
+"""Scoring a scheme's predictors on a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxkd.data.pipeline import evaluation_batches
+from jaxkd.train import devices as mapping
+from jaxkd.train.stages import Stage
+from jaxkd.train.step import evaluation_step
+from jaxkd.types import Participants
+
+Scores = dict[str, dict[str, float]]
+
+
+def make_evaluator(
+  stage: Stage, devices: Sequence[jax.Device]
+) -> Callable[[Participants, Any], Scores]:
+  """(participants, examples) -> {predictor: {metric: mean}}, compiled once for every split."""
+  step = mapping.map_evaluation_step(
+    evaluation_step(
+      stage.scheme.predict, stage.prepare_evaluation, axis_name=mapping.AXIS_NAME
+    ),
+    devices,
+  )
+
+  def evaluate(participants: Participants, examples: Any) -> Scores:
+    in_flight = mapping.StepsInFlight()
+    results = []
+    # Every process scores the whole split with its own devices: the sums are then the same
+    # everywhere, with no padding to agree on.
+    for batch in evaluation_batches(examples, batch_size=_local_batch(stage, devices)):
+      results += in_flight.push(step(participants, mapping.shard(batch, devices)))
+    return _means(results + in_flight.drain())
+
+  return evaluate
+
+
+def _local_batch(stage: Stage, devices: Sequence[jax.Device]) -> int:
+  return -(-stage.batch_size // len(devices)) * len(devices)
+
+
+def _means(results: list[dict[str, dict[str, Any]]]) -> Scores:
+  scores: Scores = {}
+  for name in results[0]:
+    scores[name] = {}
+    for metric in results[0][name]:
+      total = sum(float(result[name][metric][0]) for result in results)
+      count = sum(float(result[name][metric][1]) for result in results)
+      scores[name][metric] = total / count
+  return scores

@@ -1,0 +1,173 @@
+"""Training one stage from its start, or from its newest checkpoint, to its end."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxkd.data.pipeline import training_batches
+from jaxkd.train import devices as mapping
+from jaxkd.train.checkpoints import Checkpoints
+from jaxkd.train.evaluator import Scores, make_evaluator
+from jaxkd.train.reporting import Reporter, Row
+from jaxkd.train.stages import Stage
+from jaxkd.train.state import TrainState, create_state
+from jaxkd.train.step import training_step
+from jaxkd.types import Batch, Participants
+
+
+class Finished(NamedTuple):
+  """What a stage leaves.
+
+  Attributes:
+    participants: the final variables of everyone, on the host, as `Stage.keep` chooses them.
+    rows: one per epoch.
+    test: the scores on the test split, if one was given.
+  """
+
+  participants: Participants
+  rows: list[Row]
+  test: Scores
+
+
+def train_stage(
+  stage: Stage,
+  *,
+  directory: pathlib.Path,
+  devices: Sequence[jax.Device],
+  reporter: Reporter,
+  given: Mapping[str, Any] | None = None,
+  validation: Any = None,
+  test: Any = None,
+  evaluate_every: int = 1,
+  checkpoint_seconds: float = 60.0,
+) -> Finished:
+  """Trains a stage to its end, resuming exactly from the newest checkpoint in `directory`.
+
+  Args:
+    stage: what to train.
+    directory: of this stage's checkpoints.
+    devices: that share each batch (`jaxkd.train.devices.local_devices`).
+    reporter: told of every step and epoch.
+    given: participants that start with these variables (`starting_variables`).
+    validation: examples scored every `evaluate_every` epochs and at the end; they choose "best".
+    test: examples scored once, after everything is chosen.
+    evaluate_every: epochs between validations.
+    checkpoint_seconds: least time between checkpoints; 0 saves after every step.
+
+  Returns:
+    Finished.
+
+  Raises:
+    ConfigError: if given variables do not fit, or no checkpoint present can be read.
+  """
+  iterator = training_batches(
+    stage.examples,
+    batch_size=stage.batch_size // jax.process_count(),
+    seed=stage.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  evaluate = make_evaluator(stage, devices)
+  checkpoints = Checkpoints(directory)
+  try:
+    state, best, progress = _start(stage, checkpoints, iterator, given or {})
+    reporter.stage_started(stage.name, stage.steps, progress["rows"])
+    if int(state.step) < stage.steps:
+      step = mapping.map_training_step(
+        training_step(
+          stage.scheme,
+          stage.optimizer,
+          stage.prepare_training,
+          axis_name=mapping.AXIS_NAME,
+          accumulate=stage.accumulate,
+          average_decay=stage.average_decay,
+        ),
+        devices,
+      )
+      in_flight = mapping.StepsInFlight()
+      saved_at = time.monotonic()
+      for done in range(int(state.step) + 1, stage.steps + 1):
+        state, metrics = step(state, mapping.shard(next(iterator), devices))
+        for late in in_flight.push(metrics):
+          _add(progress, late, reporter, stage)
+        epoch, within = divmod(done, stage.steps_per_epoch)
+        if within == 0:
+          for late in in_flight.drain():
+            _add(progress, late, reporter, stage)
+          row = _end_epoch(stage, epoch, done, progress)
+          last = done == stage.steps
+          if validation is not None and (last or epoch % evaluate_every == 0):
+            row["validation"] = evaluate(state.predicting, validation)
+            accuracy = row["validation"][stage.reported]["accuracy"]
+            if progress["best_accuracy"] is None or accuracy > progress["best_accuracy"]:
+              progress |= {"best_accuracy": accuracy, "best_epoch": epoch}
+              best = mapping.host_copy(state.predicting)
+          progress["rows"].append(row)
+          reporter.epoch_ended(row)
+        if done == stage.steps or time.monotonic() - saved_at >= checkpoint_seconds:
+          for late in in_flight.drain():
+            _add(progress, late, reporter, stage)
+          checkpoints.save(done, state, best or state.predicting, progress, iterator)
+          saved_at = time.monotonic()
+      checkpoints.wait()
+    chosen = best if stage.keep == "best" and best else state.predicting
+    participants = mapping.host_copy(chosen)
+    scores = evaluate(participants, test) if test is not None else {}
+    reporter.stage_ended(stage.name)
+    return Finished(participants, progress["rows"], scores)
+  finally:
+    checkpoints.close()
+
+
+def _start(
+  stage: Stage, checkpoints: Checkpoints, iterator: Any, given: Mapping[str, Any]
+) -> tuple[TrainState, Participants | None, dict[str, Any]]:
+  """The newest checkpoint's state, or a fresh one."""
+  example = _example_batch(stage)
+
+  def create() -> TrainState:
+    return create_state(
+      stage.scheme,
+      stage.optimizer,
+      jax.random.key(stage.seed),
+      example,
+      given=given,
+      average=stage.average_decay is not None,
+    )
+
+  restored = checkpoints.restore(jax.eval_shape(create), iterator)
+  if restored is None:
+    return create(), None, {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
+  best = restored.best if restored.progress["best_accuracy"] is not None else None
+  return restored.state, best, restored.progress
+
+
+def _example_batch(stage: Stage) -> Batch:
+  """Zeros in the shapes the networks see; initialisation needs no more."""
+  batch = next(training_batches(stage.examples, batch_size=2, seed=0))
+  shapes = jax.eval_shape(stage.prepare_evaluation, batch)
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _add(progress: dict[str, Any], metrics: Any, reporter: Reporter, stage: Stage) -> None:
+  """Adds one step's (sum, count) pairs to the running epoch's, and tells the reporter."""
+  means = {}
+  for name, (total, count) in metrics.items():
+    total, count = float(total), float(count)
+    means[name] = total / count if count else 0.0
+    before = progress["sums"].get(name, [0.0, 0.0])
+    progress["sums"][name] = [before[0] + total, before[1] + count]
+  reporter.stepped(means, stage.batch_size)
+
+
+def _end_epoch(stage: Stage, epoch: int, done: int, progress: dict[str, Any]) -> Row:
+  """The epoch's row of mean training metrics; empties the sums."""
+  sums, progress["sums"] = progress["sums"], {}
+  train = {name: total / count for name, (total, count) in sums.items() if count}
+  return {"stage": stage.name, "epoch": epoch, "step": done, "train": train}

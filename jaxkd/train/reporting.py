@@ -1,0 +1,41 @@
+"""What the loop tells whoever watches: a protocol, and its silent form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+# One epoch's line: {"stage", "epoch", "step", "train": {metric: mean}, "validation": {...}}.
+Row = dict[str, Any]
+
+
+class Reporter(Protocol):
+  """Receives a run's progress. Nothing it does changes the run."""
+
+  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+    """`rows` are the epochs already behind: none, or those before the checkpoint resumed from."""
+
+  def stepped(self, metrics: Mapping[str, float], images: int) -> None:
+    """One more update is finished: the means over its `images`."""
+
+  def epoch_ended(self, row: Row) -> None:
+    """An epoch is over."""
+
+  def stage_ended(self, stage: str) -> None:
+    """All updates are made and saved."""
+
+
+class Silent:
+  """A reporter that tells nobody."""
+
+  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+    """Says nothing."""
+
+  def stepped(self, metrics: Mapping[str, float], images: int) -> None:
+    """Says nothing."""
+
+  def epoch_ended(self, row: Row) -> None:
+    """Says nothing."""
+
+  def stage_ended(self, stage: str) -> None:
+    """Says nothing."""

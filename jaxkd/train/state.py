@@ -1,0 +1,102 @@
+"""Everything that changes during training, as one pytree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd import participants as trees
+from jaxkd.errors import ConfigError
+from jaxkd.types import Array, Batch, Participants, Scheme
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """What one step maps to the next, and what a checkpoint holds.
+
+  Attributes:
+    step: updates made in this stage, int32.
+    rng: the stage's PRNG key data (uint32); steps fold their number into it.
+    participants: every network's variables.
+    optimizer: the optimizer's state over the learners' parameters.
+    average: exponential moving average of the learners' parameters, or None.
+  """
+
+  step: Array
+  rng: Array
+  participants: Participants
+  optimizer: Any
+  average: Any = None
+
+  @property
+  def predicting(self) -> Participants:
+    """The participants to predict with: the averaged parameters where an average is kept."""
+    if self.average is None:
+      return self.participants
+    return trees.merge(self.participants, self.average)
+
+
+def create_state(
+  scheme: Scheme,
+  optimizer: optax.GradientTransformation,
+  rng: Array,
+  batch: Batch,
+  *,
+  given: Mapping[str, Any] | None = None,
+  average: bool = False,
+) -> TrainState:
+  """A stage's first state.
+
+  Args:
+    scheme: whose participants to make.
+    optimizer: over the learners' parameters.
+    rng: a PRNG key.
+    batch: an example batch, for its shapes.
+    given: participants that are not drawn afresh but start with these variables.
+    average: whether to keep a moving average of the learners' parameters.
+
+  Raises:
+    ConfigError: if given variables do not fit the participant, naming the first difference.
+  """
+  given = given or {}
+  expected = jax.eval_shape(scheme.init, rng, batch)
+  for name, variables in given.items():
+    check_same_architecture(name, expected, variables)
+
+  def create(rng: Array) -> TrainState:
+    init_rng, step_rng = jax.random.split(rng)
+    # Given participants are left out here, so that XLA drops the work of drawing them.
+    fresh = {k: v for k, v in scheme.init(init_rng, batch).items() if k not in given}
+    return TrainState(jnp.int32(0), jax.random.key_data(step_rng), fresh, None)
+
+  state = jax.jit(create)(rng)
+  everyone = {**state.participants, **given}
+  learning = trees.select(everyone, scheme.learners)
+  return dataclasses.replace(
+    state,
+    participants=everyone,
+    optimizer=jax.jit(optimizer.init)(learning),
+    average=jax.tree.map(jnp.array, learning) if average else None,
+  )
+
+
+def check_same_architecture(name: str, expected: Participants, variables: Any) -> None:
+  """Raises a ConfigError if `variables` are not those of participant `name`."""
+  if name not in expected:
+    raise ConfigError(f"participant {name!r} is not part of the scheme: {sorted(expected)}")
+  want, have = (
+    {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+    for tree in (expected[name], variables)
+  )
+  for path in sorted(want.keys() | have.keys()):
+    if want.get(path) != have.get(path):
+      raise ConfigError(
+        f"the weights given for {name!r} are of another architecture: at {path} they have shape "
+        f"{have.get(path, 'nothing')}, the model needs {want.get(path, 'nothing')}"
+      )

@@ -1,0 +1,165 @@
+"""The one training step, for every scheme, and the one evaluation step.
+
+Both are per-device functions with a named axis; `jaxkd.train.devices` maps them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxkd import participants as trees
+from jaxkd.evaluate.accuracy import score
+from jaxkd.train.state import TrainState
+from jaxkd.types import Array, Aux, Batch, Context, Participants, Scheme
+
+# (one key per image, batch as stored) -> batch as the networks see it.
+Prepare = Callable[[Array, Batch], Batch]
+Metrics = dict[str, tuple[Array, Array]]
+
+
+def training_step(
+  scheme: Scheme,
+  optimizer: optax.GradientTransformation,
+  prepare: Prepare,
+  *,
+  axis_name: str | None,
+  accumulate: int = 1,
+  average_decay: float | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """A step that makes one update of all learners from one batch.
+
+  Targets are computed outside the differentiated function. Gradients, the learners' new
+  non-parameter state and the metrics are pooled over `axis_name`, so that replicas stay equal.
+
+  Args:
+    scheme: who learns what from whom.
+    optimizer: over the learners' parameters.
+    prepare: normalisation and augmentation, on the device. Its keys depend on an image's place in
+      the global batch only, so that results do not depend on the number of devices.
+    axis_name: the device axis, or None for an unmapped step.
+    accumulate: parts into which the batch is cut to save memory; gradients are averaged over
+      them. Batch statistics are then those of a part.
+    average_decay: decay of the exponential moving average of the learners' parameters.
+
+  Returns:
+    (state, batch) -> (state, metrics), metrics as name -> (sum, count).
+  """
+
+  def gradient(participants: Participants, learning: Participants, batch: Batch, context: Context):
+    targets = lax.stop_gradient(scheme.targets(participants, batch))
+    (loss, aux), grads = jax.value_and_grad(scheme.loss, has_aux=True)(
+      learning, participants, batch, targets, context
+    )
+    return grads, lax.stop_gradient((aux.state, _metrics(loss, aux)))
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    device = lax.axis_index(axis_name) if axis_name else 0
+    image_key, loss_key = jax.random.split(step_key)
+    place = device * len(batch.indices) + jnp.arange(len(batch.indices))
+    batch = prepare(jax.vmap(jax.random.fold_in, (None, 0))(image_key, place), batch)
+    context = Context(jax.random.fold_in(loss_key, device), state.step, axis_name)
+    learning = trees.select(state.participants, scheme.learners)
+
+    if accumulate == 1:
+      grads, (changes, metrics) = gradient(state.participants, learning, batch, context)
+    else:
+      grads, changes, metrics = _accumulated(
+        gradient, state.participants, learning, batch, context, accumulate
+      )
+    if axis_name:
+      grads = lax.pmean(grads, axis_name)
+      changes = _pool_state(changes, axis_name)
+      metrics = lax.psum(metrics, axis_name)
+
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, learning)
+    learning = optax.apply_updates(learning, updates)
+    metrics["gradient_norm"] = (optax.global_norm(grads), jnp.float32(1))
+    average = state.average
+    if average_decay is not None:
+      average = optax.incremental_update(learning, average, 1 - average_decay)
+    participants = trees.update(trees.merge(state.participants, learning), changes)
+    state = TrainState(state.step + 1, state.rng, participants, optimizer_state, average)
+    return state, metrics
+
+  return step
+
+
+def evaluation_step(
+  predict: Callable[[Participants, Array], dict[str, Array]],
+  prepare: Callable[[Batch], Batch],
+  *,
+  axis_name: str | None,
+) -> Callable[[Participants, Batch], dict[str, Metrics]]:
+  """A step that scores every named predictor on one batch, pooled over the devices.
+
+  Returns:
+    (participants, batch) -> {predictor: {metric: (sum, count)}}; padding (weight 0) counts nothing.
+  """
+
+  def step(participants: Participants, batch: Batch) -> dict[str, Metrics]:
+    batch = prepare(batch)
+    logits = predict(participants, batch.images)
+    scores = {name: score(z, batch.labels, batch.weights) for name, z in logits.items()}
+    return lax.psum(scores, axis_name) if axis_name else scores
+
+  return step
+
+
+def _metrics(loss: Array, aux: Aux) -> Metrics:
+  one = jnp.float32(1)
+  metrics = {"loss": (loss.astype(jnp.float32), one), **aux.metrics}
+  for name, terms in aux.terms.items():
+    for kind in ("feature", "logit"):
+      value = getattr(terms, kind)
+      # A term that a loss does not have is a Python zero; one that happens to be 0 is an array.
+      if isinstance(value, jax.Array):
+        metrics[f"{name}_{kind}"] = (value.astype(jnp.float32), one)
+  return metrics
+
+
+def _pool_state(changes: Any, axis_name: str) -> Any:
+  def pool(leaf: Array) -> Array:
+    # Counters and flags are functions of the step alone and already agree.
+    return lax.pmean(leaf, axis_name) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+  return jax.tree.map(pool, changes)
+
+
+def _accumulated(
+  gradient: Callable[..., Any],
+  participants: Participants,
+  learning: Participants,
+  batch: Batch,
+  context: Context,
+  parts: int,
+) -> tuple[Participants, Participants, Metrics]:
+  """Gradient averaged over `parts` slices of the batch, one after the other."""
+
+  def cut(leaf: Array) -> Array:
+    return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
+
+  def one_part(changes: Participants, part: Batch, number: Array):
+    rng = jax.random.fold_in(context.rng, number)
+    grads, (changes, metrics) = gradient(
+      trees.update(participants, changes), learning, part, dataclasses.replace(context, rng=rng)
+    )
+    return changes, grads, metrics
+
+  def next_part(carry, part_and_number: tuple[Batch, Array]):
+    changes, grads, metrics = one_part(carry[0], *part_and_number)
+    return (changes, *jax.tree.map(jnp.add, carry[1:], (grads, metrics))), None
+
+  numbered = (jax.tree.map(cut, batch), jnp.arange(parts))
+  # The first part runs outside the loop: it tells which state changes, the loop's carry.
+  carry = one_part({}, *jax.tree.map(lambda leaf: leaf[0], numbered))
+  rest = jax.tree.map(lambda leaf: leaf[1:], numbered)
+  (changes, grads, metrics), _ = lax.scan(next_part, carry, rest)
+  return jax.tree.map(lambda g: g / parts, grads), changes, metrics
