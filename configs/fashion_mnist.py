@@ -1,6 +1,6 @@
 """Fashion-MNIST with few labels: 100 per class for the students, all for the teacher.
 
-    python experiments/train.py --config configs/fashion_mnist.py:simkd --workdir runs/fashion-simkd
+python experiments/train.py --config configs/fashion_mnist.py:simkd --workdir runs/fashion-simkd
 """
 
 from ml_collections import ConfigDict

@@ -91,7 +91,9 @@ def _fitnets(pair: Pair) -> Scheme:
   student, teacher = pair.shapes(own.stage)
   regressor = regressor_for(student, teacher, stage=own.stage, **pair.options)
   loss = functools.partial(losses.fitnets, stages=(own.stage,))
-  return _offline(pair, Distillation("fitnets", loss, own.weight, connectors={own.stage: regressor}))
+  return _offline(
+    pair, Distillation("fitnets", loss, own.weight, connectors={own.stage: regressor})
+  )
 
 
 def _attention_transfer(pair: Pair) -> Scheme:
@@ -321,6 +323,8 @@ def _stage(
     cutout=settings.data.cutout,
     mixup=settings.data.mixup,
     num_classes=data.num_classes,
+    # The published recipes pad with black before they normalise.
+    fill=[-mean / std for mean, std in zip(data.mean, data.std, strict=True)],
     axis_name=AXIS_NAME,
   )
 

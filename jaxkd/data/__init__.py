@@ -1,1 +1,33 @@
-"""Placeholder until this storey is written."""
+"""Data: TFDS sources, subsets, a grain pipeline, augmentation on the device.
+
+TFDS and grain are imported when first needed.
+"""
+
+from __future__ import annotations
+
+from jaxkd.data.augment import augmentation, cutout, flip, mixup, normalize, pad_crop
+from jaxkd.data.examples import ArrayExamples, Examples, RecordExamples
+from jaxkd.data.pipeline import evaluation_batches, training_batches
+from jaxkd.data.prepare import DataUnavailable
+from jaxkd.data.sources import DATASETS, Dataset, load
+from jaxkd.data.subsets import per_class, split_off
+
+__all__ = [
+  "DATASETS",
+  "ArrayExamples",
+  "DataUnavailable",
+  "Dataset",
+  "Examples",
+  "RecordExamples",
+  "augmentation",
+  "cutout",
+  "evaluation_batches",
+  "flip",
+  "load",
+  "mixup",
+  "normalize",
+  "pad_crop",
+  "per_class",
+  "split_off",
+  "training_batches",
+]

@@ -1,1 +1,21 @@
-"""Placeholder until this storey is written."""
+"""Pure Flax modules that return an Output.
+
+Besides `__call__(images, train)`, a model has `stages` (the names of its features, shallow to
+deep), `encode(images, train, to_stage)`, which stops at a stage, and `resume(features, from_stage,
+train)`, which continues from one. Each touches only the variables of the layers it runs.
+"""
+
+from jaxkd.models.registry import create, names
+from jaxkd.models.resnet import CifarResNet
+from jaxkd.models.spliced import ReusedClassifier, reuse_classifier
+from jaxkd.models.tap import Tapped, tap
+
+__all__ = [
+  "CifarResNet",
+  "ReusedClassifier",
+  "Tapped",
+  "create",
+  "names",
+  "reuse_classifier",
+  "tap",
+]

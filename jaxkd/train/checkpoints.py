@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from grain import checkpoint as grain_checkpoint
@@ -97,7 +98,7 @@ class Checkpoints:
     return None
 
   def _restore_step(self, step: int, state: TrainState, iterator: Any) -> Restored:
-    template = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    template = jax.tree.map(_on_any_devices, state)
     items = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -116,3 +117,12 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for saves and gives back threads."""
     self._manager.close()
+
+
+def _on_any_devices(leaf: Any) -> jax.ShapeDtypeStruct:
+  """How to read an array, on whatever devices it was saved from."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  layout = one if jax.process_count() == 1 else everywhere
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)

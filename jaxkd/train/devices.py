@@ -93,6 +93,17 @@ def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
   return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), batch)
 
 
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+  """The tree on every device, laid out as a mapped step returns its state.
+
+  A step handed another layout first would be compiled once for it and once more for its own.
+  """
+  mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS_NAME,))
+  layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  # Through the host: placing a device's array would alias it, and donation then delete it.
+  return jax.device_put(host_copy(tree), layout)
+
+
 def host_copy(tree: Any) -> Any:
   """The tree as numpy arrays: safe from donation, and independent of any device."""
   return jax.tree.map(np.asarray, jax.device_get(tree))

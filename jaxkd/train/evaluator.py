@@ -21,13 +21,12 @@ def make_evaluator(
 ) -> Callable[[Participants, Any], Scores]:
   """(participants, examples) -> {predictor: {metric: mean}}, compiled once for every split."""
   step = mapping.map_evaluation_step(
-    evaluation_step(
-      stage.scheme.predict, stage.prepare_evaluation, axis_name=mapping.AXIS_NAME
-    ),
+    evaluation_step(stage.scheme.predict, stage.prepare_evaluation, axis_name=mapping.AXIS_NAME),
     devices,
   )
 
   def evaluate(participants: Participants, examples: Any) -> Scores:
+    participants = mapping.replicate(participants, devices)
     in_flight = mapping.StepsInFlight()
     results = []
     # Every process scores the whole split with its own devices: the sums are then the same

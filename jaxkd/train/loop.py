@@ -90,6 +90,7 @@ def train_stage(
         ),
         devices,
       )
+      state = mapping.replicate(state, devices)
       in_flight = mapping.StepsInFlight()
       saved_at = time.monotonic()
       for done in range(int(state.step) + 1, stage.steps + 1):

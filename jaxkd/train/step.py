@@ -81,7 +81,7 @@ def training_step(
 
     updates, optimizer_state = optimizer.update(grads, state.optimizer, learning)
     learning = optax.apply_updates(learning, updates)
-    metrics["gradient_norm"] = (optax.global_norm(grads), jnp.float32(1))
+    metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.float32(1))
     average = state.average
     if average_decay is not None:
       average = optax.incremental_update(learning, average, 1 - average_decay)

@@ -1,0 +1,135 @@
+"""FitNets' regressor: a small network from the student's features to the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+
+from jaxkd.errors import ConfigError
+
+Size = tuple[int, int]
+
+
+class Regressor(nn.Module):
+  """One convolution, batch normalisation and ReLU from student to teacher features.
+
+  The convolution follows from the sizes, the first that fits:
+
+  | student against teacher | convolution |
+  |---|---|
+  | twice as large | 3x3, stride 2, padding 1 |
+  | half as large | transposed 4x4, stride 2, padding 1 |
+  | as large or larger | valid, kernel 1 + difference of the sizes |
+  | smaller | 3x3, padding 1; the loss pools the teacher to the student's size |
+
+  Attributes:
+    size: the teacher's (height, width); None for features (B, D), which take a dense layer.
+    channels: the teacher's channels.
+    batch_norm: normalise after the convolution.
+    use_bias: give the convolution a bias, as torch has by default.
+    activation: end in a ReLU.
+    axis_name: device axis over which batch statistics are shared; None keeps them per device.
+    dtype: of the computation; parameters and statistics stay float32.
+
+  Parameters: "conv" {"kernel", "bias"} and "bn" {"scale", "bias"}; statistics: "bn".
+
+  Source: Romero et al., "FitNets", ICLR 2015; the table is ConvReg of RepDistiller and
+  mdistiller, its last row SimKD's. RKD's is `batch_norm=False, use_bias=False,
+  activation=False`. Sizes are looked at in both axes, so that non-square maps fit too.
+  """
+
+  size: Size | None
+  channels: int
+  batch_norm: bool = True
+  use_bias: bool = True
+  activation: bool = True
+  axis_name: str | None = None
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, features: jax.Array, train: bool) -> jax.Array:
+    """(B, H, W, C) or (B, D) -> the teacher's shape, but for a smaller student's size."""
+    x = self._linear(features)
+    if self.batch_norm:
+      x = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=self.axis_name,
+        use_fast_variance=False,  # the fast form cancels in float32 where |mean| >> deviation
+        dtype=self.dtype,
+        name="bn",
+      )(x)
+    return nn.relu(x) if self.activation else x
+
+  def _linear(self, x: jax.Array) -> jax.Array:
+    options: dict[str, Any] = {"use_bias": self.use_bias, "dtype": self.dtype, "name": "conv"}
+    if x.ndim != (2 if self.size is None else 4):
+      raise ConfigError(f"Regressor of size {self.size} cannot take features {x.shape}")
+    if self.size is None:
+      return nn.Dense(self.channels, **options)(x)
+    rows, columns = x.shape[1:3]
+    relation = _relation((rows, columns), self.size)
+    if relation == "twice":
+      return nn.Conv(self.channels, (3, 3), strides=2, padding=1, **options)(x)
+    if relation == "half":
+      # Padding 1 of the output is padding 4 - 1 - 1 of the dilated input.
+      padding = ((2, 2), (2, 2))
+      return nn.ConvTranspose(self.channels, (4, 4), strides=(2, 2), padding=padding, **options)(x)
+    if relation == "larger":
+      kernel = (1 + rows - self.size[0], 1 + columns - self.size[1])
+      return nn.Conv(self.channels, kernel, padding="VALID", **options)(x)
+    if relation == "smaller":
+      return nn.Conv(self.channels, (3, 3), padding=1, **options)(x)
+    raise ConfigError(f"Regressor: no convolution brings {x.shape} to the size {self.size}")
+
+
+def regressor_for(
+  student_shape: Sequence[int], teacher_shape: Sequence[int], *, stage: str, **options: Any
+) -> Regressor:
+  """The Regressor between two features, or an error that says why there is none.
+
+  Args:
+    student_shape: (B, H, W, C) or (B, D).
+    teacher_shape: likewise; the batch size is not looked at.
+    stage: its name, for the error.
+    **options: Regressor's other attributes.
+
+  Returns:
+    A Regressor; its output has the teacher's shape, or the student's height and width where the
+    student is smaller and `jaxkd.losses.fitnets` pools the teacher.
+
+  Raises:
+    ConfigError: naming the stage and both shapes, if one is a map and the other is not, or the
+      student has more rows and fewer columns.
+
+  >>> regressor_for((2, 8, 8, 16), (2, 4, 4, 32), stage="stage2").size
+  (4, 4)
+  """
+  student, teacher = tuple(student_shape), tuple(teacher_shape)
+  if len(student) == len(teacher) == 2:
+    return Regressor(size=None, channels=teacher[-1], **options)
+  where = f"stage {stage!r}: no regressor from student {student} to teacher {teacher}"
+  if not len(student) == len(teacher) == 4:
+    raise ConfigError(f"{where}: both must be (B, H, W, C) or both (B, D)")
+  size = (teacher[1], teacher[2])
+  if _relation((student[1], student[2]), size) is None:
+    raise ConfigError(f"{where}: the student has more rows but fewer columns")
+  return Regressor(size=size, channels=teacher[-1], **options)
+
+
+def _relation(student: Size, teacher: Size) -> Literal["twice", "half", "larger", "smaller"] | None:
+  """Which convolution of the table brings one size to the other, if any."""
+  (rows, columns), (teacher_rows, teacher_columns) = student, teacher
+  # A 3x3 convolution of stride 2 and padding 1 rounds odd sizes up.
+  if rows == 2 * teacher_rows and (columns + 1) // 2 == teacher_columns:
+    return "twice"
+  if (2 * rows, 2 * columns) == teacher:
+    return "half"
+  if rows >= teacher_rows and columns >= teacher_columns:
+    return "larger"
+  # Rows alone decide, as in the loss, which then pools the teacher to the student's size.
+  return "smaller" if rows <= teacher_rows else None

@@ -1,0 +1,238 @@
+"""Augmentation as pure functions of (key, images).
+
+Images are float (B, H, W, C). A key is one typed PRNG key (`jax.random.key`), or one per image
+(B,): then what happens to an image depends on its own key alone, however a batch is parted over
+devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxkd.errors import ConfigError
+from jaxkd.types import Array, Batch
+
+Augmentation = Callable[[Array, Batch], Batch]
+
+
+def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+  """(images / 255 - mean) / std per channel, float32.
+
+  Args:
+    images: (..., C) uint8. Another type raises, so that nothing is normalised twice.
+    mean: C numbers, of pixel values scaled to 0..1.
+    std: C numbers.
+
+  >>> normalize(jnp.full((1, 1, 1, 1), 255, jnp.uint8), [0.5], [0.25]).item()
+  2.0
+  """
+  if images.dtype != jnp.uint8:
+    raise TypeError(f"images: expected uint8 as stored, got {images.dtype} {images.shape}")
+  if not len(mean) == len(std) == images.shape[-1]:
+    raise ValueError(f"images {images.shape} with {len(mean)} means and {len(std)} deviations")
+  shape = (1,) * (images.ndim - 1) + (-1,)
+  # One multiplication and one addition per pixel.
+  scale = jnp.reshape(1.0 / (255.0 * jnp.asarray(std, jnp.float32)), shape)
+  shift = jnp.reshape(jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32), shape)
+  return images.astype(jnp.float32) * scale - shift
+
+
+def pad_crop(
+  key: Array,
+  images: Array,
+  *,
+  padding: int = 4,
+  mode: str = "constant",
+  fill: ArrayLike | Sequence[float] = 0.0,
+) -> Array:
+  """Pads every side and cuts out the old size at a place drawn per image.
+
+  Args:
+    key: one key, or one per image.
+    images: (B, H, W, C).
+    padding: pixels on every side.
+    mode: of `jnp.pad`: "constant", "reflect" (the AT authors), "edge", ...
+    fill: value of a constant padding, a number or one per channel. 0 is the mean colour of
+      normalised images (the multi-exit authors); black before normalisation, as torchvision and
+      RepDistiller pad, is -mean / std.
+
+  Raises:
+    ConfigError: if padding is not an integer >= 0.
+  """
+  _check_size("padding", padding)
+  keys = _per_image(key, images)
+  batch, height, width, channels = images.shape
+  if mode == "constant":
+    colour = jnp.asarray(fill, images.dtype).reshape(1, 1, 1, -1)
+    size = (batch, height + 2 * padding, width + 2 * padding, channels)
+    canvas = jnp.broadcast_to(colour, size)
+    padded = jax.lax.dynamic_update_slice(canvas, images, (0, padding, padding, 0))
+  else:
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=mode)
+
+  def cut(key: Array, image: Array) -> Array:
+    top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    return jax.lax.dynamic_slice(image, (top, left, 0), (height, width, channels))
+
+  return jax.vmap(cut)(keys, padded)
+
+
+def flip(key: Array, images: Array) -> Array:
+  """Mirrors each image left to right with probability 1/2. Images: (B, H, W, C)."""
+  keys = _per_image(key, images)
+  flipped = jax.vmap(jax.random.bernoulli)(keys).reshape(-1, 1, 1, 1)
+  return jnp.where(flipped, images[:, :, ::-1, :], images)
+
+
+def cutout(key: Array, images: Array, *, size: int) -> Array:
+  """Zeroes a square of side `size` around a pixel drawn per image, as much as lies inside.
+
+  Images: (B, H, W, C). Source: DeVries and Taylor 2017; zero is the mean of normalised images.
+  For odd sizes the authors' code cuts one pixel less; this is the size asked for.
+
+  Raises:
+    ConfigError: if size is not an integer >= 0.
+  """
+  _check_size("size", size)
+  keys = _per_image(key, images)
+  height, width = images.shape[1:3]
+
+  def hole(key: Array) -> Array:
+    row, column = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+    rows, columns = jnp.arange(height) - row + size // 2, jnp.arange(width) - column + size // 2
+    return ((rows >= 0) & (rows < size))[:, None] & ((columns >= 0) & (columns < size))[None, :]
+
+  holes = jax.vmap(hole)(keys)
+  return jnp.where(holes[..., None], jnp.zeros((), images.dtype), images)
+
+
+def mixup(
+  key: Array, images: Array, labels: Array, *, alpha: float, axis_name: str | None = None
+) -> tuple[Array, Array]:
+  """Convex combinations of each example with the next of the global batch, the last with the first.
+
+  x_i <- l_i x_i + (1 - l_i) x_{i+1}, y likewise, l_i ~ Beta(alpha, alpha) drawn per image. Batches
+  come shuffled, so that the next example is a random one.
+
+  Args:
+    key: one key, or one per image.
+    images: (B, H, W, C).
+    labels: class probabilities (B, K), one-hot for plain labels.
+    alpha: > 0.
+    axis_name: the device axis over which the global batch is parted, in order.
+
+  Returns:
+    The mixed images and labels; labels still sum to 1.
+
+  Raises:
+    ConfigError: if alpha is not > 0.
+
+  Source: Zhang et al., ICLR 2018. The authors' code draws one l per batch and a permutation; one
+  per pair is their equation 1 and keeps results independent of how the batch is parted.
+  """
+  if isinstance(alpha, (int, float)) and not alpha > 0:
+    raise ConfigError(f"alpha: expected a number > 0, got {alpha}")
+  if labels.ndim != 2 or len(labels) != len(images):
+    raise ValueError(f"labels: expected ({len(images)}, classes), got {labels.shape}")
+  keys = _per_image(key, images)
+  share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+  return _mix(share, images, axis_name), _mix(share, labels, axis_name)
+
+
+def _mix(share: Array, values: Array, axis_name: str | None) -> Array:
+  first = values[:1]
+  if axis_name is not None:
+    # The next device's first example is all that this one needs of the others.
+    size = jax.lax.axis_size(axis_name)
+    first = jax.lax.ppermute(first, axis_name, [(i, (i - 1) % size) for i in range(size)])
+  partners = jnp.concatenate([values[1:], first])
+  share = share.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))
+  return share * values + (1 - share) * partners
+
+
+def augmentation(
+  *,
+  crop: int = 0,
+  flip: bool = False,
+  cutout: int = 0,
+  mixup: float = 0.0,
+  num_classes: int,
+  fill: ArrayLike | Sequence[float] = 0.0,
+  axis_name: str | None = None,
+) -> Augmentation:
+  """Pad-crop, flip, cutout, mixup, in this order, as one function of (key, normalised batch).
+
+  Args:
+    crop: padding of `pad_crop`; 0 for none.
+    flip: whether to mirror.
+    cutout: side of the square; 0 for none.
+    mixup: alpha; 0 for none. Labels become class probabilities (B, num_classes), and every
+      example must be labelled.
+    num_classes: for mixup.
+    fill: padding colour of `pad_crop`.
+    axis_name: device axis of `mixup`.
+
+  Returns:
+    (key or keys (B,), Batch) -> Batch. Each operation folds its own number into the keys, so that
+    switching one off leaves the others' draws as they were.
+
+  Raises:
+    ConfigError: naming the option that is out of range.
+  """
+  _check_size("crop", crop)
+  _check_size("cutout", cutout)
+  if not isinstance(flip, bool):
+    raise ConfigError(f"flip: expected True or False, got {flip!r}")
+  if isinstance(mixup, bool) or not isinstance(mixup, (int, float)) or not 0 <= mixup < jnp.inf:
+    raise ConfigError(f"mixup: expected a number >= 0, got {mixup!r}")
+  # Numbers are folded into the keys by place, and a skipped operation keeps its place.
+  operations = (
+    functools.partial(pad_crop, padding=crop, fill=fill) if crop else None,
+    _mirror if flip else None,
+    functools.partial(_erase, size=cutout) if cutout else None,
+  )
+  blend = functools.partial(_blend, alpha=mixup, axis_name=axis_name) if mixup else None
+
+  def augment(key: Array, batch: Batch) -> Batch:
+    keys, images = _per_image(key, batch.images), batch.images
+    for place, operation in enumerate(operations):
+      if operation is not None:
+        images = operation(_fold(keys, place), images)
+    if blend is None:
+      return dataclasses.replace(batch, images=images)
+    one_hot = jax.nn.one_hot(batch.labels, num_classes, dtype=images.dtype)
+    images, labels = blend(_fold(keys, len(operations)), images, one_hot)
+    return dataclasses.replace(batch, images=images, labels=labels)
+
+  return augment
+
+
+# The options of `augmentation` bear the names of the functions that they switch on.
+_mirror, _erase, _blend = flip, cutout, mixup
+
+
+def _per_image(key: Array, images: Array) -> Array:
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    raise TypeError(f"key: expected typed keys (jax.random.key), got {key.dtype} {key.shape}")
+  if images.ndim != 4:
+    raise ValueError(f"images: expected (B, H, W, C), got {images.shape}")
+  if key.ndim == 0:
+    return jax.random.split(key, len(images))
+  if key.shape != (len(images),):
+    raise ValueError(f"key: {key.shape} for images {images.shape}; expected one, or one per image")
+  return key
+
+
+def _fold(keys: Array, number: int) -> Array:
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def _check_size(name: str, size: int) -> None:
+  if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+    raise ConfigError(f"{name}: expected an integer >= 0, got {size!r}")

@@ -1,0 +1,182 @@
+"""What a split of a data set is: labels at hand, images on request."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxkd.errors import ConfigError
+
+# Records read and decoded at a time, so that reading a split needs little more than its own size.
+_CHUNK = 4096
+
+
+class Examples(Protocol):
+  """N labelled images. A position counts within these N; an index, within the original split."""
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Class numbers (N,), int32."""
+    ...
+
+  @property
+  def indices(self) -> np.ndarray:
+    """Places in the original split (N,), int32; a subset keeps them."""
+    ...
+
+  def __len__(self) -> int: ...
+
+  def fetch(self, positions: np.ndarray) -> np.ndarray:
+    """The images at these positions, (n, H, W, C) uint8."""
+    ...
+
+  def take(self, positions: np.ndarray) -> Examples:
+    """The subset at these positions, in their order."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayExamples:
+  """Examples held in memory.
+
+  Attributes:
+    images: (N, H, W, C) uint8.
+    labels: (N,) int32.
+    indices: (N,) int32.
+
+  Raises:
+    ValueError: naming the argument, if a type or shape is another.
+
+  >>> images = np.zeros((3, 8, 8, 1), np.uint8)
+  >>> examples = ArrayExamples(images, np.int32([0, 1, 0]), np.arange(3, dtype=np.int32))
+  >>> examples.take(np.array([2])).indices
+  array([2], dtype=int32)
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  indices: np.ndarray
+
+  def __post_init__(self) -> None:
+    if self.images.dtype != np.uint8 or self.images.ndim != 4:
+      raise ValueError(f"images: expected uint8 (N, H, W, C), got {_describe(self.images)}")
+    _check_names(self.labels, self.indices)
+    if len(self.images) != len(self.labels):
+      raise ValueError(f"images: {len(self.images)} of them for {len(self.labels)} labels")
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def fetch(self, positions: np.ndarray) -> np.ndarray:
+    """The images at these positions, (n, H, W, C) uint8."""
+    return self.images[positions]
+
+  def take(self, positions: np.ndarray) -> ArrayExamples:
+    """The subset at these positions, in their order."""
+    return ArrayExamples(self.images[positions], self.labels[positions], self.indices[positions])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordExamples:
+  """Examples read from a tfds data source when asked for: for sets too large for memory.
+
+  Attributes:
+    source: `source.__getitems__(list of int)` gives records with an "image".
+    labels: (N,) int32.
+    indices: (N,) int32, where each example is in `source`.
+  """
+
+  source: Any
+  labels: np.ndarray
+  indices: np.ndarray
+
+  def __post_init__(self) -> None:
+    _check_names(self.labels, self.indices)
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def fetch(self, positions: np.ndarray) -> np.ndarray:
+    """The images at these positions, (n, H, W, C) uint8."""
+    records = self.source.__getitems__(self.indices[positions].tolist())
+    return np.stack([_pixels(record) for record in records])
+
+  def take(self, positions: np.ndarray) -> RecordExamples:
+    """The subset at these positions, in their order."""
+    return RecordExamples(self.source, self.labels[positions], self.indices[positions])
+
+
+def read_examples(
+  source: Any,
+  label_source: Any,
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  memory_limit: int,
+) -> ArrayExamples | RecordExamples:
+  """Examples of a tfds data source, in memory if they take at most `memory_limit` bytes.
+
+  Args:
+    source: random access to records {"image", "label"}.
+    label_source: the same records, of which only "label" is used: pass one that leaves the image
+      encoded, so that labels of a large set are read without decoding it.
+    num_classes: labels must be in 0 .. num_classes - 1.
+    image_shape: (H, W, C) of every image.
+    memory_limit: bytes.
+
+  Raises:
+    ConfigError: if a label is out of range, or an image of another type or shape.
+  """
+  count = len(source)
+  labels = np.empty(count, np.int32)
+  indices = np.arange(count, dtype=np.int32)
+  if count * int(np.prod(image_shape)) > memory_limit:
+    for start, records in _chunks(label_source):
+      labels[start : start + len(records)] = [record["label"] for record in records]
+    check_labels(labels, num_classes)
+    return RecordExamples(source, labels, indices)
+
+  images = np.empty((count, *image_shape), np.uint8)
+  for start, records in _chunks(source):
+    for place, record in enumerate(records, start):
+      pixels = _pixels(record)
+      if pixels.shape != tuple(image_shape):
+        raise ConfigError(f"image {place}: shape {pixels.shape}, expected {tuple(image_shape)}")
+      images[place], labels[place] = pixels, record["label"]
+  check_labels(labels, num_classes)
+  return ArrayExamples(images, labels, indices)
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+  """Raises ConfigError, naming the first offender, if a label is not in 0 .. num_classes - 1."""
+  outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+  if outside.size:
+    first = outside[0]
+    raise ConfigError(f"label of example {first} is {labels[first]}, not in 0..{num_classes - 1}")
+
+
+def _chunks(source: Any) -> Iterator[tuple[int, Sequence[Any]]]:
+  for start in range(0, len(source), _CHUNK):
+    yield start, source.__getitems__(list(range(start, min(start + _CHUNK, len(source)))))
+
+
+def _pixels(record: Any) -> np.ndarray:
+  image = record["image"]
+  if image.dtype != np.uint8:
+    raise ConfigError(f"images must be uint8, got {_describe(image)}")
+  return image
+
+
+def _check_names(labels: np.ndarray, indices: np.ndarray) -> None:
+  for name, array in (("labels", labels), ("indices", indices)):
+    if array.dtype != np.int32 or array.ndim != 1:
+      raise ValueError(f"{name}: expected int32 (N,), got {_describe(array)}")
+  if len(labels) != len(indices):
+    raise ValueError(f"labels {labels.shape} and indices {indices.shape} differ in length")
+
+
+def _describe(array: np.ndarray) -> str:
+  return f"{array.dtype} {array.shape}"

@@ -1,0 +1,144 @@
+"""Batches of a split: an endless checkpointable stream to train on, a finite one to evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxkd.data.examples import ArrayExamples, Examples
+from jaxkd.data.subsets import check_seed, permutation
+from jaxkd.errors import ConfigError
+from jaxkd.types import Batch
+
+if TYPE_CHECKING:
+  import grain
+
+
+def training_batches(
+  examples: Examples,
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int | None = None,
+) -> grain.DatasetIterator[Batch]:
+  """An endless stream of full batches that passes over the examples epoch after epoch.
+
+  The stream is the concatenation of epochs, each a fresh permutation given by (seed, epoch), cut
+  into global batches of batch_size * process_count; a batch may straddle two epochs, and every
+  example occurs exactly k times in the first k epochs. Process p gets the p-th share of each
+  global batch, so that the global batches depend on their size alone.
+
+  The iterator's state is its step: `get_state`, `set_state`, or an item of an orbax checkpoint
+  through `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. A restored iterator continues
+  with the very next batch.
+
+  Args:
+    examples: at least one.
+    batch_size: of this process.
+    seed: of the order, an integer >= 0.
+    process_index: this process.
+    process_count: how many processes share each global batch.
+    threads: threads that read ahead; by default none for examples in memory, else 8.
+
+  Returns:
+    A grain iterator of Batch with numpy leaves: images (B, H, W, C) uint8, labels (B,) int32,
+    weights (B,) float32 of ones, indices (B,) int32.
+
+  Raises:
+    ConfigError: naming the argument that is out of range.
+  """
+  import grain  # Takes a second; only training needs it.
+
+  _check(examples, batch_size, process_index, process_count)
+  if threads is None:
+    threads = 0 if isinstance(examples, ArrayExamples) else 8
+  if threads < 0:
+    raise ConfigError(f"threads: expected an integer >= 0, got {threads}")
+  stream = _Stream(examples, batch_size, check_seed(seed), process_index, process_count)
+  ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+  return iter(grain.MapDataset.source(stream).to_iter_dataset(ahead))
+
+
+def evaluation_batches(
+  examples: Examples, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+  """Every example once, in order, in batches of one size.
+
+  The last batch is filled up by repeating the last example with weight 0, so that a jitted step
+  sees one shape and weighted sums count each example once. Several processes share each global
+  batch as in `training_batches`, and all get the same number of batches.
+
+  Raises:
+    ConfigError: naming the argument that is out of range.
+  """
+  _check(examples, batch_size, process_index, process_count)
+  return _passes_once(examples, batch_size, process_index, process_count)
+
+
+def _passes_once(
+  examples: Examples, batch_size: int, process_index: int, process_count: int
+) -> Iterator[Batch]:
+  for start in range(0, len(examples), batch_size * process_count):
+    places = start + process_index * batch_size + np.arange(batch_size)
+    positions = np.minimum(places, len(examples) - 1)
+    yield _gather(examples, positions, places < len(examples))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+  """Random access to the batches of an endless stream, by step."""
+
+  examples: Examples
+  batch_size: int
+  seed: int
+  process_index: int
+  process_count: int
+
+  def __len__(self) -> int:
+    return sys.maxsize  # grain's own number for an endless data set
+
+  def __getitem__(self, step: int) -> Batch:
+    first = (step * self.process_count + self.process_index) * self.batch_size
+    positions = self._positions(first, first + self.batch_size)
+    return _gather(self.examples, positions, np.ones(self.batch_size, bool))
+
+  def _positions(self, start: int, stop: int) -> np.ndarray:
+    n = len(self.examples)
+    parts = []
+    for epoch in range(start // n, (stop - 1) // n + 1):
+      order = _epoch_order(n, self.seed, epoch)
+      parts.append(order[max(start - epoch * n, 0) : min(stop - epoch * n, n)])
+    return np.concatenate(parts)
+
+
+# Steps ask for the same epoch again and again; a few are kept for the threads that read ahead.
+@functools.lru_cache(maxsize=8)
+def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+  return permutation(n, seed, epoch)
+
+
+def _gather(examples: Examples, positions: np.ndarray, real: np.ndarray) -> Batch:
+  return Batch(
+    images=examples.fetch(positions),
+    labels=examples.labels[positions],
+    weights=real.astype(np.float32),
+    indices=examples.indices[positions],
+  )
+
+
+def _check(examples: Examples, batch_size: int, process_index: int, process_count: int) -> None:
+  if len(examples) == 0:
+    raise ConfigError("examples: there are none")
+  if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    raise ConfigError(f"batch_size: expected an integer >= 1, got {batch_size!r}")
+  if not 0 <= process_index < process_count:
+    raise ConfigError(
+      f"process_index: expected 0..process_count-1, got {process_index} of {process_count}"
+    )

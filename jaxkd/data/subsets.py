@@ -1,0 +1,92 @@
+"""Seeded choices among examples: orders, balanced subsets, held-out parts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxkd.data.examples import Examples
+from jaxkd.errors import ConfigError
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+  """An order of 0 .. n-1, a function of n and the non-negative integers of `key` alone.
+
+  Drawn by `RandomState` over a hashed key: NumPy has frozen its streams (NEP 19), so that a
+  subset or an epoch is the same under every NumPy version; and neighbouring keys (seed 0 epoch 1,
+  seed 1 epoch 0) are unrelated.
+
+  >>> sorted(permutation(4, 0, 7).tolist())
+  [0, 1, 2, 3]
+  """
+  bits = np.random.MT19937(np.random.SeedSequence(key))
+  return np.random.RandomState(bits).permutation(n)
+
+
+def check_seed(seed: int) -> int:
+  """`seed` if it is a non-negative integer, else ConfigError."""
+  if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    raise ConfigError(f"seed: expected an integer >= 0, got {seed!r}")
+  return int(seed)
+
+
+def per_class(examples: Examples, n: int, *, seed: int) -> Examples:
+  """A subset with `n` examples of every class, in their original order.
+
+  Subsets nest: with the same examples and seed, that of n=10 lies in that of n=20.
+
+  Raises:
+    ConfigError: if n is no positive integer, or naming class and count if a class has fewer.
+  """
+  if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+    raise ConfigError(f"per_class: expected an integer >= 1, got {n!r}")
+  seed = check_seed(seed)
+  chosen = []
+  for label, members in _classes(examples.labels):
+    if len(members) < n:
+      raise ConfigError(f"per_class={n}: class {label} has only {len(members)} examples")
+    chosen.append(members[permutation(len(members), seed, label)[:n]])
+  return examples.take(np.sort(np.concatenate(chosen)))
+
+
+def split_off(examples: Examples, size: float | int, *, seed: int) -> tuple[Examples, Examples]:
+  """Parts `examples` in two, each with the class shares of the whole, both in original order.
+
+  Args:
+    examples: what to part.
+    size: of the second part: a count (int), or a fraction of the whole (float in 0..1).
+    seed: which examples are chosen, a function of it and the labels.
+
+  Returns:
+    (the rest, the part split off). The part has exactly `size` examples, or
+    round(fraction * N); each class has its proportional number, rounded down or up.
+
+  Raises:
+    ConfigError: if a part would be empty.
+  """
+  total, seed = len(examples), check_seed(seed)
+  count = round(size * total) if isinstance(size, float) else size
+  if isinstance(size, bool) or not 0 < count < total:
+    raise ConfigError(
+      f"split_off: {size!r} of {total} examples: expected a fraction strictly between 0 and 1, or "
+      f"a count in 1..{total - 1}, that leaves no part empty"
+    )
+  off = stratified(examples.labels, int(count), seed)
+  return examples.take(np.flatnonzero(~off)), examples.take(np.flatnonzero(off))
+
+
+def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Marks `count` of the labels (N,) bool, each class in proportion (largest remainders)."""
+  classes = list(_classes(labels))
+  shares = np.array([len(members) for _, members in classes]) * count / len(labels)
+  counts = np.floor(shares).astype(int)
+  # Rounding to 9 places keeps equal remainders equal, so that ties fall to the first class.
+  by_remainder = np.argsort(-np.round(shares - counts, 9), kind="stable")
+  counts[by_remainder[: count - counts.sum()]] += 1
+  marked = np.zeros(len(labels), bool)
+  for (label, members), share in zip(classes, counts, strict=True):
+    marked[members[permutation(len(members), seed, label)[:share]]] = True
+  return marked
+
+
+def _classes(labels: np.ndarray) -> list[tuple[int, np.ndarray]]:
+  return [(int(label), np.flatnonzero(labels == label)) for label in np.unique(labels)]

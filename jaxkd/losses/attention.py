@@ -1,0 +1,237 @@
+"""Attention: what is matched is where in the image the channels are active."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.losses.checks import check_maps, check_positive
+from jaxkd.losses.norms import l2_norm, l2_normalize
+from jaxkd.losses.precision import widen
+from jaxkd.losses.spatial import match_sizes
+from jaxkd.losses.stages import Stages, over_stages
+from jaxkd.types import Output, Terms
+
+Reduce = Literal["mean", "sum", "max"]
+
+_REDUCTIONS: dict[str, Callable[..., jax.Array]] = {
+  "mean": jnp.mean,
+  "sum": jnp.sum,
+  "max": jnp.max,
+}
+
+
+def attention_map(
+  features: ArrayLike,
+  *,
+  power: float = 2,
+  reduce: Reduce = "mean",
+  absolute: bool = False,
+  eps: float = 1e-12,
+  eps_added: bool = False,
+) -> jax.Array:
+  """Where a feature map is active: channels reduced to one map of unit norm per example.
+
+  A = q / max(|q|_2, eps) with q[b, h, w] = mean_c x[b, h, w, c]^power, the norm over h and w.
+
+  Args:
+    features: (B, H, W, C).
+    power: exponent > 0. Larger ones weigh the strongest activations more.
+    reduce: over channels, "mean", "sum" or "max". "mean" and "sum" differ through eps alone.
+    absolute: take |x|^power, which matters for odd powers of negative values. Powers that are
+      not integers always do.
+    eps: lower bound of the norm: an all-zero map gives zeros.
+    eps_added: divide by |q|_2 + eps instead.
+
+  Returns:
+    (B, H, W), float32 or wider.
+
+  Raises:
+    ConfigError: if features are not (B, H, W, C), power is not a positive number, or reduce is
+      unknown.
+
+  Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, eq. 1, as the
+  authors' code. The paper sums |x|^power (`reduce="sum", absolute=True`). The Zoo does so too,
+  with `eps=1e-6, eps_added=True`.
+
+  >>> attention_map(jnp.array([3.0, 4.0]).reshape(1, 1, 2, 1), power=1)
+  Array([[[0.6, 0.8]]], dtype=float32)
+  """
+  (features,) = widen(features)
+  if features.ndim != 4:
+    raise ConfigError(f"attention_map: features {features.shape} are not (B, H, W, C)")
+  if reduce not in _REDUCTIONS:
+    raise unknown_name("reduce", reduce, _REDUCTIONS)
+  energy = _REDUCTIONS[reduce](_power(features, power, absolute), axis=-1)
+  return l2_normalize(energy, (1, 2), eps=eps, eps_added=eps_added)
+
+
+def attention_map_mse(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  power: float = 2,
+  reduce: Reduce = "mean",
+  absolute: bool = False,
+  eps: float = 1e-12,
+  eps_added: bool = False,
+) -> jax.Array:
+  """Mean squared difference of two attention maps: mean over B, H, W of (A_s - A_t)^2.
+
+  Args:
+    student: (B, H, W, C).
+    teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
+      (`match_sizes`); channels may differ.
+    power: see `attention_map`, as for all that follow.
+    reduce: over channels.
+    absolute: of negative values.
+    eps: lower bound of the norm.
+    eps_added: eps is added to the norm.
+
+  Returns:
+    The loss, a scalar, float32 or wider. It does not change with the scale of either side.
+
+  Raises:
+    ConfigError: as `attention_map`, or if the batch sizes differ.
+
+  Source: Zagoruyko & Komodakis, ICLR 2017, as the authors' code (also RepDistiller, mdistiller
+  and torchdistill's "code" mode). The paper's eq. 2 is `attention_map_l2`.
+
+  >>> x = jnp.arange(8.0).reshape(1, 2, 2, 2)
+  >>> attention_map_mse(x, 3.0 * x).round(6)
+  Array(0., dtype=float32)
+  """
+  student_map, teacher_map = _maps(student, teacher, power, reduce, absolute, eps, eps_added)
+  return jnp.mean(jnp.square(student_map - teacher_map))
+
+
+def attention_map_l2(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  power: float = 2,
+  reduce: Reduce = "mean",
+  absolute: bool = False,
+  eps: float = 1e-12,
+  eps_added: bool = False,
+) -> jax.Array:
+  """Distance of two attention maps: mean over B of |A_s - A_t|_2, not squared.
+
+  Args:
+    student: (B, H, W, C).
+    teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
+      (`match_sizes`); channels may differ.
+    power: see `attention_map`, as for all that follow.
+    reduce: over channels.
+    absolute: of negative values.
+    eps: lower bound of the norm.
+    eps_added: eps is added to the norm.
+
+  Returns:
+    The loss, a scalar, float32 or wider. Like any norm it has a kink where the maps agree: the
+    gradient is 0 there, and of full size as soon as rounding tells them apart.
+
+  Raises:
+    ConfigError: as `attention_map`, or if the batch sizes differ.
+
+  Source: Zagoruyko & Komodakis, ICLR 2017, eq. 2, as torchdistill's "paper" mode, which also has
+  `reduce="sum"`. The paper sums over the batch and has a factor 1/2.
+  """
+  student_map, teacher_map = _maps(student, teacher, power, reduce, absolute, eps, eps_added)
+  return jnp.mean(l2_norm(student_map - teacher_map, (1, 2)))
+
+
+def attention_transfer(
+  student: Output,
+  teacher: Output,
+  *,
+  stages: Stages = ("stage1", "stage2", "stage3"),
+  power: float = 2,
+  norm: Literal["code", "paper"] = "code",
+  reduce: Reduce = "mean",
+  absolute: bool = False,
+  eps: float = 1e-12,
+  eps_added: bool = False,
+) -> Terms:
+  """Attention transfer: the student looks where the teacher looks, at every stage.
+
+  The sum over stages of `attention_map_mse` (norm="code") or `attention_map_l2` (norm="paper").
+
+  Args:
+    student: Output with features (B, H, W, C) at `stages`.
+    teacher: Output likewise, constant. Channels and sizes may differ.
+    stages: names, or (student's, teacher's) pairs of names.
+    power: exponent of the activations.
+    norm: how two maps are compared: "code" as the authors programmed it, "paper" as they wrote it.
+    reduce: over channels, "mean", "sum" or "max".
+    absolute: take |x|^power also where the power is an integer.
+    eps: lower bound of the norm that maps are divided by.
+    eps_added: add eps to that norm instead.
+
+  Returns:
+    Terms(feature=...), float32 or wider. The authors' weight is 1000 (their beta).
+
+  Raises:
+    ConfigError: naming the stage and the shapes, the stages there are, or the option's value.
+
+  Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, activation-based.
+  The defaults are the authors' code, RepDistiller, mdistiller and torchdistill's "code" mode.
+  torchdistill's "paper" mode: `norm="paper", reduce="sum"`. The Zoo: `absolute=True,
+  reduce="sum", eps=1e-6, eps_added=True`, and it averages its three stages.
+
+  >>> maps = Output(features={"stage1": jnp.ones((2, 4, 4, 3))})
+  >>> float(attention_transfer(maps, maps, stages=["stage1"]).total)
+  0.0
+  """
+  kernels = {"code": attention_map_mse, "paper": attention_map_l2}
+  if norm not in kernels:
+    raise unknown_name("norm", norm, kernels)
+
+  def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
+    return kernels[norm](
+      s, t, power=power, reduce=reduce, absolute=absolute, eps=eps, eps_added=eps_added
+    )
+
+  return Terms(feature=sum(over_stages(kernel, student, teacher, stages)))
+
+
+def _maps(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  power: float,
+  reduce: Reduce,
+  absolute: bool,
+  eps: float,
+  eps_added: bool,
+) -> tuple[jax.Array, jax.Array]:
+  """Both attention maps at one size; the teacher's takes no gradient."""
+  student, teacher = widen(student, lax.stop_gradient(teacher))
+  check_maps("attention_map", student, teacher)
+  student, teacher = match_sizes(student, teacher)
+  return (
+    attention_map(
+      student, power=power, reduce=reduce, absolute=absolute, eps=eps, eps_added=eps_added
+    ),
+    attention_map(
+      teacher, power=power, reduce=reduce, absolute=absolute, eps=eps, eps_added=eps_added
+    ),
+  )
+
+
+def _power(x: jax.Array, power: float, absolute: bool) -> jax.Array:
+  """x^power or |x|^power, with gradient 0 at 0 also where the power is below 1."""
+  check_positive("power", power)
+  if not isinstance(power, numbers.Real):
+    raise ConfigError(f"power is {power!r}: it must be a Python number")
+  if float(power).is_integer():
+    return lax.integer_pow(jnp.abs(x) if absolute else x, int(power))
+  magnitude = jnp.abs(x)
+  positive = magnitude > 0
+  return jnp.where(positive, jnp.where(positive, magnitude, 1.0) ** float(power), 0.0)

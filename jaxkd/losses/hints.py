@@ -1,0 +1,109 @@
+"""Hints: what is matched is the features themselves."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.losses.checks import check_same_shape
+from jaxkd.losses.precision import widen
+from jaxkd.losses.spatial import adaptive_average_pool, match_sizes
+from jaxkd.losses.stages import Stages, over_stages
+from jaxkd.types import Output, Terms
+
+_HINT = "a connector (jaxkd.connectors) brings one to the other"
+
+
+def hint_mse(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
+  """Mean squared difference of two features: mean over every element of (s - t)^2.
+
+  Args:
+    student: features of any shape, usually after a connector.
+    teacher: features of the same shape, constant: they take no gradient.
+
+  Returns:
+    The loss, a scalar, float32 or wider.
+
+  Raises:
+    ConfigError: if the shapes differ.
+
+  Source: Romero et al., "FitNets", ICLR 2015, eq. 3, with the mean over every element of
+  RepDistiller, mdistiller and SimKD. The authors' own code has 1/2 and sums over one axis.
+
+  >>> hint_mse(jnp.ones((2, 4, 4, 3)), jnp.zeros((2, 4, 4, 3)))
+  Array(1., dtype=float32)
+  """
+  student, teacher = widen(student, lax.stop_gradient(teacher))
+  check_same_shape("hint_mse", student, teacher, _HINT)
+  return jnp.mean(jnp.square(student - teacher))
+
+
+def fitnets(student: Output, teacher: Output, *, stages: Stages = ("stage2",)) -> Terms:
+  """FitNets: the student's (regressed) features hit the teacher's.
+
+  The sum over stages of `hint_mse`. Where the teacher's map is larger than the student's, it is
+  first average-pooled to the student's size; a student's map that is larger is an error.
+
+  Args:
+    student: Output whose features at `stages` have the teacher's channels, as
+      `jaxkd.connectors.Regressor` gives them. (B, H, W, C) or (B, D).
+    teacher: Output with the same stages, constant.
+    stages: names, or (student's, teacher's) pairs of names.
+
+  Returns:
+    Terms(feature=...), float32 or wider.
+
+  Raises:
+    ConfigError: naming the stage and both shapes, or the stages there are.
+
+  Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, as the one-stage form of
+  RepDistiller and mdistiller, which use one middle stage and weight 100. Pooling the teacher is
+  SimKD's ConvReg; the other two refuse such sizes.
+
+  >>> maps = Output(features={"stage2": jnp.ones((2, 4, 4, 3))})
+  >>> float(fitnets(maps, maps).total)
+  0.0
+  """
+
+  def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
+    s, t = widen(s, t)
+    if s.ndim == t.ndim == 4 and s.shape[1] <= t.shape[1]:
+      t = adaptive_average_pool(t, *s.shape[1:3])
+    return hint_mse(s, t)
+
+  return Terms(feature=sum(over_stages(kernel, student, teacher, stages)))
+
+
+def simkd(student: Output, teacher: Output, *, stages: Stages = ("stage3",)) -> Terms:
+  """SimKD: the student's projected last feature map becomes the teacher's.
+
+  The sum over stages of `hint_mse`, the larger map average-pooled to the smaller
+  (`match_sizes`). It is the whole training signal of SimKD: no labels, no logits; the student
+  predicts through the teacher's classifier.
+
+  Args:
+    student: Output whose features at `stages` have the teacher's channels, as
+      `jaxkd.connectors.Projector` gives them, which pools a larger student before it projects.
+    teacher: Output with the same stages, constant.
+    stages: names, or (student's, teacher's) pairs of names.
+
+  Returns:
+    Terms(feature=...), float32 or wider.
+
+  Raises:
+    ConfigError: naming the stage and both shapes, or the stages there are.
+
+  Source: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
+  eq. 2, as the authors' code.
+
+  >>> maps = lambda size: Output(features={"stage3": jnp.ones((2, size, size, 3))})
+  >>> float(simkd(maps(8), maps(4)).total)
+  0.0
+  """
+
+  def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
+    return hint_mse(*match_sizes(*widen(s, t)))
+
+  return Terms(feature=sum(over_stages(kernel, student, teacher, stages)))

@@ -1,0 +1,106 @@
+"""Bringing feature maps of different sizes to one size."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.errors import ConfigError
+from jaxkd.losses.precision import widen
+
+
+def adaptive_average_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
+  """Average pooling to a given size, whatever the size of the map.
+
+  Output row i is the mean of input rows floor(i*H/height) .. ceil((i+1)*H/height) - 1, columns
+  likewise. Bins overlap where the sizes do not divide, and rows repeat where the output is larger.
+
+  Args:
+    x: feature maps (B, H, W, C).
+    height: rows wanted.
+    width: columns wanted.
+
+  Returns:
+    (B, height, width, C) in the dtype of x, accumulated in at least float32.
+
+  Raises:
+    ConfigError: if x is not (B, H, W, C) or the size is not positive.
+
+  Source: the bins of torch's adaptive_avg_pool2d, which RepDistiller, mdistiller and SimKD use.
+
+  >>> adaptive_average_pool(jnp.arange(3.0).reshape(1, 3, 1, 1), 2, 1).ravel()
+  Array([0.5, 1.5], dtype=float32)
+  """
+  x = jnp.asarray(x)
+  if x.ndim != 4:
+    raise ConfigError(f"adaptive_average_pool: x {x.shape} is not a feature map (B, H, W, C)")
+  if height < 1 or width < 1:
+    raise ConfigError(f"adaptive_average_pool: no map has the size ({height}, {width})")
+  batch, rows, columns, channels = x.shape
+  if (rows, columns) == (height, width):
+    return x
+  (pooled,) = widen(x)
+  if rows % height == 0 and columns % width == 0:
+    blocks = (batch, height, rows // height, width, columns // width, channels)
+    pooled = jnp.mean(pooled.reshape(blocks), axis=(2, 4))
+  else:
+    # Two small matrices are exact and fast, forwards and backwards. HIGHEST, because GPUs and
+    # TPUs would otherwise round the operands.
+    pooled = jnp.einsum(
+      "hy,wx,byxc->bhwc",
+      jnp.asarray(_averaging_matrix(rows, height), pooled.dtype),
+      jnp.asarray(_averaging_matrix(columns, width), pooled.dtype),
+      pooled,
+      precision=lax.Precision.HIGHEST,
+    )
+  return pooled.astype(x.dtype)
+
+
+def match_sizes(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
+  """Student and teacher maps at one size: the larger one is average-pooled.
+
+  The number of rows decides. A student with more rows is pooled to the teacher's size; otherwise
+  the teacher is pooled to the student's. Maps of equal size, and features (B, D), are untouched.
+
+  Args:
+    student: (B, H, W, C) or (B, D).
+    teacher: (B, H', W', C') or (B, D').
+
+  Returns:
+    Both, with the same height and width.
+
+  Raises:
+    ConfigError: if one is a map and the other is not.
+
+  Source: RepDistiller, mdistiller and SimKD look at H alone and pool both axes to it. This is
+  the same wherever their shapes then agree, and goes on to non-square maps, to which they give
+  no value: both axes take the smaller map's own size.
+
+  >>> s, t = match_sizes(jnp.ones((2, 8, 4, 3)), jnp.ones((2, 4, 2, 5)))
+  >>> s.shape, t.shape
+  ((2, 4, 2, 3), (2, 4, 2, 5))
+  """
+  student, teacher = jnp.asarray(student), jnp.asarray(teacher)
+  if student.ndim == teacher.ndim == 2:
+    return student, teacher
+  for name, x in (("student", student), ("teacher", teacher)):
+    if x.ndim != 4:
+      raise ConfigError(
+        f"student {student.shape} and teacher {teacher.shape} cannot be brought to one size: "
+        f"the {name} is not a feature map (B, H, W, C)"
+      )
+  if student.shape[1] > teacher.shape[1]:
+    return adaptive_average_pool(student, *teacher.shape[1:3]), teacher
+  return student, adaptive_average_pool(teacher, *student.shape[1:3])
+
+
+def _averaging_matrix(size: int, bins: int) -> np.ndarray:
+  """(bins, size) matrix whose row i averages input positions floor(i*s/n) .. ceil((i+1)*s/n)."""
+  matrix = np.zeros((bins, size))
+  for i in range(bins):
+    start, stop = i * size // bins, -(-(i + 1) * size // bins)
+    matrix[i, start:stop] = 1.0 / (stop - start)
+  return matrix

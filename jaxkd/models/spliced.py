@@ -1,0 +1,183 @@
+"""A student that ends in its teacher's last layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.types import Array, Network, Output
+
+
+class ReusedClassifier(nn.Module):
+  """A student's encoder, a projector, and the teacher's layers from a stage on.
+
+  What a SimKD student is at inference. The teacher's part always runs in evaluation mode. The
+  variables are {"params": {"student": ..., "projector": ..., "teacher": ...}, "batch_stats": ...},
+  with only what runs: no classifier of the student, no early layers of the teacher.
+
+  Stages: the student's before `student_stage`, then `teacher_stage`, which is the projected map
+  under the teacher's name, then the teacher's later ones. Of two stages of one name the teacher's
+  is kept. With the same surface as other models (`stages`, `encode`, `resume`) it can be a teacher
+  in its turn.
+
+  Attributes:
+    student: a model with `stages`, `encode` and `resume` (see jaxkd.models).
+    projector: `__call__(features, train)`, from the student's map to one of the shape the teacher
+      gives at `teacher_stage`, after an activation of the teacher's kind.
+    teacher: a model with `stages` and `resume`.
+    student_stage: the student's last stage that is used.
+    teacher_stage: the teacher's stage that the projected map stands for.
+
+  Source: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022;
+  teacher_stage "stage3" is SimKD, an earlier one reuses more of the teacher (SimKD+, ++).
+  """
+
+  student: nn.Module
+  projector: nn.Module
+  teacher: nn.Module
+  student_stage: str = "stage3"
+  teacher_stage: str = "stage3"
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """The names of the features, shallow to deep."""
+    reused = self._reused
+    return tuple(stage for stage in self._encoded if stage not in reused) + reused
+
+  @property
+  def _encoded(self) -> tuple[str, ...]:
+    return _split(self.student, self.student_stage, "student")[0]
+
+  @property
+  def _reused(self) -> tuple[str, ...]:
+    return (self.teacher_stage, *_split(self.teacher, self.teacher_stage, "teacher")[1])
+
+  def __call__(self, images: Array, train: bool = False) -> Output:
+    """Logits of the teacher's classifier, and every stage's features.
+
+    Raises:
+      ConfigError: for a `student_stage` or `teacher_stage` that the model does not have.
+      ValueError: if the projected map is not one the teacher can go on from.
+    """
+    return self._from_encoder(self.student.encode(images, train, self.student_stage), train, None)
+
+  def encode(self, images: Array, train: bool = False, to_stage: str = "pooled") -> Output:
+    """Features up to and including `to_stage`, without logits."""
+    self._check(to_stage)
+    if to_stage not in self._reused:
+      return self.student.encode(images, train, to_stage)
+    encoded = self.student.encode(images, train, self.student_stage)
+    return self._from_encoder(encoded, train, to_stage)
+
+  def resume(
+    self, features: Array, from_stage: str, train: bool = False, to_stage: str | None = None
+  ) -> Output:
+    """Continues from the features of `from_stage`; as the models' own `resume`."""
+    for stage in (from_stage, to_stage or from_stage):
+      self._check(stage)
+    if from_stage in self._reused:
+      return self._through_teacher(features, from_stage, to_stage)
+    stop = to_stage if to_stage not in (None, *self._reused) else self.student_stage
+    encoded = self.student.resume(features, from_stage, train, to_stage=stop)
+    return encoded if stop == to_stage else self._from_encoder(encoded, train, to_stage)
+
+  def _from_encoder(self, encoded: Output, train: bool, to_stage: str | None) -> Output:
+    """Projects the student's last stage and goes on through the teacher."""
+    projected = self.projector(encoded.features[self.student_stage], train)
+    rest = self._through_teacher(projected, self.teacher_stage, to_stage)
+
+    def kept(arrays: Mapping[str, Array]) -> dict[str, Array]:
+      shallower = set(self._encoded) - set(self._reused)
+      return {stage: array for stage, array in arrays.items() if stage in shallower}
+
+    return dataclasses.replace(
+      rest,
+      features={**kept(encoded.features), self.teacher_stage: projected, **rest.features},
+      preactivations={**kept(encoded.preactivations), **rest.preactivations},
+    )
+
+  def _through_teacher(self, features: Array, from_stage: str, to_stage: str | None) -> Output:
+    # Only asked to stop where it must: a teacher needs no to_stage to be reused to the end.
+    stop = {} if to_stage is None else {"to_stage": to_stage}
+    return self.teacher.resume(features, from_stage, train=False, **stop)
+
+  def _check(self, stage: str) -> None:
+    if stage not in self.stages:
+      raise unknown_name("stage", stage, self.stages)
+
+
+def reuse_classifier(
+  student: nn.Module,
+  projector: nn.Module,
+  teacher: nn.Module,
+  student_variables: Mapping[str, Any],
+  projector_variables: Mapping[str, Any],
+  teacher_variables: Mapping[str, Any],
+  *,
+  student_stage: str = "stage3",
+  teacher_stage: str = "stage3",
+  image_shape: tuple[int, int, int],
+) -> Network:
+  """A distilled SimKD student as one network, with the part of each network's variables it needs.
+
+  Args:
+    student: as in ReusedClassifier; also its `projector`, `teacher` and stages.
+    projector: see `student`.
+    teacher: see `student`.
+    student_variables: the student's Flax variables, {"params": ..., "batch_stats": ...}.
+    projector_variables: the projector's.
+    teacher_variables: the teacher's.
+    student_stage: the student's last stage that is used.
+    teacher_stage: the teacher's stage that the projected map stands for.
+    image_shape: (H, W, C) of the images; which variables are needed is found by tracing.
+
+  Returns:
+    The ReusedClassifier and its variables, the same arrays, not copies.
+
+  Raises:
+    ConfigError: for an unknown stage, or variables that are missing or of another shape.
+    ValueError: as ReusedClassifier.
+  """
+  # Clones, because linen would share the parameters of one module given twice.
+  module = ReusedClassifier(
+    student.clone(), projector.clone(), teacher.clone(), student_stage, teacher_stage
+  )
+  _split(student, student_stage, "student")
+  _split(teacher, teacher_stage, "teacher")
+  given = {
+    "student": student_variables,
+    "projector": projector_variables,
+    "teacher": teacher_variables,
+  }
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  needed = jax.eval_shape(module.init, jax.random.key(0), images)
+  flat = {
+    (collection, part, *path): value
+    for part, variables in given.items()
+    for collection, tree in variables.items()
+    for path, value in flatten_dict(tree).items()
+  }
+  chosen = {}
+  for path, like in flatten_dict(needed).items():
+    collection, part, *rest = path
+    found = f"of shape {jnp.shape(flat[path])}" if path in flat else "missing"
+    if found != f"of shape {like.shape}":
+      name = "/".join((collection, *rest))
+      raise ConfigError(f"{part}_variables: {name} is {found}, not of shape {like.shape}")
+    chosen[path] = flat[path]
+  return Network(module, unflatten_dict(chosen))
+
+
+def _split(model: nn.Module, stage: str, role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The stages before and after `stage`."""
+  if stage not in model.stages:
+    raise unknown_name(f"{role}_stage", stage, model.stages)
+  position = model.stages.index(stage)
+  return model.stages[:position], model.stages[position + 1 :]

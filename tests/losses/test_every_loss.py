@@ -1,0 +1,221 @@
+"""What every loss promises: transforms, precision, no gradient for the teacher, documentation."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxkd import losses
+from jaxkd.types import Output, Terms
+
+# Everything here runs once or a few times: the compiler's time is what counts.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+B = 8
+
+
+class Subject(NamedTuple):
+  """A loss as a function of a student's and a teacher's array."""
+
+  loss: Callable
+  student: tuple[int, ...]
+  teacher: tuple[int, ...]
+
+
+def of_logits(loss, **options):
+  return lambda s, t: loss(Output(logits=s), Output(logits=t), **options).total
+
+
+def of_maps(loss, **options):
+  def apply(s, t):
+    return loss(Output(features={"x": s}), Output(features={"x": t}), stages=["x"], **options).total
+
+  return apply
+
+
+SUBJECTS = {
+  "cross_entropy": Subject(
+    lambda s, t: losses.cross_entropy(s, jax.lax.stop_gradient(jnp.argmax(t, axis=-1))),
+    (B, 5),
+    (B, 5),
+  ),
+  "knowledge_distillation": Subject(of_logits(losses.knowledge_distillation), (B, 5), (B, 5)),
+  "fitnets": Subject(of_maps(losses.fitnets), (B, 2, 2, 3), (B, 3, 3, 3)),
+  "simkd": Subject(of_maps(losses.simkd), (B, 4, 4, 3), (B, 2, 2, 3)),
+  "attention_transfer": Subject(
+    of_maps(losses.attention_transfer, power=4), (B, 3, 3, 3), (B, 2, 2, 4)
+  ),
+  "attention_transfer_paper": Subject(
+    of_maps(losses.attention_transfer, norm="paper"), (B, 2, 3, 3), (B, 2, 3, 4)
+  ),
+}
+
+each_loss = pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
+
+
+def draw(subject: Subject, dtype="float32", seed=0):
+  rng = np.random.default_rng(seed)
+  return tuple(
+    jnp.asarray(rng.normal(size=shape), dtype) for shape in (subject.student, subject.teacher)
+  )
+
+
+@functools.cache
+def compiled(loss: Callable):
+  """Value and both gradients, compiled once for all tests of a loss."""
+  return jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+
+def assert_close(actual, desired):
+  chex.assert_trees_all_close(actual, desired, rtol=1e-5, atol=1e-7)
+
+
+@each_loss
+def test_jit_vmap_and_checkpoint_agree_with_eager(subject):
+  s, t = draw(subject)
+  value, (gradient, _) = compiled(subject.loss)(s, t)
+  assert_close(subject.loss(s, t), value)
+
+  @jit
+  def transformed(s, t):
+    remat = jax.value_and_grad(jax.checkpoint(subject.loss))
+    return remat(s, t), jax.vmap(jax.value_and_grad(subject.loss))(s[None], t[None])
+
+  remat, mapped = transformed(s, t)
+  assert_close(remat, (value, gradient))
+  assert_close(mapped, (value[None], gradient[None]))
+
+
+@each_loss
+@pytest.mark.parametrize("transform", ["pmap", "shard_map"])
+def test_mean_over_devices_is_that_of_the_whole_batch(subject, transform):
+  s, t = draw(subject)
+
+  def shard(s, t):
+    value, gradient = jax.value_and_grad(subject.loss)(s, t)
+    return jax.lax.pmean(value, "batch"), gradient / 4
+
+  if transform == "pmap":
+    mapped = jax.pmap(shard, "batch", out_axes=(None, 0), devices=jax.devices()[:4])
+    value, gradient = mapped(*(x.reshape(4, 2, *x.shape[1:]) for x in (s, t)))
+  else:
+    mesh = jax.make_mesh((4,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:4])
+    specs = {"in_specs": P("batch"), "out_specs": (P(), P("batch"))}
+    value, gradient = jit(jax.shard_map(shard, mesh=mesh, check_vma=False, **specs))(s, t)
+  expected, (expected_gradient, _) = compiled(subject.loss)(s, t)
+  assert_close((value, gradient.reshape(s.shape)), (expected, expected_gradient))
+
+
+@each_loss
+def test_gradient_is_that_of_finite_differences(subject):
+  with jax.enable_x64(True):
+    s, t = draw(subject, "float64")
+    direction, _ = draw(subject, "float64", seed=1)
+
+    @jit
+    def slopes(s, t):
+      moved = jnp.stack([s + 1e-5 * direction, s - 1e-5 * direction])
+      up, down = jax.vmap(lambda s: subject.loss(s, t))(moved)
+      return jnp.vdot(jax.grad(subject.loss)(s, t), direction), (up - down) / 2e-5
+
+    exact, finite = slopes(s, t)
+    np.testing.assert_allclose(exact, finite, rtol=1e-7)
+    assert abs(finite) > 1e-6
+
+
+@each_loss
+def test_teacher_gets_no_gradient(subject):
+  s, t = draw(subject)
+  _, (_, gradient) = compiled(subject.loss)(s, t)
+  chex.assert_trees_all_equal(gradient, jnp.zeros_like(t))
+
+
+@each_loss
+def test_bfloat16_is_computed_in_float32(subject):
+  s, t = draw(subject, "bfloat16")
+  value, (gradient, _) = compiled(subject.loss)(s, t)
+  exact, (exact_gradient, _) = compiled(subject.loss)(s.astype("float32"), t.astype("float32"))
+  assert value.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+  np.testing.assert_allclose(value, exact, rtol=1e-6)
+  np.testing.assert_allclose(gradient.astype("float32"), exact_gradient, rtol=0.02, atol=1e-5)
+
+
+@each_loss
+def test_float64_stays_and_float32_is_not_widened_by_constants(subject):
+  with jax.enable_x64(True):
+    for dtype in ("float64", "float32"):
+      s, t = draw(subject, dtype)
+      value, gradient = jax.eval_shape(jax.value_and_grad(subject.loss), s, t)
+      assert value.dtype == gradient.dtype == jnp.dtype(dtype)
+      assert value.shape == ()
+
+
+@each_loss
+def test_order_of_the_examples_does_not_matter(subject):
+  s, t = draw(subject)
+  (value, _), (turned, _) = compiled(subject.loss)(s, t), compiled(subject.loss)(s[::-1], t[::-1])
+  np.testing.assert_allclose(turned, value, rtol=1e-5, atol=1e-8)
+
+
+@each_loss
+def test_constant_inputs_give_finite_values_and_gradients(subject):
+  for fill in (0.0, 1e4, -1e4):
+    s, t = (jnp.full(shape, fill) for shape in (subject.student, subject.teacher))
+    chex.assert_tree_all_finite(compiled(subject.loss)(s, t))
+
+
+def test_losses_read_only_what_they_need_of_an_output():
+  z, x = jnp.ones((2, 3)), jnp.ones((2, 2, 2, 3))
+  bare, full = Output(features={"stage3": x}), Output(logits=z, features={"stage3": x, "other": z})
+  assert losses.simkd(bare, full).total == 0.0
+  assert losses.knowledge_distillation(Output(logits=z), full).total == 0.0
+
+
+def test_losses_put_their_value_in_the_right_term():
+  s, t = Output(jnp.eye(2), {"x": jnp.ones((2, 2, 2, 1))}), Output(-jnp.eye(2), {})
+  t = Output(t.logits, {"x": jnp.arange(8.0).reshape(2, 2, 2, 1)})
+  assert losses.knowledge_distillation(s, t).logit > 0
+  assert losses.knowledge_distillation(s, t).feature == 0
+  for loss in (losses.fitnets, losses.simkd, losses.attention_transfer):
+    terms = loss(s, t, stages=["x"])
+    assert isinstance(terms, Terms) and terms.feature > 0 and terms.logit == 0
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_public_name_says_what_it_is_and_where_it_comes_from(name):
+  function = getattr(losses, name)
+  text = inspect.getdoc(function)
+  for section in ("Args:", "Returns:", "Source:"):
+    assert section in text, f"{name} has no {section}"
+  for parameter in inspect.signature(function).parameters:
+    assert f"\n  {parameter}:" in text, f"{name} does not document {parameter}"
+
+
+def test_package_page_lists_every_public_name():
+  public = {name for name in vars(losses) if inspect.isfunction(getattr(losses, name))}
+  assert public == set(losses.__all__)
+  for name in losses.__all__:
+    assert f"`{name}`" in losses.__doc__
+
+
+def test_losses_need_jax_and_numpy_alone():
+  code = (
+    "import sys, jax; before = set(sys.modules); import jaxkd.losses;"
+    "print(*{m.split('.')[0] for m in set(sys.modules) - before})"
+  )
+  out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  loaded = set(out.stdout.split())
+  foreign = {name for name in loaded if name not in sys.stdlib_module_names}
+  assert foreign <= {"jaxkd", "jax", "numpy"}

@@ -1,0 +1,25 @@
+"""Variables without waiting for XLA to compile a module's random initial values."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+
+def drawn(module, *inputs, seed=0, **arguments):
+  """Variables of the module's shapes, so that signals keep their size and statistics matter."""
+  shapes = jax.eval_shape(
+    lambda *inputs: module.init(jax.random.key(0), *inputs, **arguments), *inputs
+  )
+  rng = np.random.default_rng(seed)
+
+  def draw(path, like):
+    if like.ndim > 1:
+      value = rng.normal(0, np.sqrt(2 / np.prod(like.shape[:-1])), like.shape)
+    elif path[-1].key in ("scale", "var"):
+      value = rng.uniform(0.5, 1.5, like.shape)
+    else:
+      value = rng.normal(0, 0.1, like.shape)
+    return value.astype(like.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)

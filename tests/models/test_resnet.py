@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import models
+from jaxkd.errors import ConfigError
+from jaxkd.models import CifarResNet
+from tests.models.drawn import drawn
+
+MODEL = models.create("resnet8_w4", num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def images():
+  return jax.random.normal(jax.random.key(0), (16, 8, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def variables(images):
+  return drawn(MODEL, images)
+
+
+@pytest.fixture(scope="module")
+def output(variables, images):
+  return jax.jit(MODEL.apply)(variables, images)
+
+
+def test_stages_are_the_features_shallow_to_deep(output):
+  assert MODEL.stages == ("stem", "stage1", "stage2", "stage3", "pooled")
+  assert set(output.features) == set(MODEL.stages)
+  assert [output.features[stage].shape[1:] for stage in MODEL.stages] == [
+    (8, 8, 4),
+    (8, 8, 4),
+    (4, 4, 8),
+    (2, 2, 16),
+    (16,),
+  ]
+
+
+def test_features_are_the_preactivations_after_relu(output):
+  assert set(output.preactivations) == set(MODEL.stages) - {"pooled"}
+  for stage, preactivation in output.preactivations.items():
+    assert jnp.min(preactivation) < 0
+    np.testing.assert_array_equal(output.features[stage], np.maximum(preactivation, 0))
+
+
+@pytest.mark.parametrize("stage", MODEL.stages)
+def test_resume_gives_what_the_whole_network_gives(stage, variables, output):
+  feature = output.features[stage]
+  rest = jax.jit(lambda v, x: MODEL.apply(v, x, stage, method="resume"))(variables, feature)
+  later = MODEL.stages[MODEL.stages.index(stage) + 1 :]
+  assert set(rest.features) == set(later)
+  np.testing.assert_allclose(rest.logits, output.logits, rtol=1e-5, atol=1e-6)
+  for name in later:
+    np.testing.assert_allclose(rest.features[name], output.features[name], rtol=1e-5, atol=1e-6)
+
+
+def test_resume_and_encode_touch_only_the_layers_they_run(images):
+  def layers(*arguments, **options):
+    return set(
+      jax.eval_shape(lambda: MODEL.init(jax.random.key(0), *arguments, **options))["params"]
+    )
+
+  early = {"stem_conv", "stem_bn", "stage1_0"}
+  assert layers(images, to_stage="stage1", method="encode") == early
+  late = layers(jnp.ones((1, 2, 2, 8)), "stage2", method="resume")
+  assert late == {"stage3_0", "classifier"}
+  assert layers(jnp.ones((1, 16)), "pooled", method="resume") == {"classifier"}
+  assert layers(images) == early | {"stage2_0"} | late
+
+
+def test_resume_stops_where_it_is_told_to(variables, output):
+  rest = MODEL.apply(variables, output.features["stem"], "stem", to_stage="stage1", method="resume")
+  assert set(rest.features) == {"stage1"}
+  assert rest.logits is None
+  with pytest.raises(ConfigError, match="'stem' comes before from_stage 'stage1'"):
+    MODEL.apply(variables, rest.features["stage1"], "stage1", to_stage="stem", method="resume")
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (5, 7, 2), (9, 4, 3), (28, 28, 1)])
+def test_any_image_from_4x4_and_any_channel_count_will_do(shape):
+  result = jax.eval_shape(lambda: MODEL.init_with_output(jax.random.key(0), jnp.ones((2, *shape))))
+  height, width = -(-shape[0] // 4), -(-shape[1] // 4)
+  assert result[0].features["stage3"].shape == (2, height, width, 16)
+  assert result[0].logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+  ("images", "message"),
+  [
+    (jnp.ones((2, 3, 8, 1)), "3x8 are too small: this model takes 4x4 and larger"),
+    (jnp.ones((8, 8, 1)), r"images must be \(B, H, W, C\), not \(8, 8, 1\)"),
+    (jnp.ones((2, 8, 8, 1), jnp.uint8), "normalised and floating point, not uint8"),
+  ],
+)
+def test_images_it_cannot_take_are_named(images, message):
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(MODEL.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize(
+  ("stage", "shape", "message"),
+  [
+    ("stage4", (2, 2, 2, 16), "unknown stage 'stage4'"),
+    ("stage3", (2, 2, 2, 8), r"'stage3' must be \(B, H, W, 16\), not \(2, 2, 2, 8\)"),
+    ("stage3", (2, 16), r"'stage3' must be \(B, H, W, 16\), not \(2, 16\)"),
+    ("pooled", (2, 2, 2, 16), r"'pooled' must be \(B, 16\), not \(2, 2, 2, 16\)"),
+  ],
+)
+def test_features_it_cannot_resume_from_are_named(stage, shape, message, variables):
+  with pytest.raises(ValueError, match=message):
+    MODEL.apply(variables, jnp.ones(shape), stage, method="resume")
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_variables_in_float32(variables, images, output):
+  model = models.create("resnet8_w4", num_classes=3, dtype=jnp.bfloat16)
+  fresh = jax.eval_shape(model.init, jax.random.key(0), images)
+  assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+
+  @jax.jit
+  def both(variables, images):
+    trained = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    return model.apply(variables, images), *trained
+
+  evaluated, trained, updated = both(variables, images)
+  computed = jax.tree.leaves((evaluated, trained))
+  assert {leaf.dtype for leaf in computed} == {jnp.dtype("bfloat16")}
+  assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype("float32")}
+  np.testing.assert_allclose(evaluated.logits, output.logits, atol=0.05)
+
+
+def test_float64_stays_float64():
+  with jax.enable_x64(True):
+    shapes = jax.eval_shape(
+      MODEL.init_with_output, jax.random.key(0), jnp.ones((2, 8, 8, 1), jnp.float64)
+    )[0]
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float64")}
+
+
+def test_statistics_shared_over_devices_are_those_of_the_whole_batch(variables, images):
+  shared = models.create("resnet8_w4", num_classes=3, axis_name="devices")
+  devices = jax.local_device_count()
+  assert devices == 8
+
+  def train(model):
+    def forward(variables, images):
+      output, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+      return output.logits, updated["batch_stats"]
+
+    return forward
+
+  mapped = jax.pmap(train(shared), axis_name="devices", in_axes=(None, 0))
+  parts = np.asarray(images).reshape(devices, -1, *images.shape[1:])
+  logits, stats = mapped(variables, parts)
+  expected, updated = jax.jit(train(MODEL))(variables, images)
+
+  # Replicas are equal to the bit, or they would drift apart.
+  for leaf in map(np.asarray, jax.tree.leaves(stats)):
+    np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+  logits = np.asarray(logits).reshape(expected.shape)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+  for many, one in zip(jax.tree.leaves(stats), jax.tree.leaves(updated), strict=True):
+    np.testing.assert_allclose(many[0], one, rtol=1e-4, atol=1e-6)
+
+
+def test_fresh_weights_have_the_spread_of_pytorch():
+  model = CifarResNet(blocks=1, widths=(64, 64, 64, 64), num_classes=400)
+
+  @jax.jit
+  def fresh(key):
+    first = model.init(key, jnp.ones((1, 4, 4, 3)), to_stage="stem", method="encode")
+    last = model.init(key, jnp.ones((1, 64)), "pooled", method="resume")
+    return first["params"]["stem_conv"]["kernel"], last["params"]["classifier"]
+
+  stem, classifier = fresh(jax.random.key(0))
+  # By what goes out of a layer, not by what comes in.
+  assert np.std(stem) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.05)
+  for leaf in classifier.values():
+    assert 0.98 / 8 < np.max(np.abs(leaf)) <= 1 / 8
+    assert np.std(leaf) == pytest.approx(1 / 8 / np.sqrt(3), rel=0.1)

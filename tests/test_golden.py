@@ -1,0 +1,93 @@
+"""Our losses and connectors give the values and gradients of published code.
+
+`pytest tests/test_golden.py [--golden DIR]`: every case of every .npz file in the folder is a
+test, in float64 and in float32. A method or case that cannot be run is a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.golden_adapters import ADAPTERS
+from tests.golden_cases import Case, compute, disagreements, load
+
+HERE = Path(__file__).parent / "golden"
+
+
+def pytest_generate_tests(metafunc):
+  if "golden_case" not in metafunc.fixturenames:
+    return
+  folder = Path(metafunc.config.getoption("--golden") or HERE)
+  cases = [case for path in sorted(folder.glob("*.npz")) for case in load(path)]
+  if not cases:
+    raise pytest.UsageError(f"no golden cases in {folder}")
+  ids = [f"{case.method}-{case.index}" for case in cases]
+  metafunc.parametrize("golden_case", cases, ids=ids)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_golden_case_agrees(golden_case, dtype):
+  case = golden_case
+  adapter = ADAPTERS.get(case.method)
+  assert adapter is not None, f"no adapter for the method {case.method!r}: known {list(ADAPTERS)}"
+  with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
+    ours = compute(case, adapter, dtype)
+  wrong = disagreements(case, ours, dtype)
+  assert not wrong, f"{case.word('desc')} [{case.word('source')}]: " + "; ".join(wrong)
+
+
+def test_adapters_give_every_intermediate_value_of_our_own_files():
+  for path in HERE.glob("*.npz"):
+    for case in load(path):
+      wanted = {name for name in case.values if name.startswith("aux_")}
+      _, aux = jax.eval_shape(lambda case=case: ADAPTERS[case.method](case, case.values))
+      assert wanted <= set(aux)
+
+
+CASE = Case(
+  "kd",
+  0,
+  {
+    "loss": np.array(2.0),
+    "loss_f32": np.array(2.0),
+    "grad_a": np.array([1.0, 3.0]),
+    "grad_b": np.array([1e-17]),
+    "edge": np.array(""),
+    "nonfinite": np.array(""),
+  },
+)
+OURS = {"loss": np.array(2.0), "grad_a": np.array([1.0, 3.0]), "grad_b": np.array([0.0])}
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("loss", np.array(2.0 + 1e-8)),
+    ("loss", np.array(np.nan)),
+    ("grad_a", np.array([1.0, 3.0 + 1e-8])),
+    ("grad_a", np.array([1.0])),
+    ("grad_b", np.array([1e-12])),
+    ("grad_b", np.array([np.inf])),
+  ],
+)
+def test_comparison_sees_a_wrong_value(name, value):
+  assert not disagreements(CASE, OURS, "float64")
+  assert len(disagreements(CASE, OURS | {name: value}, "float64")) == 1
+
+
+def test_comparison_sees_a_missing_gradient():
+  ours = {name: value for name, value in OURS.items() if name != "grad_a"}
+  assert disagreements(CASE, ours, "float64") == ["grad_a: not computed"]
+
+
+def test_comparison_wants_finite_values_where_the_reference_has_none():
+  case = CASE._replace(values=CASE.values | {"loss": np.array(np.nan)})
+  named = CASE._replace(values=CASE.values | {"nonfinite": np.array("loss, grad_a")})
+  for reference in (case, named):
+    assert not disagreements(reference, OURS | {"loss": np.array(7.0)}, "float64")
+    assert disagreements(reference, OURS | {"loss": np.array(np.inf)}, "float64")

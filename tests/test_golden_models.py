@@ -1,0 +1,203 @@
+"""Models with PyTorch's weights against what the published PyTorch code computes.
+
+`pytest tests/test_golden_models.py --golden DIR` checks another folder of the same format; see
+tests/golden/models/README.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from jaxkd import models
+from tests.torch_weights import digest, module_path, regenerate, to_flax
+
+TOLERANCE = 1e-4  # of the largest value of the array
+HERE = Path(__file__).parent / "golden" / "models"
+
+
+def pytest_generate_tests(metafunc):
+  if "golden" not in metafunc.fixturenames:
+    return
+  folder = Path(metafunc.config.getoption("golden") or HERE)
+  # One --golden can serve the losses' folder and the models' folder in it.
+  folder = folder / "models" if (folder / "models").is_dir() else folder
+  # A folder without files is a failure, too: an empty list would pass unseen.
+  files = sorted(folder.glob("*.npz")) or [folder / "no .npz file"]
+  metafunc.parametrize("golden", files, ids=[file.stem for file in files])
+
+
+@pytest.fixture
+def reference(golden):
+  return load(golden)
+
+
+@cache
+def load(path):
+  assert path.is_file(), f"nothing to check: {path}"
+  with np.load(path, allow_pickle=False) as file:
+    reference = dict(file)
+  assert "state_dict_spec" in reference, f"{path.name} is not a golden model"
+  return reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What jaxkd computes for one file."""
+
+  module: object
+  variables: dict
+  outputs: dict
+  batch_stats: dict
+
+
+@cache
+def run(path):
+  reference = load(path)
+  name = str(reference["model"])
+  if name not in models.names():
+    pytest.fail(f"jaxkd has no model {name!r}; it has {', '.join(models.names())}")
+  module = models.create(name, **json.loads(str(reference["args"])))
+  spec = json.loads(str(reference["state_dict_spec"]))
+  state = regenerate(spec, int(reference["seed"]))
+  floats = [entry for entry, _ in spec if not entry.endswith("num_batches_tracked")]
+  expected = dict(zip((entry for entry, _ in spec), reference["sd_sum"], strict=True))
+  for entry in floats:
+    np.testing.assert_allclose(state[entry].sum(dtype=np.float64), expected[entry], atol=1e-9)
+  assert digest(state) == str(reference["sd_sha256"])
+  variables = to_flax(state)
+
+  @jax.jit
+  def both(variables, images):
+    evaluated = module.apply(variables, images)
+    trained, updated = module.apply(variables, images, train=True, mutable=["batch_stats"])
+    return {"eval": evaluated, "train": trained}, updated["batch_stats"]
+
+  outputs, batch_stats = both(variables, reference["x"])
+  return Run(module, variables, outputs, batch_stats)
+
+
+def check(reference, key, array):
+  """Compares one array with its shape, its summary, and its values or a stride of them."""
+  array = np.asarray(array, np.float64)
+  assert list(array.shape) == reference[f"{key}.shape"].tolist(), key
+  stats = reference[f"{key}.stats"]
+  scale = stats[3]
+  found = [array.mean(), array.std(), np.linalg.norm(array), np.abs(array).max()]
+  allowed = TOLERANCE * np.array([scale, scale, stats[2], scale])
+  np.testing.assert_array_less(np.abs(found - stats), allowed, err_msg=f"{key}.stats")
+  if key in reference:
+    expected = reference[key]
+  else:
+    expected, array = reference[f"{key}.slice"], array.reshape(-1)[:: int(reference[f"{key}.step"])]
+  np.testing.assert_allclose(array, expected, rtol=0, atol=TOLERANCE * scale, err_msg=key)
+
+
+def keys(reference, phase, part):
+  prefix = f"{phase}/{part}"
+  found = {key.split(".")[0] for key in reference if key.startswith(prefix)}
+  assert found, f"nothing stored under {prefix}"
+  return sorted(found)
+
+
+@pytest.mark.parametrize("phase", ["eval", "train"])
+class TestForward:
+  def test_logits_are_those_of_the_published_code(self, golden, reference, phase):
+    check(reference, f"{phase}/logits", run(golden).outputs[phase].logits)
+
+  def test_features_are_those_of_the_published_code(self, golden, reference, phase):
+    result = run(golden)
+    taps = keys(reference, phase, "f")
+    # Taps are numbered shallow to deep, and so are our stages.
+    assert taps == [f"{phase}/f{i}" for i in range(len(result.module.stages))]
+    for key, stage in zip(taps, result.module.stages, strict=True):
+      check(reference, key, result.outputs[phase].features[stage])
+
+  def test_preactivations_are_those_of_the_published_code(self, golden, reference, phase):
+    result = run(golden)
+    for key in keys(reference, phase, "pre/f"):
+      stage = result.module.stages[int(key.rsplit("f", 1)[1])]
+      check(reference, key, result.outputs[phase].preactivations[stage])
+
+
+def test_one_training_step_moves_batch_statistics_as_published(golden, reference):
+  stats = run(golden).batch_stats
+
+  def layer(name):
+    tree = stats
+    for part in module_path(name).split("/"):
+      tree = tree[part]
+    return np.asarray(tree["mean"], np.float64), np.asarray(tree["var"], np.float64)
+
+  def close(found, expected, scale, name):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale, err_msg=name)
+
+  names = json.loads(str(reference["train/bn_names"]))
+  assert len(names) == len(jax.tree.leaves(stats)) // 2
+  for i, name in enumerate(names):
+    mean, var = layer(name)
+    close(mean.sum(), reference["train/bn_mean_sum"][i], np.abs(mean).sum(), name)
+    # Flax keeps the biased variance, torch the unbiased one.
+    close(var.sum(), reference["train/bn_var_biased_sum"][i], var.sum(), name)
+  picked = json.loads(str(reference["train/bn_picked"]))
+  assert picked
+  for name in picked:
+    for found, leaf in zip(layer(name), ("running_mean", "running_var_biased"), strict=True):
+      expected = reference[f"train/bn/{name}/{leaf}"]
+      close(found, expected, np.abs(expected).max(), f"{name} {leaf}")
+
+
+def test_fresh_variables_have_the_published_names_shapes_and_count(golden, reference):
+  result = run(golden)
+  fresh = jax.eval_shape(result.module.init, jax.random.key(0), reference["x"])
+  assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, result.variables)
+  count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(fresh["params"]))
+  assert count == int(reference["n_params"])
+
+
+def test_one_image_costs_the_published_multiplications(golden, reference):
+  result = run(golden)
+  jaxpr = jax.make_jaxpr(result.module.apply)(result.variables, reference["x"][:1])
+  assert multiplications(jaxpr.jaxpr) == int(reference["macs"])
+
+
+def multiplications(jaxpr):
+  """Of convolutions and matrix products."""
+  total = 0
+  for equation in jaxpr.eqns:
+    total += sum(multiplications(inner) for inner in jaxprs_in_params(equation.params))
+    if equation.primitive.name not in ("conv_general_dilated", "dot_general"):
+      continue
+    left, right = (variable.aval for variable in equation.invars)
+    if equation.primitive.name == "dot_general":
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      per_output = np.prod([left.shape[axis] for axis in contracted])
+    else:
+      out_features = equation.params["dimension_numbers"].rhs_spec[0]
+      per_output = right.size // right.shape[out_features]
+    total += int(equation.outvars[0].aval.size * per_output)
+  return total
+
+
+def test_the_check_notices_a_wrong_value():
+  reference = load(HERE / "resnet8x4.npz")
+  logits = reference["eval/logits"]
+  check(reference, "eval/logits", logits)
+  wrong = logits.copy()
+  wrong[0, 0] += 2 * TOLERANCE * np.abs(logits).max()
+  with pytest.raises(AssertionError, match="eval/logits"):
+    check(reference, "eval/logits", wrong)
+
+
+def test_a_model_that_jaxkd_does_not_have_is_a_failure(tmp_path):
+  file = tmp_path / "vgg8.npz"
+  np.savez(file, **{**load(HERE / "resnet8x4.npz"), "model": np.array("vgg8")})
+  with pytest.raises(pytest.fail.Exception, match="no model 'vgg8'"):
+    run(file)

@@ -1,0 +1,71 @@
+"""PyTorch state of the golden models: made from their rule, and renamed for jaxkd's models."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+
+_MODULES = (
+  (r"^conv1$", "stem_conv"),
+  (r"^bn1$", "stem_bn"),
+  (r"^fc$", "classifier"),
+  (r"^layer(\d)\.(\d+)\.downsample\.0$", r"stage\1_\2/downsample_conv"),
+  (r"^layer(\d)\.(\d+)\.downsample\.1$", r"stage\1_\2/downsample_bn"),
+  (r"^layer(\d)\.(\d+)\.(conv|bn)(\d)$", r"stage\1_\2/\3\4"),
+)
+_STATISTICS = {"running_mean": "mean", "running_var": "var"}
+
+
+def regenerate(spec: list[tuple[str, list[int]]], seed: int) -> dict[str, np.ndarray]:
+  """The state dict that the rule of tests/golden/models/README.md gives, in torch layout."""
+  rng = np.random.default_rng(seed)
+  state = {}
+  for name, shape in spec:
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "num_batches_tracked":
+      continue
+    if len(shape) > 1:
+      value = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+    elif leaf in ("weight", "running_var"):
+      value = rng.uniform(0.5, 1.5, shape)
+    elif leaf in ("bias", "running_mean"):
+      value = rng.normal(0, 0.1, shape)
+    else:
+      raise ValueError(f"the rule says nothing of {name} {shape}")
+    state[name] = value.astype("<f4")
+  return state
+
+
+def digest(state: dict[str, np.ndarray]) -> str:
+  return hashlib.sha256(b"".join(value.tobytes() for value in state.values())).hexdigest()
+
+
+def module_path(name: str) -> str:
+  """layer1.0.downsample.1 -> stage1_0/downsample_bn."""
+  for pattern, path in _MODULES:
+    if re.match(pattern, name):
+      return re.sub(pattern, path, name)
+  raise ValueError(f"no jaxkd name for the torch module {name!r}")
+
+
+def to_flax(state: dict[str, np.ndarray]) -> dict[str, dict]:
+  """{"params": ..., "batch_stats": ...} with jaxkd's names and Flax's layouts."""
+  variables: dict[str, dict] = {"params": {}, "batch_stats": {}}
+  for name, value in state.items():
+    module, leaf = name.rsplit(".", 1)
+    collection = "batch_stats" if leaf in _STATISTICS else "params"
+    if leaf in _STATISTICS:
+      leaf = _STATISTICS[leaf]
+    elif leaf == "weight":
+      leaf = "scale" if value.ndim == 1 else "kernel"
+    if value.ndim == 4:
+      value = value.transpose(2, 3, 1, 0)
+    elif value.ndim == 2:
+      value = value.T
+    tree = variables[collection]
+    for part in module_path(module).split("/"):
+      tree = tree.setdefault(part, {})
+    tree[leaf] = value
+  return variables

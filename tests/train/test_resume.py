@@ -1,0 +1,190 @@
+"""A stage goes on exactly where it stopped, and damage never costs what is still good."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import schemes
+from jaxkd.data import normalize, pad_crop
+from jaxkd.errors import ConfigError
+from jaxkd.train import Silent, Stage, check_stages, starting_variables, train_stage
+from tests.tiny import TinyNet, examples
+
+
+def stage(**changes):
+  def prepare(batch):
+    return dataclasses.replace(batch, images=normalize(batch.images, (0.5,), (0.5,)))
+
+  def augment(keys, batch):
+    batch = prepare(batch)
+    return dataclasses.replace(batch, images=pad_crop(keys, batch.images, padding=1))
+
+  values = {
+    "name": "alone",
+    "scheme": schemes.supervised(TinyNet()),
+    "optimizer": optax.sgd(0.05, momentum=0.9),
+    "epochs": 4,
+    "examples": examples(20),
+    "batch_size": 8,
+    "seed": 3,
+    "prepare_training": augment,
+    "prepare_evaluation": prepare,
+    "reported": "student",
+    "label": "tiny",
+    "average_decay": 0.9,
+  }
+  return Stage(**{**values, **changes})
+
+
+class Interruption(Exception):
+  pass
+
+
+class StopAfter(Silent):
+  """Interrupts a stage once so many updates are reported."""
+
+  def __init__(self, updates):
+    self.left = updates
+
+  def stepped(self, metrics, images):
+    self.left -= 1
+    if self.left == 0:
+      raise Interruption
+
+
+def train(directory: pathlib.Path, reporter=None, **changes):
+  return train_stage(
+    stage(**changes),
+    directory=directory,
+    devices=jax.local_devices()[:2],
+    reporter=reporter or Silent(),
+    validation=examples(9, seed=1),
+    test=examples(9, seed=2),
+    evaluate_every=2,
+    checkpoint_seconds=0.0,
+  )
+
+
+def assert_same(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  return train(tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.mark.parametrize("updates", [2, 5, 9])
+def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, updates):
+  with pytest.raises(Interruption):
+    train(tmp_path, StopAfter(updates))
+  resumed = train(tmp_path)
+  assert_same(resumed.participants, uninterrupted.participants)
+  assert resumed.rows == uninterrupted.rows
+  assert resumed.test == uninterrupted.test
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path, uninterrupted):
+  train(tmp_path)
+  again = train(tmp_path, StopAfter(1))
+  assert_same(again.participants, uninterrupted.participants)
+
+
+def test_best_hands_on_the_participants_of_the_best_validation(tmp_path):
+  last = train(tmp_path / "last", keep="last")
+  best = train(tmp_path / "best", keep="best")
+  scores = [r["validation"]["student"]["accuracy"] for r in last.rows if "validation" in r]
+  assert len(scores) == 2  # after epochs 2 and 4
+  best_epochs = 2 * (1 + int(np.argmax(scores)))
+  until_best = train(tmp_path / "shorter", epochs=best_epochs, keep="last")
+  assert_same(best.participants, until_best.participants)
+
+
+def damage(directory: pathlib.Path, step: int):
+  """Truncates every data file of one checkpoint's state."""
+  files = [f for f in (directory / str(step) / "state").rglob("*") if f.is_file()]
+  assert files
+  for file in files:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted):
+  with pytest.raises(Interruption):
+    train(tmp_path, StopAfter(9))
+  steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+  assert len(steps) == 2
+  damage(tmp_path, steps[-1])
+  resumed = train(tmp_path)
+  assert_same(resumed.participants, uninterrupted.participants)
+  assert resumed.rows == uninterrupted.rows
+
+
+def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tmp_path):
+  with pytest.raises(Interruption):
+    train(tmp_path, StopAfter(9))
+  steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+  for step in steps:
+    damage(tmp_path, step)
+  before = sorted(str(p) for p in tmp_path.rglob("*"))
+  with pytest.raises(
+    ConfigError, match=rf"no checkpoint in {tmp_path} can be read: checkpoint {steps[-1]}"
+  ):
+    train(tmp_path)
+  assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+  scheme = schemes.supervised(TinyNet(width=6))
+  wide = train(tmp_path / "wide", scheme=scheme, epochs=1).participants
+  with pytest.raises(ConfigError, match=r"weights given for 'student' are of another architecture"):
+    train_stage(
+      stage(),
+      directory=tmp_path / "narrow",
+      devices=jax.local_devices()[:1],
+      reporter=Silent(),
+      given=wide,
+    )
+
+
+def test_stages_inherit_from_stages_before_them_only():
+  first, second = (
+    stage(name="teacher"),
+    stage(name="distilled", inherit={"student": "teacher/student"}),
+  )
+  check_stages([first, second])
+  assert starting_variables(second, {"teacher": {"student": 1}}) == {"student": 1}
+  with pytest.raises(
+    ConfigError, match="inherits 'student' from 'teacher/student', but the stages"
+  ):
+    check_stages([second, first])
+  with pytest.raises(ConfigError, match="two stages are called 'teacher'"):
+    check_stages([first, first])
+  with pytest.raises(ConfigError, match=r"but stage 'teacher' has \['other'\]"):
+    starting_variables(second, {"teacher": {"other": 1}})
+
+
+def test_a_stage_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
+  scored = train_stage(
+    stage(epochs=0, average_decay=None),
+    directory=tmp_path,
+    devices=jax.local_devices()[:2],
+    reporter=Silent(),
+    given=uninterrupted.participants,
+    test=examples(9, seed=2),
+  )
+  assert scored.test == uninterrupted.test
+  assert_same(scored.participants, uninterrupted.participants)
+
+
+def test_ragged_splits_neither_compile_twice_nor_bias_the_score(tmp_path, uninterrupted):
+  """9 test examples in batches of 8: the mean over them equals numpy's."""
+  data = examples(9, seed=2)
+  images = (data.fetch(np.arange(9)).astype(np.float32) / 255 - 0.5) / 0.5
+  logits = TinyNet().apply(uninterrupted.participants["student"], images).logits
+  expected = float(np.mean(np.argmax(logits, -1) == data.labels))
+  assert uninterrupted.test["student"]["accuracy"] == pytest.approx(expected)
