@@ -16,7 +16,7 @@ from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluator import Scores, make_evaluator
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.train.stages import Stage
-from jaxkd.train.state import TrainState, create_state
+from jaxkd.train.state import TrainState, create_state, state_shapes
 from jaxkd.train.step import training_step
 from jaxkd.types import Batch, Participants
 
@@ -132,19 +132,19 @@ def _start(
   """The newest checkpoint's state, or a fresh one."""
   example = _example_batch(stage)
 
-  def create() -> TrainState:
-    return create_state(
+  average = stage.average_decay is not None
+  shapes = state_shapes(stage.scheme, stage.optimizer, example, average=average)
+  restored = checkpoints.restore(shapes, iterator)
+  if restored is None:
+    state = create_state(
       stage.scheme,
       stage.optimizer,
       jax.random.key(stage.seed),
       example,
       given=given,
-      average=stage.average_decay is not None,
+      average=average,
     )
-
-  restored = checkpoints.restore(jax.eval_shape(create), iterator)
-  if restored is None:
-    return create(), None, {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
+    return state, None, {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
   best = restored.best if restored.progress["best_accuracy"] is not None else None
   return restored.state, best, restored.progress
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,23 +69,38 @@ def create_state(
   expected = jax.eval_shape(scheme.init, rng, batch)
   for name, variables in given.items():
     check_same_architecture(name, expected, variables)
-
-  def create(rng: Array) -> TrainState:
-    init_rng, step_rng = jax.random.split(rng)
-    # Given participants are left out here, so that XLA drops the work of drawing them.
-    fresh = {k: v for k, v in scheme.init(init_rng, batch).items() if k not in given}
-    return TrainState(jnp.int32(0), jax.random.key_data(step_rng), fresh, None)
-
+  create = functools.partial(_create, scheme, optimizer, average)
   # Drawing many differently shaped arrays is compiled once and run once: on the CPU, optimising
   # it took 14 seconds for a ResNet-8, and not optimising it 2.
-  state = jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})(rng)
-  everyone = {**state.participants, **given}
-  learning = trees.select(everyone, scheme.learners)
-  return dataclasses.replace(
-    state,
-    participants=everyone,
-    optimizer=jax.jit(optimizer.init)(learning),
-    average=jax.tree.map(jnp.array, learning) if average else None,
+  return jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})(rng, batch, given)
+
+
+def state_shapes(
+  scheme: Scheme, optimizer: optax.GradientTransformation, batch: Batch, *, average: bool = False
+) -> TrainState:
+  """The shapes and types of `create_state`'s result; nothing is computed."""
+  create = functools.partial(_create, scheme, optimizer, average)
+  return jax.eval_shape(create, jax.random.key(0), batch, {})
+
+
+def _create(
+  scheme: Scheme,
+  optimizer: optax.GradientTransformation,
+  average: bool,
+  rng: Array,
+  batch: Batch,
+  given: Mapping[str, Any],
+) -> TrainState:
+  init_rng, step_rng = jax.random.split(rng)
+  # XLA drops the work of drawing participants that are then replaced.
+  participants = {**scheme.init(init_rng, batch), **given}
+  learning = trees.select(participants, scheme.learners)
+  return TrainState(
+    step=jnp.int32(0),
+    rng=jax.random.key_data(step_rng),
+    participants=participants,
+    optimizer=optimizer.init(learning),
+    average=learning if average else None,
   )
 
 
