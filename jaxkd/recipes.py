@@ -22,7 +22,7 @@ from jaxkd.schemes import Distillation
 from jaxkd.train import Stage, check_stages, learning_rate_schedule, make_optimizer
 from jaxkd.train import steps_per_epoch as count_steps
 from jaxkd.train.devices import AXIS_NAME
-from jaxkd.types import Batch, Network, Output, Scheme
+from jaxkd.types import Batch, Output, Scheme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,12 +208,12 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
     raise ConfigError("keep='best' needs a validation split, but data.validation=0.0")
 
   if distils or settings.method.name == "teacher":
-    teacher, teacher_output = _teacher(settings, data, options)
-    scheme = schemes.supervised(teacher.module, participant="teacher")
+    teacher, teacher_variables, teacher_output = _teacher(settings, data, options)
+    scheme = schemes.supervised(teacher, participant="teacher")
     stage = _stage("teacher", scheme, settings, "teacher", data)
-    if teacher.variables is not None:
+    if teacher_variables is not None:
       # A teacher that comes trained is a stage without epochs: it is scored like any other.
-      stage = dataclasses.replace(stage, epochs=0, given={"teacher": teacher.variables})
+      stage = dataclasses.replace(stage, epochs=0, given={"teacher": teacher_variables})
     plan.append(stage)
   if distils or settings.method.name == "alone":
     student = models.create(settings.student.model, num_classes=data.num_classes, **options)
@@ -223,7 +223,7 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
   if method.scheme is not None:
     pair = Pair(
       student=student,
-      teacher=teacher.module,
+      teacher=teacher,
       student_output=student_output,
       teacher_output=teacher_output,
       image_shape=data.image_shape,
@@ -255,27 +255,28 @@ def feature_shape(output: Output, stage: str, owner: str) -> tuple[int, ...]:
 
 def _teacher(
   settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
-) -> tuple[Network, Output]:
-  """The teacher, with variables only if a bundle gives them, and the shapes it returns."""
+) -> tuple[nn.Module, Mapping[str, Any] | None, Output]:
+  """The teacher, its variables if a bundle gives them, and the shapes it returns."""
   if not settings.teacher.bundle:
     module = models.create(settings.teacher.model, num_classes=data.num_classes, **options)
-    return Network(module, None), _shapes("teacher.model", settings.teacher.model, module, data)
+    return module, None, _shapes("teacher.model", settings.teacher.model, module, data)
   path = pathlib.Path(settings.teacher.bundle)
   network, description = bundles.load_bundle(path)
   where = f"teacher.bundle={str(path)!r}"
   stored = description.get("model")
   if settings.teacher.model not in ("", stored):
     raise ConfigError(
-      f"{where} holds a {stored}, but teacher.model={settings.teacher.model!r}: set it to the same, "
+      f"{where} holds a {stored}, but teacher.model={settings.teacher.model!r}: set it to that, "
       "or to '' to take what the bundle holds"
     )
   output = _shapes("teacher.bundle", str(path), network.module, data, network.variables)
-  if output.logits is None or output.logits.shape[-1] != data.num_classes:
+  classes = 0 if output.logits is None else output.logits.shape[-1]
+  if classes != data.num_classes:
     raise ConfigError(
-      f"{where} predicts {output.logits.shape[-1]} classes, the student {data.num_classes} "
+      f"{where} predicts {classes} classes, the student {data.num_classes} "
       f"(data set {settings.data.name!r})"
     )
-  return network, output
+  return network.module, network.variables, output
 
 
 def _shapes(

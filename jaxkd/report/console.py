@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Mapping
 
@@ -13,6 +14,7 @@ from jaxkd.train.reporting import Row, Silent
 # Where there is no terminal, a stage prints about so many lines, and one at least so often.
 _LINES_PER_STAGE = 5
 _SECONDS_PER_LINE = 60.0
+_SPEED_SECONDS = 10.0
 
 
 class Bar(Silent):
@@ -93,20 +95,22 @@ class Lines(Silent):
 
 
 class _Speed:
-  """Images per second, averaged over about the last seconds, compilation left out."""
+  """Images per second over the last seconds, compilation left out.
+
+  Results arrive in bursts (the loop reads them late), so only the span of several says something.
+  """
 
   def __init__(self) -> None:
-    self._last: float | None = None
-    self._rate = 0.0
+    self._seen: collections.deque[tuple[float, int]] = collections.deque()
 
   def after(self, images: int) -> float:
     now = time.monotonic()
-    if self._last is not None:
-      rate = images / max(now - self._last, 1e-9)
-      share = min(1.0, now - self._last) if self._rate else 1.0
-      self._rate += share * (rate - self._rate)
-    self._last = now
-    return self._rate
+    total = self._seen[-1][1] + images if self._seen else images
+    self._seen.append((now, total))
+    while now - self._seen[0][0] > _SPEED_SECONDS:
+      self._seen.popleft()
+    first_time, first_total = self._seen[0]
+    return (total - first_total) / (now - first_time) if now > first_time else 0.0
 
 
 def _figures(metrics: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 
@@ -44,7 +45,7 @@ def simkd(
   student_stage, teacher_stage = stages
 
   def classify(participants: Participants, projected: Array) -> Array:
-    output = teacher.apply(
+    output: Any = teacher.apply(
       participants["teacher"], projected, teacher_stage, train=False, method="resume"
     )
     return output.logits

@@ -1,4 +1,4 @@
-"""The one step: the same result on any number of devices, and nothing that should not move moves."""
+"""The one step: the same result on any number of devices; what should stand still does."""
 
 import functools
 
