@@ -69,22 +69,27 @@ def offline(
     label_weight: weight of the cross-entropy on labelled examples; 0 needs no labels.
 
   Raises:
-    ValueError: if two distillations share a name, or one names a teacher that is not there.
+    ValueError: if two distillations share a name ("labels" is the cross-entropy's), two
+      participants would, or a distillation names a teacher that is not there.
   """
-  names = [distillation.name for distillation in distillations]
+  names = ["labels", *(distillation.name for distillation in distillations)]
   if len(set(names)) < len(names):
-    raise ValueError(f"distillations need different names, got {names}")
+    raise ValueError(f"the terms of the objective need different names, got {names}")
   for distillation in distillations:
     if distillation.teacher not in teachers:
       raise ValueError(
         f"distillation {distillation.name!r} names teacher {distillation.teacher!r}; "
         f"there are {sorted(teachers)}"
       )
-  connectors = {
-    distillation.connector_name(stage): (stage, module)
+  connecting = [
+    (distillation.connector_name(stage), (stage, module))
     for distillation in distillations
     for stage, module in distillation.connectors.items()
-  }
+  ]
+  connectors = dict(connecting)
+  everyone_named = ["student", *teachers, *(name for name, _ in connecting)]
+  if len(set(everyone_named)) < len(everyone_named):
+    raise ValueError(f"participants need different names, got {everyone_named}")
 
   def init(rng: Array, batch: Batch) -> Participants:
     participants = {"student": initialize(student, rng, "student", batch.images)}
