@@ -17,11 +17,21 @@ from jaxkd import experiment, recipes
 from jaxkd.errors import ConfigError
 from jaxkd.train import devices
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as FILE.py:METHOD.")
+# Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "Config file, as FILE.py:METHOD.",
+  lock_config=False,
+  accept_new_attributes=True,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results of the run go.")
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Run as one of several processes; see the README on several hosts."
 )
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -29,20 +39,51 @@ def main(argv: list[str]) -> None:
   """Runs the experiment that the flags name."""
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
-  recipes.check_config(_CONFIG.value)
+  settings = _CONFIG.value
+  recipes.check_config(settings)
+  settings.lock()
   logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save
-  devices.split_cpu(_CONFIG.value.cpu_devices, _CONFIG.value.batch_size)
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
-  experiment.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), Console())
+  devices.split_cpu(settings.cpu_devices, settings.batch_size)
+  if _DISTRIBUTED.value or _COORDINATOR.value:
+    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  experiment.run(settings, pathlib.Path(_WORKDIR.value), Console())
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """The arguments that are no flags; a mistake in a flag or a config becomes a ConfigError."""
+  try:
+    arguments = flags.FLAGS(argv)
+    # That its file cannot be read surfaces only when a config is looked at.
+    _ = _CONFIG.value.method
+  except OSError as error:
+    raise ConfigError(f"--config: {str(error).splitlines()[-1].strip()}") from error
+  except (AttributeError, KeyError) as error:
+    reason = " ".join(str(error.args[0]).split())
+    raise ConfigError(f"a field that the config does not have: {reason}") from error
+  except flags.Error as error:
+    cause = _config_error(error)
+    if cause is None and "\n" in str(error):
+      raise  # a bug in the config file, with its traceback
+    raise cause or ConfigError(str(error)) from error
+  return arguments
+
+
+def _config_error(error: BaseException | None) -> ConfigError | None:
+  """The mistake that a config file found, which the flag's error quotes with its traceback."""
+  while error is not None:
+    # ml_collections raises a copy of it, in which its message is the whole traceback.
+    if isinstance(error, ConfigError) and "\n" not in str(error):
+      return error
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def guarded_main() -> None:
   """Reports a user's mistake as one line and a non-zero status, without a traceback."""
   try:
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
   except ConfigError as error:
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

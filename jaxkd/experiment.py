@@ -59,11 +59,16 @@ def run(
     seed=settings.seed,
   )
   stages = recipes.stages(settings, data)
-  workdir.mkdir(parents=True, exist_ok=True)
-  report.write_atomically(workdir / "config.json", _as_json(settings))
+  # Nobody writes before everybody has looked.
+  devices.wait_for_everyone("work directory checked")
+  if devices.is_first_process():
+    workdir.mkdir(parents=True, exist_ok=True)
+    report.write_atomically(workdir / "config.json", _as_json(settings))
   started = time.monotonic()
   results = _train_all(settings, stages, data, workdir, chosen, console)
   summary = _summary(settings, stages, results, data, chosen, time.monotonic() - started)
+  if not devices.is_first_process():
+    return summary
   rows = [row for result in results.values() for row in result.rows]
   title = f"{settings.method.name} on {settings.data.name}, seed {settings.seed}"
   report.draw_curves(workdir / "curves.png", rows, summary["stages"], title)
@@ -80,7 +85,11 @@ def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path)
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
       raise ConfigError(f"workdir {workdir} is not empty and holds no run; choose another")
     return
-  have, want = (dict(_leaves(json.loads(text))) for text in (path.read_text(), _as_json(settings)))
+  try:
+    have = dict(_leaves(json.loads(path.read_text())))
+  except (ValueError, AttributeError) as error:
+    raise ConfigError(f"{path} is damaged: {error}") from error
+  want = dict(_leaves(json.loads(_as_json(settings))))
   different = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
   if different:
     shown = ", ".join(f"{k}={have.get(k)!r} there, {want.get(k)!r} asked" for k in different[:3])
@@ -96,13 +105,15 @@ def _train_all(
   chosen: Sequence[jax.Device],
   console: Console,
 ) -> dict[str, Finished]:
-  reporter = _Everyone(
-    [
-      report.MetricsFile(workdir / "metrics.jsonl"),
-      report.TensorBoard(workdir / "tensorboard"),
-      report.Bar(console) if console.is_terminal else report.Lines(console),
-    ]
-  )
+  reporter = _Everyone([])
+  if devices.is_first_process():
+    reporter = _Everyone(
+      [
+        report.MetricsFile(workdir / "metrics.jsonl"),
+        report.TensorBoard(workdir / "tensorboard"),
+        report.Bar(console) if console.is_terminal else report.Lines(console),
+      ]
+    )
   results: dict[str, Finished] = {}
   for stage in stages:
     given = starting_variables(stage, {name: r.participants for name, r in results.items()})
@@ -117,7 +128,8 @@ def _train_all(
       evaluate_every=settings.evaluate_every,
       checkpoint_seconds=settings.checkpoint_seconds,
     )
-    _save_bundles(settings, stage, results[stage.name], data, workdir)
+    if devices.is_first_process():
+      _save_bundles(settings, stage, results[stage.name], data, workdir)
   return results
 
 

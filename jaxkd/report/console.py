@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from jaxkd.train.reporting import Row, Silent
 
@@ -30,11 +31,13 @@ class Bar(Silent):
     """Shows an empty bar, or one as full as the checkpoint resumed from."""
     self._progress = Progress(
       TextColumn("[bold]{task.description}"),
-      BarColumn(),
+      BarColumn(bar_width=20),
       MofNCompleteColumn(),
       TimeRemainingColumn(),
-      TextColumn("{task.fields[figures]}"),
+      # On a narrow terminal the figures are cut, nothing else.
+      TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True)),
       console=self._console,
+      expand=True,
     )
     self._progress.start()
     done = rows[-1]["step"] if rows else 0
@@ -44,7 +47,7 @@ class Bar(Silent):
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
     """Moves the bar."""
     assert self._progress is not None
-    figures = f"{_figures(metrics)} {self._speed.after(images):.0f} images/s{self._validation}"
+    figures = _figures(metrics, self._speed.after(images), self._validation)
     self._progress.update(self._task, advance=1, figures=figures)
 
   def epoch_ended(self, row: Row) -> None:
@@ -70,7 +73,9 @@ class Lines(Silent):
     """Says which stage begins, and whether it resumes."""
     done = rows[-1]["step"] if rows else 0
     resumed = f", resumed after {done}" if done else ""
-    self._console.print(f"{stage}: {steps} steps{resumed}", highlight=False)
+    self._console.print(
+      f"{stage}: {steps} steps{resumed}" if steps else f"{stage}: comes trained", highlight=False
+    )
     self._steps, self._speed = steps, _Speed()
     self._printed_share = _LINES_PER_STAGE * done // steps if steps else 0
     self._printed_at = time.monotonic()
@@ -88,7 +93,7 @@ class Lines(Silent):
     self._printed_share, self._printed_at = share, now
     self._console.print(
       f"{row['stage']}: epoch {row['epoch']}, step {row['step']}/{self._steps}, "
-      f"{_figures(row['train'])} {self._images_per_second:.0f} images/s{_validation(row)}",
+      f"{_figures(row['train'], self._images_per_second, _validation(row))}",
       highlight=False,
       soft_wrap=True,
     )
@@ -110,16 +115,23 @@ class _Speed:
     while now - self._seen[0][0] > _SPEED_SECONDS:
       self._seen.popleft()
     first_time, first_total = self._seen[0]
-    return (total - first_total) / (now - first_time) if now > first_time else 0.0
+    # A burst alone would seem infinitely fast.
+    return (total - first_total) / (now - first_time) if now - first_time > 0.2 else 0.0
 
 
-def _figures(metrics: Mapping[str, float]) -> str:
-  terms = [f"{name} {value:.3g}" for name, value in metrics.items() if name.endswith("_feature")]
-  terms += [f"{name} {value:.3g}" for name, value in metrics.items() if name.endswith("_logit")]
-  accuracy = f" accuracy {metrics['accuracy']:.1%}" if "accuracy" in metrics else ""
-  return f"loss {metrics['loss']:.4g} ({', '.join(terms)}){accuracy}"
+def _figures(metrics: Mapping[str, float], images_per_second: float, validation: str) -> str:
+  """The most telling first: a narrow terminal cuts the end."""
+  accuracy = f", accuracy {metrics['accuracy']:.1%}" if "accuracy" in metrics else ""
+  rate = f", {images_per_second:.0f} images/s" if images_per_second else ""
+  terms = [
+    f"{name} {value:.3g}"
+    for kind in ("_feature", "_logit")
+    for name, value in metrics.items()
+    if name.endswith(kind)
+  ]
+  return f"loss {metrics['loss']:.4g}{accuracy}{validation}{rate}; {', '.join(terms)}"
 
 
 def _validation(row: Row) -> str:
   scores = row.get("validation", {})
-  return "".join(f" | {name} validation {s['accuracy']:.1%}" for name, s in scores.items())
+  return "".join(f", {name} validation {s['accuracy']:.1%}" for name, s in scores.items())

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError
@@ -113,7 +114,31 @@ def savable(tree: Any) -> Any:
   """The tree as orbax can save it: with several processes it refuses process-local arrays."""
   if jax.process_count() == 1:
     return tree
-  return jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, tree)
+
+  def convert(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+      return ocp.utils.fully_replicated_host_local_array_to_global_array(leaf)
+    return leaf
+
+  return jax.tree.map(convert, tree)
+
+
+def is_first_process() -> bool:
+  """Whether this process writes files and talks, where there are several."""
+  return jax.process_index() == 0
+
+
+def wait_for_everyone(reason: str) -> None:
+  """Returns once every process has come to the same place."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(reason)
+
+
+def agree(flag: bool) -> bool:
+  """The first process's flag, in every process: what a clock says differs between them."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
 
 
 class StepsInFlight:

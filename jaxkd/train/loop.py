@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -79,43 +79,19 @@ def train_stage(
     state, best, progress = _start(stage, checkpoints, iterator, given or {})
     reporter.stage_started(stage.name, stage.steps, progress["rows"])
     if int(state.step) < stage.steps:
-      step = mapping.map_training_step(
-        training_step(
-          stage.scheme,
-          stage.optimizer,
-          stage.prepare_training,
-          axis_name=mapping.AXIS_NAME,
-          accumulate=stage.accumulate,
-          average_decay=stage.average_decay,
-        ),
+      state, best = _train(
+        stage,
+        state,
+        best,
+        progress,
+        iterator,
+        checkpoints,
         devices,
+        reporter,
+        evaluate=lambda state: evaluate(state.predicting, validation) if validation else {},
+        evaluate_every=evaluate_every,
+        checkpoint_seconds=checkpoint_seconds,
       )
-      state = mapping.replicate(state, devices)
-      in_flight = mapping.StepsInFlight()
-      saved_at = time.monotonic()
-      for done in range(int(state.step) + 1, stage.steps + 1):
-        state, metrics = step(state, mapping.shard(next(iterator), devices))
-        for late in in_flight.push(metrics):
-          _add(progress, late, reporter, stage)
-        epoch, within = divmod(done, stage.steps_per_epoch)
-        if within == 0:
-          for late in in_flight.drain():
-            _add(progress, late, reporter, stage)
-          row = _end_epoch(stage, epoch, done, progress)
-          last = done == stage.steps
-          if validation is not None and (last or epoch % evaluate_every == 0):
-            row["validation"] = evaluate(state.predicting, validation)
-            accuracy = row["validation"][stage.reported]["accuracy"]
-            if progress["best_accuracy"] is None or accuracy > progress["best_accuracy"]:
-              progress |= {"best_accuracy": accuracy, "best_epoch": epoch}
-              best = mapping.host_copy(state.predicting)
-          progress["rows"].append(row)
-          reporter.epoch_ended(row)
-        if done == stage.steps or time.monotonic() - saved_at >= checkpoint_seconds:
-          for late in in_flight.drain():
-            _add(progress, late, reporter, stage)
-          checkpoints.save(done, state, best or state.predicting, progress, iterator)
-          saved_at = time.monotonic()
       checkpoints.wait()
     chosen = best if stage.keep == "best" and best else state.predicting
     participants = mapping.host_copy(chosen)
@@ -124,6 +100,74 @@ def train_stage(
     return Finished(participants, progress["rows"], scores)
   finally:
     checkpoints.close()
+
+
+def _train(
+  stage: Stage,
+  state: TrainState,
+  best: Participants | None,
+  progress: dict[str, Any],
+  iterator: Any,
+  checkpoints: Checkpoints,
+  devices: Sequence[jax.Device],
+  reporter: Reporter,
+  *,
+  evaluate: Callable[[TrainState], Scores],
+  evaluate_every: int,
+  checkpoint_seconds: float,
+) -> tuple[TrainState, Participants | None]:
+  """The steps from `state` to the end of the stage; returns the last state and the best."""
+  step = mapping.map_training_step(
+    training_step(
+      stage.scheme,
+      stage.optimizer,
+      stage.prepare_training,
+      axis_name=mapping.AXIS_NAME,
+      accumulate=stage.accumulate,
+      average_decay=stage.average_decay,
+    ),
+    devices,
+  )
+  state = mapping.replicate(state, devices)
+  in_flight = mapping.StepsInFlight()
+  saved_at = time.monotonic()
+
+  def read(results: list[Any]) -> None:
+    for metrics in results:
+      reporter.stepped(_add(progress["sums"], metrics), stage.batch_size)
+
+  for done in range(int(state.step) + 1, stage.steps + 1):
+    state, metrics = step(state, mapping.shard(next(iterator), devices))
+    read(in_flight.push(metrics))
+    epoch, within = divmod(done, stage.steps_per_epoch)
+    save = _save_is_due(done, stage, time.monotonic() - saved_at >= checkpoint_seconds)
+    if within == 0 or save:
+      read(in_flight.drain())
+    if within == 0:
+      row = _end_epoch(stage, epoch, done, progress)
+      due = done == stage.steps or epoch % evaluate_every == 0
+      scores = evaluate(state) if due else {}
+      if scores:
+        row["validation"] = scores
+        accuracy = scores[stage.reported]["accuracy"]
+        if progress["best_accuracy"] is None or accuracy > progress["best_accuracy"]:
+          progress |= {"best_accuracy": accuracy, "best_epoch": epoch}
+          best = mapping.host_copy(state.predicting)
+      progress["rows"].append(row)
+      reporter.epoch_ended(row)
+    if save:
+      checkpoints.save(done, state, best or state.predicting, progress, iterator)
+      saved_at = time.monotonic()
+  return state, best
+
+
+def _save_is_due(done: int, stage: Stage, time_is_up: bool) -> bool:
+  if done == stage.steps:
+    return True
+  # Agreeing between processes is a round trip, too dear for every step.
+  if jax.process_count() > 1 and done % 20:
+    return False
+  return mapping.agree(time_is_up)
 
 
 def _start(
@@ -156,15 +200,15 @@ def _example_batch(stage: Stage) -> Batch:
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _add(progress: dict[str, Any], metrics: Any, reporter: Reporter, stage: Stage) -> None:
-  """Adds one step's (sum, count) pairs to the running epoch's, and tells the reporter."""
+def _add(sums: dict[str, list[float]], metrics: Any) -> dict[str, float]:
+  """Adds one step's (sum, count) pairs to the running epoch's; returns the step's means."""
   means = {}
   for name, (total, count) in metrics.items():
     total, count = float(total), float(count)
     means[name] = total / count if count else 0.0
-    before = progress["sums"].get(name, [0.0, 0.0])
-    progress["sums"][name] = [before[0] + total, before[1] + count]
-  reporter.stepped(means, stage.batch_size)
+    before = sums.get(name, [0.0, 0.0])
+    sums[name] = [before[0] + total, before[1] + count]
+  return means
 
 
 def _end_epoch(stage: Stage, epoch: int, done: int, progress: dict[str, Any]) -> Row:

@@ -1,0 +1,37 @@
+"""What the README shows works as shown."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["a-loss", "a-method"])
+def test_snippets_run(snippet, capsys):
+  names = {}
+  exec(compile(snippet, "README.md", "exec"), names)
+  if "terms" in names:
+    assert float(capsys.readouterr().out) > 0
+  else:
+    assert float(names["metrics"]["cosine_feature"][0]) > 0
+
+
+def test_snippets_are_as_short_as_promised():
+  a_loss, a_method = (len([x for x in s.splitlines() if x.strip()]) for s in SNIPPETS)
+  assert a_loss <= 6
+  assert a_method <= 20
+
+
+def test_every_path_named_exists():
+  for path in re.findall(r"`((?:jaxkd|configs|experiments|tests)/[\w./]*)`", TEXT):
+    assert (ROOT / path).exists(), path
+
+
+def test_every_make_target_named_exists():
+  targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+  for target in re.findall(r"(?:`|^)make ([a-z-]+)\b", TEXT, flags=re.MULTILINE):
+    assert target in targets, target
