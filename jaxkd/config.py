@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def number(
   """A finite number in a range; `exclusive` leaves the minimum itself out."""
 
   def accepts(v: Any) -> bool:
-    if not isinstance(v, int | float) or isinstance(v, bool) or not math.isfinite(v):
+    if not _is_finite(v):
       return False
     return (v > minimum if exclusive else v >= minimum) and v <= maximum
 
@@ -79,7 +80,7 @@ def numbers(default: tuple[float, ...]) -> Field:
   def accepts(v: Any) -> bool:
     if not isinstance(v, tuple | list):
       return False
-    positive = all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in v)
+    positive = all(_is_finite(x) and x > 0 for x in v)
     return positive and list(v) == sorted(set(v))
 
   return Field(default, accepts, "a tuple of rising positive numbers")
@@ -92,6 +93,13 @@ def names(default: tuple[str, ...]) -> Field:
     lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(isinstance(x, str) for x in v),
     "a tuple of names",
   )
+
+
+def _is_finite(v: Any) -> bool:
+  """Whether `v` is a number, and one that a float can hold."""
+  if not isinstance(v, int | float) or isinstance(v, bool):
+    return False
+  return abs(v) <= sys.float_info.max  # math.isfinite raises at larger integers
 
 
 def training_fields(model: str) -> Fields:

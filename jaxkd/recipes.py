@@ -18,11 +18,12 @@ from jaxkd.config import Fields, number, text
 from jaxkd.connectors import projector_for, regressor_for
 from jaxkd.data import Dataset, augmentation, normalize, per_class
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.participants import select
 from jaxkd.schemes import Distillation
 from jaxkd.train import Stage, check_stages, learning_rate_schedule, make_optimizer
 from jaxkd.train import steps_per_epoch as count_steps
 from jaxkd.train.devices import AXIS_NAME
-from jaxkd.types import Batch, Output, Scheme
+from jaxkd.types import Array, Batch, Context, Output, Scheme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +169,7 @@ def fields(method: str) -> Fields:
   Raises:
     ConfigError: if there is no such method, naming the nearest.
   """
-  if method not in METHODS:
+  if not isinstance(method, str) or method not in METHODS:
     raise unknown_name("method", method, METHODS)
   return {**config.COMMON, "method": {"name": text(method), **METHODS[method].fields}}
 
@@ -208,9 +209,9 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
     raise ConfigError("keep='best' needs a validation split, but data.validation=0.0")
 
   if distils or settings.method.name == "teacher":
-    teacher, teacher_variables, teacher_output = _teacher(settings, data, options)
+    teacher, teacher_variables, teacher_output, label = _teacher(settings, data, options)
     scheme = schemes.supervised(teacher, participant="teacher")
-    stage = _stage("teacher", scheme, settings, "teacher", data)
+    stage = dataclasses.replace(_stage("teacher", scheme, settings, "teacher", data), label=label)
     if teacher_variables is not None:
       # A teacher that comes trained is a stage without epochs: it is scored like any other.
       stage = dataclasses.replace(stage, epochs=0, given={"teacher": teacher_variables})
@@ -232,6 +233,7 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
     )
     try:
       scheme = method.scheme(pair)
+      _rehearse(scheme, data)
     except ConfigError:
       raise
     except ValueError as error:
@@ -255,18 +257,19 @@ def feature_shape(output: Output, stage: str, owner: str) -> tuple[int, ...]:
 
 def _teacher(
   settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
-) -> tuple[nn.Module, Mapping[str, Any] | None, Output]:
-  """The teacher, its variables if a bundle gives them, and the shapes it returns."""
+) -> tuple[nn.Module, Mapping[str, Any] | None, Output, str]:
+  """The teacher, its variables if a bundle gives them, the shapes it returns, and its name."""
+  name = settings.teacher.model
   if not settings.teacher.bundle:
-    module = models.create(settings.teacher.model, num_classes=data.num_classes, **options)
-    return module, None, _shapes("teacher.model", settings.teacher.model, module, data)
+    module = models.create(name, num_classes=data.num_classes, **options)
+    return module, None, _shapes("teacher.model", name, module, data), name
   path = pathlib.Path(settings.teacher.bundle)
   network, description = bundles.load_bundle(path)
   where = f"teacher.bundle={str(path)!r}"
   stored = description.get("model")
-  if settings.teacher.model not in ("", stored):
+  if name not in ("", stored):
     raise ConfigError(
-      f"{where} holds a {stored}, but teacher.model={settings.teacher.model!r}: set it to that, "
+      f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
       "or to '' to take what the bundle holds"
     )
   output = _shapes("teacher.bundle", str(path), network.module, data, network.variables)
@@ -276,7 +279,7 @@ def _teacher(
       f"{where} predicts {classes} classes, the student {data.num_classes} "
       f"(data set {settings.data.name!r})"
     )
-  return network.module, network.variables, output
+  return network.module, network.variables, output, stored or type(network.module).__name__
 
 
 def _shapes(
@@ -291,6 +294,26 @@ def _shapes(
   except (ValueError, TypeError) as error:
     reason = " ".join(str(error).split())
     raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
+
+
+def _rehearse(scheme: Scheme, data: Dataset) -> None:
+  """Traces a scheme's objective: what does not fit surfaces before its teacher is trained."""
+  one_device = (1, 2)  # with two examples
+  batch = Batch(
+    images=jax.ShapeDtypeStruct((*one_device, *data.image_shape), jnp.float32),
+    labels=jax.ShapeDtypeStruct(one_device, jnp.int32),
+    weights=jax.ShapeDtypeStruct(one_device, jnp.float32),
+    indices=jax.ShapeDtypeStruct(one_device, jnp.int32),
+  )
+
+  def objective(rng: Array, batch: Batch) -> Any:
+    everyone = scheme.init(rng, batch)
+    learning = select(everyone, scheme.learners)
+    targets = scheme.targets(everyone, batch)
+    return scheme.loss(learning, everyone, batch, targets, Context(rng, jnp.int32(0), AXIS_NAME))
+
+  mapped = jax.vmap(objective, in_axes=(None, 0), axis_name=AXIS_NAME)
+  jax.eval_shape(mapped, jax.random.key(0), batch)
 
 
 def _stage(

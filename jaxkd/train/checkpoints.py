@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ class Checkpoints:
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(savable(state)),
         best=ocp.args.StandardSave(savable(best)),
-        progress=ocp.args.JsonSave(progress),
+        # A copy: it is written in the background, while the loop goes on counting.
+        progress=ocp.args.JsonSave(copy.deepcopy(progress)),
         data=grain_checkpoint.CheckpointSave(iterator),
       ),
     )

@@ -29,8 +29,8 @@ def make_evaluator(
     participants = mapping.replicate(participants, devices)
     in_flight = mapping.StepsInFlight()
     results = []
-    # Every process scores the whole split with its own devices: the sums are then the same
-    # everywhere, with no padding to agree on.
+    # Every process feeds the whole split to its own devices. Sums over all devices then count an
+    # example once per process, above and below the fraction alike.
     for batch in evaluation_batches(examples, batch_size=_local_batch(stage, devices)):
       results += in_flight.push(step(participants, mapping.shard(batch, devices)))
     return _means(results + in_flight.drain())
