@@ -1,0 +1,293 @@
+"""What a user gets wrong is one readable line, before anything is compiled or written."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import jaxkd.train.evaluator
+import jaxkd.train.loop
+from jaxkd import experiment, models, recipes
+from jaxkd.bundles import save_bundle
+from jaxkd.data import ArrayExamples, Dataset
+from jaxkd.errors import ConfigError
+from jaxkd.train.checkpoints import Checkpoints
+from jaxkd.train.state import state_shapes
+from jaxkd.types import Batch, Network
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def settings_for(name="kd", /, **changes):
+  """A small config; sections change as `student={"model": ...}`."""
+  settings = recipes.base_config(name)
+  settings.batch_size = 16
+  settings.teacher.model = "resnet8_w8"
+  settings.student.model = "resnet8_w4"
+  settings.update(changes)
+  return settings
+
+
+def dataset(shape=(8, 8, 1), classes=10):
+  def examples(count):
+    labels = np.arange(count, dtype=np.int32) % classes
+    return ArrayExamples(np.zeros((count, *shape), np.uint8), labels, labels)
+
+  # Validation is there or not, whatever the config says: nothing here is trained.
+  parts = examples(32), examples(16), examples(16)
+  return Dataset("digits", *parts, classes, shape, (0.5,) * shape[-1], (0.2,) * shape[-1])
+
+
+def contents(folder):
+  files = sorted(path for path in folder.rglob("*") if path.is_file())
+  return {str(path): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def refuse(monkeypatch, tmp_path):
+  """refuse(settings, message): the run ends with that one line, untrained and unwritten."""
+
+  def train(*args, **options):
+    raise AssertionError("a step was to be compiled")
+
+  monkeypatch.setattr(jaxkd.train.loop.mapping, "map_training_step", train)
+  monkeypatch.setattr(experiment, "load", lambda *args, **options: dataset())
+
+  def check(settings, message, workdir=tmp_path / "run"):
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=message) as caught:
+      experiment.run(settings, workdir, Console(quiet=True))
+    assert len(str(caught.value).splitlines()) == 1
+    assert contents(tmp_path) == before
+    assert workdir.exists() == any(name.startswith(str(workdir)) for name in before)
+
+  return check
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (
+      settings_for(student={"model": "resnet9"}),
+      r"^unknown model 'resnet9': did you mean 'resnet8' .*known: resnet110, ",
+    ),
+    (
+      settings_for(teacher={"model": "resnt20"}),
+      r"^unknown model 'resnt20': did you mean 'resnet20",
+    ),
+    (
+      settings_for("fitnets", method={"stage": "stage4"}),
+      r"^unknown stage of the student 'stage4': did you mean 'stage3'.*known: pooled, stage1",
+    ),
+    (settings_for("at", method={"stages": ("stem", "stag1")}), r"'stag1': did you mean 'stage1'"),
+    (settings_for("simkd", method={"stage": "last"}), r"^unknown stage of the student 'last'"),
+    (settings_for(batch_size=20), r"^batch_size=20: not divisible by 8 \(8 devices"),
+    (settings_for(devices=9), r"^devices=9: this machine has 8 \(cpu\)$"),
+    (settings_for(batch_size=16, accumulate=4), r"^batch_size=16: not divisible by 32"),
+    (settings_for(method={"temperature": 0.0}), r"^method.temperature=0.0: expected a number > 0$"),
+    (
+      settings_for(method={"temperature": -4.0}),
+      r"^method.temperature=-4.0: expected a number > 0$",
+    ),
+    (
+      settings_for("simkd", method={"reduction": 5}),
+      r"^stage 'stage3': no projector from student \(2, 2, 2, 16\) to teacher \(2, 2, 2, 32\): "
+      r"reduction is 5",
+    ),
+    (
+      settings_for("simkd", method={"stage": "pooled"}),
+      r"^stage 'pooled': no projector from student \(2, 16\) to teacher \(2, 32\)",
+    ),
+    (
+      settings_for("at", method={"stages": ("stage3", "pooled")}),
+      r"^stage 'pooled': .*student \(2, 16\) is not a feature map \(B, H, W, C\)",
+    ),
+    (
+      settings_for(student={"momentum": 0.0, "nesterov": True}),
+      r"^nesterov=True needs momentum > 0, got momentum=0$",
+    ),
+    (settings_for(data={"per_class": 100}), r"^per_class=100: class 0 has only 4 examples$"),
+  ],
+  ids=lambda value: None if hasattr(value, "items") else value[:40],
+)
+def test_a_mistake_is_named_before_anything_is_compiled_or_written(refuse, settings, message):
+  refuse(settings, message)
+
+
+def test_an_unknown_data_set_is_named_with_its_like(refuse, monkeypatch):
+  from jaxkd.data import load
+
+  monkeypatch.setattr(experiment, "load", load)
+  refuse(settings_for(data={"name": "cifar"}), r"^unknown data set 'cifar': did you mean 'cifar10")
+
+
+def test_an_unknown_method_or_field_is_named_with_its_like(refuse):
+  settings = settings_for().unlock()
+  settings.method.name = "simkdd"
+  refuse(settings, r"^unknown method 'simkdd': did you mean 'simkd'\? known: alone, at")
+  settings = settings_for().unlock()
+  settings.student.weight_deca = 0.0
+  refuse(settings, r"^unknown field of student 'weight_deca': did you mean 'weight_decay'\?")
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1), (3, 8, 1)])
+def test_images_that_a_model_cannot_take_are_named_with_their_size(refuse, monkeypatch, shape):
+  monkeypatch.setattr(experiment, "load", lambda *args, **options: dataset(shape))
+  size = f"{shape[0]}x{shape[1]}"
+  refuse(
+    settings_for(),
+    rf"^teacher.model='resnet8_w8' cannot take digits's images: images of {size} are too small: "
+    "this model takes 4x4",
+  )
+  refuse(settings_for("alone"), rf"^student.model='resnet8_w4' cannot take .* of {size}")
+
+
+@pytest.fixture
+def bundle(tmp_path):
+  """A bundle of an untrained resnet8_w8 for 10 classes."""
+  module = models.create("resnet8_w8", num_classes=10)
+  images = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+  variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+  description = {"model": "resnet8_w8", "image_shape": [8, 8, 1]}
+  save_bundle(tmp_path / "bundle", Network(module, variables), description)
+  return tmp_path / "bundle"
+
+
+def test_a_teacher_bundle_of_another_architecture_is_refused(refuse, bundle):
+  refuse(
+    settings_for(teacher={"bundle": str(bundle), "model": "resnet20"}),
+    rf"^teacher.bundle='{bundle}' holds a resnet8_w8, but teacher.model='resnet20'",
+  )
+
+
+def test_a_teacher_bundle_with_other_weights_than_it_says_is_refused(refuse, bundle):
+  document = json.loads((bundle / "model.json").read_text())
+  document["network"]["fields"]["widths"] = [8, 8, 16, 64]
+  (bundle / "model.json").write_text(json.dumps(document))
+  refuse(
+    settings_for(teacher={"bundle": str(bundle), "model": ""}),
+    rf"^bundle {bundle}: weights of another architecture: \d+ of another shape ",
+  )
+
+
+def test_a_teacher_bundle_that_is_not_there_is_named(refuse, tmp_path):
+  missing = tmp_path / "nothing"
+  refuse(
+    settings_for(teacher={"bundle": str(missing)}), f"^{missing} is not a bundle: no model.json"
+  )
+
+
+def test_student_and_teacher_of_different_class_counts_are_refused(refuse, bundle, monkeypatch):
+  monkeypatch.setattr(experiment, "load", lambda *args, **options: dataset(classes=7))
+  refuse(
+    settings_for(teacher={"bundle": str(bundle), "model": ""}),
+    rf"^teacher.bundle='{bundle}' predicts 10 classes, the student 7 \(data set 'digits'\)$",
+  )
+
+
+def hold(workdir, settings):
+  """Makes `workdir` that of a run of `settings`."""
+  workdir.mkdir()
+  text = json.dumps(settings.to_dict(), indent=2, sort_keys=True)
+  (workdir / "config.json").write_text(text + "\n")
+
+
+def test_a_workdir_of_another_config_is_refused_and_the_difference_named(refuse, tmp_path):
+  hold(tmp_path / "run", settings_for())
+  refuse(
+    settings_for(seed=3, student={"epochs": 7}),
+    rf"^workdir {tmp_path}/run holds another config's run \(seed=0 there, 3 asked, "
+    r"student.epochs=240 there, 7 asked\)$",
+  )
+  refuse(settings_for("simkd"), r"holds another config's run .* and \d+ more fields\)$")
+
+
+def test_a_finished_run_of_another_config_is_not_shown_as_this_ones(refuse, tmp_path):
+  hold(tmp_path / "run", settings_for())
+  (tmp_path / "run" / "summary.json").write_text("{}")
+  refuse(settings_for(seed=3), r"holds another config's run \(seed=0 there, 3 asked\)$")
+
+
+def test_a_workdir_of_something_else_is_refused(refuse, tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "thesis.tex").write_text("everything")
+  refuse(settings_for(), f"^workdir {tmp_path}/run is not empty and holds no run; choose another$")
+  file = tmp_path / "run" / "thesis.tex"
+  refuse(settings_for(), f"^workdir {file} is not empty and holds no run", workdir=file)
+
+
+def test_a_damaged_config_of_a_run_is_named(refuse, tmp_path):
+  hold(tmp_path / "run", settings_for())
+  (tmp_path / "run" / "config.json").write_text('{"seed": ')
+  refuse(settings_for(), f"^{tmp_path}/run/config.json is damaged: ")
+
+
+def test_a_truncated_checkpoint_is_named_and_kept(refuse, tmp_path):
+  settings, workdir = settings_for("alone"), tmp_path / "run"
+  [stage] = recipes.stages(settings, dataset())
+  example = Batch(np.zeros((2, 8, 8, 1), np.float32), *np.zeros((3, 2), np.int32))
+  shapes = state_shapes(stage.scheme, stage.optimizer, example)
+  state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+  hold(workdir, settings)
+  checkpoints = Checkpoints(workdir / "checkpoints" / "alone")
+  progress = {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
+  batches = jaxkd.train.loop.training_batches(stage.examples, batch_size=16, seed=0)
+  checkpoints.save(2, state, state.participants, progress, batches)
+  checkpoints.close()
+  files = [f for f in (workdir / "checkpoints/alone/2/state").rglob("*") if f.is_file()]
+  for file in files:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  refuse(settings, rf"^no checkpoint in {workdir}/checkpoints/alone can be read: checkpoint 2: \S+")
+
+
+# The same through the real command line.
+
+KD = ["--config", "configs/digits.py:kd"]
+COMMANDS = {
+  "method": ["--config", "configs/digits.py:simkdd"],
+  "field": [*KD, "--config.student.learning_rat=1"],
+  "section": [*KD, "--config.studen.learning_rate=1"],
+  "type": [*KD, "--config.batch_size=abc"],
+  "value": [*KD, "--config.method.temperature=0"],
+  "file": ["--config", "configs/digit.py:kd"],
+}
+LINES = {
+  "method": "error: unknown method 'simkdd': did you mean 'simkd'? known: alone, at, ",
+  "field": "error: unknown field of student 'learning_rat': did you mean 'learning_rate'? known: ",
+  "section": "error: a field that the config does not have: 'studen' Did you mean \"student\"",
+  "type": "error: flag --config.batch_size=abc: invalid literal for int() with base 10: 'abc'",
+  "value": "error: method.temperature=0.0: expected a number > 0",
+  "file": "error: --config: [Errno 2] No such file or directory: 'configs/digit.py'",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+  """What each command says, and where it was told to work."""
+  folder = tmp_path_factory.mktemp("workdirs")
+
+  def answer(case):
+    workdir = folder / case
+    command = [sys.executable, "experiments/train.py", "--workdir", str(workdir), *COMMANDS[case]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done, workdir
+
+  with ThreadPoolExecutor(2) as pool:
+    return dict(zip(COMMANDS, pool.map(answer, COMMANDS), strict=True))
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_the_command_line_answers_in_one_line_and_fails(answers, case):
+  done, workdir = answers[case]
+  assert done.returncode != 0
+  assert done.stdout == ""
+  assert done.stderr.startswith(LINES[case])
+  assert done.stderr.count("\n") == 1
+  assert not workdir.exists()

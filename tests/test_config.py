@@ -1,0 +1,180 @@
+"""Configs: what is wrong is named in one line, and what is delivered is right."""
+
+import copy
+import functools
+import importlib
+import math
+
+import ml_collections
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxkd import recipes
+from jaxkd.config import Field
+from jaxkd.errors import ConfigError
+
+CHOICES = {"optimizer", "schedule", "compute_dtype", "keep", "norm"}
+each_method = pytest.mark.parametrize("method", sorted(recipes.METHODS))
+each_file = pytest.mark.parametrize("file", ["cifar100", "digits", "fashion_mnist"])
+
+
+def leaves(fields, path=()):
+  for name, field in fields.items():
+    if isinstance(field, Field):
+      yield (*path, name), field.default
+    else:
+      yield from leaves(field, (*path, name))
+
+
+def changed(method, path, value):
+  """The default config of `method` with another value at `path`, whatever its type."""
+  tree = copy.deepcopy(recipes.base_config(method).to_dict())
+  *sections, name = path
+  functools.reduce(dict.__getitem__, sections, tree)[name] = value
+  return ml_collections.ConfigDict(tree)
+
+
+NOT_NUMBERS = st.one_of(
+  st.text(),
+  st.none(),
+  st.booleans(),
+  st.lists(st.integers()),
+  st.sampled_from([math.nan, math.inf, -math.inf, 1j]),
+)
+
+
+def wrong_values(path, default):
+  """Values that no field with this default could mean."""
+  if path[-1] in CHOICES:
+    return st.one_of(st.text().map("no ".__add__), st.integers(), st.none())
+  if isinstance(default, bool):
+    return st.one_of(st.integers(min_value=2), st.text(), st.none(), st.floats(), st.just(1))
+  if isinstance(default, int):
+    fractions = st.floats(-100, 100).filter(lambda x: x != int(x))
+    return st.one_of(NOT_NUMBERS, fractions, st.integers(max_value=-1))
+  if isinstance(default, float):
+    return st.one_of(NOT_NUMBERS, st.floats(max_value=-1e-9), st.just(10**400))
+  if isinstance(default, str):
+    return st.one_of(st.integers(), st.floats(), st.none(), st.lists(st.text()))
+  if path[-1] == "drops":
+    wrong = [(2, 1), (3, 3), (0, 1), (-1,), (math.inf,), (10**400,), ("1",), (None,), (True,)]
+    return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
+  assert path[-1] == "stages"
+  return st.one_of(st.text(), st.none(), st.just(()), st.lists(st.integers(), min_size=1))
+
+
+@each_method
+@given(data=st.data())
+def test_a_wrong_value_is_refused_in_one_line_that_names_field_and_value(method, data):
+  path, default = data.draw(st.sampled_from(list(leaves(recipes.fields(method)))))
+  value = data.draw(wrong_values(path, default))
+  with pytest.raises(ConfigError) as caught:
+    recipes.check_config(changed(method, path, value))
+  message = str(caught.value)
+  assert len(message.splitlines()) == 1
+  if path == ("method", "name"):
+    assert message.startswith("unknown method ")
+  else:
+    assert message.startswith(f"{'.'.join(path)}={ml_collections.ConfigDict({'v': value}).v!r}: ")
+    assert "expected " in message
+
+
+@each_method
+@given(data=st.data())
+def test_a_missing_field_is_named(method, data):
+  tree = recipes.base_config(method).to_dict()
+  path, _ = data.draw(st.sampled_from(list(leaves(recipes.fields(method)))))
+  *sections, name = path
+  del functools.reduce(dict.__getitem__, sections, tree)[name]
+  expected = "unknown method ''" if path == ("method", "name") else f"{'.'.join(path)} is missing"
+  with pytest.raises(ConfigError, match=f"^{expected}"):
+    recipes.check_config(ml_collections.ConfigDict(tree))
+
+
+@each_method
+def test_the_defaults_of_every_method_pass(method):
+  recipes.check_config(recipes.base_config(method))
+
+
+@each_method
+@each_file
+def test_the_delivered_configs_pass_for_every_method(file, method):
+  settings = importlib.import_module(f"configs.{file}").get_config(method)
+  recipes.check_config(settings)
+  assert settings.method.name == method
+  assert settings.data.name == file
+
+
+@each_file
+def test_a_delivered_config_refuses_an_unknown_method(file):
+  with pytest.raises(ConfigError, match="unknown method 'fitnet': did you mean 'fitnets'"):
+    importlib.import_module(f"configs.{file}").get_config("fitnet")
+
+
+def test_an_unknown_field_is_named_with_its_section_and_its_like():
+  with pytest.raises(
+    ConfigError, match=r"^unknown field of student 'learning_rat': did you mean 'learning_rate'"
+  ):
+    recipes.check_config(changed("kd", ("student", "learning_rat"), 0.1))
+  with pytest.raises(
+    ConfigError, match=r"^unknown field of the config 'batchsize': .*'batch_size'"
+  ):
+    recipes.check_config(changed("kd", ("batchsize",), 8))
+  with pytest.raises(ConfigError, match=r"^unknown field of method 'power': known: label_weight"):
+    recipes.check_config(changed("kd", ("method", "power"), 2.0))
+
+
+@pytest.mark.parametrize("value", [None, 3, "kd", [1]])
+def test_a_section_that_is_none_is_named(value):
+  with pytest.raises(ConfigError, match=r"^student=.*expected a section with model, epochs"):
+    recipes.check_config(changed("kd", ("student",), value))
+  with pytest.raises(ConfigError, match=r"method"):
+    recipes.check_config(changed("kd", ("method",), value))
+
+
+@each_method
+def test_cifar100_is_repdistillers_recipe(method):
+  settings = importlib.import_module("configs.cifar100").get_config(method)
+  for network in (settings.teacher, settings.student):
+    recipe = {name: network[name] for name in network if name not in ("model", "bundle")}
+    assert recipe == {
+      "epochs": 240,
+      "optimizer": "sgd",
+      "learning_rate": 0.05,
+      "momentum": 0.9,
+      "nesterov": False,
+      "weight_decay": 5e-4,
+      "clip_norm": 0.0,
+      "schedule": "step",
+      "drops": (150, 180, 210),
+      "drop_factor": 0.1,
+      "warmup_epochs": 0.0,
+      "average_decay": 0.0,
+    }
+  assert (settings.batch_size, settings.accumulate, settings.keep) == (64, 1, "last")
+  data = settings.data.to_dict()
+  # All 50,000 images, augmented by crop and flip alone.
+  assert data == {
+    "name": "cifar100",
+    "directory": "",
+    "validation": 0.0,
+    "per_class": 0,
+    "teacher_per_class": 0,
+    "crop": 4,
+    "flip": True,
+    "cutout": 0,
+    "mixup": 0.0,
+  }
+
+
+def test_methods_start_from_the_published_hyperparameters():
+  published = {
+    "kd": {"temperature": 4.0, "weight": 0.9, "label_weight": 0.1},
+    "fitnets": {"stage": "stage2", "weight": 100.0, "label_weight": 1.0},
+    "at": {"power": 2.0, "norm": "code", "weight": 1000.0, "label_weight": 1.0},
+    "simkd": {"stage": "stage3", "reduction": 2, "weight": 1.0},
+  }
+  for method, values in published.items():
+    own = recipes.base_config(method).method
+    assert {name: own[name] for name in values} == values

@@ -1,0 +1,180 @@
+"""The real command on the digits: what it leaves, how it resumes, what one run lends another."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxkd.bundles import load_bundle
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = [
+  "--config.batch_size=32",
+  "--config.cpu_devices=1",
+  "--config.checkpoint_seconds=0",
+  "--config.evaluate_every=1",
+  "--config.data.per_class=8",
+  "--config.data.teacher_per_class=40",
+  "--config.teacher.model=resnet8_w8",
+  "--config.teacher.epochs=1",
+  "--config.student.model=resnet8_w4",
+  "--config.student.epochs=2",
+]
+# Every run is short: the compiler's time is what counts.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+  """command(method, workdir, *flags): the arguments and environment of a subprocess."""
+  data = tmp_path_factory.mktemp("tfds")
+  environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TFDS_"))}
+  environment |= {
+    "XLA_FLAGS": XLA_FLAGS,
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  }
+
+  def make(method, workdir, *flags):
+    arguments = [sys.executable, "experiments/train.py", "--config", f"configs/digits.py:{method}"]
+    arguments += ["--workdir", str(workdir), f"--config.data.directory={data}", *SMALL, *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return {"args": arguments, "cwd": ROOT, "env": environment, **pipes}
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory):
+  """(what the command said, its workdir) of one run from start to end."""
+  workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+  done = subprocess.run(**command("kd", workdir), timeout=280)
+  assert done.returncode == 0, done.stderr
+  return done, workdir
+
+
+def rows(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(workdir):
+  return json.loads((workdir / "summary.json").read_text())
+
+
+def test_a_run_leaves_everything_it_promises(uninterrupted):
+  _, workdir = uninterrupted
+  made = summary(workdir)
+  assert json.loads((workdir / "config.json").read_text()) == made["config"]
+  assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+  assert not list(workdir.rglob("*.partial"))
+  epochs = [(row["stage"], row["epoch"], row["step"]) for row in rows(workdir)]
+  # 400 examples for the teacher and 80 for the students, in batches of 32.
+  students = [(name, epoch, 3 * epoch) for name in ("alone", "distilled") for epoch in (1, 2)]
+  assert epochs == [("teacher", 1, 13), *students]
+  assert set(rows(workdir)[-1]["train"]) >= {"loss", "kd_logit", "labels_logit", "accuracy"}
+  for stage, predictor in (("teacher", "teacher"), ("alone", "student"), ("distilled", "student")):
+    assert list((workdir / "tensorboard" / stage).glob("events*"))
+    _, description = load_bundle(workdir / "bundles" / stage / predictor)
+    assert description["test_accuracy"] == made["stages"][stage]["accuracy"]
+    assert description["model"] == made["stages"][stage]["model"]
+  assert made["devices"]["count"] == 1
+  assert made["comparison"]["difference"] == pytest.approx(
+    made["stages"]["distilled"]["accuracy"] - made["stages"]["alone"]["accuracy"]
+  )
+
+
+def assert_table(text, workdir):
+  for name in ("teacher", "student alone", "student, kd", "distilled - alone", "share of the gap"):
+    assert name in text
+  for stage in summary(workdir)["stages"].values():
+    assert f"{stage['accuracy']:.2%}" in text
+    assert f"{stage['parameters']:,}" in text
+
+
+def test_without_a_terminal_the_log_is_short_and_plain_and_ends_in_the_table(uninterrupted):
+  done, workdir = uninterrupted
+  assert done.stderr == ""
+  lines = done.stdout.splitlines()
+  assert len(lines) < 40
+  assert all(line.isprintable() for line in lines)
+  assert lines[0].startswith("teacher: 13 steps")
+  assert "alone: epoch 2, step 6/6, loss " in done.stdout
+  assert "validation " in done.stdout
+  assert_table("\n".join(lines[-14:]), workdir)
+
+
+def test_the_same_command_again_shows_the_table_and_changes_nothing(command, uninterrupted):
+  _, workdir = uninterrupted
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+  again = subprocess.run(**command("kd", workdir), timeout=120)
+  assert (again.returncode, again.stderr) == (0, "")
+  assert again.stdout.startswith(f"the run in {workdir} is complete\n")
+  assert "steps" not in again.stdout
+  assert_table(again.stdout, workdir)
+  assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def kill_when(process, condition):
+  """SIGKILL as soon as `condition` holds; the process must not have ended by itself."""
+  deadline = time.monotonic() + 200
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_to_the_same_end(command, uninterrupted, tmp_path):
+  _, whole = uninterrupted
+  workdir = tmp_path / "killed"
+  checkpoints = workdir / "checkpoints" / "alone"
+
+  def has_checkpoint():
+    return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+
+  process = subprocess.Popen(**command("kd", workdir))
+  # The second stage is under way; the third has yet to be compiled.
+  kill_when(process, has_checkpoint)
+  assert not (workdir / "summary.json").exists()
+  assert len(rows(workdir)) < len(rows(whole))
+
+  resumed = subprocess.run(**command("kd", workdir), timeout=280)
+  # Orbax may tell there that it clears away what the kill left half saved.
+  assert resumed.returncode == 0, resumed.stderr
+  assert (workdir / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+  one, other = ({**summary(w), "seconds": None} for w in (workdir, whole))
+  assert one == other
+  assert "teacher: 13 steps, resumed after 13\n" in resumed.stdout
+
+
+def test_a_bundle_teaches_in_another_run_without_training_or_a_baseline(
+  command, uninterrupted, tmp_path
+):
+  _, lender = uninterrupted
+  bundle = lender / "bundles" / "teacher" / "teacher"
+  workdir = tmp_path / "simkd"
+  flags = [
+    f"--config.teacher.bundle={bundle}",
+    "--config.teacher.model=",
+    "--config.baseline=False",
+  ]
+  done = subprocess.run(**command("simkd", workdir, *flags), timeout=280)
+  assert (done.returncode, done.stderr) == (0, "")
+  made, lent = summary(workdir)["stages"], summary(lender)["stages"]
+  assert list(made) == ["teacher", "distilled"]
+  assert made["teacher"] == {**lent["teacher"], "epochs": 0, "steps": 0}
+  assert [row["stage"] for row in rows(workdir)] == ["distilled", "distilled"]
+  assert summary(workdir)["comparison"] == {}
+  assert "student alone" not in done.stdout
+  # The student carries the lent classifier.
+  student, _ = load_bundle(workdir / "bundles" / "distilled" / "student")
+  teacher, _ = load_bundle(bundle)
+  kept = student.variables["params"]["teacher"]["classifier"]["kernel"]
+  assert (kept == teacher.variables["params"]["classifier"]["kernel"]).all()
