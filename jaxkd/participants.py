@@ -42,6 +42,16 @@ def select(participants: Participants, learners: Iterable[str]) -> Participants:
   return learning
 
 
+def frozen(participants: Iterable[str], learners: Iterable[str]) -> tuple[str, ...]:
+  """The participants of which no part learns.
+
+  >>> frozen(["teacher", "student", "projector"], ["student/head", "projector"])
+  ('teacher',)
+  """
+  learning = {learner.partition("/")[0] for learner in learners}
+  return tuple(name for name in participants if name not in learning)
+
+
 def merge(participants: Participants, learning: Participants) -> Participants:
   """`participants` with the parameters of `learning` (see `select`) in place of its own.
 

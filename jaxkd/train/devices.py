@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError
+from jaxkd.train.state import TrainState, put_back, take_aside
+from jaxkd.types import Participants
 
 AXIS_NAME = "devices"
 
@@ -62,17 +64,39 @@ def local_devices(count: int, batch_size: int, accumulate: int = 1) -> list[jax.
 
 
 def map_training_step(
-  step: Callable[[Any, Any], Any], devices: Sequence[jax.Device]
-) -> Callable[[Any, Any], Any]:
-  """(state, sharded batch) -> (state, metrics), on every device; the given state is consumed."""
-  return jax.pmap(
-    step,
+  step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+  devices: Sequence[jax.Device],
+  *,
+  frozen: Sequence[str] = (),
+) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+  """(state, sharded batch) -> (state, metrics), on every device; the given state is consumed.
+
+  Args:
+    step: per device, with the axis AXIS_NAME.
+    devices: that take part.
+    frozen: participants that `step` leaves as they are. They go in but not out, which spares
+      handling their many arrays at every step, and they are not consumed.
+  """
+
+  def apart(state: TrainState, aside: Participants, batch: Any) -> tuple[TrainState, Any]:
+    state, metrics = step(put_back(state, aside), batch)
+    return take_aside(state, frozen)[0], metrics
+
+  mapped = jax.pmap(
+    apart,
     axis_name=AXIS_NAME,
-    in_axes=(None, 0),
+    in_axes=(None, None, 0),
     out_axes=None,
     devices=devices if jax.process_count() == 1 else None,
     donate_argnums=0,
   )
+
+  def whole(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+    moving, aside = take_aside(state, frozen)
+    moving, metrics = mapped(moving, aside, batch)
+    return put_back(moving, aside), metrics
+
+  return whole
 
 
 def map_evaluation_step(

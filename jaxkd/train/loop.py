@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxkd.data.pipeline import training_batches
+from jaxkd.participants import frozen
 from jaxkd.train import devices as mapping
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluator import Scores, make_evaluator
@@ -127,6 +128,7 @@ def _train(
       average_decay=stage.average_decay,
     ),
     devices,
+    frozen=frozen(state.participants, stage.scheme.learners),
   )
   state = mapping.replicate(state, devices)
   in_flight = mapping.StepsInFlight()

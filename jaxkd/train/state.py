@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,18 @@ class TrainState:
     if self.average is None:
       return self.participants
     return trees.merge(self.participants, self.average)
+
+
+def take_aside(state: TrainState, names: Sequence[str]) -> tuple[TrainState, Participants]:
+  """The state without some participants, and those."""
+  rest = {name: v for name, v in state.participants.items() if name not in names}
+  aside = {name: state.participants[name] for name in names}
+  return dataclasses.replace(state, participants=rest), aside
+
+
+def put_back(state: TrainState, aside: Participants) -> TrainState:
+  """The state with participants that were taken aside."""
+  return dataclasses.replace(state, participants={**state.participants, **aside})
 
 
 def create_state(

@@ -57,6 +57,9 @@ def training_step(
     (loss, aux), grads = jax.value_and_grad(scheme.loss, has_aux=True)(
       learning, participants, batch, targets, context
     )
+    strangers = trees.frozen(aux.state, scheme.learners)
+    if strangers:
+      raise ValueError(f"the scheme's loss changes the state of {strangers}, who do not learn")
     return grads, lax.stop_gradient((aux.state, _metrics(loss, aux)))
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

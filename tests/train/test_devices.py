@@ -1,5 +1,7 @@
 """Devices: bounded dispatch, and batches that cannot be divided."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -7,7 +9,7 @@ import pytest
 
 from jaxkd import schemes
 from jaxkd.errors import ConfigError
-from jaxkd.train import create_state, devices, training_step
+from jaxkd.train import TrainState, create_state, devices, training_step
 from tests.tiny import TinyNet, batch
 
 
@@ -39,16 +41,18 @@ def test_one_compilation_serves_every_step():
 
   def step(state, data):
     traces.append(1)
-    return state + data.sum(), {}
+    return dataclasses.replace(state, step=state.step + 1), {}
 
   chosen = jax.local_devices()[:2]
   mapped = devices.map_training_step(step, chosen)
-  state = devices.replicate(jax.numpy.float32(0), chosen)
+  start = TrainState(np.int32(0), np.zeros(2, np.uint32), {"student": np.ones(2)}, None)
+  state = devices.replicate(start, chosen)
   compiled = []
   for _ in range(3):
     state, _ = mapped(state, np.ones((2, 1), np.float32))
     compiled.append(len(traces))
   assert compiled == [1, 1, 1]
+  assert int(state.step) == 3
 
 
 def test_in_flight_hands_results_out_late_and_in_order():

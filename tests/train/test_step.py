@@ -1,5 +1,6 @@
 """The one step: the same result on any number of devices; what should stand still does."""
 
+import dataclasses
 import functools
 
 import jax
@@ -20,7 +21,9 @@ def prepared(keys, batch):
   return Batch(pad_crop(keys, batch.images, padding=1), batch.labels, batch.weights, batch.indices)
 
 
-def run_steps(scheme, device_count, *, steps=5, accumulate=1, prepare=prepared, decay=None):
+def run_steps(
+  scheme, device_count, *, steps=5, accumulate=1, prepare=prepared, decay=None, frozen=()
+):
   """The state after a few steps over the same global batches."""
   optimizer = optax.sgd(0.1, momentum=0.9)
   state = create_state(scheme, optimizer, jax.random.key(0), batch(), average=decay is not None)
@@ -35,6 +38,7 @@ def run_steps(scheme, device_count, *, steps=5, accumulate=1, prepare=prepared, 
       average_decay=decay,
     ),
     chosen,
+    frozen=frozen,
   )
   state, metrics = devices.replicate(state, chosen), None
   for number in range(steps):
@@ -85,6 +89,26 @@ def test_the_teacher_is_neither_trained_nor_are_its_statistics_moved():
     lambda a, b: bool(np.any(a != b)), before["student"], after.participants["student"]
   )
   assert all(jax.tree.leaves(moved["batch_stats"]))
+
+
+def test_setting_the_teacher_aside_changes_nothing():
+  """Up to rounding: another program is compiled."""
+  whole, _ = run_steps(distilling(), 2, steps=2)
+  aside, _ = run_steps(distilling(), 2, steps=2, frozen=["teacher"])
+  assert jax.tree.structure(whole) == jax.tree.structure(aside)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(aside), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scheme_that_changes_a_bystander_is_refused():
+  scheme = distilling()
+
+  def loss(*args):
+    total, aux = scheme.loss(*args)
+    return total, dataclasses.replace(aux, state={**aux.state, "teacher": {}})
+
+  with pytest.raises(ValueError, match=r"changes the state of \('teacher',\), who do not learn"):
+    run_steps(scheme._replace(loss=loss), 1, steps=1)
 
 
 def test_accumulating_parts_equals_the_whole_batch_without_batch_statistics():
