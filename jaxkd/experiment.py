@@ -15,7 +15,7 @@ import ml_collections
 from rich.console import Console
 
 import jaxkd
-from jaxkd import bundles, recipes, report
+from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
 from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stage
@@ -58,7 +58,7 @@ def run(
     validation=settings.data.validation,
     seed=settings.seed,
   )
-  stages = recipes.stages(settings, data)
+  stages = plan.stages(settings, data)
   # Nobody writes before everybody has looked.
   devices.wait_for_everyone("work directory checked")
   if devices.is_first_process():
@@ -82,7 +82,9 @@ def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path)
   """Raises a ConfigError if `workdir` holds the run of a different config."""
   path = workdir / "config.json"
   if not path.exists():
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    if workdir.exists() and (
+      not workdir.is_dir() or any(p.suffix != ".partial" for p in workdir.iterdir())
+    ):
       raise ConfigError(f"workdir {workdir} is not empty and holds no run; choose another")
     return
   try:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import jaxkd.train.evaluator
 import jaxkd.train.loop
-from jaxkd import experiment, models, recipes
+from jaxkd import experiment, models, plan, recipes
 from jaxkd.bundles import save_bundle
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
@@ -231,7 +231,7 @@ def test_a_damaged_config_of_a_run_is_named(refuse, tmp_path):
 
 def test_a_truncated_checkpoint_is_named_and_kept(refuse, tmp_path):
   settings, workdir = settings_for("alone"), tmp_path / "run"
-  [stage] = recipes.stages(settings, dataset())
+  [stage] = plan.stages(settings, dataset())
   example = Batch(np.zeros((2, 8, 8, 1), np.float32), *np.zeros((3, 2), np.int32))
   shapes = state_shapes(stage.scheme, stage.optimizer, example)
   state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd import recipes
+from jaxkd import plan, recipes
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.data.pipeline import training_batches
 from jaxkd.train import check_stages
@@ -78,20 +78,20 @@ def settings_for(method):
 
 @pytest.mark.parametrize("method", sorted(recipes.METHODS))
 def test_every_method_names_its_stages(method):
-  stages = recipes.stages(settings_for(method), dataset())
+  stages = plan.stages(settings_for(method), dataset())
   check_stages(stages)
   expected = {"teacher": ["teacher"], "alone": ["alone"]}
   names = [stage.name for stage in stages]
   assert names == expected.get(method, ["teacher", "alone", "distilled"])
   settings = settings_for(method)
   settings.baseline = False
-  without = [stage.name for stage in recipes.stages(settings, dataset())]
+  without = [stage.name for stage in plan.stages(settings, dataset())]
   assert without == expected.get(method, ["teacher", "distilled"])
 
 
 @pytest.mark.parametrize("method", DISTILLING)
 def test_every_methods_student_learns_in_its_recipes_step(method):
-  stage = recipes.stages(settings_for(method), dataset())[-1]
+  stage = plan.stages(settings_for(method), dataset())[-1]
   assert stage.inherit == {"teacher": "teacher/teacher"}
   stored = next(training_batches(stage.examples, batch_size=8, seed=0))
   before = start(stage.scheme, data=stage.prepare_evaluation(stored))
