@@ -30,7 +30,7 @@ def get_config(method: str = "simkd") -> ConfigDict:
     network.warmup_epochs = 1.0
   if method == "simkd":
     # Without a label term the gradient is small: the rate that suits cross-entropy is too low.
-    config.student.learning_rate = 0.3
+    config.method.learning_rate = 0.3
   if method == "at":
     # Maps of unit norm differ more per pixel the fewer pixels they have: the published 1000 is
     # for maps of 32x32 to 8x8, and here drowns the labels.

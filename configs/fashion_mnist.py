@@ -29,5 +29,5 @@ def get_config(method: str = "simkd") -> ConfigDict:
     network.warmup_epochs = 1.0
   if method == "simkd":
     # Without a label term the gradient is small: the rate that suits cross-entropy is too low.
-    config.student.learning_rate = 0.4
+    config.method.learning_rate = 0.4
   return config

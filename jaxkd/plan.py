@@ -76,9 +76,10 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
       raise
     except ValueError as error:
       raise ConfigError(f"method {settings.method.name!r}: {error}") from error
-    distilled = _stage("distilled", scheme, settings, "student", data)
+    rate = settings.method.learning_rate or None
+    distilled = _stage("distilled", scheme, settings, "student", data, learning_rate=rate)
     if method.reuses_classifier:
-      distilled = dataclasses.replace(distilled, label=f"{distilled.label}+{label}'s classifier")
+      distilled = dataclasses.replace(distilled, label=f"{distilled.label}+{label}")
     plan.append(dataclasses.replace(distilled, inherit={"teacher": "teacher/teacher"}))
   check_stages(plan)
   return plan
@@ -146,15 +147,21 @@ def _rehearse(scheme: Scheme, data: Dataset) -> None:
 
 
 def _stage(
-  name: str, scheme: Scheme, settings: ml_collections.ConfigDict, role: str, data: Dataset
+  name: str,
+  scheme: Scheme,
+  settings: ml_collections.ConfigDict,
+  role: str,
+  data: Dataset,
+  *,
+  learning_rate: float | None = None,
 ) -> Stage:
-  """One stage: `role` says whose recipe and whose examples."""
+  """One stage: `role` says whose recipe, but for another learning rate, and whose examples."""
   recipe = settings[role]
   examples = _examples(settings, role, data)
   steps = count_steps(len(examples), settings.batch_size)
   schedule = learning_rate_schedule(
     recipe.schedule,
-    learning_rate=recipe.learning_rate,
+    learning_rate=learning_rate or recipe.learning_rate,
     epochs=recipe.epochs,
     steps_per_epoch=steps,
     drops=recipe.drops,
@@ -210,4 +217,5 @@ def _examples(settings: ml_collections.ConfigDict, role: str, data: Dataset) -> 
   try:
     return per_class(data.train, limit, seed=settings.seed)
   except ConfigError as error:
-    raise ConfigError(f"data.{field}={limit}: {error}") from error
+    reason = str(error).partition(": ")[2]
+    raise ConfigError(f"data.{field}={limit}: {reason}") from error

@@ -166,7 +166,11 @@ def fields(method: str) -> Fields:
   """
   if not isinstance(method, str) or method not in METHODS:
     raise unknown_name("method", method, METHODS)
-  return {**config.COMMON, "method": {"name": text(method), **METHODS[method].fields}}
+  own = {"name": text(method), **METHODS[method].fields}
+  if METHODS[method].scheme is not None:
+    # Objectives differ in scale: 0 takes the rate of the student alone.
+    own["learning_rate"] = number(0.0)
+  return {**config.COMMON, "method": own}
 
 
 def base_config(method: str) -> ml_collections.ConfigDict:

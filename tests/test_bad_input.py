@@ -112,7 +112,7 @@ def refuse(monkeypatch, tmp_path):
       settings_for(student={"momentum": 0.0, "nesterov": True}),
       r"^nesterov=True needs momentum > 0, got momentum=0$",
     ),
-    (settings_for(data={"per_class": 100}), r"^per_class=100: class 0 has only 4 examples$"),
+    (settings_for(data={"per_class": 100}), r"^data.per_class=100: class 0 has only 4 examples$"),
   ],
   ids=lambda value: None if hasattr(value, "items") else value[:40],
 )

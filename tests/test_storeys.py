@@ -105,3 +105,15 @@ def test_every_methods_student_learns_in_its_recipes_step(method):
   assert_all_moved(*(tree["student"]["params"]["stem_conv"] for tree in (before, after)))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
   assert set(stage.scheme.export(after)) == {"student"}
+
+
+def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was():
+  settings = settings_for("simkd")
+  settings.method.learning_rate = 0.25
+  _, alone, distilled = plan.stages(settings, dataset())
+  slopes = []
+  for stage in (alone, distilled):
+    optimizer, weights = stage.optimizer, {"w": np.zeros(1, np.float32)}
+    update, _ = optimizer.update({"w": np.ones(1, np.float32)}, optimizer.init(weights), weights)
+    slopes.append(-float(update["w"][0]))
+  assert slopes == pytest.approx([settings.student.learning_rate, 0.25])
