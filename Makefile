@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 
 # The table of the README: every method on digits over five seeds (about twenty minutes).
 digits-table: $(INSTALLED)
-	$(BIN)/python experiments/digits_table.py --workdir runs/digits-table
+	$(BIN)/python experiments/compare.py --config configs/digits.py --workdir runs/digits-compare --output experiments/results/digits.md
 
 # The time of our step over a hand-written one's, measured side by side.
 bench: $(INSTALLED)

@@ -35,3 +35,11 @@ def test_every_make_target_named_exists():
   targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
   for target in re.findall(r"(?:`|^)make ([a-z-]+)\b", TEXT, flags=re.MULTILINE):
     assert target in targets, target
+
+
+def test_the_digits_table_is_the_one_that_was_written():
+  written = (ROOT / "experiments/results/digits.md").read_text().splitlines()
+  rows = [line for line in written if line.startswith("|")]
+  assert len(rows) > 4
+  for row in rows:
+    assert row in TEXT

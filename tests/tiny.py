@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 
-from jaxkd.data import ArrayExamples
+from jaxkd import schemes
+from jaxkd.data import ArrayExamples, normalize, pad_crop
+from jaxkd.train import Stage
 from jaxkd.types import Batch, Output
 
 
@@ -66,3 +71,30 @@ def batch(size=8, seed=0):
   chosen = examples(size, seed)
   images = jnp.asarray(chosen.fetch(np.arange(size)), jnp.float32) / 128 - 0.5
   return Batch(images, jnp.asarray(chosen.labels), jnp.ones(size), jnp.arange(size))
+
+
+def stage(**changes):
+  """Four epochs of a student alone; `changes` are Stage's fields."""
+
+  def prepare(batch):
+    return dataclasses.replace(batch, images=normalize(batch.images, (0.5,), (0.5,)))
+
+  def augment(keys, batch):
+    batch = prepare(batch)
+    return dataclasses.replace(batch, images=pad_crop(keys, batch.images, padding=1))
+
+  values = {
+    "name": "alone",
+    "scheme": schemes.supervised(TinyNet()),
+    "optimizer": optax.sgd(0.05, momentum=0.9),
+    "epochs": 4,
+    "examples": examples(20),
+    "batch_size": 8,
+    "seed": 3,
+    "prepare_training": augment,
+    "prepare_evaluation": prepare,
+    "reported": "student",
+    "label": "tiny",
+    "average_decay": 0.9,
+  }
+  return Stage(**{**values, **changes})

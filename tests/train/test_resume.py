@@ -1,43 +1,15 @@
 """A stage goes on exactly where it stopped, and damage never costs what is still good."""
 
-import dataclasses
 import pathlib
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from jaxkd import schemes
-from jaxkd.data import normalize, pad_crop
 from jaxkd.errors import ConfigError
-from jaxkd.train import Silent, Stage, check_stages, starting_variables, train_stage
-from tests.tiny import TinyNet, examples
-
-
-def stage(**changes):
-  def prepare(batch):
-    return dataclasses.replace(batch, images=normalize(batch.images, (0.5,), (0.5,)))
-
-  def augment(keys, batch):
-    batch = prepare(batch)
-    return dataclasses.replace(batch, images=pad_crop(keys, batch.images, padding=1))
-
-  values = {
-    "name": "alone",
-    "scheme": schemes.supervised(TinyNet()),
-    "optimizer": optax.sgd(0.05, momentum=0.9),
-    "epochs": 4,
-    "examples": examples(20),
-    "batch_size": 8,
-    "seed": 3,
-    "prepare_training": augment,
-    "prepare_evaluation": prepare,
-    "reported": "student",
-    "label": "tiny",
-    "average_decay": 0.9,
-  }
-  return Stage(**{**values, **changes})
+from jaxkd.train import Silent, check_stages, starting_variables, train_stage
+from tests.tiny import TinyNet, examples, stage
 
 
 class Interruption(Exception):
@@ -179,12 +151,3 @@ def test_a_stage_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
   )
   assert scored.test == uninterrupted.test
   assert_same(scored.participants, uninterrupted.participants)
-
-
-def test_ragged_splits_neither_compile_twice_nor_bias_the_score(tmp_path, uninterrupted):
-  """9 test examples in batches of 8: the mean over them equals numpy's."""
-  data = examples(9, seed=2)
-  images = (data.fetch(np.arange(9)).astype(np.float32) / 255 - 0.5) / 0.5
-  logits = TinyNet().apply(uninterrupted.participants["student"], images).logits
-  expected = float(np.mean(np.argmax(logits, -1) == data.labels))
-  assert uninterrupted.test["student"]["accuracy"] == pytest.approx(expected)

@@ -61,7 +61,7 @@ def test_eight_devices_give_the_parameters_of_one(norm):
   one, one_metrics = run_steps(distilling(norm=norm), 1)
   eight, eight_metrics = run_steps(distilling(norm=norm), 8)
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
   for name, (total, count) in one_metrics.items():
     mean = eight_metrics[name][0] / eight_metrics[name][1]
     np.testing.assert_allclose(mean, total / count, rtol=1e-4, err_msg=name)

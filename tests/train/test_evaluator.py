@@ -1,0 +1,40 @@
+"""Scores of a whole split, whatever its length."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import schemes
+from jaxkd.train import create_state, devices
+from jaxkd.train.evaluator import make_evaluator
+from tests.tiny import TinyNet, batch, examples, stage
+
+
+@pytest.fixture(scope="module")
+def participants():
+  scheme = schemes.supervised(TinyNet())
+  state = create_state(scheme, optax.sgd(0.1), jax.random.key(0), batch())
+  return devices.host_copy(state.participants)
+
+
+def test_ragged_splits_neither_compile_twice_nor_bias_a_score(participants):
+  """9 and 5 examples in batches of 8: one compilation, and the means that numpy finds."""
+  traces = []
+  scheme = schemes.supervised(TinyNet())
+
+  def predict(everyone, images):
+    traces.append(images.shape)
+    return scheme.predict(everyone, images)
+
+  evaluate = make_evaluator(stage(scheme=scheme._replace(predict=predict)), jax.local_devices()[:2])
+  for count in (9, 5):
+    data = examples(count, seed=count)
+    images = (data.fetch(np.arange(count)).astype(np.float32) / 255 - 0.5) / 0.5
+    logits = np.asarray(TinyNet().apply(participants["student"], images).logits, np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    scores = evaluate(participants, data)["student"]
+    assert scores["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == data.labels))
+    expected = -log_p[np.arange(count), data.labels].mean()
+    assert scores["cross_entropy"] == pytest.approx(expected, rel=1e-4)
+  assert traces == [(4, 6, 6, 1)]
