@@ -89,7 +89,13 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
 
 
 def assert_table(text, workdir):
-  for name in ("teacher", "student alone", "student, kd", "distilled - alone", "share of gap closed"):
+  for name in (
+    "teacher",
+    "student alone",
+    "student, kd",
+    "distilled - alone",
+    "share of gap closed",
+  ):
     assert name in text
   for stage in summary(workdir)["stages"].values():
     assert f"{stage['accuracy']:.2%}" in text
