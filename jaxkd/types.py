@@ -31,11 +31,14 @@ class Output:
     features: stage name -> post-activation array, (B, H, W, C) or (B, C). `"pooled"` is what the
       classifier sees.
     preactivations: the same stages before their last activation.
+    gradients: stage name -> d(sum of cross-entropies) / d(its features), `"images"` for the input;
+      only where a scheme was asked for them.
   """
 
   logits: Array | None = None
   features: Mapping[str, Array] = dataclasses.field(default_factory=dict)
   preactivations: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+  gradients: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Arrays = Mapping[str, jax.Array]
 # From a case (its words and hyperparameters) and its arrays to the loss and named intermediates.
-Adapter = Callable[["Case", Mapping[str, Any]], tuple[jax.Array, dict[str, Any]]]
+Adapter = Callable[["Case", Arrays], tuple[jax.Array, dict[str, Any]]]
 
 # Relative to the largest reference value of the same array.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -153,6 +153,7 @@ def attention_transfer(
   teacher: Output,
   *,
   stages: Stages = ("stage1", "stage2", "stage3"),
+  stage_weights: Sequence[ArrayLike] | None = None,
   power: float = 2,
   norm: Literal["code", "paper"] = "code",
   reduce: Reduce = "mean",
@@ -168,6 +169,7 @@ def attention_transfer(
     student: Output with features (B, H, W, C) at `stages`.
     teacher: Output likewise, constant. Channels and sizes may differ.
     stages: names, or (student's, teacher's) pairs of names.
+    stage_weights: one weight per stage; None weighs them all 1.
     power: exponent of the activations.
     norm: how two maps are compared: "code" as the authors programmed it, "paper" as they wrote it.
     reduce: over channels, "mean", "sum" or "max".
@@ -199,7 +201,7 @@ def attention_transfer(
       s, t, power=power, reduce=reduce, absolute=absolute, eps=eps, eps_added=eps_added
     )
 
-  return Terms(feature=sum(over_stages(kernel, student, teacher, stages)))
+  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
 
 
 def _maps(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -40,7 +42,13 @@ def hint_mse(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   return jnp.mean(jnp.square(student - teacher))
 
 
-def fitnets(student: Output, teacher: Output, *, stages: Stages = ("stage2",)) -> Terms:
+def fitnets(
+  student: Output,
+  teacher: Output,
+  *,
+  stages: Stages = ("stage2",),
+  stage_weights: Sequence[ArrayLike] | None = None,
+) -> Terms:
   """FitNets: the student's (regressed) features hit the teacher's.
 
   The sum over stages of `hint_mse`. Where the teacher's map is larger than the student's, it is
@@ -51,6 +59,7 @@ def fitnets(student: Output, teacher: Output, *, stages: Stages = ("stage2",)) -
       `jaxkd.connectors.Regressor` gives them. (B, H, W, C) or (B, D).
     teacher: Output with the same stages, constant.
     stages: names, or (student's, teacher's) pairs of names.
+    stage_weights: one weight per stage; None weighs them all 1.
 
   Returns:
     Terms(feature=...), float32 or wider.
@@ -73,10 +82,16 @@ def fitnets(student: Output, teacher: Output, *, stages: Stages = ("stage2",)) -
       t = adaptive_average_pool(t, *s.shape[1:3])
     return hint_mse(s, t)
 
-  return Terms(feature=sum(over_stages(kernel, student, teacher, stages)))
+  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
 
 
-def simkd(student: Output, teacher: Output, *, stages: Stages = ("stage3",)) -> Terms:
+def simkd(
+  student: Output,
+  teacher: Output,
+  *,
+  stages: Stages = ("stage3",),
+  stage_weights: Sequence[ArrayLike] | None = None,
+) -> Terms:
   """SimKD: the student's projected last feature map becomes the teacher's.
 
   The sum over stages of `hint_mse`, the larger map average-pooled to the smaller
@@ -88,6 +103,7 @@ def simkd(student: Output, teacher: Output, *, stages: Stages = ("stage3",)) -> 
       `jaxkd.connectors.Projector` gives them, which pools a larger student before it projects.
     teacher: Output with the same stages, constant.
     stages: names, or (student's, teacher's) pairs of names.
+    stage_weights: one weight per stage; None weighs them all 1.
 
   Returns:
     Terms(feature=...), float32 or wider.
@@ -106,4 +122,4 @@ def simkd(student: Output, teacher: Output, *, stages: Stages = ("stage3",)) -> 
   def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
     return hint_mse(*match_sizes(*widen(s, t)))
 
-  return Terms(feature=sum(over_stages(kernel, student, teacher, stages)))
+  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))

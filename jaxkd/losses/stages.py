@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.types import Output
@@ -12,6 +15,10 @@ from jaxkd.types import Output
 # A stage's name where student and teacher share it, else (student's stage, teacher's stage).
 Stage = str | tuple[str, str]
 Stages = Sequence[Stage]
+# The arrays of an Output that a loss may compare.
+Where = Literal["features", "preactivations", "gradients"]
+
+_WHERE: tuple[str, ...] = get_args(Where)
 
 
 def stage_pairs(stages: Stages) -> list[tuple[str, str]]:
@@ -36,17 +43,20 @@ def stage_pairs(stages: Stages) -> list[tuple[str, str]]:
   return pairs
 
 
-def stage_features(output: Output, stage: str, *, who: str) -> jax.Array:
-  """The features of one stage; `who` ("student", "teacher") is named where it is missing.
+def stage_arrays(output: Output, stage: str, *, who: str, where: Where = "features") -> jax.Array:
+  """One stage's array; `who` ("student", "teacher") is named where it is missing.
 
   Raises:
     ConfigError: listing the stages there are, if there is none of that name.
   """
-  if not output.features:
-    raise ConfigError(f"the {who}'s Output has no features, so no stage {stage!r}")
-  if stage not in output.features:
-    raise unknown_name(f"{who} stage", stage, output.features)
-  return output.features[stage]
+  if where not in _WHERE:
+    raise unknown_name("where", where, _WHERE)
+  arrays = getattr(output, where)
+  if not arrays:
+    raise ConfigError(f"the {who}'s Output has no {where}, so no stage {stage!r}")
+  if stage not in arrays:
+    raise unknown_name(f"{who} stage", stage, arrays)
+  return arrays[stage]
 
 
 def over_stages(
@@ -54,19 +64,35 @@ def over_stages(
   student: Output,
   teacher: Output,
   stages: Stages,
-) -> list[jax.Array]:
-  """`kernel(student's features, teacher's features)` of every stage, in the order of `stages`.
+  *,
+  weights: Sequence[ArrayLike] | None = None,
+  where: Where = "features",
+) -> jax.Array:
+  """The sum over stages of weight * `kernel(student's array, teacher's array)`.
+
+  Args:
+    kernel: of two arrays, a scalar.
+    student: Output.
+    teacher: Output.
+    stages: names or pairs.
+    weights: one per stage; None weighs them all 1.
+    where: which arrays of an Output are meant.
 
   Raises:
-    ConfigError: the kernel's own, with the stage put in front; or for a stage that is missing.
+    ConfigError: the kernel's own, with the stage put in front; for a stage that is missing; if
+      the weights are not as many as the stages.
   """
-  values = []
-  for ours, theirs in stage_pairs(stages):
-    s = stage_features(student, ours, who="student")
-    t = stage_features(teacher, theirs, who="teacher")
+  pairs = stage_pairs(stages)
+  if weights is not None and len(weights) != len(pairs):
+    raise ConfigError(f"stage_weights are {len(weights)}, stages {len(pairs)}: give one for each")
+  total = jnp.float32(0)
+  for i, (ours, theirs) in enumerate(pairs):
+    s = stage_arrays(student, ours, who="student", where=where)
+    t = stage_arrays(teacher, theirs, who="teacher", where=where)
     try:
-      values.append(kernel(s, t))
+      value = kernel(s, t)
     except ConfigError as error:
-      where = f"stage {ours!r}" if ours == theirs else f"stages {ours!r} and {theirs!r}"
-      raise ConfigError(f"{where}: {error}") from error
-  return values
+      place = f"stage {ours!r}" if ours == theirs else f"stages {ours!r} and {theirs!r}"
+      raise ConfigError(f"{place}: {error}") from error
+    total = total + (value if weights is None else weights[i] * value)
+  return total
