@@ -86,6 +86,15 @@ def numbers(default: tuple[float, ...]) -> Field:
   return Field(default, accepts, "a tuple of rising positive numbers")
 
 
+def weights(default: tuple[float, ...] = ()) -> Field:
+  """A tuple of positive numbers in any order; () leaves the weighing to the method."""
+
+  def accepts(v: Any) -> bool:
+    return isinstance(v, tuple | list) and all(_is_finite(x) and x > 0 for x in v)
+
+  return Field(default, accepts, "a tuple of positive numbers")
+
+
 def names(default: tuple[str, ...]) -> Field:
   """A tuple of at least one name."""
   return Field(
@@ -145,7 +154,7 @@ COMMON: Fields = {
     "cutout": integer(0),
     "mixup": number(0.0),
   },
-  "teacher": {**training_fields("resnet32x4"), "bundle": text("")},
+  "teacher": {**training_fields("resnet32x4"), "bundle": text(""), "count": integer(1, minimum=1)},
   "student": training_fields("resnet8x4"),
 }
 

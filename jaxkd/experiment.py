@@ -7,7 +7,7 @@ import json
 import pathlib
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,11 @@ from jaxkd.train.reporting import Row
 
 
 def run(
-  settings: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console
+  settings: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  console: Console,
+  *,
+  load_data: Callable[..., Dataset] | None = None,
 ) -> dict[str, Any]:
   """Trains every stage of a config in `workdir`, or goes on where an earlier run stopped.
 
@@ -35,6 +39,7 @@ def run(
     settings: from a file in `configs/`.
     workdir: made if absent; refused if it holds the run of another config.
     console: where progress and the closing table go.
+    load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
 
   Returns:
     The summary, as in summary.json.
@@ -52,7 +57,7 @@ def run(
     return summary
 
   chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
-  data = load(
+  data = (load_data or load)(
     settings.data.name,
     directory=settings.data.directory or None,
     validation=settings.data.validation,
@@ -169,17 +174,16 @@ def _summary(
   rows = {}
   for stage in stages:
     result = results[stage.name]
-    network = stage.scheme.export(result.participants)[stage.reported]
-    rows[stage.name] = {
-      "model": stage.label,
-      "predictor": stage.reported,
-      "accuracy": result.test[stage.reported]["accuracy"],
-      "test": result.test,
-      "parameters": sum(x.size for x in jax.tree.leaves(network.variables["params"])),
-      "examples": len(stage.examples),
-      "epochs": stage.epochs,
-      "steps": stage.steps,
-    }
+    row: dict[str, Any] = {"model": stage.label, "predictor": stage.reported}
+    if stage.reported:
+      network = stage.scheme.export(result.participants)[stage.reported]
+      row["accuracy"] = result.test[stage.reported]["accuracy"]
+      row["test"] = result.test
+      row["parameters"] = sum(x.size for x in jax.tree.leaves(network.variables["params"]))
+    row |= {"examples": len(stage.examples), "epochs": stage.epochs, "steps": stage.steps}
+    if result.rows:
+      row["train"] = result.rows[-1]["train"]
+    rows[stage.name] = row
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   return {
     "config": json.loads(_as_json(settings)),

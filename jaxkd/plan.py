@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from jaxkd import bundles, models, schemes
+from jaxkd import bundles, models, recipes, schemes
 from jaxkd.data import Dataset, Examples, augmentation, normalize, per_class
 from jaxkd.errors import ConfigError
 from jaxkd.participants import select
-from jaxkd.recipes import METHODS, Pair
+from jaxkd.recipes import Pair, Teacher, Training
 from jaxkd.train import Stage, check_stages, learning_rate_schedule, make_optimizer
 from jaxkd.train import steps_per_epoch as count_steps
 from jaxkd.train.devices import AXIS_NAME
@@ -25,7 +25,7 @@ from jaxkd.types import Array, Batch, Context, Output, Scheme
 
 
 def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
-  """The stages of an experiment: the teacher, the student alone, the distilled student.
+  """The stages of an experiment: the teachers, the student alone, the distilled student's.
 
   Nothing is compiled here: mistakes in models, stages and shapes surface from their shapes alone.
 
@@ -36,80 +36,124 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
   Raises:
     ConfigError: naming the field and what would be accepted.
   """
-  method = METHODS[settings.method.name]
+  name = settings.method.name
+  methods = recipes.methods(name)
+  distils = all(method.distils for method in methods.values())
   options = {
     "axis_name": AXIS_NAME if settings.sync_batch_norm else None,
     "dtype": jnp.dtype(settings.compute_dtype),
   }
-  distils = method.scheme is not None
   plan: list[Stage] = []
   if settings.keep == "best" and data.validation is None:
     raise ConfigError("keep='best' needs a validation split, but data.validation=0.0")
 
-  if distils or settings.method.name == "teacher":
-    teacher, teacher_variables, teacher_output, label = _teacher(settings, data, options)
-    scheme = schemes.supervised(teacher, participant="teacher")
-    stage = dataclasses.replace(_stage("teacher", scheme, settings, "teacher", data), label=label)
-    if teacher_variables is not None:
-      # A teacher that comes trained is a stage without epochs: it is scored like any other.
-      stage = dataclasses.replace(stage, epochs=0, given={"teacher": teacher_variables})
-    plan.append(stage)
-  if distils or settings.method.name == "alone":
+  teachers: dict[str, Teacher] = {}
+  if distils or name == "teacher":
+    for number, (teacher, variables) in enumerate(_teachers(settings, data, options)):
+      called = "teacher" if number == 0 else f"teacher_{number}"
+      teachers[called] = teacher
+      scheme = schemes.supervised(teacher.module, participant=called)
+      stage = _stage(called, scheme, settings, "teacher", data)
+      stage = dataclasses.replace(
+        stage, label=teacher.label, reported=called, seed=settings.seed + number
+      )
+      if variables is not None:
+        # A teacher that comes trained is a stage without epochs: it is scored like any other.
+        stage = dataclasses.replace(stage, epochs=0, given={called: variables})
+      plan.append(stage)
+  if distils or name == "alone":
     student = models.create(settings.student.model, num_classes=data.num_classes, **options)
     student_output = _shapes("student.model", settings.student.model, student, data)
     if settings.baseline or not distils:
       plan.append(_stage("alone", schemes.supervised(student), settings, "student", data))
-  if method.scheme is not None:
+  if distils:
+    examples = _examples(settings, "student", data)
     pair = Pair(
       student=student,
-      teacher=teacher,
       student_output=student_output,
-      teacher_output=teacher_output,
+      teachers=teachers,
       image_shape=data.image_shape,
       options=options,
+      epochs=settings.student.epochs,
+      steps_per_epoch=count_steps(len(examples), settings.batch_size),
       hyperparameters=settings.method,
     )
     try:
-      scheme = method.scheme(pair)
-      _rehearse(scheme, data)
+      trainings = recipes.trainings(pair)
+      for training in trainings:
+        _rehearse(training.scheme, data)
     except ConfigError:
       raise
     except ValueError as error:
-      raise ConfigError(f"method {settings.method.name!r}: {error}") from error
-    rate = settings.method.learning_rate or None
-    distilled = _stage("distilled", scheme, settings, "student", data, learning_rate=rate)
-    if method.reuses_classifier:
-      distilled = dataclasses.replace(distilled, label=f"{distilled.label}+{label}")
-    plan.append(dataclasses.replace(distilled, inherit={"teacher": "teacher/teacher"}))
+      raise ConfigError(f"method {name!r}: {error}") from error
+    plan += [_distilling(training, settings, data, teachers) for training in trainings]
   check_stages(plan)
   return plan
 
 
-def _teacher(
+def _distilling(
+  training: Training,
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+  teachers: Mapping[str, Teacher],
+) -> Stage:
+  """The stage of one of a method's trainings, by the student's recipe."""
+  stage = _stage(
+    training.name,
+    training.scheme,
+    settings,
+    "student",
+    data,
+    learning_rate=training.learning_rate or None,
+    epochs=training.epochs,
+  )
+  label = training.label or stage.label
+  if training.reuses_classifier:
+    label = "+".join([label, *(teacher.label for teacher in teachers.values())])
+  # Where nothing predicts yet, there is nothing to choose the best epoch by.
+  keep = stage.keep if training.reported else "last"
+  return dataclasses.replace(
+    stage, inherit=training.inherit, reported=training.reported, label=label, keep=keep
+  )
+
+
+def _teachers(
   settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
-) -> tuple[nn.Module, Mapping[str, Any] | None, Output, str]:
-  """The teacher, its variables if a bundle gives them, the shapes it returns, and its name."""
-  name = settings.teacher.model
-  if not settings.teacher.bundle:
+) -> list[tuple[Teacher, Mapping[str, Any] | None]]:
+  """The teachers, each with its variables if a bundle gives them."""
+  name, count = settings.teacher.model, settings.teacher.count
+  paths = [path for path in settings.teacher.bundle.split(",") if path]
+  if not paths:
     module = models.create(name, num_classes=data.num_classes, **options)
-    return module, None, _shapes("teacher.model", name, module, data), name
-  path = pathlib.Path(settings.teacher.bundle)
-  network, description = bundles.load_bundle(path)
-  where = f"teacher.bundle={str(path)!r}"
+    output = _shapes("teacher.model", name, module, data)
+    return [(Teacher(module, output, name), None)] * count
+  if count not in (1, len(paths)):
+    raise ConfigError(f"teacher.count={count}: expected {len(paths)}, as many as teacher.bundle")
+  return [_bundled(path, settings, data) for path in paths]
+
+
+def _bundled(
+  path: str, settings: ml_collections.ConfigDict, data: Dataset
+) -> tuple[Teacher, Mapping[str, Any]]:
+  """A teacher that comes trained."""
+  name = settings.teacher.model
+  network, description = bundles.load_bundle(pathlib.Path(path))
+  where = f"teacher.bundle={path!r}"
   stored = description.get("model")
   if name not in ("", stored):
     raise ConfigError(
       f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
       "or to '' to take what the bundle holds"
     )
-  output = _shapes("teacher.bundle", str(path), network.module, data, network.variables)
+  output = _shapes("teacher.bundle", path, network.module, data, network.variables)
   classes = 0 if output.logits is None else output.logits.shape[-1]
   if classes != data.num_classes:
     raise ConfigError(
       f"{where} predicts {classes} classes, the student {data.num_classes} "
       f"(data set {settings.data.name!r})"
     )
-  return network.module, network.variables, output, stored or type(network.module).__name__
+  label = stored or type(network.module).__name__
+  return Teacher(network.module, output, label), network.variables
 
 
 def _shapes(
@@ -154,15 +198,17 @@ def _stage(
   data: Dataset,
   *,
   learning_rate: float | None = None,
+  epochs: int | None = None,
 ) -> Stage:
-  """One stage: `role` says whose recipe, but for another learning rate, and whose examples."""
+  """One stage: `role` says whose recipe and examples, but for another rate or length."""
   recipe = settings[role]
+  epochs = epochs or recipe.epochs
   examples = _examples(settings, role, data)
   steps = count_steps(len(examples), settings.batch_size)
   schedule = learning_rate_schedule(
     recipe.schedule,
     learning_rate=learning_rate or recipe.learning_rate,
-    epochs=recipe.epochs,
+    epochs=epochs,
     steps_per_epoch=steps,
     drops=recipe.drops,
     drop_factor=recipe.drop_factor,
@@ -194,7 +240,7 @@ def _stage(
     name=name,
     scheme=scheme,
     optimizer=optimizer,
-    epochs=recipe.epochs,
+    epochs=epochs,
     examples=examples,
     batch_size=settings.batch_size,
     seed=settings.seed,

@@ -73,9 +73,14 @@ class Terms:
     return self if isinstance(other, int) and other == 0 else NotImplemented
 
   def __mul__(self, weight: ArrayLike) -> Terms:
-    return Terms(self.feature * weight, self.logit * weight)
+    return Terms(_scaled(self.feature, weight), _scaled(self.logit, weight))
 
   __rmul__ = __mul__
+
+
+def _scaled(term: ArrayLike, weight: ArrayLike) -> Any:
+  # The Python zero of a term that a loss does not have stays one: nobody reports it.
+  return term if isinstance(term, float) and term == 0 else term * weight
 
 
 @jax.tree_util.register_dataclass

@@ -1,6 +1,8 @@
 """Eight XLA devices on the CPU for every test, and strict rank promotion."""
 
+import collections
 import os
+import re
 
 import hypothesis
 import jax
@@ -17,3 +19,22 @@ hypothesis.settings.load_profile("ci")
 
 def pytest_addoption(parser):
   parser.addoption("--golden", default=None, help="folder of golden .npz files to check against")
+
+
+def pytest_terminal_summary(terminalreporter):
+  """After parity tests, a table: how many cases of each method agree with the published code."""
+  ran, passed = collections.Counter(), collections.Counter()
+  for outcome in ("passed", "failed", "error"):
+    for report in terminalreporter.stats.get(outcome, []):
+      found = re.search(r"test_golden_case_agrees\[(\w+)-\d+-(float\d\d)\]", report.nodeid)
+      if found:
+        ran[found.groups()] += 1
+        passed[found.groups()] += outcome == "passed"
+  if not ran:
+    return
+  terminalreporter.section("parity with published code, cases passed of cases run")
+  terminalreporter.write_line("| method | float64 | float32 |")
+  terminalreporter.write_line("|---|---|---|")
+  for method in sorted({method for method, _ in ran}):
+    cells = [f"{passed[method, d]} of {ran[method, d]}" for d in ("float64", "float32")]
+    terminalreporter.write_line(f"| {method} | {' | '.join(cells)} |")

@@ -14,15 +14,14 @@ from jaxkd import recipes
 from jaxkd.config import Field
 from jaxkd.errors import ConfigError
 
-CHOICES = {"optimizer", "schedule", "compute_dtype", "keep", "norm"}
-each_method = pytest.mark.parametrize("method", sorted(recipes.METHODS))
+each_method = pytest.mark.parametrize("method", [*sorted(recipes.METHODS), "kd+at"])
 each_file = pytest.mark.parametrize("file", ["cifar100", "digits", "fashion_mnist"])
 
 
 def leaves(fields, path=()):
   for name, field in fields.items():
     if isinstance(field, Field):
-      yield (*path, name), field.default
+      yield (*path, name), field
     else:
       yield from leaves(field, (*path, name))
 
@@ -44,9 +43,10 @@ NOT_NUMBERS = st.one_of(
 )
 
 
-def wrong_values(path, default):
-  """Values that no field with this default could mean."""
-  if path[-1] in CHOICES:
+def wrong_values(path, field):
+  """Values that the field could not mean."""
+  default = field.default
+  if field.meaning.startswith("one of"):
     return st.one_of(st.text().map("no ".__add__), st.integers(), st.none())
   if isinstance(default, bool):
     return st.one_of(st.integers(min_value=2), st.text(), st.none(), st.floats(), st.just(1))
@@ -60,6 +60,9 @@ def wrong_values(path, default):
   if path[-1] == "drops":
     wrong = [(2, 1), (3, 3), (0, 1), (-1,), (math.inf,), (10**400,), ("1",), (None,), (True,)]
     return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
+  if field.meaning == "a tuple of positive numbers":
+    wrong = [(0.0,), (-1.0, 1.0), (math.inf,), ("1",), (None,), (True,)]
+    return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
   assert path[-1] == "stages"
   return st.one_of(st.text(), st.none(), st.just(()), st.lists(st.integers(), min_size=1))
 
@@ -67,8 +70,8 @@ def wrong_values(path, default):
 @each_method
 @given(data=st.data())
 def test_a_wrong_value_is_refused_in_one_line_that_names_field_and_value(method, data):
-  path, default = data.draw(st.sampled_from(list(leaves(recipes.fields(method)))))
-  value = data.draw(wrong_values(path, default))
+  path, field = data.draw(st.sampled_from(list(leaves(recipes.fields(method)))))
+  value = data.draw(wrong_values(path, field))
   with pytest.raises(ConfigError) as caught:
     recipes.check_config(changed(method, path, value))
   message = str(caught.value)
@@ -121,7 +124,9 @@ def test_an_unknown_field_is_named_with_its_section_and_its_like():
     ConfigError, match=r"^unknown field of the config 'batchsize': .*'batch_size'"
   ):
     recipes.check_config(changed("kd", ("batchsize",), 8))
-  with pytest.raises(ConfigError, match=r"^unknown field of method 'power': known: label_weight"):
+  with pytest.raises(
+    ConfigError, match=r"^unknown field of method 'power': known: combine, label_weight"
+  ):
     recipes.check_config(changed("kd", ("method", "power"), 2.0))
 
 
@@ -137,7 +142,7 @@ def test_a_section_that_is_none_is_named(value):
 def test_cifar100_is_repdistillers_recipe(method):
   settings = importlib.import_module("configs.cifar100").get_config(method)
   for network in (settings.teacher, settings.student):
-    recipe = {name: network[name] for name in network if name not in ("model", "bundle")}
+    recipe = {name: network[name] for name in network if name not in ("model", "bundle", "count")}
     assert recipe == {
       "epochs": 240,
       "optimizer": "sgd",
@@ -173,7 +178,13 @@ def test_methods_start_from_the_published_hyperparameters():
     "kd": {"temperature": 4.0, "weight": 0.9, "label_weight": 0.1},
     "fitnets": {"stage": "stage2", "weight": 100.0, "label_weight": 1.0},
     "at": {"power": 2.0, "norm": "code", "weight": 1000.0, "label_weight": 1.0},
-    "simkd": {"stage": "stage3", "reduction": 2, "weight": 1.0},
+    "simkd": {"stage": "stage3", "reduction": 2, "weight": 1.0, "reused_stages": 0},
+    "gradient_at": {"stages": ("images",), "norm": "l2", "normalize": False},
+    "nst": {"kernel": "polynomial", "degree": 2, "offset": 0.0, "weight": 50.0},
+    "ft": {"stage": "stage3", "rate": 0.5, "weight": 500.0, "reconstruction": "l1"},
+    "ab": {"margin": 1.0, "two_stage": True, "second_kd_weight": 1.0, "second_temperature": 3.0},
+    "fsp": {"pool": "average", "two_stage": True, "second_kd_weight": 0.0},
+    "rkd": {"distance_weight": 25.0, "angle_weight": 50.0, "stages": ("pooled",)},
   }
   for method, values in published.items():
     own = recipes.base_config(method).method

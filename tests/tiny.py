@@ -34,26 +34,37 @@ class TinyNet(nn.Module):
     self.classifier = nn.Dense(self.num_classes)
 
   def __call__(self, images, train=False):
-    first = self._layer(1, images, train)
-    rest = self.resume(first, "stage1", train)
-    return Output(rest.logits, {"stage1": first, **rest.features})
+    return self._classified(self.encode(images, train))
 
   def encode(self, images, train=False, to_stage="pooled"):
-    return self(images, train)
+    return self._through(self.stages[: self.stages.index(to_stage) + 1], images, train)
 
-  def resume(self, features, from_stage, train=False):
-    made = {}
-    if from_stage == "stage1":
-      features = made["stage2"] = self._layer(2, features, train)
-    if from_stage != "pooled":
-      features = made["pooled"] = features.mean((1, 2))
-    return Output(self.classifier(features), made)
+  def resume(self, features, from_stage, train=False, to_stage=None):
+    start = self.stages.index(from_stage) + 1
+    stop = len(self.stages) if to_stage is None else self.stages.index(to_stage) + 1
+    output = self._through(self.stages[start:stop], features, train)
+    return output if to_stage is not None else self._classified(output, features)
+
+  def _through(self, stages, x, train):
+    features, preactivations = {}, {}
+    for stage in stages:
+      if stage == "pooled":
+        x = x.mean((1, 2))
+      else:
+        preactivations[stage] = self._layer(stage[-1], x, train)
+        x = nn.relu(preactivations[stage])
+      features[stage] = x
+    return Output(features=features, preactivations=preactivations)
+
+  def _classified(self, output, pooled=None):
+    logits = self.classifier(output.features.get("pooled", pooled))
+    return dataclasses.replace(output, logits=logits)
 
   def _layer(self, number, x, train):
     x = getattr(self, f"conv{number}")(x)
     if self.norm:
       x = getattr(self, f"bn{number}")(x, use_running_average=not train)
-    return nn.relu(x)
+    return x
 
 
 def examples(count=24, seed=0):

@@ -1,4 +1,4 @@
-"""SimKD's projector: the student's last feature map in the shape of the teacher's."""
+"""SimKD's projector: the student's feature map in the shape of the teacher's."""
 
 from __future__ import annotations
 
@@ -8,28 +8,43 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.spatial import adaptive_average_pool
+
+# A layout's convolutions, first to last: "dw" filters each channel by itself.
+LAYOUTS = ("1x1", "1x1-1x1", "1x1-3x3-1x1", "1x1-dw3x3-1x1")
 
 
 class Projector(nn.Module):
-  """Three convolutions, 1x1 - 3x3 - 1x1, each with batch normalisation and ReLU.
+  """One to three convolutions, each with batch normalisation and ReLU, without biases.
 
-  C_s -> C_t / reduction -> C_t / reduction -> C_t, without biases. A student's map with more
-  rows than the teacher's is average-pooled to its size first.
+  With w = C_t / reduction, from C_s channels to C_t:
+
+  | layout | channels | parameters, 2 per channel of batch normalisation included |
+  |---|---|---|
+  | 1x1 | C_s, C_t | C_s C_t + 2 C_t |
+  | 1x1-1x1 | C_s, w, C_t | C_s w + w C_t + 2 (w + C_t) |
+  | 1x1-3x3-1x1 | C_s, w, w, C_t | C_s w + 9 w^2 + w C_t + 2 (2 w + C_t) |
+  | 1x1-dw3x3-1x1 | C_s, w, w, C_t | C_s w + 9 w + w C_t + 2 (2 w + C_t) |
+
+  A student's map with more rows than the teacher's is average-pooled to its size first.
 
   Attributes:
     size: the teacher's (height, width).
     channels: the teacher's channels, C_t.
     reduction: how much narrower the middle is; it must divide C_t. The paper tries 1, 2, 4, 8.
+      The layout "1x1" has no middle and takes no notice of it.
+    layout: one of LAYOUTS; "dw3x3" is depthwise, each channel filtered by itself.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
     dtype: of the computation; parameters and statistics stay float32.
 
-  Parameters: "conv1".."conv3" {"kernel"} and "bn1".."bn3" {"scale", "bias"}; statistics:
-  "bn1".."bn3".
+  Parameters: "conv1", ... {"kernel"} and "bn1", ... {"scale", "bias"} in the layout's order;
+  statistics: "bn1", ....
 
   Source: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
-  as the authors' code, whose default reduction is 2.
+  as the authors' code, whose projector is "1x1-3x3-1x1" with reduction 2 by default. The other
+  layouts are the paper's ablation; the code has none of them (the depthwise one as a comment),
+  and they keep its batch normalisation and ReLU after every convolution.
   """
 
   size: tuple[int, int]
@@ -37,21 +52,23 @@ class Projector(nn.Module):
   reduction: int = 2
   axis_name: str | None = None
   dtype: Any = None
+  layout: str = "1x1-3x3-1x1"
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> jax.Array:
     """(B, H, W, C_s) -> (B, H', W', C_t), H' and W' the teacher's or the student's, if smaller."""
     if features.ndim != 4:
       raise ConfigError(f"Projector: features {features.shape} are not (B, H, W, C)")
-    width = _middle_width(self.channels, self.reduction)
+    convolutions = _convolutions(self.layout, self.channels, self.reduction)
     x = features
     if x.shape[1] > self.size[0]:
       x = adaptive_average_pool(x, *self.size)
-    for i, (channels, kernel) in enumerate([(width, 1), (width, 3), (self.channels, 1)], start=1):
+    for i, (channels, kernel, groups) in enumerate(convolutions, start=1):
       x = nn.Conv(
         channels,
         (kernel, kernel),
         padding=kernel // 2,
+        feature_group_count=groups,
         use_bias=False,
         dtype=self.dtype,
         name=f"conv{i}",
@@ -75,6 +92,7 @@ def projector_for(
   *,
   stage: str,
   reduction: int = 2,
+  layout: str = "1x1-3x3-1x1",
   **options: Any,
 ) -> Projector:
   """The Projector between two feature maps, or an error that says why there is none.
@@ -84,14 +102,15 @@ def projector_for(
     teacher_shape: (B, H', W', C_t); the batch size is not looked at.
     stage: its name, for the error.
     reduction: see Projector.
+    layout: see Projector.
     **options: Projector's other attributes.
 
   Returns:
     A Projector.
 
   Raises:
-    ConfigError: naming the stage and both shapes, if one is not a map or reduction does not
-      divide C_t.
+    ConfigError: naming the stage and both shapes, if one is not a map, reduction does not divide
+      C_t, or there is no such layout.
 
   >>> projector_for((2, 8, 8, 16), (2, 4, 4, 32), stage="stage3", reduction=4).channels
   32
@@ -101,15 +120,25 @@ def projector_for(
   if not len(student) == len(teacher) == 4:
     raise ConfigError(f"{where}: both must be (B, H, W, C)")
   try:
-    _middle_width(teacher[-1], reduction)
+    _convolutions(layout, teacher[-1], reduction)
   except ConfigError as error:
     raise ConfigError(f"{where}: {error}") from error
   return Projector(
-    size=(teacher[1], teacher[2]), channels=teacher[-1], reduction=reduction, **options
+    size=(teacher[1], teacher[2]),
+    channels=teacher[-1],
+    reduction=reduction,
+    layout=layout,
+    **options,
   )
 
 
-def _middle_width(channels: int, reduction: int) -> int:
-  if reduction < 1 or channels % reduction:
+def _convolutions(layout: str, channels: int, reduction: int) -> list[tuple[int, int, int]]:
+  """(output channels, kernel size, channel groups) of each convolution."""
+  if layout not in LAYOUTS:
+    raise unknown_name("projector layout", layout, LAYOUTS)
+  *middle, _ = layout.split("-")
+  if middle and (reduction < 1 or channels % reduction):
     raise ConfigError(f"reduction is {reduction}: it must divide the teacher's {channels} channels")
-  return channels // reduction
+  width = channels // reduction if middle else channels
+  narrow = [(width, 1, 1), (width, 3, width if "dw3x3" in middle else 1)]
+  return [*narrow[: len(middle)], (channels, 1, 1)]

@@ -10,8 +10,14 @@ and takes no gradient; all else is keyword-only, with the authors' defaults.
 | logits | `knowledge_distillation` | `soft_target_kl` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
+| gradients | `gradient_attention_transfer`, `gradient_symmetry` | `gradient_l2`, `gradient_mse` |
+| selectivity | `neuron_selectivity_transfer` | `polynomial_mmd`, `gaussian_mmd`, `linear_mmd` |
+| flow | `flow_of_solution` | `flow_matrix`, `fsp_mse`, `fsp_column_norm` |
+| factors | `factor_transfer` | `factor_l1`, `factor_lp`, `factor_map_lp`, `reconstruction_error` |
+| boundaries | `activation_boundaries` | `boundary_margin`, `boundary_disagreement` |
+| relations | `relational` | `pairwise_distance_huber`, `angle_huber` |
 
-`adaptive_average_pool` and `match_sizes` bring feature maps to one size.
+`adaptive_average_pool`, `adaptive_max_pool` and `match_sizes` bring feature maps to one size.
 """
 
 from jaxkd.losses.attention import (
@@ -20,22 +26,72 @@ from jaxkd.losses.attention import (
   attention_map_mse,
   attention_transfer,
 )
+from jaxkd.losses.boundaries import (
+  activation_boundaries,
+  boundary_disagreement,
+  boundary_margin,
+)
+from jaxkd.losses.factors import (
+  factor_l1,
+  factor_lp,
+  factor_map_lp,
+  factor_transfer,
+  reconstruction_error,
+)
+from jaxkd.losses.flow import flow_matrix, flow_of_solution, fsp_column_norm, fsp_mse
+from jaxkd.losses.gradients import (
+  gradient_attention_transfer,
+  gradient_l2,
+  gradient_mse,
+  gradient_symmetry,
+)
 from jaxkd.losses.hints import fitnets, hint_mse, simkd
 from jaxkd.losses.logits import knowledge_distillation, soft_target_kl
-from jaxkd.losses.spatial import adaptive_average_pool, match_sizes
+from jaxkd.losses.relations import angle_huber, pairwise_distance_huber, relational
+from jaxkd.losses.selectivity import (
+  gaussian_mmd,
+  linear_mmd,
+  neuron_selectivity_transfer,
+  polynomial_mmd,
+)
+from jaxkd.losses.spatial import adaptive_average_pool, adaptive_max_pool, match_sizes
 from jaxkd.losses.supervised import cross_entropy
 
 __all__ = [
+  "activation_boundaries",
   "adaptive_average_pool",
+  "adaptive_max_pool",
+  "angle_huber",
   "attention_map",
   "attention_map_l2",
   "attention_map_mse",
   "attention_transfer",
+  "boundary_disagreement",
+  "boundary_margin",
   "cross_entropy",
+  "factor_l1",
+  "factor_lp",
+  "factor_map_lp",
+  "factor_transfer",
   "fitnets",
+  "flow_matrix",
+  "flow_of_solution",
+  "fsp_column_norm",
+  "fsp_mse",
+  "gaussian_mmd",
+  "gradient_attention_transfer",
+  "gradient_l2",
+  "gradient_mse",
+  "gradient_symmetry",
   "hint_mse",
   "knowledge_distillation",
+  "linear_mmd",
   "match_sizes",
+  "neuron_selectivity_transfer",
+  "pairwise_distance_huber",
+  "polynomial_mmd",
+  "reconstruction_error",
+  "relational",
   "simkd",
   "soft_target_kl",
 ]

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.losses.checks import check_maps, check_positive
+from jaxkd.losses.checks import check_maps, check_positive, is_number
 from jaxkd.losses.norms import l2_norm, l2_normalize
 from jaxkd.losses.precision import widen
 from jaxkd.losses.spatial import match_sizes
@@ -26,6 +26,9 @@ _REDUCTIONS: dict[str, Callable[..., jax.Array]] = {
   "sum": jnp.sum,
   "max": jnp.max,
 }
+
+# The default: the norm of such maps fits into float32 for activations up to 1e8.
+_SAFE_POWER = 2
 
 
 def attention_map(
@@ -69,8 +72,17 @@ def attention_map(
     raise ConfigError(f"attention_map: features {features.shape} are not (B, H, W, C)")
   if reduce not in _REDUCTIONS:
     raise unknown_name("reduce", reduce, _REDUCTIONS)
-  energy = _REDUCTIONS[reduce](_power(features, power, absolute), axis=-1)
-  return l2_normalize(energy, (1, 2), eps=eps, eps_added=eps_added)
+  if not is_number(power) or power <= _SAFE_POWER:
+    energy = _REDUCTIONS[reduce](_power(features, power, absolute), axis=-1)
+    return l2_normalize(energy, (1, 2), eps=eps, eps_added=eps_added)
+  # The map does not change with the features' scale if eps follows it, so that a high power is
+  # taken of values up to 1 and does not overflow.
+  largest = jnp.max(jnp.abs(features), axis=(1, 2, 3), keepdims=True)
+  scale = lax.stop_gradient(jnp.maximum(largest, 1.0))
+  energy = _REDUCTIONS[reduce](_power(features / scale, power, absolute), axis=-1)
+  scaled_eps = jnp.maximum(eps * scale[..., 0] ** -float(power), jnp.finfo(scale.dtype).tiny)
+  norm = l2_norm(energy, (1, 2), keepdims=True)
+  return energy / (norm + scaled_eps if eps_added else jnp.maximum(norm, scaled_eps))
 
 
 def attention_map_mse(

@@ -59,6 +59,37 @@ def adaptive_average_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
   return pooled.astype(x.dtype)
 
 
+def adaptive_max_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
+  """Max pooling to a given size, whatever the size of the map.
+
+  The bins are those of `adaptive_average_pool`. Of equal maxima in a bin, the first in row-major
+  order takes the whole gradient.
+
+  Args:
+    x: feature maps (B, H, W, C).
+    height: rows wanted.
+    width: columns wanted.
+
+  Returns:
+    (B, height, width, C) in the dtype of x. A bin with a NaN gives NaN.
+
+  Raises:
+    ConfigError: if x is not (B, H, W, C) or the size is not positive.
+
+  Source: torch's adaptive_max_pool2d, bins and gradient, which torchdistill uses.
+
+  >>> adaptive_max_pool(jnp.arange(3.0).reshape(1, 3, 1, 1), 2, 1).ravel()
+  Array([1., 2.], dtype=float32)
+  """
+  x = jnp.asarray(x)
+  if x.ndim != 4:
+    raise ConfigError(f"adaptive_max_pool: x {x.shape} is not a feature map (B, H, W, C)")
+  if height < 1 or width < 1:
+    raise ConfigError(f"adaptive_max_pool: no map has the size ({height}, {width})")
+  # Columns first: of equal maxima, the first of the first row is then the one that is left.
+  return _max_of_bins(_max_of_bins(x, 2, width), 1, height)
+
+
 def match_sizes(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """Student and teacher maps at one size: the larger one is average-pooled.
 
@@ -100,7 +131,31 @@ def match_sizes(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.
 def _averaging_matrix(size: int, bins: int) -> np.ndarray:
   """(bins, size) matrix whose row i averages input positions floor(i*s/n) .. ceil((i+1)*s/n)."""
   matrix = np.zeros((bins, size))
-  for i in range(bins):
-    start, stop = i * size // bins, -(-(i + 1) * size // bins)
-    matrix[i, start:stop] = 1.0 / (stop - start)
+  for row, (start, stop) in zip(matrix, _bins(size, bins), strict=True):
+    row[start:stop] = 1.0 / (stop - start)
   return matrix
+
+
+def _max_of_bins(x: jax.Array, axis: int, bins: int) -> jax.Array:
+  """The maximum of each bin along one axis; the first of equal ones takes the gradient."""
+  size = x.shape[axis]
+  if size == bins:
+    return x
+  if size % bins == 0:
+    windows = x.reshape(*x.shape[:axis], bins, size // bins, *x.shape[axis + 1 :])
+  else:
+    # Bins have different lengths: the shorter ones repeat their last position.
+    longest = max(stop - start for start, stop in _bins(size, bins))
+    positions = [
+      [min(start + i, stop - 1) for i in range(longest)] for start, stop in _bins(size, bins)
+    ]
+    windows = jnp.take(x, np.array(positions), axis=axis)
+  # The gradient of jnp.max is shared out among equal maxima, and zeros after a ReLU are many.
+  first = jnp.argmax(windows, axis + 1, keepdims=True)
+  places = lax.broadcasted_iota(first.dtype, windows.shape, axis + 1)
+  return jnp.sum(jnp.where(places == first, windows, 0), axis + 1)
+
+
+def _bins(size: int, bins: int) -> list[tuple[int, int]]:
+  """The (start, stop) of every bin: floor(i*s/n), ceil((i+1)*s/n)."""
+  return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]

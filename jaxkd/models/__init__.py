@@ -7,15 +7,18 @@ train)`, which continues from one. Each touches only the variables of the layers
 
 from jaxkd.models.registry import create, names
 from jaxkd.models.resnet import CifarResNet
+from jaxkd.models.several import ReusedClassifiers, reuse_classifiers
 from jaxkd.models.spliced import ReusedClassifier, reuse_classifier
 from jaxkd.models.tap import Tapped, tap
 
 __all__ = [
   "CifarResNet",
   "ReusedClassifier",
+  "ReusedClassifiers",
   "Tapped",
   "create",
   "names",
   "reuse_classifier",
+  "reuse_classifiers",
   "tap",
 ]

@@ -53,11 +53,11 @@ class ReusedClassifier(nn.Module):
 
   @property
   def _encoded(self) -> tuple[str, ...]:
-    return _split(self.student, self.student_stage, "student")[0]
+    return split_stages(self.student, self.student_stage, "student")[0]
 
   @property
   def _reused(self) -> tuple[str, ...]:
-    return (self.teacher_stage, *_split(self.teacher, self.teacher_stage, "teacher")[1])
+    return (self.teacher_stage, *split_stages(self.teacher, self.teacher_stage, "teacher")[1])
 
   def __call__(self, images: Array, train: bool = False) -> Output:
     """Logits of the teacher's classifier, and every stage's features.
@@ -86,7 +86,9 @@ class ReusedClassifier(nn.Module):
       return self._through_teacher(features, from_stage, to_stage)
     stop = to_stage if to_stage not in (None, *self._reused) else self.student_stage
     encoded = self.student.resume(features, from_stage, train, to_stage=stop)
-    return encoded if stop == to_stage else self._from_encoder(encoded, train, to_stage)
+    # Of a name that both have, the teacher's stage is meant.
+    ends_before = to_stage is not None and to_stage not in self._reused
+    return encoded if ends_before else self._from_encoder(encoded, train, to_stage)
 
   def _from_encoder(self, encoded: Output, train: bool, to_stage: str | None) -> Output:
     """Projects the student's last stage and goes on through the teacher."""
@@ -145,17 +147,33 @@ def reuse_classifier(
     ConfigError: for an unknown stage, or variables that are missing or of another shape.
     ValueError: as ReusedClassifier.
   """
+  split_stages(student, student_stage, "student")
+  split_stages(teacher, teacher_stage, "teacher")
   # Clones, because linen would share the parameters of one module given twice.
   module = ReusedClassifier(
     student.clone(), projector.clone(), teacher.clone(), student_stage, teacher_stage
   )
-  _split(student, student_stage, "student")
-  _split(teacher, teacher_stage, "teacher")
   given = {
     "student": student_variables,
     "projector": projector_variables,
     "teacher": teacher_variables,
   }
+  return Network(module, needed_variables(module, given, image_shape))
+
+
+def needed_variables(
+  module: nn.Module, given: Mapping[str, Mapping[str, Any]], image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+  """The variables of a spliced module, taken from those of the networks it consists of.
+
+  Args:
+    module: what needs them.
+    given: submodule -> the variables of the whole network it is a part of.
+    image_shape: (H, W, C) of the images.
+
+  Raises:
+    ConfigError: for variables that are missing or of another shape.
+  """
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   needed = jax.eval_shape(module.init, jax.random.key(0), images)
   flat = {
@@ -172,11 +190,17 @@ def reuse_classifier(
       name = "/".join((collection, *rest))
       raise ConfigError(f"{part}_variables: {name} is {found}, not of shape {like.shape}")
     chosen[path] = flat[path]
-  return Network(module, unflatten_dict(chosen))
+  return unflatten_dict(chosen)
 
 
-def _split(model: nn.Module, stage: str, role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The stages before and after `stage`."""
+def split_stages(
+  model: nn.Module, stage: str, role: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The stages before and after `stage`.
+
+  Raises:
+    ConfigError: for a stage that the model does not have.
+  """
   if stage not in model.stages:
     raise unknown_name(f"{role}_stage", stage, model.stages)
   position = model.stages.index(stage)

@@ -116,6 +116,24 @@ class Tapped(nn.Module):
       preactivations={stage: tapped[path] for stage, path in self.preactivations.items()},
     )
 
+  def encode(self, images: Array, train: bool = False, to_stage: str = "pooled") -> Output:
+    """Features up to and including `to_stage`, without logits.
+
+    The whole module runs all the same, since only its paths are known: under jit, what the
+    features do not need is not computed, but its batch statistics move in training.
+
+    Raises:
+      ConfigError: for an unknown stage, and as `__call__`.
+    """
+    if to_stage not in self.features:
+      raise unknown_name("stage", to_stage, self.features)
+    output = self(images, train)
+    kept = self.stages[: self.stages.index(to_stage) + 1]
+    return Output(
+      features={stage: output.features[stage] for stage in kept},
+      preactivations={stage: x for stage, x in output.preactivations.items() if stage in kept},
+    )
+
   def resume(self, *args: Any, **kwargs: Any) -> Output:
     """Not possible: a path says where to look, not how the module goes on from there.
 

@@ -19,7 +19,8 @@ def draw_curves(
   Args:
     path: the PNG to write.
     rows: of all stages.
-    stages: stage name -> {"accuracy": test accuracy, "predictor": its reported predictor}.
+    stages: stage name -> {"accuracy": test accuracy, "predictor": its reported predictor, "" for
+      none}.
     title: above both panels.
   """
   figure = Figure(figsize=(10, 4), layout="constrained")
@@ -28,6 +29,8 @@ def draw_curves(
     color = f"C{number}"
     own = [row for row in rows if row["stage"] == stage]
     losses.plot([r["epoch"] for r in own], [r["train"]["loss"] for r in own], color, label=stage)
+    if not result["predictor"]:
+      continue
     scored = [r for r in own if "validation" in r]
     accuracies.plot(
       [r["epoch"] for r in scored],

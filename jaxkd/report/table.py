@@ -42,7 +42,11 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
   table.add_column("accuracy", justify="right")
   for name, row in summary["stages"].items():
     label = {"alone": "student alone", "distilled": f"student, {method['name']}"}.get(name, name)
-    table.add_row(label, row["model"], f"{row['parameters']:,}", f"{row['accuracy']:.2%}")
+    if row["predictor"]:
+      table.add_row(label, row["model"], f"{row['parameters']:,}", f"{row['accuracy']:.2%}")
+    else:
+      # Nothing predicts after such a stage; how far its objective went is all there is to say.
+      table.add_row(label, row["model"], "", f"loss {row['train']['loss']:.4g}")
   gain = summary["comparison"]
   if gain:
     table.add_section()

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxkd.errors import ConfigError
 from jaxkd.types import Array
 
 
@@ -27,16 +29,70 @@ def initialize(module: nn.Module, rng: Array, participant: str, inputs: Array) -
 
 
 def learn(
-  module: nn.Module, variables: Mapping[str, Any], inputs: Array, rng: Array
+  module: nn.Module,
+  variables: Mapping[str, Any],
+  inputs: Array,
+  rng: Array,
+  *,
+  from_stage: str | None = None,
+  to_stage: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-  """A learner's output in training mode, and its new non-parameter state."""
+  """A learner's output in training mode, and its new non-parameter state.
+
+  The state holds only what the module replaced: statistics of layers that did not run are left
+  out, so that pooling over devices does not touch them.
+
+  Args:
+    module: a model, a connector.
+    variables: its Flax variables.
+    inputs: images, or features.
+    rng: for dropout.
+    from_stage: the inputs are this stage's features: the model goes on from there.
+    to_stage: the deepest stage that is needed: a model that has `encode` stops there, and any
+      other runs to its end.
+
+  Raises:
+    ConfigError: if the model cannot go on from a stage.
+  """
   mutable = [collection for collection in variables if collection != "params"]
   output, changes = module.apply(
-    variables, inputs, train=True, mutable=mutable, rngs={"dropout": rng}
+    variables,
+    inputs,
+    train=True,
+    mutable=mutable,
+    rngs={"dropout": rng},
+    **_part(module, from_stage, to_stage),
   )
-  return output, dict(changes)
+  before = flatten_dict(dict(variables))
+  replaced = {
+    path: value
+    for path, value in flatten_dict(dict(changes)).items()
+    if value is not before.get(path)
+  }
+  return output, unflatten_dict(replaced)
 
 
-def infer(module: nn.Module, variables: Mapping[str, Any], inputs: Array) -> Any:
-  """A network's output in evaluation mode."""
-  return module.apply(variables, inputs, train=False)
+def infer(
+  module: nn.Module,
+  variables: Mapping[str, Any],
+  inputs: Array,
+  *,
+  from_stage: str | None = None,
+  to_stage: str | None = None,
+) -> Any:
+  """A network's output in evaluation mode; the arguments are those of `learn`."""
+  return module.apply(variables, inputs, train=False, **_part(module, from_stage, to_stage))
+
+
+def _part(module: nn.Module, from_stage: str | None, to_stage: str | None) -> dict[str, Any]:
+  """What makes a model run only a part of itself."""
+  if from_stage is not None:
+    if not hasattr(module, "resume"):
+      raise ConfigError(
+        f"{type(module).__name__} cannot go on from {from_stage!r}: give it a "
+        "resume(features, from_stage, train) method (see jaxkd.models.CifarResNet)"
+      )
+    return {"from_stage": from_stage, "method": "resume"}
+  if to_stage is not None and hasattr(module, "encode"):
+    return {"to_stage": to_stage, "method": "encode"}
+  return {}

@@ -28,7 +28,7 @@ class Finished(NamedTuple):
   Attributes:
     participants: the final variables of everyone, on the host, as `Stage.keep` chooses them.
     rows: one per epoch.
-    test: the scores on the test split, if one was given.
+    test: the scores on the test split, if one was given and the stage predicts.
   """
 
   participants: Participants
@@ -75,6 +75,8 @@ def train_stage(
     process_count=jax.process_count(),
   )
   evaluate = make_evaluator(stage, devices)
+  if not stage.reported:
+    validation = test = None
   checkpoints = Checkpoints(directory)
   try:
     state, best, progress = _start(stage, checkpoints, iterator, given or {})

@@ -27,7 +27,8 @@ class Stage:
     seed: of initialisation, order of examples and augmentation.
     prepare_training: normalisation and augmentation of a training batch (`jaxkd.train.step`).
     prepare_evaluation: normalisation of an evaluation batch.
-    reported: the predictor that stands for this stage: validation chooses by it.
+    reported: the predictor that stands for this stage: validation chooses by it. "" for a stage
+      after which nothing predicts yet: nothing is scored then.
     label: what the trained network is called in tables.
     inherit: participant -> "stage/participant" of an earlier stage, whose final variables it takes.
     given: participant -> variables it starts with, from outside the experiment.

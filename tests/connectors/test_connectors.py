@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from jaxkd.connectors import Projector, Regressor, projector_for, regressor_for
+from jaxkd.connectors.projector import LAYOUTS
 from jaxkd.errors import ConfigError
 from jaxkd.losses import fitnets, simkd
 from jaxkd.types import Output
+from tests.models.drawn import drawn
 
 # Everything here runs once or a few times: the compiler's time is what counts.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -108,6 +110,59 @@ def test_projector_of_the_paper_has_the_published_number_of_weights():
 
 
 @pytest.mark.parametrize(
+  ("layout", "reduction", "kernels"),
+  [
+    ("1x1", 2, [(1, 1, 3, 16)]),
+    ("1x1", 3, [(1, 1, 3, 16)]),  # no middle that would have to be a third
+    ("1x1-1x1", 2, [(1, 1, 3, 8), (1, 1, 8, 16)]),
+    ("1x1-3x3-1x1", 4, [(1, 1, 3, 4), (3, 3, 4, 4), (1, 1, 4, 16)]),
+    ("1x1-dw3x3-1x1", 4, [(1, 1, 3, 4), (3, 3, 1, 4), (1, 1, 4, 16)]),
+  ],
+)
+def test_projector_layouts_name_their_convolutions_in_order(layout, reduction, kernels):
+  s, t = (2, 4, 4, 3), (2, 4, 4, 16)
+  module = projector_for(s, t, stage="stage3", reduction=reduction, layout=layout)
+  out, variables = shapes(module, s)
+  params = variables["params"]
+  assert out == t
+  assert set(params) == {f"{kind}{i + 1}" for kind in ("conv", "bn") for i in range(len(kernels))}
+  for i, kernel in enumerate(kernels, start=1):
+    assert params[f"conv{i}"] == {"kernel": kernel}
+    assert params[f"bn{i}"] == {"scale": kernel[-1:], "bias": kernel[-1:]}
+
+
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_projector_layouts_have_the_documented_number_of_weights(reduction):
+  c_s, c_t, w = 6, 16, 16 // reduction
+  documented = {
+    "1x1": c_s * c_t + 2 * c_t,
+    "1x1-1x1": c_s * w + w * c_t + 2 * (w + c_t),
+    "1x1-3x3-1x1": c_s * w + 9 * w**2 + w * c_t + 2 * (2 * w + c_t),
+    "1x1-dw3x3-1x1": c_s * w + 9 * w + w * c_t + 2 * (2 * w + c_t),
+  }
+  assert set(documented) == set(LAYOUTS)
+  for layout, count in documented.items():
+    _, variables = shapes(Projector((4, 4), c_t, reduction, layout=layout), (1, 4, 4, c_s))
+    leaves = jax.tree.leaves(variables["params"], is_leaf=lambda x: isinstance(x, tuple))
+    assert sum(int(np.prod(shape)) for shape in leaves) == count
+
+
+def test_a_depthwise_projector_filters_each_channel_by_itself():
+  module = Projector((3, 3), 4, 1, layout="1x1-dw3x3-1x1")
+  x = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 3, 3, 4)), jnp.float32)
+  variables = drawn(module, x, train=False)
+  identity = {"kernel": jnp.eye(4)[None, None]}
+  variables["params"].update(conv1=identity, conv3=identity)
+  variables["params"]["conv2"] = {"kernel": jnp.ones((3, 3, 1, 4))}
+  for i in (1, 2, 3):
+    variables["params"][f"bn{i}"] = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
+    variables["batch_stats"][f"bn{i}"] = {"mean": jnp.zeros(4), "var": jnp.ones(4)}
+  out = jit(lambda v, x: module.apply(v, x, train=False))(variables, x)
+  # Ones over a 3x3 window: at the centre the sum over the image, channel by channel.
+  np.testing.assert_allclose(out[0, 1, 1], x[0].sum((0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
   ("student", "teacher", "size"),
   [((8, 8), (4, 4), (4, 4)), ((8, 6), (4, 2), (4, 2)), ((3, 3), (6, 6), (3, 3))],
 )
@@ -135,6 +190,8 @@ def test_projector_refuses_pooled_features_and_uneven_reductions():
     shapes(Projector((4, 4), 8), (2, 3))
   with pytest.raises(ConfigError, match="reduction is 3: it must divide the teacher's 8 channels"):
     shapes(Projector((4, 4), 8, 3), (2, 4, 4, 3))
+  with pytest.raises(ConfigError, match=r"unknown projector layout '3x3': .*known: 1x1, 1x1-1x1, "):
+    projector_for((2, 4, 4, 3), (2, 4, 4, 8), stage="stage3", layout="3x3")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,8 @@ from jaxkd.types import Output
 MAPS = hnp.arrays(np.int8, (2, 2, 3, 4), elements=st.integers(-40, 40)).map(
   lambda x: x.astype(np.float32) / 4
 )
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+map_of = jit(attention_map, static_argnames=("power", "reduce", "absolute", "eps", "eps_added"))
 mse_and_gradient = jax.jit(jax.value_and_grad(attention_map_mse))
 
 
@@ -61,11 +65,85 @@ def test_attention_sees_where_in_the_image():
   assert attention_map_mse(x, moved) == 0.5
 
 
-def test_map_has_unit_norm_and_matches_the_definition():
-  x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype("float32")
-  energy = (x**2).sum(axis=-1)
-  expected = energy / np.sqrt((energy**2).sum(axis=(1, 2), keepdims=True))
-  np.testing.assert_allclose(attention_map(x), expected, rtol=1e-5)
+def defined_map(x, power, reduce):
+  """The definition in float64 of the map that powers of |x| give."""
+  energy = {"mean": np.mean, "sum": np.sum, "max": np.max}[reduce](np.abs(x) ** power, axis=-1)
+  return energy / np.sqrt((energy**2).sum(axis=(1, 2), keepdims=True))
+
+
+each_power = pytest.mark.parametrize("power", [0.5, 1, 2, 3, 4, 8])
+each_reduction = pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+
+
+@each_power
+@each_reduction
+def test_map_is_as_defined_for_every_power_and_reduction(power, reduce):
+  x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+  found = map_of(x.astype("float32"), power=power, reduce=reduce, absolute=True)
+  np.testing.assert_allclose(found, defined_map(x, power, reduce), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["code", "paper"])
+@pytest.mark.parametrize(("power", "reduce"), [(1, "max"), (2, "sum"), (4, "mean"), (1.5, "sum")])
+def test_loss_is_as_defined_for_every_norm_and_between_any_stages(norm, power, reduce):
+  rng = np.random.default_rng(0)
+  student = {"a": rng.normal(size=(2, 4, 4, 3)), "b": rng.normal(size=(2, 2, 2, 5))}
+  teacher = {"c": rng.normal(size=(2, 2, 2, 7)), "d": rng.normal(size=(2, 4, 4, 2))}
+
+  def pooled(x):
+    return x.reshape(2, 2, 2, 2, 2, -1).mean(axis=(2, 4))
+
+  expected = 0.0
+  for weight, s, t in (
+    (0.5, pooled(student["a"]), teacher["c"]),
+    (2.0, student["b"], teacher["c"]),
+    (1.0, student["a"], teacher["d"]),
+  ):
+    gap = (defined_map(s, power, reduce) - defined_map(t, power, reduce)).reshape(2, -1)
+    distance = (gap**2).mean() if norm == "code" else np.linalg.norm(gap, axis=1).mean()
+    expected += weight * distance
+  narrow = [
+    Output(features={k: x.astype("float32") for k, x in side.items()})
+    for side in (student, teacher)
+  ]
+  options = {"power": power, "reduce": reduce, "norm": norm, "absolute": True}
+  pairs = [("a", "c"), ("b", "c"), ("a", "d")]
+  loss = jit(
+    lambda s, t: attention_transfer(s, t, stages=pairs, stage_weights=[0.5, 2.0, 1.0], **options)
+  )
+  np.testing.assert_allclose(loss(*narrow).feature, expected, rtol=1e-4)
+
+
+@each_power
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scale_of_the_features_does_not_matter_at_any_power(power, absolute, dtype):
+  x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+  options = {"power": power, "absolute": absolute}
+  small = jnp.asarray(x, dtype)
+  # Powers of two, so that the scaled values are exactly the others scaled.
+  for scale in (1 / 16, 2.0**14):
+    large = map_of(small * scale, **options)
+    np.testing.assert_allclose(large, map_of(small, **options), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("eps_added", [False, True])
+def test_high_powers_keep_the_meaning_of_eps(eps_added):
+  # Values above 1 are taken apart from their scale, and eps with them.
+  x = jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1)
+  energy, eps = np.array([1.0, 8.0]), 32.0
+  norm = np.linalg.norm(energy)
+  expected = energy / (norm + eps if eps_added else max(norm, eps))
+  found = map_of(x, power=3, eps=eps, eps_added=eps_added).ravel()
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_high_powers_of_large_values_have_their_gradient():
+  x = np.random.default_rng(0).normal(size=(2, 2, 2, 3)).astype("float32")
+  gradient = jit(jax.grad(lambda s, t: attention_map_mse(s, t, power=8, absolute=True)))
+  small, large = gradient(x, x[::-1]), gradient(2.0**14 * x, x[::-1])
+  assert np.abs(small).max() > 1e-3
+  np.testing.assert_allclose(2.0**14 * large, small, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("power", [1, 2, 3, 0.5])

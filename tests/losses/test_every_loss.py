@@ -32,6 +32,8 @@ class Subject(NamedTuple):
   loss: Callable
   student: tuple[int, ...]
   teacher: tuple[int, ...]
+  # How a mapped step calls it, where samples of several devices are compared with each other.
+  mapped: Callable | None = None
 
 
 def of_logits(loss, **options):
@@ -43,6 +45,21 @@ def of_maps(loss, **options):
     return loss(Output(features={"x": s}), Output(features={"x": t}), stages=["x"], **options).total
 
   return apply
+
+
+def of_gradients(loss, **options):
+  return lambda s, t: (
+    loss(Output(gradients={"images": s}), Output(gradients={"images": t}), **options).total
+  )
+
+
+def of_flows(**options):
+  def layers(x):
+    return Output(features={"first": x, "second": x[:, ::2, ::2, :2]})
+
+  return lambda s, t: (
+    losses.flow_of_solution(layers(s), layers(t), stages=["first", "second"], **options).total
+  )
 
 
 SUBJECTS = {
@@ -59,6 +76,48 @@ SUBJECTS = {
   ),
   "attention_transfer_paper": Subject(
     of_maps(losses.attention_transfer, norm="paper"), (B, 2, 3, 3), (B, 2, 3, 4)
+  ),
+  "neuron_selectivity_transfer": Subject(
+    of_maps(losses.neuron_selectivity_transfer), (B, 1, 2, 3), (B, 1, 2, 4)
+  ),
+  "neuron_selectivity_transfer_gaussian": Subject(
+    of_maps(losses.neuron_selectivity_transfer, kernel="gaussian", variance=0.5),
+    (B, 2, 3, 3),
+    (B, 2, 3, 4),
+  ),
+  "flow_of_solution": Subject(of_flows(pool="max", norm="columns"), (B, 4, 2, 3), (B, 2, 2, 3)),
+  "factor_transfer": Subject(of_maps(losses.factor_transfer), (B, 2, 2, 3), (B, 3, 3, 3)),
+  "factor_transfer_maps": Subject(
+    of_maps(losses.factor_transfer, normalization="repdistiller", order=1.5),
+    (B, 3, 3, 3),
+    (B, 2, 2, 4),
+  ),
+  "activation_boundaries": Subject(
+    of_maps(losses.activation_boundaries, where="features"), (B, 2, 2, 3), (B, 2, 2, 3)
+  ),
+  "gradient_attention_transfer": Subject(
+    of_gradients(losses.gradient_attention_transfer), (B, 2, 3, 3), (B, 2, 3, 3)
+  ),
+  "gradient_attention_transfer_mse": Subject(
+    of_gradients(losses.gradient_attention_transfer, norm="mse", normalize=True, reduce="abs_mean"),
+    (B, 3, 3, 3),
+    (B, 2, 2, 4),
+  ),
+  "gradient_symmetry": Subject(
+    # It has no teacher, and both of its sides take a gradient.
+    lambda s, t: (
+      losses.gradient_symmetry(
+        Output(gradients={"images": s[:, :2], "flipped_images": s[:, 2:]})
+      ).total
+    ),
+    (B, 4, 3, 2),
+    (B, 4, 3, 2),
+  ),
+  "relational": Subject(
+    of_maps(losses.relational),
+    (B, 1, 2, 2),
+    (B, 3),
+    mapped=of_maps(losses.relational, axis_name="batch"),
   ),
 }
 
@@ -104,7 +163,7 @@ def test_mean_over_devices_is_that_of_the_whole_batch(subject, transform):
   s, t = draw(subject)
 
   def shard(s, t):
-    value, gradient = jax.value_and_grad(subject.loss)(s, t)
+    value, gradient = jax.value_and_grad(subject.mapped or subject.loss)(s, t)
     return jax.lax.pmean(value, "batch"), gradient / 4
 
   if transform == "pmap":

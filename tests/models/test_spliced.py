@@ -99,6 +99,16 @@ def test_it_encodes_up_to_a_stage(network, output, images):
     assert found.features[stage].shape == output.features[stage].shape
 
 
+def test_resuming_up_to_a_stage_of_a_shared_name_gives_the_teacher_s(network, output):
+  module, variables = network
+  found = jax.eval_shape(
+    lambda v, x: module.apply(v, x, "stage1", to_stage="stage3", method="resume"),
+    variables,
+    output.features["stage1"],
+  )
+  assert found.features["stage3"].shape == output.features["stage3"].shape
+
+
 def test_an_earlier_stage_reuses_more_of_the_teacher(parts, images):
   student, _, teacher = parts
   bridge = Bridge(16)

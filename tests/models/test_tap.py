@@ -57,6 +57,21 @@ def test_the_output_is_the_module_s_and_the_features_are_its_submodules(variable
   np.testing.assert_allclose(output.features["pooled"], pooled, rtol=1e-5)
 
 
+def test_encoding_gives_the_features_up_to_a_stage_without_logits(variables, images):
+  def encode(stage):
+    return jax.eval_shape(
+      lambda v, x: TAPPED.apply(v, x, to_stage=stage, method="encode"), variables, images
+    )
+
+  output = jax.eval_shape(TAPPED.apply, variables, images)
+  encoded = encode("stage1")
+  assert encoded.logits is None
+  assert encoded.features == {name: output.features[name] for name in ("stem", "stage1")}
+  assert set(encoded.preactivations) == {"stem"}
+  with pytest.raises(ConfigError, match="unknown stage 'stage9'"):
+    encode("stage9")
+
+
 def test_a_tapped_module_trains_with_its_statistics(variables, images):
   def loss(params):
     output, updated = TAPPED.apply(

@@ -104,14 +104,15 @@ def test_predictions_go_through_the_teachers_classifier(participants, predict):
 
 def test_the_teacher_takes_no_gradient_and_stands_still(participants, outcome):
   _, gradients = outcome
-  assert SCHEME.learners == ("student", "projector")
+  layers = ("bn1", "bn2", "conv1", "conv2")
+  assert SCHEME.learners == (*(f"student/{name}" for name in layers), "projector")
   assert_all_zero(gradients["teacher"])
   after = updated(SCHEME, participants, batch())
   assert_same(participants["teacher"], after["teacher"])
   assert_same(
     participants["student"]["params"]["classifier"], after["student"]["params"]["classifier"]
   )
-  for name in SCHEME.learners:
+  for name in ("student", "projector"):
     assert_all_moved(participants[name]["batch_stats"], after[name]["batch_stats"])
   for name in ("conv1", "conv2", "conv3"):
     kernels = (tree["projector"]["params"][name]["kernel"] for tree in (participants, after))

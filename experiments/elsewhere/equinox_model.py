@@ -1,0 +1,60 @@
+"""jaxkd in equinox: models without a batch axis, mapped over the examples; two kernels on arrays.
+
+`python experiments/elsewhere/equinox_model.py` prints the losses.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.datasets
+
+from jaxkd.losses import attention_map_mse, cross_entropy, soft_target_kl
+
+
+class Net(eqx.Module):
+  """One convolution, pooled, and a classifier."""
+
+  convolution: eqx.nn.Conv2d
+  classifier: eqx.nn.Linear
+
+  def __init__(self, width, key):
+    first, second = jax.random.split(key)
+    self.convolution = eqx.nn.Conv2d(1, width, 3, padding=1, key=first)
+    self.classifier = eqx.nn.Linear(width, 10, key=second)
+
+  def __call__(self, image):
+    """From one image (1, H, W) to logits and the map (H, W, C)."""
+    features = jax.nn.relu(self.convolution(image))
+    # equinox puts channels first, jaxkd last.
+    return self.classifier(features.mean((1, 2))), jnp.moveaxis(features, 0, -1)
+
+
+@eqx.filter_jit
+def step(student, teacher, images, labels, learning_rate=0.1):
+  """One step of SGD for the student, from logits and attention maps."""
+
+  def objective(student):
+    logits, maps = jax.vmap(student)(images)
+    soft, teacher_maps = jax.vmap(teacher)(images)
+    terms = soft_target_kl(logits, soft), 100.0 * attention_map_mse(maps, teacher_maps)
+    return cross_entropy(logits, labels) + sum(terms)
+
+  loss, gradient = eqx.filter_value_and_grad(objective)(student)
+  updates = jax.tree.map(lambda g: -learning_rate * g, gradient)
+  return eqx.apply_updates(student, updates), loss
+
+
+def main(steps=10):
+  """Distils a (random) wide teacher into a narrow student; returns the losses."""
+  digits = sklearn.datasets.load_digits()
+  x, y = np.float32(digits.images[:64, None] / 16), digits.target[:64]
+  teacher, student, losses = Net(16, jax.random.key(0)), Net(4, jax.random.key(1)), []
+  for _ in range(steps):
+    student, loss = step(student, teacher, x, y)
+    losses.append(float(loss))
+  return losses
+
+
+if __name__ == "__main__":
+  print(main())

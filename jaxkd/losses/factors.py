@@ -1,0 +1,248 @@
+"""Factors: what is matched is the direction of the teacher's compressed feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.losses.attention import attention_map
+from jaxkd.losses.checks import check_maps, check_same_shape, is_number
+from jaxkd.losses.hints import hint_mse
+from jaxkd.losses.norms import l2_normalize
+from jaxkd.losses.precision import widen
+from jaxkd.losses.spatial import match_sizes
+from jaxkd.losses.stages import Stages, over_stages
+from jaxkd.types import Output, Terms
+
+_HINT = "a translator (jaxkd.connectors.translator_for) gives the student the factor's channels"
+
+
+def factor_l1(student: ArrayLike, teacher: ArrayLike, *, eps: float = 1e-12) -> jax.Array:
+  """Mean absolute difference of two normalised factors: mean over B*D of |n(f_s) - n(f_t)|.
+
+  n(f) = f / max(|f|_2, eps), of each example's whole factor, flattened to D = H*W*C numbers.
+
+  Args:
+    student: factors (B, H, W, C) or (B, D).
+    teacher: factors of the same shape, constant.
+    eps: lower bound of the norm. A zero factor stays zero, and its gradient is 1/eps times that
+      of the normalised one: finite, but about 1e10 with the authors' eps. A larger one tames it.
+
+  Returns:
+    The loss, a scalar, float32 or wider. It does not change with the scale of either side.
+    Differences no larger than rounding count as 0 and have no gradient.
+
+  Raises:
+    ConfigError: if the shapes differ.
+
+  Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer",
+  NeurIPS 2018, as the authors' code (also the Zoo, and torchdistill with p=1, which has no eps
+  and gives NaN for a zero factor). The paper's own formula is `factor_lp`.
+
+  >>> round(float(factor_l1(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0]]))), 4)
+  0.6
+  """
+  return jnp.mean(jnp.abs(_difference("factor_l1", student, teacher, eps)))
+
+
+def factor_lp(
+  student: ArrayLike, teacher: ArrayLike, *, order: float = 2, eps: float = 1e-12
+) -> jax.Array:
+  """Distance of two normalised factors: mean over B of |n(f_s) - n(f_t)|_p.
+
+  Args:
+    student: factors (B, H, W, C) or (B, D).
+    teacher: factors of the same shape, constant.
+    order: p >= 1 of the norm of the difference; the factors themselves always have Euclidean
+      norm 1.
+    eps: see `factor_l1`.
+
+  Returns:
+    The loss, a scalar, float32 or wider. Where two factors agree its gradient is 0. Order 1 is
+    D times `factor_l1`.
+
+  Raises:
+    ConfigError: if the shapes differ, or order is not a number >= 1.
+
+  Source: Kim et al., NeurIPS 2018, L_FT, as torchdistill has it for p other than 1.
+
+  >>> round(float(factor_lp(jnp.array([[0.0, 5.0]]), jnp.array([[2.0, 0.0]]))), 4)
+  1.4142
+  """
+  _check_order(order)
+  powers = _absolute_power(_difference("factor_lp", student, teacher, eps), order)
+  total = jnp.sum(powers, axis=1)
+  positive = total > 0
+  # The inner where keeps the root's infinite slope at 0 out of the backward pass.
+  root = jnp.where(positive, total, 1.0) ** (1 / order)
+  return jnp.mean(jnp.where(positive, root, 0.0))
+
+
+def factor_map_lp(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  power: float = 2,
+  order: float = 1,
+  eps: float = 1e-12,
+) -> jax.Array:
+  """Difference of two factors' attention maps: mean over B, H, W of |A_s - A_t|^order.
+
+  A is `attention_map`: the mean over channels of f^power, of Euclidean norm 1 over space.
+
+  Args:
+    student: factors (B, H, W, C).
+    teacher: factors (B, H', W', C'), constant. The larger map is average-pooled to the other's
+      size (`match_sizes`); channels may differ.
+    power: exponent > 0 of the factors. Powers that are not integers are of |f|.
+    order: exponent >= 1 of the difference.
+    eps: see `factor_l1`.
+
+  Returns:
+    The loss, a scalar, float32 or wider. It does not change with the scale of either side.
+
+  Raises:
+    ConfigError: if one is not (B, H, W, C), the batch sizes differ, or an exponent is out of
+      range.
+
+  Source: RepDistiller's form of factor transfer (p1 is `power`, p2 is `order`). It is another
+  quantity than the authors': where in the image the factor is large is all that is compared.
+
+  >>> factors = jnp.arange(8.0).reshape(1, 2, 2, 2)
+  >>> float(factor_map_lp(factors, 3.0 * factors))
+  0.0
+  """
+  _check_order(order)
+  s, t = widen(student, lax.stop_gradient(teacher))
+  check_maps("factor_map_lp", s, t)
+  s, t = match_sizes(s, t)
+  s, t = (attention_map(f, power=power, eps=eps) for f in (s, t))
+  return jnp.mean(_absolute_power(_gap(s, t), order))
+
+
+def reconstruction_error(
+  reconstruction: ArrayLike, features: ArrayLike, *, error: Literal["l1", "mse"] = "l1"
+) -> jax.Array:
+  """How far an auto-encoder's output is from its input: mean over every element.
+
+  Args:
+    reconstruction: what the decoder made, any shape.
+    features: the teacher's features of the same shape, constant.
+    error: "l1" for |r - f|, "mse" for (r - f)^2.
+
+  Returns:
+    The loss, a scalar, float32 or wider.
+
+  Raises:
+    ConfigError: if the shapes differ or error is unknown.
+
+  Source: Kim et al., NeurIPS 2018: "l1" is the authors' code, "mse" RepDistiller's
+  trainer.
+
+  >>> reconstruction_error(jnp.zeros((2, 3)), jnp.full((2, 3), -2.0), error="mse")
+  Array(4., dtype=float32)
+  """
+  errors: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "l1": lambda r, f: jnp.mean(jnp.abs(_gap(r, f))),
+    "mse": hint_mse,
+  }
+  if error not in errors:
+    raise unknown_name("error", error, errors)
+  r, f = widen(reconstruction, lax.stop_gradient(features))
+  check_same_shape("reconstruction_error", r, f)
+  return errors[error](r, f)
+
+
+def factor_transfer(
+  student: Output,
+  teacher: Output,
+  *,
+  stages: Stages = ("stage3",),
+  stage_weights: Sequence[ArrayLike] | None = None,
+  normalization: Literal["official", "repdistiller"] = "official",
+  order: float = 1,
+  power: float = 2,
+  eps: float = 1e-12,
+) -> Terms:
+  """Factor transfer: the student's translated factors point where the teacher's do.
+
+  The sum over stages of `factor_l1` (normalization="official"; `factor_lp` if the order is not
+  1) or of `factor_map_lp` (normalization="repdistiller"). Of two sizes, the larger factor is
+  first average-pooled to the smaller (`match_sizes`).
+
+  Args:
+    student: Output whose features at `stages` are factors, (B, H, W, C) or (B, D), as a
+      translator (`jaxkd.connectors.translator_for`) makes them.
+    teacher: Output likewise, constant, as a trained paraphraser's encoder
+      (`jaxkd.connectors.paraphraser_for`) makes them.
+    stages: names, or (student's, teacher's) pairs of names.
+    stage_weights: one weight per stage; None weighs them all 1.
+    normalization: "official" compares whole factors of norm 1, "repdistiller" their attention
+      maps, which may differ in channels.
+    order: >= 1. The norm by which official factors differ, the exponent of the difference of
+      RepDistiller's maps (its p2).
+    power: of the factors in RepDistiller's maps (its p1); not used by "official".
+    eps: lower bound of the norm that factors are divided by. The gradient of a zero factor is
+      finite, but as large as 1/eps.
+
+  Returns:
+    Terms(feature=...), float32 or wider. The authors' weight is 500 (their beta), RepDistiller's
+    and the Zoo's 200.
+
+  Raises:
+    ConfigError: naming the stage and both shapes, the stages there are, or the option's value.
+
+  Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer",
+  NeurIPS 2018. The defaults are the authors' code, the Zoo, and torchdistill with p=1;
+  torchdistill's other p are `order=p`. RepDistiller: `normalization="repdistiller"`.
+
+  >>> factors = Output(features={"stage3": jnp.ones((2, 4, 4, 3))})
+  >>> float(factor_transfer(factors, factors).total)
+  0.0
+  """
+  _check_order(order)
+  if normalization not in ("official", "repdistiller"):
+    raise unknown_name("normalization", normalization, ("official", "repdistiller"))
+
+  def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
+    if normalization == "repdistiller":
+      return factor_map_lp(s, t, power=power, order=order, eps=eps)
+    s, t = match_sizes(*widen(s, t))
+    return factor_l1(s, t, eps=eps) if order == 1 else factor_lp(s, t, order=order, eps=eps)
+
+  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
+
+
+def _difference(what: str, student: ArrayLike, teacher: ArrayLike, eps: float) -> jax.Array:
+  """n(f_s) - n(f_t), (B, D); the teacher's takes no gradient."""
+  s, t = widen(student, lax.stop_gradient(teacher))
+  check_same_shape(what, s, t, _HINT)
+  s, t = (f.reshape(f.shape[0], -1) for f in (s, t))
+  return _gap(l2_normalize(s, 1, eps=eps), l2_normalize(t, 1, eps=eps))
+
+
+def _gap(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """The difference; exactly 0, with a gradient of 0, where it is no more than rounding.
+
+  |x| has a kink at 0. Compilers may round two equal sides differently, and what is left would
+  have a gradient of full size.
+  """
+  gap = student - teacher
+  noise = 32 * jnp.finfo(gap.dtype).eps * jnp.maximum(jnp.abs(student), jnp.abs(teacher))
+  return jnp.where(jnp.abs(gap) > noise, gap, 0)
+
+
+def _absolute_power(x: jax.Array, order: float) -> jax.Array:
+  """|x|^order, an integer power where it is one: exact, and of slope 0 at 0 above order 1."""
+  return jnp.abs(x) ** (int(order) if float(order).is_integer() else order)
+
+
+def _check_order(order: float) -> None:
+  if not is_number(order) or not 1 <= order < float("inf"):
+    raise ConfigError(f"order is {order!r}: it must be a finite number, 1 or greater")

@@ -1,0 +1,270 @@
+"""Selectivity: what is matched is the set of places that the channels select.
+
+Every channel is one sample, its map over the image, of unit length. Student and teacher are
+compared as two sets of samples, by the squared maximum mean discrepancy (MMD) of each example.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.losses.checks import check_maps, check_positive, is_number
+from jaxkd.losses.norms import l2_norm
+from jaxkd.losses.precision import widen
+from jaxkd.losses.spatial import match_sizes
+from jaxkd.losses.stages import Stages, Where, over_stages
+from jaxkd.types import Output, Terms
+
+Kernel = Literal["polynomial", "gaussian", "linear"]
+
+# Where all maps coincide up to rounding, a smaller variance would turn the rounding into a signal.
+_SMALLEST_VARIANCE = 1e-4
+
+
+def polynomial_mmd(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  degree: int = 2,
+  offset: float = 0.0,
+  teacher_term: bool = True,
+) -> jax.Array:
+  """Squared MMD of the channels' unit maps under the kernel k(x, y) = (x.y + offset)^degree.
+
+  Per example mean_{i,i'} k(s_i, s_i') - 2 mean_{i,j} k(s_i, t_j) + mean_{j,j'} k(t_j, t_j'), where
+  s_i and t_j are the channels' maps divided by max(their L2 norm, 1e-12); the mean over the batch.
+  Memory is O(B (C^2 + H W C)): pairs are compared through their matrix of inner products.
+
+  Args:
+    student: (B, H, W, C).
+    teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
+      (`match_sizes`); channels may differ.
+    degree: of the polynomial, an integer > 0.
+    offset: added to the inner product, >= 0.
+    teacher_term: add the teacher-teacher mean. It is constant: gradients do not depend on it, but
+      without it the value is not 0 at equality and may be negative.
+
+  Returns:
+    The loss, a scalar, float32 or wider. It does not change with the order of the channels, nor
+    with their positive scales. An all-zero map stays zero and its gradient is 0.
+
+  Raises:
+    ConfigError: if either is not (B, H, W, C), the batch sizes differ, or an option is out of
+      range.
+
+  Source: Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
+  2017, whose degree is 2 and offset 0. RepDistiller, mdistiller and the Zoo are the same. The
+  authors' MXNet code leaves the constant out: `teacher_term=False`.
+
+  >>> x = jnp.eye(4).reshape(1, 2, 2, 4)
+  >>> polynomial_mmd(x[..., :1], x[..., 1:2])
+  Array(2., dtype=float32)
+  """
+  if not isinstance(degree, numbers.Integral) or isinstance(degree, bool) or degree < 1:
+    raise ConfigError(f"degree is {degree!r}: it must be an integer greater than 0")
+  if is_number(offset) and not 0 <= offset < float("inf"):
+    raise ConfigError(f"offset is {offset}: it must be a finite number, 0 or greater")
+  s, t = _unit_maps("polynomial_mmd", student, teacher)
+  positions, channels = s.shape[1] * s.shape[2], s.shape[3] + t.shape[3]
+  if degree == 2 and is_number(offset) and offset == 0 and 2 * positions < channels:
+    # mean (x.y)^2 is the inner product of the sets' mean outer products x x': the same value from
+    # smaller matrices, without a difference of large means.
+    return _distance_of_means(_mean_outer_product(s), _mean_outer_product(t), teacher_term)
+
+  def mean_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.mean(lax.integer_pow(_inner_products(x, y) + offset, int(degree)))
+
+  value = mean_kernel(s, s) - 2.0 * mean_kernel(s, t)
+  return value + mean_kernel(t, t) if teacher_term else value
+
+
+def gaussian_mmd(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  variance: ArrayLike | None = None,
+  teacher_term: bool = True,
+) -> jax.Array:
+  """Squared MMD of the channels' unit maps under k(x, y) = exp(-|x - y|^2 / (2 variance)).
+
+  The three means of `polynomial_mmd` with this kernel, and as little memory.
+
+  Args:
+    student: (B, H, W, C).
+    teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
+      (`match_sizes`); channels may differ.
+    variance: the kernel's sigma^2 > 0. None takes, in each example, the mean of |x - y|^2 over
+      all pairs of the student's and the teacher's channels taken together, at least 1e-4. It
+      then depends on the data but is a constant to the gradient: the kernel is chosen anew in
+      every step, and the student is not rewarded for making it wide.
+    teacher_term: add the constant teacher-teacher mean.
+
+  Returns:
+    The loss, a scalar, float32 or wider, unchanged by the order and the positive scales of the
+    channels. An all-zero map is the origin and its gradient is 0.
+
+  Raises:
+    ConfigError: as `polynomial_mmd`, or if variance is a number that is not positive.
+
+  Source: Huang & Wang, "Like What You Like", 2017, with sigma^2 the mean squared distance of the
+  pairs. The paper leaves open which pairs; the three means share one kernel here, without which
+  the MMD could be negative. The code this library is checked against has no Gaussian kernel.
+
+  >>> x = jnp.eye(4).reshape(1, 2, 2, 4)
+  >>> gaussian_mmd(x[..., :1], x[..., 1:2], variance=1.0)
+  Array(1.2642411, dtype=float32)
+  """
+  if variance is not None:
+    check_positive("variance", variance)
+  s, t = _unit_maps("gaussian_mmd", student, teacher)
+  # Distances do not change with the origin, and near the maps their rounding errors are small.
+  origin = jnp.mean(t, axis=3, keepdims=True)
+  s, t = s - origin, t - origin
+  within, across, constant = (_squared_distances(x, y) for x, y in ((s, s), (s, t), (t, t)))
+  if variance is None:
+    pairs = (s.shape[3] + t.shape[3]) ** 2
+    total = sum(jnp.sum(d, (1, 2), keepdims=True) for d in (within, across, across, constant))
+    variance = jnp.maximum(lax.stop_gradient(total) / pairs, _SMALLEST_VARIANCE)
+
+  def mean_kernel(distances: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.exp(distances / (-2.0 * variance)))
+
+  value = mean_kernel(within) - 2.0 * mean_kernel(across)
+  return value + mean_kernel(constant) if teacher_term else value
+
+
+def linear_mmd(student: ArrayLike, teacher: ArrayLike, *, teacher_term: bool = True) -> jax.Array:
+  """Squared MMD of the channels' unit maps under k(x, y) = x.y.
+
+  This is the mean over the batch of |mean_i s_i - mean_j t_j|^2, and costs O(B H W C).
+
+  Args:
+    student: (B, H, W, C).
+    teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
+      (`match_sizes`); channels may differ.
+    teacher_term: count the constant |mean_j t_j|^2.
+
+  Returns:
+    The loss, a scalar, float32 or wider, unchanged by the order and the positive scales of the
+    channels. An all-zero map stays zero and its gradient is 0.
+
+  Raises:
+    ConfigError: if either is not (B, H, W, C) or the batch sizes differ.
+
+  Source: Huang & Wang, "Like What You Like", 2017, which relates it to attention transfer: the
+  mean over channels of the unit maps is an attention map.
+
+  >>> x = jnp.eye(4).reshape(1, 2, 2, 4)
+  >>> linear_mmd(x[..., :1], x[..., 1:3])
+  Array(1.5, dtype=float32)
+  """
+  s, t = _unit_maps("linear_mmd", student, teacher)
+  return _distance_of_means(jnp.mean(s, axis=3), jnp.mean(t, axis=3), teacher_term)
+
+
+def neuron_selectivity_transfer(
+  student: Output,
+  teacher: Output,
+  *,
+  stages: Stages = ("stage3",),
+  stage_weights: Sequence[ArrayLike] | None = None,
+  kernel: Kernel = "polynomial",
+  degree: int = 2,
+  offset: float = 0.0,
+  variance: ArrayLike | None = None,
+  teacher_term: bool = True,
+  where: Where = "features",
+) -> Terms:
+  """Neuron selectivity transfer: the student's channels select the places the teacher's do.
+
+  The sum over stages of `polynomial_mmd`, `gaussian_mmd` or `linear_mmd`.
+
+  Args:
+    student: Output with maps (B, H, W, C) at `stages`.
+    teacher: Output likewise, constant. Channels and sizes may differ.
+    stages: names, or (student's, teacher's) pairs of names.
+    stage_weights: one weight per stage; None weighs them all 1.
+    kernel: "polynomial", "gaussian" or "linear".
+    degree: of the polynomial kernel, an integer > 0.
+    offset: of the polynomial kernel, >= 0.
+    variance: of the Gaussian kernel; None takes it from the data, as a constant.
+    teacher_term: add the constant teacher-teacher mean.
+    where: "features", or "preactivations", the same stages before their last activation.
+
+  Returns:
+    Terms(feature=...), float32 or wider. Weights: 50 by the authors and RepDistiller, 10 in the
+    Zoo.
+
+  Raises:
+    ConfigError: naming the stage and the shapes, the stages there are, or the option's value.
+
+  Source: Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
+  2017. The defaults are the Zoo's. The authors' MXNet code takes the last block before its ReLU
+  and drops the constant: `where="preactivations", teacher_term=False`. RepDistiller and mdistiller
+  sum over every stage: `stages=("stage1", "stage2", "stage3")`.
+
+  >>> maps = Output(features={"stage3": jnp.ones((2, 4, 4, 3))})
+  >>> float(neuron_selectivity_transfer(maps, maps, kernel="linear").total)
+  0.0
+  """
+
+  def polynomial(s: jax.Array, t: jax.Array) -> jax.Array:
+    return polynomial_mmd(s, t, degree=degree, offset=offset, teacher_term=teacher_term)
+
+  def gaussian(s: jax.Array, t: jax.Array) -> jax.Array:
+    return gaussian_mmd(s, t, variance=variance, teacher_term=teacher_term)
+
+  def linear(s: jax.Array, t: jax.Array) -> jax.Array:
+    return linear_mmd(s, t, teacher_term=teacher_term)
+
+  kernels = {"polynomial": polynomial, "gaussian": gaussian, "linear": linear}
+  if kernel not in kernels:
+    raise unknown_name("kernel", kernel, kernels)
+  value = over_stages(kernels[kernel], student, teacher, stages, weights=stage_weights, where=where)
+  return Terms(feature=value)
+
+
+def _unit_maps(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
+  """Both sides' channel maps at one size, each divided by its norm over the image."""
+  student, teacher = widen(student, lax.stop_gradient(teacher))
+  check_maps(what, student, teacher)
+  return tuple(_unit(x) for x in match_sizes(student, teacher))  # type: ignore[return-value]
+
+
+def _unit(maps: jax.Array) -> jax.Array:
+  norm = l2_norm(maps, (1, 2), keepdims=True)
+  # Dead channels are common after a ReLU. Under kernels that are not flat at 0 their gradient
+  # would be 1e12 times that of others.
+  return jnp.where(norm > 0, maps / jnp.maximum(norm, 1e-12), 0.0)
+
+
+def _inner_products(x: jax.Array, y: jax.Array) -> jax.Array:
+  """(B, C, C'): of every channel of x with every channel of y."""
+  return jnp.einsum("bhwi,bhwj->bij", x, y, precision=lax.Precision.HIGHEST)
+
+
+def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
+  """(B, C, C'): between every channel of x and every channel of y."""
+  of_x, of_y = (jnp.sum(z * z, axis=(1, 2)) for z in (x, y))
+  return of_x[:, :, None] + of_y[:, None, :] - 2.0 * _inner_products(x, y)
+
+
+def _mean_outer_product(maps: jax.Array) -> jax.Array:
+  """(B, HW, HW): the mean over channels of x x'."""
+  flat = maps.reshape(maps.shape[0], -1, maps.shape[3])
+  outer = jnp.einsum("bpc,bqc->bpq", flat, flat, precision=lax.Precision.HIGHEST)
+  return outer / maps.shape[3]
+
+
+def _distance_of_means(student: jax.Array, teacher: jax.Array, teacher_term: bool) -> jax.Array:
+  """The mean over B of |student - teacher|^2, less |teacher|^2 unless `teacher_term`."""
+  value = jnp.sum(jnp.square(student - teacher)) / student.shape[0]
+  return value if teacher_term else value - jnp.sum(jnp.square(teacher)) / student.shape[0]

@@ -1,0 +1,112 @@
+"""Methods by name, their hyperparameters and their schemes: where names meet code.
+
+A method is one entry in a file of this package. `METHODS` is all of them; a "+" between names of
+methods with a common objective adds them up ("kd+at").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ml_collections
+
+from jaxkd import config
+from jaxkd.config import Fields, text
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.recipes import features, logits, objective, simkd, transforms
+from jaxkd.recipes.method import Method, Pair, Teacher, Training
+
+METHODS: Mapping[str, Method] = {
+  "teacher": Method("the teacher alone, from labels", {}),
+  "alone": Method("the student alone, from labels", {}),
+  **logits.METHODS,
+  **features.METHODS,
+  **transforms.METHODS,
+  **simkd.METHODS,
+}
+
+__all__ = [
+  "METHODS",
+  "Method",
+  "Pair",
+  "Teacher",
+  "Training",
+  "base_config",
+  "check_config",
+  "fields",
+  "methods",
+  "section",
+  "trainings",
+]
+
+
+def methods(name: str) -> dict[str, Method]:
+  """The method of a name, or the several of a sum such as "kd+at".
+
+  Raises:
+    ConfigError: if there is no such method, naming the nearest; or if one cannot be added.
+  """
+  names = name.split("+") if isinstance(name, str) else [name]
+  found: dict[str, Method] = {}
+  for one in names:
+    if not isinstance(one, str) or one not in METHODS:
+      raise unknown_name("method", one, METHODS)
+    if one in found:
+      raise ConfigError(f"method.name={name!r}: {one!r} is there twice")
+    found[one] = METHODS[one]
+    if len(names) > 1 and not METHODS[one].distillations:
+      sums = ", ".join(n for n, method in METHODS.items() if method.distillations)
+      raise ConfigError(f"method.name={name!r}: {one!r} cannot be added; these can: {sums}")
+  return found
+
+
+def fields(method: str) -> Fields:
+  """Every field of a config for `method`, with what each accepts.
+
+  The "method" section holds a method's own fields; those of a sum are in a section for each.
+
+  Raises:
+    ConfigError: as `methods`.
+  """
+  found = methods(method)
+  own: dict[str, object] = {"name": text(method)}
+  if len(found) == 1:
+    own |= found[method].fields
+  else:
+    own |= {name: part.fields for name, part in found.items()}
+  if all(part.distils for part in found.values()):
+    own |= objective.objective_fields(found)
+  return {**config.COMMON, "method": own}
+
+
+def base_config(method: str) -> ml_collections.ConfigDict:
+  """The config that files in `configs/` start from: RepDistiller's CIFAR recipe for `method`."""
+  return config.defaults(fields(method))
+
+
+def section(settings: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict | None:
+  """Where a config holds a method's own fields, alone or in a sum; None where it has none of it.
+
+  >>> section(base_config("kd+at"), "at").power
+  2.0
+  """
+  own = settings.method
+  if own.name == method:
+    return own
+  return own[method] if method in own.name.split("+") else None
+
+
+def check_config(settings: ml_collections.ConfigDict) -> None:
+  """Raises a ConfigError if a field is unknown, missing or out of range."""
+  method = settings.get("method", {})
+  name = method.get("name", "") if hasattr(method, "get") else method
+  config.check(settings, fields(name))
+
+
+def trainings(pair: Pair) -> list[Training]:
+  """The trainings that the method of `pair.hyperparameters` asks for, in their order.
+
+  Raises:
+    ConfigError: naming the stage, connector or field that does not fit.
+  """
+  return objective.trainings(methods(pair.hyperparameters.name), pair)

@@ -1,0 +1,191 @@
+"""What a recipe is made of: the networks it is given, the method, the trainings it asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from flax import linen as nn
+
+from jaxkd.config import Fields
+from jaxkd.errors import unknown_name
+from jaxkd.schemes import Distillation
+from jaxkd.types import Output, Scheme
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A network that teaches.
+
+  Attributes:
+    module: the model.
+    output: the shapes it returns.
+    label: what it is called in tables.
+  """
+
+  module: nn.Module
+  output: Output
+  label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """What a method builds its schemes from: a student and the teacher at hand.
+
+  Attributes:
+    student: the model that learns.
+    student_output: the shapes it returns.
+    teachers: participant name -> Teacher; the first is called "teacher".
+    image_shape: (H, W, C).
+    options: fields every trained module takes: the axis of cross-device statistics, the dtype.
+    epochs: the student's.
+    steps_per_epoch: updates of the student per epoch.
+    hyperparameters: the config's "method" section, or the part of it that is the method's.
+    shares: participant name -> a teacher's share of the objective; they sum to 1.
+    at: which of the teachers is at hand.
+  """
+
+  student: nn.Module
+  student_output: Output
+  teachers: Mapping[str, Teacher]
+  image_shape: tuple[int, int, int]
+  options: Mapping[str, Any]
+  epochs: int
+  steps_per_epoch: int
+  hyperparameters: ml_collections.ConfigDict
+  shares: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"teacher": 1.0})
+  at: str = "teacher"
+
+  @property
+  def share(self) -> float:
+    """That of the teacher at hand."""
+    return self.shares[self.at]
+
+  @property
+  def teacher(self) -> Teacher:
+    """The teacher at hand."""
+    return self.teachers[self.at]
+
+  @property
+  def modules(self) -> dict[str, nn.Module]:
+    """Every teacher's model by participant name."""
+    return {name: teacher.module for name, teacher in self.teachers.items()}
+
+  def named(self, name: str) -> str:
+    """`name`, made different for every teacher."""
+    return name if self.at == "teacher" else f"{name}_{self.at}"
+
+  def shapes(self, stage: tuple[str, str] | str, where: str = "features") -> tuple[Shape, Shape]:
+    """The student's and the teacher's shape at a stage, batch included."""
+    ours, theirs = (stage, stage) if isinstance(stage, str) else stage
+    return (
+      feature_shape(self.student_output, ours, "student", where),
+      feature_shape(self.teacher.output, theirs, "teacher", where),
+    )
+
+  def deepest(self, stages: Sequence[tuple[str, str]], where: str = "features") -> str:
+    """The student's last stage among those named."""
+    order = list(getattr(self.student, "stages", getattr(self.student_output, where)))
+    return max((ours for ours, _ in stages), key=order.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """One run of training that a method asks for; the plan gives it data and an optimizer.
+
+  Attributes:
+    name: of the stage.
+    scheme: who learns from whom.
+    inherit: participant -> "stage/participant" of an earlier stage; teachers are added.
+    epochs: passes over the student's examples; None takes the student's number.
+    learning_rate: None takes the student's.
+    reported: the predictor that stands for it; "" where there is none yet.
+    label: what the trained network is called in tables; "" takes the student's name.
+    reuses_classifier: whether the student predicts through the teachers' classifiers.
+    gives: participant of the method's next training -> the participant of this one it starts as.
+  """
+
+  name: str
+  scheme: Scheme
+  inherit: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  epochs: int | None = None
+  learning_rate: float | None = None
+  reported: str = "student"
+  label: str = ""
+  reuses_classifier: bool = False
+  gives: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A way to train a student.
+
+  One with `distillations` is a summand of an objective under frozen teachers: such methods add up
+  ("kd+at"), ramp, and take several teachers. One with `trainings` is a scheme of its own. One
+  with neither trains without a teacher.
+
+  Attributes:
+    summary: one line for listings.
+    fields: its own hyperparameters, of the config's "method" section.
+    distillations: what is matched with the teacher at hand.
+    before: trainings that come before its own, such as of a connector.
+    warmup: the defaults of a first stage, in which the student's layers up to the deepest one
+      matched learn the method's terms alone; None where no such variant was published.
+    deepest: the last stage of the student that the terms reach; needed with `warmup`.
+    label_weight: of the cross-entropy, by default.
+    trainings: the trainings of a scheme of its own, in their order.
+  """
+
+  summary: str
+  fields: Fields
+  distillations: Callable[[Pair], Sequence[Distillation]] | None = None
+  before: Callable[[Pair], Sequence[Training]] | None = None
+  warmup: Warmup | None = None
+  deepest: Callable[[Pair], str] | None = None
+  label_weight: float = 1.0
+  trainings: Callable[[Pair], Sequence[Training]] | None = None
+
+  @property
+  def distils(self) -> bool:
+    """Whether there is a teacher to learn from."""
+    return self.distillations is not None or self.trainings is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup:
+  """Defaults of a method's two-stage form.
+
+  Attributes:
+    default: whether the method runs in two stages unless told otherwise.
+    epochs: of the first stage.
+    label_weight: of the cross-entropy in the second stage.
+    kd_weight: of softened logits in the second stage.
+    temperature: of those logits.
+    squared_temperature: whether they are scaled by its square.
+    kd_start: the factor on `kd_weight` at the start of the second stage, from which it goes
+      linearly to 1; 1 keeps it constant.
+  """
+
+  default: bool
+  epochs: int
+  label_weight: float
+  kd_weight: float
+  temperature: float = 4.0
+  squared_temperature: bool = True
+  kd_start: float = 1.0
+
+
+def feature_shape(output: Output, stage: str, owner: str, where: str = "features") -> Shape:
+  """The shape of a stage's features, or preactivations.
+
+  Raises:
+    ConfigError: if the model has no such stage, naming those it has.
+  """
+  arrays = getattr(output, where)
+  if stage not in arrays:
+    raise unknown_name(f"stage of the {owner}", stage, arrays)
+  return arrays[stage].shape

@@ -1,0 +1,139 @@
+"""Recipes of methods whose comparison goes through trained modules: factors, boundaries."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import config, losses, schemes
+from jaxkd.config import choice, number, text
+from jaxkd.connectors import paraphraser_for, translator_for
+from jaxkd.recipes.method import Method, Pair, Training, Warmup
+from jaxkd.recipes.stages import STAGES, stage_options, stage_pairs, widths_matched
+from jaxkd.schemes import Distillation
+from jaxkd.types import Output
+
+
+def _factors(pair: Pair) -> list[Distillation]:
+  own = pair.hyperparameters
+  [stage] = stage_pairs((own.stage,))
+  student, teacher = pair.shapes(stage)
+  encoder, _ = paraphraser_for(teacher, stage=stage[1], rate=own.rate, **pair.options)
+  translator = translator_for(
+    student,
+    teacher,
+    stage=stage[0],
+    rate=own.rate,
+    batch_norm=own.translator_batch_norm,
+    **pair.options,
+  )
+  loss = functools.partial(
+    losses.factor_transfer, stages=(stage,), normalization=own.normalization, eps=own.eps
+  )
+  return [
+    Distillation(
+      pair.named("ft"),
+      loss,
+      pair.share * own.weight,
+      pair.at,
+      connectors={stage[0]: translator},
+      teacher_connectors={stage[1]: encoder},
+    )
+  ]
+
+
+def _paraphraser(pair: Pair) -> list[Training]:
+  own = pair.hyperparameters
+  [(_, stage)] = stage_pairs((own.stage,))
+  _, teacher = pair.shapes((own.stage.partition(":")[0], stage))
+  encoder, decoder = paraphraser_for(teacher, stage=stage, rate=own.rate, **pair.options)
+  scheme = schemes.autoencoder(
+    pair.teacher.module, encoder, decoder, stage=stage, loss=own.reconstruction
+  )
+  [distillation] = _factors(pair)
+  return [
+    Training(
+      pair.named("paraphraser"),
+      scheme,
+      {"teacher": f"{pair.at}/{pair.at}"},
+      epochs=own.paraphraser_epochs,
+      learning_rate=own.paraphraser_learning_rate,
+      reported="",
+      label=f"of {pair.teacher.label}",
+      gives={distillation.teacher_connector_name(stage): "paraphraser"},
+    )
+  ]
+
+
+def _boundaries(pair: Pair) -> list[Distillation]:
+  own = pair.hyperparameters
+  stages = stage_pairs(own.stages)
+  options = stage_options(pair, where="preactivations")
+  loss = functools.partial(losses.activation_boundaries, **options, margin=own.margin)
+
+  def disagreement(student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
+    shares = [
+      losses.boundary_disagreement(student.preactivations[ours], teacher.preactivations[theirs])
+      for ours, theirs in stages
+    ]
+    return sum(shares, start=jnp.float32(0)), jnp.float32(len(shares))
+
+  return [
+    Distillation(
+      pair.named("ab"),
+      loss,
+      pair.share * own.weight,
+      pair.at,
+      connectors=widths_matched(pair, stages, "preactivations", sizes=True),
+      connects="preactivations",
+      metrics={"disagreement": disagreement},
+    )
+  ]
+
+
+def _deepest(pair: Pair) -> str:
+  return pair.deepest(stage_pairs(pair.hyperparameters.stages), "preactivations")
+
+
+METHODS = {
+  "ft": Method(
+    "factor transfer: a paraphraser of the teacher, a translator of the student (Kim et al., 2018)",
+    {
+      "stage": text("stage3"),
+      "rate": number(0.5, exclusive=True, maximum=1.0),
+      "normalization": choice("official", ("official", "repdistiller")),
+      # The authors' 1e-12 gives a factor that is all zero a gradient of 1e10.
+      "eps": number(1e-6, exclusive=True),
+      "translator_batch_norm": config.flag(False),
+      "reconstruction": choice("l1", ("l1", "mse")),
+      "paraphraser_epochs": config.integer(6, minimum=1),
+      # 0 takes the student's.
+      "paraphraser_learning_rate": number(0.0),
+      "weight": number(500.0),
+    },
+    _factors,
+    before=_paraphraser,
+  ),
+  "ab": Method(
+    "activation boundaries of hidden neurons (Heo et al., 2019)",
+    {
+      "stages": config.names(STAGES),
+      "stage_weights": config.weights(),
+      "margin": number(1.0, exclusive=True),
+      "weight": number(1.0),
+    },
+    _boundaries,
+    # The official second stage: soft targets at T = 3 alone.
+    warmup=Warmup(
+      default=True,
+      epochs=30,
+      label_weight=0.0,
+      kd_weight=1.0,
+      temperature=3.0,
+      squared_temperature=False,
+    ),
+    deepest=_deepest,
+  ),
+}

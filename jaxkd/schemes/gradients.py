@@ -1,0 +1,216 @@
+"""Applying a network with the gradients of its loss, at the images or at any stage's features.
+
+What is differentiated is the sum of the examples' cross-entropies, weighted. For a network that
+treats examples one by one, a teacher in evaluation mode for one, each example's gradient is then
+that of its own loss, whatever the batch. Batch normalisation in training mode couples the
+examples: an example's gradient also counts how it moves the others' losses through the batch
+statistics. Statistics shared over a device axis couple those of all devices, and the gradient is
+that of the sum over all devices, as on one device with the whole batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.losses import cross_entropy
+from jaxkd.schemes.networks import infer, learn
+from jaxkd.types import Array, Output
+
+IMAGES, FLIPPED_IMAGES = "images", "flipped_images"
+
+# (module, inputs) -> (Output, new non-parameter state)
+_Call = Callable[[Any, Any], tuple[Output, dict[str, Any]]]
+
+
+def learn_with_gradients(
+  module: nn.Module,
+  variables: Mapping[str, Any],
+  images: Array,
+  labels: Array,
+  weights: Array | None,
+  stages: Sequence[str],
+  rng: Array,
+) -> tuple[Output, dict[str, Any]]:
+  """A learner's output with gradients, and its new non-parameter state, in training mode.
+
+  Both are those of `jaxkd.schemes.networks.learn`, and `Output.gradients` besides. All of it,
+  gradients included, can be differentiated with respect to the variables.
+
+  Args:
+    module: `__call__(images, train) -> Output`; for gradients at stages also `stages`, `encode`
+      and `resume` (see jaxkd.models).
+    variables: its Flax variable dict.
+    images: (B, H, W, C), floating point.
+    labels: class numbers (B,), or class probabilities (B, C).
+    weights: (B,); an example of weight 0 (padding, unlabelled) has no loss of its own. None weighs
+      all 1.
+    stages: where gradients are taken: "images", "flipped_images" (at the mirrored images, mirrored
+      back; a second pass, whose batch statistics are discarded), names of stages.
+    rng: for dropout.
+
+  Raises:
+    ConfigError: for a stage that the module does not have, or cannot be entered at.
+  """
+
+  def call(module: Any, inputs: Any) -> tuple[Output, dict[str, Any]]:
+    return learn(module, variables, inputs, rng)
+
+  return _with_gradients(module, call, images, labels, weights, stages)
+
+
+def infer_with_gradients(
+  module: nn.Module,
+  variables: Mapping[str, Any],
+  images: Array,
+  labels: Array,
+  weights: Array | None,
+  stages: Sequence[str],
+) -> Output:
+  """A network's output with gradients, in evaluation mode.
+
+  Args:
+    module: as in `learn_with_gradients`.
+    variables: its Flax variable dict.
+    images: (B, H, W, C), floating point.
+    labels: class numbers (B,), or class probabilities (B, C); the student's.
+    weights: (B,), or None.
+    stages: where gradients are taken, as in `learn_with_gradients`.
+
+  Raises:
+    ConfigError: for a stage that the module does not have, or cannot be entered at.
+  """
+
+  def call(module: Any, inputs: Any) -> tuple[Output, dict[str, Any]]:
+    return infer(module, variables, inputs), {}
+
+  return _with_gradients(module, call, images, labels, weights, stages)[0]
+
+
+def _with_gradients(
+  module: nn.Module,
+  call: _Call,
+  images: Array,
+  labels: Array,
+  weights: Array | None,
+  stages: Sequence[str],
+) -> tuple[Output, dict[str, Any]]:
+  entered = _entered(module, stages)
+
+  def loss(images: Array, offsets: dict[str, Array]) -> tuple[Array, tuple[Output, dict[str, Any]]]:
+    output, changes = (
+      call(_Entered(module, entered), (images, offsets)) if entered else call(module, images)
+    )
+    return _summed_cross_entropy(output, labels, weights), (output, changes)
+
+  offsets: dict[str, Array] = {}
+  if entered:
+    features = jax.eval_shape(lambda images: call(module, images)[0].features, images)
+    offsets = {stage: jnp.zeros(features[stage].shape, features[stage].dtype) for stage in entered}
+  # The images' gradient is a whole backward pass through the first layers: only where wanted.
+  with_images = IMAGES in stages
+  differentiate = jax.grad(loss, argnums=(0, 1) if with_images else (1,), has_aux=True)
+  found, (output, changes) = differentiate(images, offsets)
+  gradients: dict[str, Array] = {**found[-1]}
+  if with_images:
+    gradients[IMAGES] = found[0]
+  if FLIPPED_IMAGES in stages:
+    # The flip is inside what is differentiated, so that the gradient comes out flipped back.
+    def flipped(images: Array) -> Array:
+      return _summed_cross_entropy(call(module, images[:, :, ::-1])[0], labels, weights)
+
+    gradients[FLIPPED_IMAGES] = jax.grad(flipped)(images)
+  return dataclasses.replace(output, gradients=gradients), changes
+
+
+class _Entered(NamedTuple):
+  """A module with offsets added to its features, in its place for `learn` and `infer`.
+
+  Its inputs are (images, {stage: offset}).
+
+  Attributes:
+    module: a model with `encode` and `resume`.
+    stages: where offsets are added, from shallow to deep; at least one.
+  """
+
+  module: nn.Module
+  stages: Sequence[str]
+
+  def apply(
+    self, variables: Mapping[str, Any], inputs: tuple[Array, Mapping[str, Array]], **options: Any
+  ) -> Any:
+    """As the module's own `apply` of the images."""
+    return self.module.apply(variables, *inputs, method=self._through, **options)
+
+  def _through(
+    self, model: Any, images: Array, offsets: Mapping[str, Array], train: bool
+  ) -> Output:
+    features: dict[str, Array] = {}
+    preactivations: dict[str, Array] = {}
+    part = model.encode(images, train, to_stage=self.stages[0])
+    for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True):
+      moved = part.features[stage] + offsets[stage]
+      features |= {**part.features, stage: moved}
+      preactivations |= part.preactivations
+      # Only asked to stop where it must: one stage needs no to_stage.
+      stop = {} if following is None else {"to_stage": following}
+      try:
+        part = model.resume(moved, stage, train, **stop)
+      except NotImplementedError as error:
+        raise ConfigError(f"there are no gradients at stage {stage!r}: {error}") from error
+    return dataclasses.replace(
+      part,
+      features={**features, **part.features},
+      preactivations={**preactivations, **part.preactivations},
+    )
+
+
+def _entered(module: nn.Module, stages: Sequence[str]) -> list[str]:
+  """The stages of the module among `stages`, from shallow to deep.
+
+  Raises:
+    ConfigError: for one that the module does not have, or cannot be entered at.
+  """
+  if isinstance(stages, str):
+    raise ConfigError(f"stages is {stages!r}: write ({stages!r},), a sequence of names")
+  wanted = [stage for stage in stages if stage not in (IMAGES, FLIPPED_IMAGES)]
+  known = tuple(getattr(module, "stages", ()))
+  for stage in wanted:
+    if stage not in known:
+      raise unknown_name("stage", stage, (IMAGES, FLIPPED_IMAGES, *known))
+  if not wanted:
+    return []
+  resume = getattr(module, "resume", None)
+  if resume is None or not hasattr(module, "encode"):
+    raise ConfigError(
+      f"{_kind(module)} has no encode and resume, so there are no gradients at stage "
+      f"{wanted[0]!r}: only at {IMAGES!r} and {FLIPPED_IMAGES!r}"
+    )
+  entered = [stage for stage in known if stage in wanted]
+  parameters = inspect.signature(resume).parameters
+  if len(entered) > 1 and "to_stage" not in parameters:
+    raise ConfigError(
+      f"{_kind(module)}'s resume takes no to_stage: gradients at one stage at most, not at "
+      f"{entered}"
+    )
+  return entered
+
+
+def _summed_cross_entropy(output: Any, labels: Array, weights: Array | None) -> Array:
+  if not isinstance(output, Output) or output.logits is None:
+    raise ConfigError(
+      "gradients are of one cross-entropy: the model must return one Output, with logits"
+    )
+  count = output.logits.shape[0] if weights is None else jnp.sum(weights)
+  return cross_entropy(output.logits, labels, weights) * count
+
+
+def _kind(module: nn.Module) -> str:
+  return type(module).__name__

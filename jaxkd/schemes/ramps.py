@@ -1,0 +1,58 @@
+"""Weights that change while training goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.types import Array
+
+# From the share of the ramp that is behind, 0..1, to the share of the way made.
+_SHAPES: dict[str, Callable[[Array], Array]] = {
+  "linear": lambda share: share,
+  "cosine": lambda share: (1 - jnp.cos(math.pi * share)) / 2,
+  "exponential": lambda share: jnp.exp(-5 * jnp.square(1 - share)),
+}
+RAMPS = tuple(_SHAPES)
+
+
+def ramp(
+  kind: str, *, steps: float, start: float = 0.0, end: float = 1.0
+) -> Callable[[Array], Array]:
+  """A weight as a function of the step: from `start` to `end` in `steps` steps, then constant.
+
+  start + (end - start) * shape(min(step / steps, 1)), shape being
+    linear: x
+    cosine: (1 - cos(pi x)) / 2
+    exponential: exp(-5 (1 - x)^2), which starts at 0.0067, not at 0.
+
+  It depends on the step alone, which checkpoints hold, so a resumed run goes on where it stopped.
+
+  Args:
+    kind: one of `RAMPS`.
+    steps: length, > 0; it need not be whole.
+    start: weight at step 0 (nearly, for "exponential").
+    end: weight from step `steps` on. Smaller than `start`, the weight falls.
+
+  Raises:
+    ConfigError: if the kind is unknown or `steps` is not positive.
+
+  Source: "exponential" is ONE's (Lan et al., NeurIPS 2018, the authors' code), from Laine & Aila,
+  ICLR 2017; FitNets (Romero et al., ICLR 2015) lets the weight of soft targets fall linearly.
+
+  >>> float(ramp("linear", steps=10, start=4.0, end=1.0)(jnp.int32(5)))
+  2.5
+  """
+  if kind not in _SHAPES:
+    raise unknown_name("ramp", kind, _SHAPES)
+  if not 0 < steps < math.inf:
+    raise ConfigError(f"steps is {steps}: a ramp takes a finite number of steps greater than 0")
+
+  def weight(step: Array) -> Array:
+    share = jnp.minimum(jnp.asarray(step, jnp.float32) / steps, 1.0)
+    return start + (end - start) * _SHAPES[kind](share)
+
+  return weight

@@ -1,0 +1,153 @@
+"""Activation boundaries: of the teacher only which neurons are on, and published variants."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxkd.errors import ConfigError
+from jaxkd.losses import activation_boundaries, boundary_disagreement, boundary_margin
+from jaxkd.types import Output
+
+# Everything here runs once or a few times: the compiler's time is what counts.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+SHAPE = (3, 2, 2, 4)
+# Quarters: squares and sums of them are exact.
+VALUES = hnp.arrays(np.int8, SHAPE, elements=st.integers(-12, 12)).map(
+  lambda x: x.astype(np.float32) / 4
+)
+margin_and_gradient = jit(jax.value_and_grad(boundary_margin))
+
+
+def by_hand(s, t, m=1.0):
+  """Element by element, as the paper writes it."""
+  off = (s + m) ** 2 * ((s > -m) & (t <= 0))
+  on = (s - m) ** 2 * ((s <= m) & (t > 0))
+  return off + on
+
+
+def outputs(*arrays, where="preactivations"):
+  return [Output(**{where: {"stage3": jnp.asarray(x)}}) for x in arrays]
+
+
+def values(seed):
+  return np.random.default_rng(seed).normal(size=SHAPE).astype("float32")
+
+
+@given(VALUES, VALUES)
+def test_margin_loss_is_the_papers(student, teacher):
+  value, gradient = margin_and_gradient(student, teacher)
+  np.testing.assert_allclose(value, by_hand(student, teacher).sum(), rtol=1e-6)
+  slope = 2 * (student + 1) * ((student > -1) & (teacher <= 0))
+  slope += 2 * (student - 1) * ((student <= 1) & (teacher > 0))
+  np.testing.assert_allclose(gradient, slope, atol=1e-6)
+
+
+@given(VALUES)
+def test_beyond_the_margin_on_the_teachers_side_there_is_no_loss_and_no_gradient(teacher):
+  for distance in (1.0, 1.5):
+    student = np.where(teacher > 0, distance, -distance).astype("float32")
+    value, gradient = margin_and_gradient(student, teacher)
+    assert value == 0 and (gradient == 0).all()
+
+
+@given(VALUES, VALUES, st.floats(0.125, 100))
+def test_only_signs_of_the_teacher_matter(student, teacher, scale):
+  assert (
+    margin_and_gradient(student, np.float32(scale) * teacher)[0]
+    == margin_and_gradient(student, np.where(teacher > 0, 1, -1).astype("float32"))[0]
+    == margin_and_gradient(student, teacher)[0]
+  )
+
+
+@given(VALUES)
+def test_right_side_within_the_margin_still_costs(teacher):
+  student = np.where(teacher > 0, 0.5, -0.5).astype("float32")
+  assert margin_and_gradient(student, teacher)[0] == 0.25 * teacher.size
+  assert boundary_disagreement(student, teacher) == 0
+
+
+def test_wide_margins_ask_for_more():
+  s, t = values(0), values(1)
+  np.testing.assert_allclose(boundary_margin(s, t, margin=2), by_hand(s, t, 2).sum(), rtol=1e-5)
+
+
+def test_reductions_differ_by_the_batch_and_by_the_number_of_elements():
+  s, t = values(0), values(1)
+  total = boundary_margin(s, t)
+  np.testing.assert_allclose(boundary_margin(s, t, reduction="batch"), total / 3, rtol=1e-6)
+  np.testing.assert_allclose(boundary_margin(s, t, reduction="mean"), total / s.size, rtol=1e-6)
+
+
+@given(VALUES)
+def test_disagreement_is_none_at_equality_and_full_at_opposite_signs(x):
+  x = np.where(x == 0, 0.25, x).astype("float32")
+  assert boundary_disagreement(x, x) == boundary_disagreement(x, 2 * x) == 0
+  assert boundary_disagreement(-x, x) == 1
+
+
+def test_disagreement_is_the_share_of_neurons_on_in_one_network_alone():
+  # Zero is off, as it is after a ReLU.
+  s, t = jnp.array([[0.0, 1.0, -1.0, 2.0]]), jnp.array([[-3.0, 0.0, 0.5, 0.1]])
+  assert boundary_disagreement(s, t) == 0.5
+  assert boundary_disagreement(s, t).dtype == jnp.float32
+
+
+def test_deeper_stages_weigh_twice_as_much_as_those_before():
+  s, t = values(0), values(1)
+  names = ("stage1", "stage2", "stage3")
+  value = boundary_margin(s, t, reduction="batch")
+  for changed, weight in zip(names, (0.25, 0.5, 1.0), strict=True):
+    # The student agrees everywhere but at one stage.
+    student = Output(preactivations={n: s if n == changed else 9 * np.sign(t) for n in names})
+    teacher = Output(preactivations=dict.fromkeys(names, t))
+    terms = activation_boundaries(student, teacher, stages=names)
+    np.testing.assert_allclose(terms.feature, 0.003 * weight * value, rtol=1e-5)
+
+
+def test_options_give_the_published_variants():
+  s, t = values(0), values(1)
+  pair = outputs(s, t)
+  for options, expected in (
+    ({"stage_weights": [1.0], "scale": 1.0}, by_hand(s, t).sum() / 3),
+    ({"reduction": "mean", "margin": 2.0, "scale": 1.0}, by_hand(s, t, 2.0).mean()),
+    ({"reduction": "sum", "stage_weights": [0.5]}, 0.0015 * by_hand(s, t).sum()),
+  ):
+    terms = activation_boundaries(*pair, stages=["stage3"], **options)
+    np.testing.assert_allclose(terms.feature, expected, rtol=1e-5)
+
+
+def test_what_is_compared_comes_before_the_activation_unless_asked():
+  pair = outputs(values(0), values(1), where="features")
+  with pytest.raises(ConfigError, match="has no preactivations, so no stage 'stage3'"):
+    activation_boundaries(*pair, stages=["stage3"])
+  assert activation_boundaries(*pair, stages=["stage3"], where="features").feature > 0
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"margin": 0}, "margin is 0"),
+    ({"reduction": "batchmean"}, "unknown reduction 'batchmean'"),
+    ({"stage_weights": [1.0, 2.0]}, "stage_weights are 2, stages 1"),
+    ({"stages": "stage3"}, "stages is 'stage3'"),
+  ],
+)
+def test_wrong_options_are_named(options, message):
+  with pytest.raises(ConfigError, match=message):
+    activation_boundaries(*outputs(values(0), values(1)), **({"stages": ["stage3"]} | options))
+
+
+def test_different_shapes_name_the_stage_and_both_shapes():
+  pair = outputs(values(0), values(1)[..., :3])
+  message = r"stage 'stage3': .*student \(3, 2, 2, 4\) and teacher \(3, 2, 2, 3\).*connector"
+  with pytest.raises(ConfigError, match=message):
+    activation_boundaries(*pair, stages=["stage3"])

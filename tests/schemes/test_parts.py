@@ -1,0 +1,103 @@
+"""Which parameters a part of a network needs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from jaxkd import models
+from jaxkd.errors import ConfigError
+from jaxkd.participants import select
+from jaxkd.schemes.networks import infer, learn
+from jaxkd.schemes.parts import later_learners, partial_learners
+from jaxkd.types import Output
+
+SHAPE = (8, 8, 1)
+# As experiments make it: its statistics are shared over a device axis that is not there yet.
+RESNET = models.create("resnet8_w4", num_classes=3, axis_name="batch")
+
+
+class Plain(nn.Module):
+  """A user's model: neither `encode` nor `resume`, and a weight used twice."""
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    scale = self.param("scale", nn.initializers.ones, ())
+    first = nn.relu(nn.remat(nn.Conv)(4, (3, 3), name="conv1")(scale * images))
+    second = nn.relu(nn.Conv(4, (3, 3), name="conv2")(first))
+    unused = nn.Dense(2, name="unused")(second.mean((1, 2)))
+    logits = nn.Dense(3, name="classifier")(scale * second.mean((1, 2)))
+    return Output(logits, {"stage1": first, "stage2": second, "unused": unused})
+
+
+class Headless(nn.Module):
+  @nn.compact
+  def __call__(self, images, train=False):
+    return Output(features={"map": nn.Conv(2, (3, 3))(images)})
+
+
+def variables_of(module):
+  images = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
+  return jax.eval_shape(module.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("stage", ["stage2", "pooled"])
+def test_before_and_after_a_stage_are_what_encoding_and_resuming_use(stage):
+  images = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
+  features = jax.eval_shape(RESNET.apply, variables_of(RESNET), images).features[stage]
+
+  def made(method, inputs, **arguments):
+    """The parameters that a method makes when it is the first to run."""
+    variables = jax.eval_shape(
+      lambda x: RESNET.init(jax.random.key(0), x, method=method, **arguments), inputs
+    )
+    return set(flatten_dict(variables["params"]))
+
+  everyone = {"student": variables_of(RESNET)}
+  before = select(everyone, partial_learners(RESNET, "student", stage, SHAPE))["student"]
+  after = select(everyone, later_learners(RESNET, "student", stage, SHAPE))["student"]
+  assert set(flatten_dict(before)) == made("encode", images, to_stage=stage)
+  assert set(flatten_dict(after)) == made("resume", features, from_stage=stage)
+
+
+def test_a_network_needed_as_a_whole_is_named_as_a_whole():
+  assert partial_learners(Headless(), "student", "map", SHAPE) == ("student",)
+  with pytest.raises(ConfigError, match="'student' has no parameters after stage 'map'"):
+    later_learners(Headless(), "student", "map", SHAPE)
+
+
+def test_any_model_is_followed_into_what_its_features_depend_on():
+  assert partial_learners(Plain(), "s", "stage1", SHAPE) == ("s/conv1", "s/scale")
+  assert partial_learners(Plain(), "s", "stage2", SHAPE) == ("s/conv1", "s/conv2", "s/scale")
+  # What the frozen part shares with the rest stands still.
+  assert later_learners(Plain(), "s", "stage2", SHAPE) == ("s/classifier",)
+  assert later_learners(Plain(), "s", "stage1", SHAPE) == ("s/classifier", "s/conv2")
+
+
+def test_a_stage_that_is_not_there_is_named():
+  for find in (partial_learners, later_learners):
+    with pytest.raises(ConfigError, match="unknown stage 'stage9'"):
+      find(Plain(), "student", "stage9", SHAPE)
+
+
+def test_the_state_holds_only_statistics_of_layers_that_ran():
+  module = models.create("resnet8_w4", num_classes=3)
+  variables, images = variables_of(module), jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32)
+  output, changes = jax.eval_shape(
+    lambda v, x: learn(module, v, x, jax.random.key(0), to_stage="stage1"), variables, images
+  )
+  assert output.logits is None
+  assert set(changes["batch_stats"]) == {"stem_bn", "stage1_0"}
+  pooled = jnp.ones((2, 16))
+  output, changes = jax.eval_shape(
+    lambda v, x: learn(module, v, x, jax.random.key(0), from_stage="pooled"), variables, pooled
+  )
+  assert output.logits.shape == (2, 3) and changes == {}
+
+
+def test_a_model_that_cannot_go_on_from_a_stage_says_so():
+  with pytest.raises(ConfigError, match="Plain cannot go on from 'stage2': give it a resume"):
+    infer(Plain(), {}, jnp.ones((1, 8, 8, 4)), from_stage="stage2")

@@ -1,0 +1,255 @@
+"""Every method of the recipes: the stages it asks for, and that its students learn in them."""
+
+import ast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import plan, recipes
+from jaxkd.data import ArrayExamples, Dataset
+from jaxkd.data.pipeline import training_batches
+from jaxkd.errors import ConfigError
+from jaxkd.participants import frozen, select
+from jaxkd.train import check_stages
+from jaxkd.types import Context
+from tests.schemes.one_step import assert_all_moved, assert_same, jit, start, updated
+from tests.tiny import TinyNet
+
+
+def dataset():
+  rng = np.random.default_rng(0)
+
+  def examples(count):
+    labels = np.arange(count, dtype=np.int32) % 4
+    images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    return ArrayExamples(images, labels, np.arange(count, dtype=np.int32))
+
+  return Dataset("drawn", examples(16), examples(8), examples(8), 4, (8, 8, 1), (0.5,), (0.3,))
+
+
+def settings_for(method):
+  settings = recipes.base_config(method)
+  settings.batch_size = 8
+  settings.sync_batch_norm = False  # there is no mapped step here
+  settings.data.crop = 1
+  settings.teacher.model = "resnet8_w8"
+  settings.student.model = "resnet8_w4"
+  settings.student.epochs = 1
+  return settings
+
+
+STAGES = {
+  "teacher": ["teacher"],
+  "alone": ["alone"],
+  "fsp": ["teacher", "alone", "warmup", "distilled"],
+  "ft": ["teacher", "alone", "paraphraser", "distilled"],
+  "ab": ["teacher", "alone", "warmup", "distilled"],
+  "fitnets/two_stage=True": ["teacher", "alone", "warmup", "distilled"],
+  "simkd/classifier='sequential'": ["teacher", "alone", "encoder", "distilled"],
+  "kd+ft": ["teacher", "alone", "paraphraser", "distilled"],
+}
+
+
+def planned(variant, **changes):
+  """The stages of "METHOD/field=value/..."."""
+  method, *fields = variant.split("/")
+  settings = settings_for(method)
+  for field in fields:
+    name, _, value = field.partition("=")
+    settings.method[name] = ast.literal_eval(value)
+  settings.update(changes)
+  recipes.check_config(settings)
+  return plan.stages(settings, dataset())
+
+
+@pytest.mark.parametrize("variant", sorted({*recipes.METHODS, *STAGES}))
+def test_every_method_names_its_stages(variant):
+  stages = planned(variant)
+  check_stages(stages)
+  names = [stage.name for stage in stages]
+  assert names == STAGES.get(variant, ["teacher", "alone", "distilled"])
+  if variant != "alone":
+    without = [stage.name for stage in planned(variant, baseline=False)]
+    assert without == [name for name in names if name != "alone"]
+
+
+# Every method where only two stages are to be had.
+ON_TWO_STAGES = [
+  "kd",
+  "fitnets/two_stage=True",
+  "at/stages=('stage1','stage2')",
+  "gradient_at/symmetry_weight=1.0",
+  "nst/stages=('stage2',)",
+  "fsp/stages=('stage1','stage2')",
+  "rkd",
+  "ft/stage='stage2'",
+  "ab/stages=('stage1','stage2')",
+  "simkd/stage='stage2'",
+  "simkd/stage='stage2'/reused_stages=1/projector='1x1-dw3x3-1x1'",
+  "simkd/stage='stage2'/classifier='sequential'",
+  "simkd/stage='stage2'/classifier='joint'",
+]
+
+
+def test_the_list_of_variants_has_every_method_that_distils():
+  tried = {variant.split("/")[0] for variant in ON_TWO_STAGES}
+  assert tried == {name for name, method in recipes.METHODS.items() if method.distils}
+
+
+@pytest.fixture
+def tiny_models(monkeypatch):
+  """The recipes get networks that compile fast; the teacher is the wider one."""
+  widths = {"resnet8_w8": 6, "resnet8_w4": 4}
+
+  def create(name, *, num_classes, axis_name, dtype):
+    return TinyNet(width=widths[name], num_classes=num_classes, axis_name=axis_name)
+
+  monkeypatch.setattr(plan.models, "create", create)
+
+
+@pytest.mark.parametrize("variant", ON_TWO_STAGES)
+def test_every_methods_learners_learn_in_each_of_its_stages(tiny_models, variant):
+  for stage in planned(variant)[2:]:
+    stored = next(training_batches(stage.examples, batch_size=8, seed=0))
+    before = start(stage.scheme, data=stage.prepare_evaluation(stored))
+    after = updated(
+      stage.scheme, before, stored, optimizer=stage.optimizer, prepare=stage.prepare_training
+    )
+    for name in frozen(before, stage.scheme.learners):
+      assert_same(before[name], after[name])
+    for learned in zip(
+      *(jax.tree.leaves(select(tree, stage.scheme.learners)) for tree in (before, after)),
+      strict=True,
+    ):
+      # A bias in front of a batch normalisation has no effect, so it may stand still.
+      if learned[0].ndim > 1:
+        assert_all_moved(*learned)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    assert set(stage.scheme.export(after)) >= ({stage.reported} if stage.reported else set())
+
+
+def test_teachers_and_connectors_come_from_the_stages_that_trained_them():
+  *_, paraphraser, distilled = planned("ft", teacher={"count": 2})[2:]
+  assert paraphraser.name == "paraphraser_teacher_1"
+  assert paraphraser.inherit == {"teacher": "teacher_1/teacher_1"}
+  assert distilled.inherit == {
+    "teacher": "teacher/teacher",
+    "teacher_1": "teacher_1/teacher_1",
+    "ft_stage3_teacher_connector": "paraphraser/paraphraser",
+    "ft_teacher_1_stage3_teacher_connector": "paraphraser_teacher_1/paraphraser",
+  }
+
+
+def test_a_first_stage_trains_what_it_reaches_and_hands_the_student_on():
+  _, _, first, second = planned("fitnets/two_stage=True/first_epochs=3")
+  assert (first.epochs, first.reported, second.epochs) == (3, "", 1)
+  assert "student/stage2_0" in first.scheme.learners
+  assert not {"student/stage3_0", "student/classifier"} & set(first.scheme.learners)
+  assert second.inherit == {"student": "warmup/student", "teacher": "teacher/teacher"}
+
+
+def terms_of(stage, step):
+  """The weighted terms of a stage's objective at a step, on one batch."""
+  data = next(training_batches(stage.examples, batch_size=8, seed=0))
+  data = stage.prepare_evaluation(data)
+  context = Context(jax.random.key(0), jnp.int32(step))
+
+  def objective(participants):
+    learning = select(participants, stage.scheme.learners)
+    targets = stage.scheme.targets(participants, data)
+    return stage.scheme.loss(learning, participants, data, targets, context)[1].terms
+
+  terms = jit(objective)(start(stage.scheme, data=data))
+  return {name: float(term.total) for name, term in terms.items()}
+
+
+def test_a_sum_of_methods_has_the_terms_of_each_and_one_label_term(tiny_models):
+  kd, at = (terms_of(planned(name)[-1], 0) for name in ("kd", "at/stages=('stage1','stage2')"))
+  at_stages = {"stages": ("stage1", "stage2")}
+  both = terms_of(planned("kd+at", method={"at": at_stages})[-1], 0)
+  assert both == pytest.approx({**kd, **at}, rel=1e-5)
+  weighted = planned("kd+at", method={"at": at_stages, "kd": {"weight": 1.8}, "label_weight": 0.5})[
+    -1
+  ]
+  expected = {"kd": 2 * both["kd"], "at": both["at"], "labels": 0.5 * both["labels"]}
+  assert terms_of(weighted, 0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_ramp_scales_what_is_distilled_by_the_step(tiny_models):
+  # 16 examples in batches of 8: 4 epochs are 8 steps.
+  stage = planned("kd/ramp='linear'/ramp_epochs=4/ramp_start=0.5")[-1]
+  full = terms_of(planned("kd")[-1], 0)
+  for step, share in ((0, 0.5), (4, 0.75), (8, 1.0), (100, 1.0)):
+    terms = terms_of(stage, step)
+    assert terms["kd"] == pytest.approx(share * full["kd"], rel=1e-5)
+    assert terms["labels"] == pytest.approx(full["labels"], rel=1e-5)
+
+
+def test_several_teachers_share_the_weight(tiny_models):
+  losses = planned("kd/teacher_weights=(1.0,3.0)", teacher={"count": 2})[-1]
+  terms = terms_of(losses, 0)
+  assert set(terms) == {"labels", "kd", "kd_teacher_1"}
+  alike = terms_of(planned("kd", teacher={"count": 2})[-1], 0)
+  assert terms["kd"] == pytest.approx(alike["kd"] / 2, rel=1e-5)
+  assert terms["kd_teacher_1"] == pytest.approx(alike["kd_teacher_1"] * 1.5, rel=1e-5)
+  logits = planned("kd/combine='logits'", teacher={"count": 2})[-1]
+  # The loss is convex in the mean of log-probabilities: one target is no dearer than two.
+  one = terms_of(logits, 0)
+  assert set(one) == {"labels", "kd"}
+  assert 0 < one["kd"] < alike["kd"] + alike["kd_teacher_1"]
+
+
+@pytest.mark.parametrize(
+  ("variant", "changes", "message"),
+  [
+    ("kd/ramp='linear'", {}, r"^method.ramp_epochs=0.0: expected a number > 0 with ramp='linear'$"),
+    (
+      "ab/ramp='linear'/ramp_epochs=1",
+      {},
+      r"^method.ramp='linear': expected 'none' with two_stage=True$",
+    ),
+    (
+      "kd/teacher_weights=(1.0,)",
+      {"teacher": {"count": 2}},
+      r"^method.teacher_weights=\(1.0,\): expected one for each of 2 teachers$",
+    ),
+    (
+      "at/stage_weights=(1.0,2.0)",
+      {},
+      r"^method.stage_weights=\(1.0, 2.0\): expected 3, one for each stage$",
+    ),
+    ("fsp/second_label_weight=0.0", {}, r"^method.second_kd_weight=0.0 and .*one of them > 0$"),
+    ("simkd/reused_stages=4", {}, r"^method.reused_stages=4: expected at most 3, as there are "),
+    ("nst/stages=('stage1:stage7',)", {}, r"^unknown stage of the teacher 'stage7': did you mean"),
+  ],
+)
+def test_fields_that_do_not_fit_together_are_named(variant, changes, message):
+  with pytest.raises(ConfigError, match=message):
+    planned(variant, **changes)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("kd+kd", r"^method.name='kd\+kd': 'kd' is there twice$"),
+    ("kd+simkd", r"^method.name='kd\+simkd': 'simkd' cannot be added; these can: kd, fitnets"),
+    ("kd+att", r"^unknown method 'att': did you mean 'at'"),
+  ],
+)
+def test_methods_that_cannot_be_added_are_named(name, message):
+  with pytest.raises(ConfigError, match=message):
+    recipes.base_config(name)
+
+
+def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was():
+  settings = settings_for("simkd")
+  settings.method.learning_rate = 0.25
+  _, alone, distilled = plan.stages(settings, dataset())
+  slopes = []
+  for stage in (alone, distilled):
+    optimizer, weights = stage.optimizer, {"w": np.zeros(1, np.float32)}
+    update, _ = optimizer.update({"w": np.ones(1, np.float32)}, optimizer.init(weights), weights)
+    slopes.append(-float(update["w"][0]))
+  assert slopes == pytest.approx([settings.student.learning_rate, 0.25])
