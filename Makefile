@@ -12,7 +12,7 @@ run: $(INSTALLED)
 	$(BIN)/python experiments/train.py --config configs/digits.py:simkd --workdir $(WORKDIR)
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

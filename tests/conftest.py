@@ -7,8 +7,12 @@ import re
 import hypothesis
 import jax
 
-# Compiling is most of what tests do, and these emitters compile a quarter faster.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+# Compiling is most of what tests do: the older emitters and no optimisation take a third of the
+# time. Whole runs in subprocesses inherit it.
+os.environ["XLA_FLAGS"] = (
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+  " --xla_backend_optimization_level=0"
+)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -19,6 +23,15 @@ hypothesis.settings.load_profile("ci")
 
 def pytest_addoption(parser):
   parser.addoption("--golden", default=None, help="folder of golden .npz files to check against")
+
+
+# Whole runs: long, and few to a file.
+_FIRST = ("test_experiment.py", "test_processes.py", "test_bad_input.py")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts whole runs first: a worker that gets one last keeps the others waiting."""
+  items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
 def pytest_terminal_summary(terminalreporter):

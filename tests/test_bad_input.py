@@ -130,7 +130,7 @@ def test_an_unknown_data_set_is_named_with_its_like(refuse, monkeypatch):
 def test_an_unknown_method_or_field_is_named_with_its_like(refuse):
   settings = settings_for().unlock()
   settings.method.name = "simkdd"
-  refuse(settings, r"^unknown method 'simkdd': did you mean 'simkd'\? known: alone, at")
+  refuse(settings, r"^unknown method 'simkdd': did you mean 'simkd'\? known: ab, alone, at")
   settings = settings_for().unlock()
   settings.student.weight_deca = 0.0
   refuse(settings, r"^unknown field of student 'weight_deca': did you mean 'weight_decay'\?")
@@ -259,7 +259,7 @@ COMMANDS = {
   "file": ["--config", "configs/digit.py:kd"],
 }
 LINES = {
-  "method": "error: unknown method 'simkdd': did you mean 'simkd'? known: alone, at, ",
+  "method": "error: unknown method 'simkdd': did you mean 'simkd'? known: ab, alone, at, ",
   "field": "error: unknown field of student 'learning_rat': did you mean 'learning_rate'? known: ",
   "section": "error: a field that the config does not have: 'studen' Did you mean \"student\"",
   "type": "error: flag --config.batch_size=abc: invalid literal for int() with base 10: 'abc'",
