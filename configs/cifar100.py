@@ -12,7 +12,7 @@ from jaxkd import recipes
 
 
 def get_config(method: str = "simkd") -> ConfigDict:
-  """The config for `method`, one of `jaxkd.recipes.METHODS`."""
+  """The config for `method`, one of `jaxkd.recipes.METHODS` or a sum of them ("kd+at")."""
   config = recipes.base_config(method)
   config.data.name = "cifar100"
   config.data.validation = 0.0

@@ -11,7 +11,7 @@ from jaxkd import recipes
 
 
 def get_config(method: str = "simkd") -> ConfigDict:
-  """The config for `method`, one of `jaxkd.recipes.METHODS`."""
+  """The config for `method`, one of `jaxkd.recipes.METHODS` or a sum of them ("kd+at")."""
   config = recipes.base_config(method)
   config.batch_size = 64
   config.evaluate_every = 5
@@ -28,11 +28,14 @@ def get_config(method: str = "simkd") -> ConfigDict:
     network.nesterov = True
     network.schedule = "cosine"
     network.warmup_epochs = 1.0
+  if "first_epochs" in config.method:
+    config.method.first_epochs = 50
   if method == "simkd":
     # Without a label term the gradient is small: the rate that suits cross-entropy is too low.
     config.method.learning_rate = 0.3
-  if method == "at":
+  attention = recipes.section(config, "at")
+  if attention is not None:
     # Maps of unit norm differ more per pixel the fewer pixels they have: the published 1000 is
     # for maps of 32x32 to 8x8, and here drowns the labels.
-    config.method.weight = 10.0
+    attention.weight = 10.0
   return config

@@ -20,12 +20,14 @@ def get_config(method: str = "simkd") -> ConfigDict:
   config.data.flip = True
 
   config.teacher.model = "resnet14_w8"
-  config.teacher.epochs = 6
+  config.teacher.epochs = 4
   config.student.model = "resnet8_w4"
-  config.student.epochs = 40
+  config.student.epochs = 15
   for network in (config.teacher, config.student):
     network.learning_rate = 0.1
     network.nesterov = True
     network.schedule = "cosine"
     network.warmup_epochs = 1.0
+  if "first_epochs" in config.method:
+    config.method.first_epochs = 8
   return config

@@ -4,8 +4,13 @@
 
 Each seed trains one teacher and one student alone; every method then distils that teacher into a
 student that starts from the same weights as the student alone. A method may carry fields of its
-own section, "fitnets/two_stage=True/first_epochs=10". With --rates the students are trained at
-each learning rate instead, and the table tells validation accuracies only, to choose by.
+own section, "fitnets/two_stage=True/first_epochs=10".
+
+With --one_teacher, seed 0's teaches in every seed. As other seeds hold out other images, which it
+has seen, validation is then left out of the table.
+
+With --rates the students are trained at each learning rate instead, and the table tells validation
+accuracies only, to choose by.
 
 Every run is resumable, so the same command goes on where it stopped.
 """
@@ -34,6 +39,12 @@ _METHODS = flags.DEFINE_list("methods", ["kd", "fitnets", "at", "simkd"], "Metho
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
 _RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from, by validation.")
+_ONE_TEACHER = flags.DEFINE_bool(
+  "one_teacher", False, "Seed 0's teacher teaches in every seed, where teachers are dear."
+)
+_CPU_DEVICES = flags.DEFINE_integer(
+  "cpu_devices", 0, "XLA devices on the CPU; 0 is one per core. 1 where several commands share it."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the table to this Markdown file.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -49,7 +60,7 @@ def main(argv: list[str]) -> None:
   students = ["alone", *_METHODS.value]
   for student in students:
     _settings(get_config, student, rates[0] if rates else None)
-  devices.split_cpu(0, get_config("alone").batch_size)
+  devices.split_cpu(_CPU_DEVICES.value, get_config("alone").batch_size)
   workdir, console = pathlib.Path(_WORKDIR.value), Console()
   # Another seed's steps are the same programs.
   jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -60,8 +71,11 @@ def main(argv: list[str]) -> None:
   validations: Accuracies = {}
   for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
     folder = workdir / f"seed{seed}"
-    bundle = folder / "teacher" / "bundles" / "teacher" / "teacher"
+    home = workdir / "seed0" if _ONE_TEACHER.value else folder
+    bundle = home / "teacher" / "bundles" / "teacher" / "teacher"
     for name in ["teacher", *students]:
+      if name == "teacher" and seed and _ONE_TEACHER.value:
+        continue
       for rate in rates if rates and name != "teacher" else [None]:
         settings = _settings(get_config, name, rate)
         settings.seed = seed
@@ -71,7 +85,11 @@ def main(argv: list[str]) -> None:
         run = (name if rate is None else f"{name}/rate={rate:g}").replace("/", ",")
         summary = experiment.run(settings, folder / run, console, load_data=load)
         _collect(run, summary, folder / run, tests, validations)
-  text = choice_table(validations, students, rates) if rates else table(tests, validations)
+  text = (
+    choice_table(validations, students, rates)
+    if rates
+    else table(tests, {} if _ONE_TEACHER.value else validations)
+  )
   console.print(text, soft_wrap=True, highlight=False)
   report.write_atomically(workdir / "comparison.json", json.dumps(tests, indent=2) + "\n")
   if _OUTPUT.value:
@@ -125,16 +143,12 @@ def table(accuracies: Accuracies, validations: Accuracies) -> str:
   ]
   gap = statistics.mean(accuracies["teacher"]) - statistics.mean(accuracies["alone"])
   for method, values in accuracies.items():
-    gains = [a - b for a, b in zip(values, accuracies["alone"], strict=True)]
-    closed = f"{statistics.mean(gains) / gap:.0%}" if gap > 0 else "no gap"
-    distilled = method not in ("teacher", "alone")
-    cells = [
-      {"alone": "student alone"}.get(method, method if not distilled else f"student, {method}"),
-      _spread(values),
-      _spread(gains, "+") if distilled else "",
-      closed if distilled else "",
-      _spread(validations[method]) if method in validations else "",
-    ]
+    cells = [{"alone": "student alone"}.get(method, method), _spread(values), "", ""]
+    if method not in ("teacher", "alone"):
+      gains = [a - b for a, b in zip(values, accuracies["alone"], strict=True)]
+      closed = f"{statistics.mean(gains) / gap:.0%}" if gap > 0 else "no gap"
+      cells = [f"student, {method}", _spread(values), _spread(gains, "+"), closed]
+    cells.append(_spread(validations[method]) if method in validations else "")
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
@@ -153,8 +167,8 @@ def choice_table(validations: Accuracies, students: list[str], rates: list[float
 
 def _spread(values: list[float], sign: str = "") -> str:
   """Mean and sample standard deviation, in percent."""
-  deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-  return f"{100 * statistics.mean(values):{sign}.2f} ± {100 * deviation:.2f}"
+  mean = f"{100 * statistics.mean(values):{sign}.2f}"
+  return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def _load(path: pathlib.Path) -> Callable[[str], ConfigDict]:

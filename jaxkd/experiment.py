@@ -93,10 +93,10 @@ def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path)
       raise ConfigError(f"workdir {workdir} is not empty and holds no run; choose another")
     return
   try:
-    have = dict(_leaves(json.loads(path.read_text())))
-  except (ValueError, AttributeError) as error:
+    have = dict(_leaves(_relevant(json.loads(path.read_text()))))
+  except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise ConfigError(f"{path} is damaged: {error}") from error
-  want = dict(_leaves(json.loads(_as_json(settings))))
+  want = dict(_leaves(_relevant(json.loads(_as_json(settings)))))
   different = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
   if different:
     shown = ", ".join(f"{k}={have.get(k)!r} there, {want.get(k)!r} asked" for k in different[:3])
@@ -206,6 +206,12 @@ def _summary(
 
 def _as_json(settings: ml_collections.ConfigDict) -> str:
   return json.dumps(settings.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config without the network that its method does not train."""
+  unused = {"teacher": "student", "alone": "teacher"}.get(config["method"]["name"])
+  return {section: fields for section, fields in config.items() if section != unused}
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -209,6 +209,13 @@ def test_a_workdir_of_another_config_is_refused_and_the_difference_named(refuse,
   refuse(settings_for("simkd"), r"holds another config's run .* and \d+ more fields\)$")
 
 
+def test_a_teachers_run_goes_on_whatever_the_student(tmp_path):
+  hold(tmp_path / "run", settings_for("teacher"))
+  experiment.refuse_other_run(settings_for("teacher", student={"epochs": 7}), tmp_path / "run")
+  with pytest.raises(ConfigError, match=r"teacher.epochs=240 there, 7 asked"):
+    experiment.refuse_other_run(settings_for("teacher", teacher={"epochs": 7}), tmp_path / "run")
+
+
 def test_a_finished_run_of_another_config_is_not_shown_as_this_ones(refuse, tmp_path):
   hold(tmp_path / "run", settings_for())
   (tmp_path / "run" / "summary.json").write_text("{}")

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -164,13 +166,13 @@ def test_mean_over_devices_is_that_of_the_whole_batch(subject, transform):
 
   def shard(s, t):
     value, gradient = jax.value_and_grad(subject.mapped or subject.loss)(s, t)
-    return jax.lax.pmean(value, "batch"), gradient / 4
+    return jax.lax.pmean(value, "batch"), gradient / 8
 
   if transform == "pmap":
-    mapped = jax.pmap(shard, "batch", out_axes=(None, 0), devices=jax.devices()[:4])
-    value, gradient = mapped(*(x.reshape(4, 2, *x.shape[1:]) for x in (s, t)))
+    mapped = jax.pmap(shard, "batch", out_axes=(None, 0), devices=jax.devices()[:8])
+    value, gradient = mapped(*(x.reshape(8, 1, *x.shape[1:]) for x in (s, t)))
   else:
-    mesh = jax.make_mesh((4,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:4])
+    mesh = jax.make_mesh((8,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:8])
     specs = {"in_specs": P("batch"), "out_specs": (P(), P("batch"))}
     value, gradient = jit(jax.shard_map(shard, mesh=mesh, check_vma=False, **specs))(s, t)
   expected, (expected_gradient, _) = compiled(subject.loss)(s, t)
@@ -226,6 +228,43 @@ def test_order_of_the_examples_does_not_matter(subject):
   s, t = draw(subject)
   (value, _), (turned, _) = compiled(subject.loss)(s, t), compiled(subject.loss)(s[::-1], t[::-1])
   np.testing.assert_allclose(turned, value, rtol=1e-5, atol=1e-8)
+
+
+def distort(x, kind):
+  """The array with what breaks norms, distances and means."""
+  return {
+    "as drawn": x,
+    "zero": jnp.zeros_like(x),
+    "one example zero": x.at[0].set(0),
+    "one channel zero": x.at[..., 0].set(0),
+    "constant": jnp.ones_like(x) * x[:1, ..., :1],
+    "duplicates": jnp.broadcast_to(x[:1], x.shape),
+  }[kind]
+
+
+KINDS = ["as drawn", "zero", "one example zero", "one channel zero", "constant", "duplicates"]
+
+
+@each_loss
+@given(
+  seed=st.integers(0, 2**31),
+  scale=st.sampled_from([1e-4, 1e-2, 1.0, 1e2, 1e4]),
+  batch=st.sampled_from([1, B]),
+  dtype=st.sampled_from(["float32", "bfloat16"]),
+  kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+)
+def test_whatever_is_drawn_gives_finite_values_of_the_right_sign(
+  subject, seed, scale, batch, dtype, kinds
+):
+  s, t = (
+    distort((scale * x[:batch]).astype(dtype), kind)
+    for x, kind in zip(draw(subject, "float32", seed), kinds, strict=True)
+  )
+  value, (gradient, teacher_gradient) = compiled(subject.loss)(s, t)
+  chex.assert_tree_all_finite((value, gradient))
+  # Differences of means, such as an MMD, round to just below 0.
+  assert value >= -1e-6
+  assert not np.any(teacher_gradient)
 
 
 @each_loss

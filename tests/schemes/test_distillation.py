@@ -1,0 +1,216 @@
+"""What a distillation can ask of a scheme: means of teachers, trained connectors, gradients, ..."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import losses, schemes
+from jaxkd.connectors import FactorEncoder, Regressor
+from jaxkd.errors import ConfigError
+from jaxkd.schemes import Distillation
+from jaxkd.schemes.gradients import infer_with_gradients, learn_with_gradients
+from jaxkd.schemes.networks import infer, learn
+from jaxkd.types import Context
+from tests.schemes.one_step import (
+  assert_all_moved,
+  assert_same,
+  jit,
+  loss_and_gradients,
+  start,
+  updated,
+)
+from tests.tiny import TinyNet, batch
+
+STUDENT, WISE, OLD = TinyNet(), TinyNet(width=6), TinyNet(width=5)
+TEACHERS = {"wise": WISE, "old": OLD}
+KEY = jax.random.key(1)  # of one_step's Context
+
+
+def terms(scheme, participants, data, step=0):
+  def objective(participants):
+    targets = scheme.targets(participants, data)
+    context = Context(KEY, jnp.int32(step))
+    _, aux = scheme.loss({}, participants, data, targets, context)
+    return {name: term.total for name, term in aux.terms.items()}, aux.metrics
+
+  return jit(objective)(participants)
+
+
+def test_several_teachers_give_the_weighted_mean_of_their_logits():
+  weights = {"wise": 1.0, "old": 3.0}
+  method = Distillation("kd", losses.knowledge_distillation, 2.0, weights)
+  scheme = schemes.offline(STUDENT, TEACHERS, [method], label_weight=0)
+  participants, data = start(scheme), batch()
+
+  @jit
+  def by_hand(participants):
+    student, _ = learn(STUDENT, participants["student"], data.images, KEY)
+    wise, old = (infer(TEACHERS[n], participants[n], data.images).logits for n in weights)
+    return 2.0 * losses.soft_target_kl(student.logits, 0.25 * wise + 0.75 * old, temperature=4.0)
+
+  found, _ = terms(scheme, participants, data)
+  np.testing.assert_allclose(found["kd"], by_hand(participants), rtol=1e-5)
+
+
+def test_a_weight_may_be_a_function_of_the_step():
+  weight = schemes.ramp("linear", steps=10, start=0.0, end=4.0)
+  method = Distillation("kd", losses.knowledge_distillation, weight, "wise")
+  scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
+  participants, data = start(scheme), batch()
+  at = {step: terms(scheme, participants, data, step)[0] for step in (0, 5, 20)}
+  assert float(at[0]["kd"]) == 0.0
+  np.testing.assert_allclose(at[20]["kd"], 2 * at[5]["kd"], rtol=1e-5)
+  assert float(at[0]["labels"]) == float(at[20]["labels"])
+
+
+def test_teacher_connectors_are_applied_and_stand_still():
+  factors = functools.partial(losses.factor_transfer, stages=("stage2",))
+  method = Distillation(
+    "ft",
+    factors,
+    teacher="wise",
+    connectors={"stage2": FactorEncoder(3)},
+    teacher_connectors={"stage2": FactorEncoder(3)},
+  )
+  scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
+  participants, data = start(scheme), batch()
+  assert scheme.learners == ("student", "ft_stage2_connector")
+
+  @jit
+  def by_hand(participants):
+    student, _ = learn(STUDENT, participants["student"], data.images, KEY)
+    teacher = infer(WISE, participants["wise"], data.images)
+    ours = infer(FactorEncoder(3), participants["ft_stage2_connector"], student.features["stage2"])
+    theirs = infer(
+      FactorEncoder(3), participants["ft_stage2_teacher_connector"], teacher.features["stage2"]
+    )
+    return losses.factor_l1(ours, theirs)
+
+  found, _ = terms(scheme, participants, data)
+  np.testing.assert_allclose(found["ft"], by_hand(participants), rtol=1e-4)
+  after = updated(scheme, participants, data)
+  name = "ft_stage2_teacher_connector"
+  assert_same(participants[name], after[name])
+  moved = (
+    tree["ft_stage2_connector"]["params"]["conv1"]["kernel"] for tree in (participants, after)
+  )
+  assert_all_moved(*moved)
+
+
+def test_connectors_of_preactivations_leave_features_alone_and_metrics_see_both():
+  def loss(student, teacher):
+    assert student.features["stage2"].shape[-1] == 8
+    return losses.activation_boundaries(student, teacher, stages=("stage2",))
+
+  def disagreement(student, teacher):
+    ours, theirs = (output.preactivations["stage2"] for output in (student, teacher))
+    return losses.boundary_disagreement(ours, theirs), jnp.float32(1)
+
+  method = Distillation(
+    "ab",
+    loss,
+    teacher="wise",
+    connectors={"stage2": Regressor((3, 3), 12, activation=False)},
+    connects="preactivations",
+    metrics={"disagreement": disagreement},
+  )
+  scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
+  found, metrics = terms(scheme, start(scheme), batch())
+  assert float(found["ab"]) > 0
+  assert 0 < float(metrics["ab_disagreement"][0]) < 1
+
+
+def test_gradients_reach_the_loss_where_they_are_asked_for():
+  stages = (("images", "images"), ("stage1", "stage1"))
+  loss = functools.partial(losses.gradient_attention_transfer, stages=stages, reduce="abs_mean")
+  names = ("images", "stage1")
+  method = Distillation(
+    "gradients", loss, 3.0, "wise", student_gradients=names, teacher_gradients=names
+  )
+  scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
+  participants, data = start(scheme), batch()
+  labelled = (data.images, data.labels, data.weights, names)
+
+  @jit
+  def by_hand(participants):
+    student, _ = learn_with_gradients(STUDENT, participants["student"], *labelled, KEY)
+    teacher = infer_with_gradients(WISE, participants["wise"], *labelled)
+    return 3.0 * loss(student, teacher).total
+
+  found, _ = terms(scheme, participants, data)
+  np.testing.assert_allclose(found["gradients"], by_hand(participants), rtol=1e-4)
+  (_, _), gradients = loss_and_gradients(scheme)(participants, data)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_relations_are_those_of_the_batch_of_all_devices():
+  method = Distillation("rkd", losses.relational, teacher="wise", global_batch=True)
+  student, teacher = TinyNet(norm=False), TinyNet(width=6, norm=False)
+  scheme = schemes.offline(student, {"wise": teacher}, [method], label_weight=0)
+  participants, data = start(scheme), batch()
+
+  def gradient(learning, data, axis_name):
+    context = Context(KEY, jnp.int32(0), axis_name)
+    targets = scheme.targets(participants, data)
+    return jax.grad(
+      lambda learning: scheme.loss(learning, participants, data, targets, context)[0]
+    )(learning)
+
+  def on_device(learning, data):
+    return jax.lax.pmean(gradient(learning, data, "devices"), "devices")
+
+  learning = {"student": participants["student"]["params"]}
+  shards = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), data)
+  mapped = jit(jax.vmap(on_device, (None, 0), None, axis_name="devices"))(learning, shards)
+  whole = jit(functools.partial(gradient, axis_name=None))(learning, data)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), mapped, whole)
+
+
+def test_up_to_a_stage_only_what_it_needs_runs_learns_and_moves():
+  method = Distillation(
+    "hint",
+    functools.partial(losses.fitnets, stages=("stage1",)),
+    teacher="wise",
+    connectors={"stage1": Regressor((6, 6), 6)},
+  )
+  scheme = schemes.offline(
+    STUDENT,
+    {"wise": WISE},
+    [method],
+    label_weight=0,
+    to_stage="stage1",
+    image_shape=(6, 6, 1),
+  )
+  assert set(scheme.learners) == {"student/conv1", "student/bn1", "hint_stage1_connector"}
+  participants, data = start(scheme), batch()
+  after = updated(scheme, participants, data)
+  for name in ("params", "batch_stats"):
+    before, moved = participants["student"][name], after["student"][name]
+    assert_all_moved(before["bn1"], moved["bn1"])
+    assert_same(before["bn2"], moved["bn2"])
+  assert scheme.predict(participants, data.images) == {}
+  assert scheme.export(participants) == {}
+
+
+def test_a_first_stage_that_wants_labels_or_does_not_know_the_images_is_refused():
+  build = functools.partial(schemes.offline, STUDENT, {}, [], to_stage="stage1")
+  with pytest.raises(
+    ConfigError, match=r"^label_weight is 1.0: up to 'stage1' there are no logits"
+  ):
+    build(image_shape=(6, 6, 1))
+  with pytest.raises(ConfigError, match=r"^to_stage is 'stage1': image_shape must be given"):
+    build(label_weight=0.0)
+
+
+def test_the_features_of_a_mean_of_teachers_are_refused():
+  method = Distillation(
+    "ft",
+    losses.factor_transfer,
+    teacher={"wise": 1.0, "old": 1.0},
+    teacher_connectors={"stage2": FactorEncoder(3)},
+  )
+  with pytest.raises(ValueError, match="'ft' has teacher connectors, which need the features"):
+    schemes.offline(STUDENT, TEACHERS, [method])
