@@ -100,7 +100,7 @@ class Training:
   Attributes:
     name: of the stage.
     scheme: who learns from whom.
-    inherit: participant -> "stage/participant" of an earlier stage; teachers are added.
+    inherit: participant -> "stage/participant" of an earlier stage, teachers included.
     epochs: passes over the student's examples; None takes the student's number.
     learning_rate: None takes the student's.
     reported: the predictor that stands for it; "" where there is none yet.

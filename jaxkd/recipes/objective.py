@@ -29,6 +29,7 @@ def objective_fields(methods: Mapping[str, Method]) -> Fields:
   }
   if all(method.distillations for method in methods.values()):
     fields |= {
+      # These are of an objective in one stage.
       "label_weight": number(weight),
       # A factor on every distillation term, from `ramp_start` to 1 in `ramp_epochs`.
       "ramp": choice("none", ("none", *RAMPS)),
@@ -67,7 +68,7 @@ def trainings(methods: Mapping[str, Method], pair: Pair) -> list[Training]:
   Raises:
     ConfigError: naming the field that does not fit.
   """
-  pair = dataclasses.replace(pair, shares=teacher_shares(pair))
+  pair = dataclasses.replace(pair, shares=_shares(pair))
   if len(methods) == 1:
     [method] = methods.values()
     if method.trainings is not None:
@@ -174,7 +175,7 @@ def _ramped(distillation: Distillation, pair: Pair) -> Distillation:
   return dataclasses.replace(distillation, weight=rising)
 
 
-def teacher_shares(pair: Pair) -> dict[str, float]:
+def _shares(pair: Pair) -> dict[str, float]:
   """Every teacher's share; they sum to 1."""
   given = tuple(pair.hyperparameters.teacher_weights) or (1.0,) * len(pair.teachers)
   if len(given) != len(pair.teachers):

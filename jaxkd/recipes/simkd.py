@@ -10,7 +10,7 @@ from jaxkd.connectors import projector_for
 from jaxkd.connectors.projector import LAYOUTS
 from jaxkd.errors import ConfigError
 from jaxkd.recipes.method import Method, Pair, Training
-from jaxkd.recipes.objective import DISTILLED, teacher_shares
+from jaxkd.recipes.objective import DISTILLED
 from jaxkd.recipes.stages import stage_pairs
 
 
@@ -39,7 +39,7 @@ def _simkd(pair: Pair) -> list[Training]:
       image_shape=pair.image_shape,
       stages=stages,
       weight=own.weight,
-      teacher_weights=teacher_shares(pair),
+      teacher_weights=pair.shares,
       label_weight=own.label_weight if joint else 0.0,
       kd_weight=own.kd_weight if joint else 0.0,
       temperature=own.temperature,

@@ -46,8 +46,8 @@ def _factors(pair: Pair) -> list[Distillation]:
 
 def _paraphraser(pair: Pair) -> list[Training]:
   own = pair.hyperparameters
-  [(_, stage)] = stage_pairs((own.stage,))
-  _, teacher = pair.shapes((own.stage.partition(":")[0], stage))
+  [(ours, stage)] = stage_pairs((own.stage,))
+  _, teacher = pair.shapes((ours, stage))
   encoder, decoder = paraphraser_for(teacher, stage=stage, rate=own.rate, **pair.options)
   scheme = schemes.autoencoder(
     pair.teacher.module, encoder, decoder, stage=stage, loss=own.reconstruction
