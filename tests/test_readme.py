@@ -37,8 +37,9 @@ def test_every_make_target_named_exists():
     assert target in targets, target
 
 
-def test_the_digits_table_is_the_one_that_was_written():
-  written = (ROOT / "experiments/results/digits.md").read_text().splitlines()
+@pytest.mark.parametrize("name", ["digits", "fashion", "fashion_search"])
+def test_tables_are_those_that_were_written(name):
+  written = (ROOT / f"experiments/results/{name}.md").read_text().splitlines()
   rows = [line for line in written if line.startswith("|")]
   assert len(rows) > 4
   for row in rows:
