@@ -11,7 +11,6 @@ PACKAGES = [
   "evaluate",
   "losses",
   "models",
-  "recipes",
   "report",
   "schemes",
   "train",

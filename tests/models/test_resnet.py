@@ -8,7 +8,7 @@ import pytest
 from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.models import CifarResNet
-from tests.models.drawn import drawn
+from tests.models.drawn import drawn, optimized_jit
 
 MODEL = models.create("resnet8_w4", num_classes=3)
 
@@ -25,7 +25,7 @@ def variables(images):
 
 @pytest.fixture(scope="module")
 def output(variables, images):
-  return jax.jit(MODEL.apply)(variables, images)
+  return optimized_jit(MODEL.apply)(variables, images)
 
 
 def test_stages_are_the_features_shallow_to_deep(output):

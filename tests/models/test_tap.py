@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError
 from jaxkd.models import tap
-from tests.models.drawn import drawn
+from tests.models.drawn import drawn, optimized_jit
 
 # Its blocks take no train flag: whether batch_stats is mutable says it.
 RESNET = jax_resnet.ResNet(
@@ -40,7 +40,7 @@ def test_variables_have_the_names_they_have_without_the_tap(variables, images):
 
 
 def test_the_output_is_the_module_s_and_the_features_are_its_submodules(variables, images):
-  output = jax.jit(TAPPED.apply)(variables, images)
+  output = optimized_jit(TAPPED.apply)(variables, images)
   expected, captured = jax.jit(
     lambda v, x: RESNET.apply(v, x, capture_intermediates=True, mutable=["intermediates"])
   )(variables, images)
