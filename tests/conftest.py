@@ -7,8 +7,8 @@ import re
 import hypothesis
 import jax
 
-# Compiling is most of what tests do: the older emitters and no optimisation take a third of the
-# time. Whole runs in subprocesses inherit it.
+# Compiling is most of what tests do, and the older emitters without optimisation do it faster.
+# Tests that start subprocesses and set no flags of their own hand these on.
 os.environ["XLA_FLAGS"] = (
   f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
   " --xla_backend_optimization_level=0"

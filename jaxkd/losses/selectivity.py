@@ -236,7 +236,8 @@ def _unit_maps(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.A
   """Both sides' channel maps at one size, each divided by its norm over the image."""
   student, teacher = widen(student, lax.stop_gradient(teacher))
   check_maps(what, student, teacher)
-  return tuple(_unit(x) for x in match_sizes(student, teacher))  # type: ignore[return-value]
+  student, teacher = match_sizes(student, teacher)
+  return _unit(student), _unit(teacher)
 
 
 def _unit(maps: jax.Array) -> jax.Array:
