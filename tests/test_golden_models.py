@@ -10,14 +10,17 @@ import dataclasses
 import json
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from jaxkd import models
-from tests.torch_weights import digest, module_path, regenerate, to_flax
+from jaxkd.evaluate import multiply_adds
+from jaxkd.models import MSDNet
+from tests.torch_weights import digest, module_path, msdnet_fields, regenerate, to_flax
 
 TOLERANCE = 1e-4  # of the largest value of the array
 HERE = Path(__file__).parent / "golden" / "models"
@@ -48,23 +51,40 @@ def load(path):
   return reference
 
 
+class Phase(NamedTuple):
+  """What jaxkd computes in one mode."""
+
+  logits: jax.Array
+  taps: list  # shallow to deep
+  preactivations: dict  # by the number of the tap
+  scales: dict  # MSDNet's maps by block and scale
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """What jaxkd computes for one file."""
 
   module: object
   variables: dict
-  outputs: dict
+  phases: dict
   batch_stats: dict
+
+
+def build(name, args, num_classes):
+  """The module for a reference's name and constructor arguments."""
+  # One class, of which files of other names hold other sizes.
+  if name.startswith("msdnet"):
+    return MSDNet(num_classes, **msdnet_fields(args))
+  if name not in models.names():
+    pytest.fail(f"jaxkd has no model {name!r}; it has {', '.join(models.names())}")
+  return models.create(name, **args)
 
 
 @cache
 def run(path):
   reference = load(path)
-  name = str(reference["model"])
-  if name not in models.names():
-    pytest.fail(f"jaxkd has no model {name!r}; it has {', '.join(models.names())}")
-  module = models.create(name, **json.loads(str(reference["args"])))
+  args = json.loads(str(reference["args"]))
+  module = build(str(reference["model"]), args, int(reference["num_classes"]))
   spec = json.loads(str(reference["state_dict_spec"]))
   state = regenerate(spec, int(reference["seed"]))
   floats = [entry for entry, _ in spec if not entry.endswith("num_batches_tracked")]
@@ -76,23 +96,34 @@ def run(path):
 
   @jax.jit
   def both(variables, images):
-    evaluated = module.apply(variables, images)
-    trained, updated = module.apply(variables, images, train=True, mutable=["batch_stats"])
+    def apply(**options):
+      captured = {"capture_intermediates": lambda _, method: method == "run_block"}
+      output, updated = module.apply(variables, images, **options, **captured)
+      return parts(output, updated), updated
+
+    evaluated, _ = apply(mutable=["intermediates"])
+    trained, updated = apply(train=True, mutable=["intermediates", "batch_stats"])
     return {"eval": evaluated, "train": trained}, updated["batch_stats"]
 
-  outputs, batch_stats = both(variables, reference["x"])
-  return Run(module, variables, outputs, batch_stats)
+  def parts(output, updated):
+    if not isinstance(output, tuple):
+      taps = [output.features[stage] for stage in module.stages]
+      pre = {module.stages.index(stage): x for stage, x in output.preactivations.items()}
+      return Phase(output.logits, taps, pre, {})
+    # Of several exits: what each of them reads is the tap.
+    taps = [exit_.features["coarsest"] for exit_ in output]
+    assert not any(exit_.preactivations for exit_ in output)
+    carries = [carry for carry, _ in updated["intermediates"]["run_block"]]
+    scales = {f"b{b}_s{s}": x for b, maps in enumerate(carries) for s, x in enumerate(maps)}
+    return Phase(jnp.stack([exit_.logits for exit_ in output]), taps, {}, scales)
+
+  return Run(module, variables, *both(variables, reference["x"]))
 
 
 def check(reference, key, array):
   """Compares one array with its shape, its summary, and its values or a stride of them."""
+  scale = check_summary(reference, key, array)
   array = np.asarray(array, np.float64)
-  assert list(array.shape) == reference[f"{key}.shape"].tolist(), key
-  stats = reference[f"{key}.stats"]
-  scale = stats[3]
-  found = [array.mean(), array.std(), np.linalg.norm(array), np.abs(array).max()]
-  allowed = TOLERANCE * np.array([scale, scale, stats[2], scale])
-  np.testing.assert_array_less(np.abs(found - stats), allowed, err_msg=f"{key}.stats")
   if key in reference:
     expected = reference[key]
   else:
@@ -100,31 +131,48 @@ def check(reference, key, array):
   np.testing.assert_allclose(array, expected, rtol=0, atol=TOLERANCE * scale, err_msg=key)
 
 
+def check_summary(reference, key, array):
+  """Compares one array with its shape and its summary, and returns its largest magnitude."""
+  array = np.asarray(array, np.float64)
+  assert list(array.shape) == reference[f"{key}.shape"].tolist(), key
+  stats = reference[f"{key}.stats"]
+  scale = stats[3]
+  found = [array.mean(), array.std(), np.linalg.norm(array), np.abs(array).max()]
+  allowed = TOLERANCE * np.array([scale, scale, stats[2], scale])
+  np.testing.assert_array_less(np.abs(found - stats), allowed, err_msg=f"{key}.stats")
+  return scale
+
+
 def keys(reference, phase, part):
   prefix = f"{phase}/{part}"
-  found = {key.split(".")[0] for key in reference if key.startswith(prefix)}
-  assert found, f"nothing stored under {prefix}"
-  return sorted(found)
+  return sorted({key.split(".")[0] for key in reference if key.startswith(prefix)})
 
 
 @pytest.mark.parametrize("phase", ["eval", "train"])
 class TestForward:
   def test_logits_are_those_of_the_published_code(self, golden, reference, phase):
-    check(reference, f"{phase}/logits", run(golden).outputs[phase].logits)
+    check(reference, f"{phase}/logits", run(golden).phases[phase].logits)
 
   def test_features_are_those_of_the_published_code(self, golden, reference, phase):
-    result = run(golden)
-    taps = keys(reference, phase, "f")
-    # Taps are numbered shallow to deep, and so are our stages.
-    assert taps == [f"{phase}/f{i}" for i in range(len(result.module.stages))]
-    for key, stage in zip(taps, result.module.stages, strict=True):
-      check(reference, key, result.outputs[phase].features[stage])
+    taps = run(golden).phases[phase].taps
+    # Taps are numbered shallow to deep, and so are our stages and exits.
+    assert keys(reference, phase, "f") == [f"{phase}/f{i}" for i in range(len(taps))]
+    for i, tap in enumerate(taps):
+      check(reference, f"{phase}/f{i}", tap)
 
   def test_preactivations_are_those_of_the_published_code(self, golden, reference, phase):
-    result = run(golden)
-    for key in keys(reference, phase, "pre/f"):
-      stage = result.module.stages[int(key.rsplit("f", 1)[1])]
-      check(reference, key, result.outputs[phase].preactivations[stage])
+    ours, stored = run(golden).phases[phase].preactivations, keys(reference, phase, "pre/f")
+    # What is the same as the tap is not stored.
+    assert bool(ours) == bool(stored or json.loads(str(reference["pre_same_as_post"])))
+    for key in stored:
+      check(reference, key, ours[int(key.rsplit("f", 1)[1])])
+
+  def test_maps_of_every_scale_are_those_of_the_published_code(self, golden, reference, phase):
+    scales = run(golden).phases[phase].scales
+    stored = keys(reference, phase, "scales/")
+    assert stored == sorted(f"{phase}/scales/{name}" for name in scales)
+    for name, array in scales.items():
+      check_summary(reference, f"{phase}/scales/{name}", array)
 
 
 def test_one_training_step_moves_batch_statistics_as_published(golden, reference):
@@ -164,26 +212,8 @@ def test_fresh_variables_have_the_published_names_shapes_and_count(golden, refer
 
 def test_one_image_costs_the_published_multiplications(golden, reference):
   result = run(golden)
-  jaxpr = jax.make_jaxpr(result.module.apply)(result.variables, reference["x"][:1])
-  assert multiplications(jaxpr.jaxpr) == int(reference["macs"])
-
-
-def multiplications(jaxpr):
-  """Of convolutions and matrix products."""
-  total = 0
-  for equation in jaxpr.eqns:
-    total += sum(multiplications(inner) for inner in jaxprs_in_params(equation.params))
-    if equation.primitive.name not in ("conv_general_dilated", "dot_general"):
-      continue
-    left, right = (variable.aval for variable in equation.invars)
-    if equation.primitive.name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      per_output = np.prod([left.shape[axis] for axis in contracted])
-    else:
-      out_features = equation.params["dimension_numbers"].rhs_spec[0]
-      per_output = right.size // right.shape[out_features]
-    total += int(equation.outvars[0].aval.size * per_output)
-  return total
+  found = multiply_adds(result.module.apply, result.variables, reference["x"][:1])
+  assert found == int(reference["macs"])
 
 
 def test_the_check_notices_a_wrong_value():

@@ -14,7 +14,31 @@ _MODULES = (
   (r"^layer(\d)\.(\d+)\.downsample\.0$", r"stage\1_\2/downsample_conv"),
   (r"^layer(\d)\.(\d+)\.downsample\.1$", r"stage\1_\2/downsample_bn"),
   (r"^layer(\d)\.(\d+)\.(conv|bn)(\d)$", r"stage\1_\2/\3\4"),
+  # MSDNet numbers what it runs one after the other: convolution, norm, ReLU, convolution, norm.
+  (
+    r"^blocks\.(\d+)\.(\d+)\.layers\.(\d+)\.conv_(down|normal)\.net\.(\d)$",
+    lambda match: f"block_{match[1]}_{match[2]}/{match[4]}_{match[3]}/{_NET[match[5]]}",
+  ),
+  (
+    r"^blocks\.(\d+)\.(\d+)\.(?:layers|m)\.(\d+)\.net\.(\d)$",
+    lambda match: f"block_{match[1]}_{match[2]}/scale_{match[3]}/{_NET[match[4]]}",
+  ),
+  (r"^classifier\.(\d+)\.m\.0\.net\.(\d)$", lambda match: f"exit_{match[1]}/{_NET[match[2]]}"),
+  (r"^classifier\.(\d+)\.m\.1\.net\.0$", r"exit_\1/conv2"),
+  (r"^classifier\.(\d+)\.m\.1\.net\.1$", r"exit_\1/bn2"),
+  (r"^classifier\.(\d+)\.linear$", r"exit_\1/classifier"),
 )
+_NET = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
+# What MSDNet-PyTorch calls its arguments.
+_MSDNET_FIELDS = {
+  "nBlocks": "blocks",
+  "stepmode": "step_mode",
+  "nChannels": "channels",
+  "growthRate": "growth_rate",
+  "grFactor": "growth_factors",
+  "bnFactor": "bottleneck_factors",
+  "nScales": "scales",
+}
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
@@ -38,12 +62,17 @@ def regenerate(spec: list[tuple[str, list[int]]], seed: int) -> dict[str, np.nda
   return state
 
 
+def msdnet_fields(args: dict[str, object]) -> dict[str, object]:
+  """The fields of jaxkd's MSDNet that MSDNet-PyTorch's arguments stand for, classes aside."""
+  return {_MSDNET_FIELDS.get(key, key): value for key, value in args.items() if key != "data"}
+
+
 def digest(state: dict[str, np.ndarray]) -> str:
   return hashlib.sha256(b"".join(value.tobytes() for value in state.values())).hexdigest()
 
 
 def module_path(name: str) -> str:
-  """layer1.0.downsample.1 -> stage1_0/downsample_bn."""
+  """layer1.0.downsample.1 -> stage1_0/downsample_bn, classifier.1.linear -> exit_1/classifier."""
   for pattern, path in _MODULES:
     if re.match(pattern, name):
       return re.sub(pattern, path, name)

@@ -6,12 +6,14 @@ from jaxkd.connectors.factors import (
   paraphraser_for,
   translator_for,
 )
+from jaxkd.connectors.gate import Gate
 from jaxkd.connectors.projector import Projector, projector_for
 from jaxkd.connectors.regressor import Regressor, regressor_for
 
 __all__ = [
   "FactorDecoder",
   "FactorEncoder",
+  "Gate",
   "Projector",
   "Regressor",
   "paraphraser_for",

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import variance_scaling
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.models.layers import batch_norm, check_images, convolution, linear
 from jaxkd.types import Array, Output
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "pooled")
 _SMALLEST = 4  # two stages halve the image, and each output must cover a pixel
-
-# torch's kaiming_normal_(mode="fan_out", nonlinearity="relu") and the kernel of its Linear.
-_he_normal = variance_scaling(2.0, "fan_out", "normal")
-_linear_uniform = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class CifarResNet(nn.Module):
@@ -56,21 +51,12 @@ class CifarResNet(nn.Module):
 
   def setup(self) -> None:
     """Names the layers; each makes its variables when it first runs."""
-    self.stem_conv = _conv(self.widths[0], 3, self.dtype)
-    self.stem_bn = _norm(self.axis_name, self.dtype)
+    self.stem_conv = convolution(self.widths[0], 3, self.dtype)
+    self.stem_bn = batch_norm(self.axis_name, self.dtype)
     self.stage1 = self._blocks(1)
     self.stage2 = self._blocks(2)
     self.stage3 = self._blocks(3)
-
-    # torch's Linear draws its bias from the same range as its weights.
-    bound = self.widths[3] ** -0.5
-
-    def bias_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-      return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    self.classifier = nn.Dense(
-      self.num_classes, dtype=self.dtype, kernel_init=_linear_uniform, bias_init=bias_init
-    )
+    self.classifier = linear(self.num_classes, self.widths[3], self.dtype)
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -97,7 +83,7 @@ class CifarResNet(nn.Module):
       ConfigError: for an unknown stage, and as `__call__`.
       ValueError: as `__call__`.
     """
-    _check_images(images)
+    check_images(images, _SMALLEST)
     return self._through(STAGES[: _position(to_stage) + 1], images, train)
 
   def resume(
@@ -186,51 +172,18 @@ class BasicBlock(nn.Module):
     """(B, H, W, C) -> (B, H / stride, W / stride, width), rounded up."""
 
     def norm(name: str, y: Array) -> Array:
-      return _norm(self.axis_name, self.dtype, name)(y, use_running_average=not train)
+      return batch_norm(self.axis_name, self.dtype, name)(y, use_running_average=not train)
 
-    y = _conv(self.width, 3, self.dtype, self.stride, name="conv1")(x)
+    y = convolution(self.width, 3, self.dtype, self.stride, name="conv1")(x)
     y = nn.relu(norm("bn1", y))
-    y = norm("bn2", _conv(self.width, 3, self.dtype, name="conv2")(y))
+    y = norm("bn2", convolution(self.width, 3, self.dtype, name="conv2")(y))
     if self.project:
-      x = _conv(self.width, 1, self.dtype, self.stride, name="downsample_conv")(x)
+      x = convolution(self.width, 1, self.dtype, self.stride, name="downsample_conv")(x)
       x = norm("downsample_bn", x)
     return y + x
-
-
-def _conv(width: int, size: int, dtype: Any, stride: int = 1, name: str | None = None) -> nn.Conv:
-  # The same padding at every stride, as torch; Flax's "SAME" shifts strided convolutions.
-  padding = ((size // 2, size // 2),) * 2
-  return nn.Conv(
-    width,
-    (size, size),
-    (stride, stride),
-    padding,
-    use_bias=False,
-    dtype=dtype,
-    kernel_init=_he_normal,
-    name=name,
-  )
-
-
-def _norm(axis_name: str | None, dtype: Any, name: str | None = None) -> nn.BatchNorm:
-  return nn.BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype, name=name)
 
 
 def _position(stage: str) -> int:
   if stage not in STAGES:
     raise unknown_name("stage", stage, STAGES)
   return STAGES.index(stage)
-
-
-def _check_images(images: Array) -> None:
-  shape = jnp.shape(images)
-  if len(shape) != 4:
-    raise ValueError(f"images must be (B, H, W, C), not {shape}")
-  dtype = jnp.result_type(images)
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(f"images must be normalised and floating point, not {dtype}")
-  if min(shape[1:3]) < _SMALLEST:
-    raise ConfigError(
-      f"images of {shape[1]}x{shape[2]} are too small: this model takes {_SMALLEST}x{_SMALLEST} "
-      "and larger"
-    )

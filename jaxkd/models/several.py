@@ -8,6 +8,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.errors import unknown_name
+from jaxkd.models.copies import separate
 from jaxkd.models.spliced import needed_variables, split_stages
 from jaxkd.types import Array, Network, Output
 
@@ -131,9 +132,9 @@ def reuse_classifiers(
   """
   # Clones, because linen would share the parameters of one module given twice.
   module = ReusedClassifiers(
-    student.clone(),
-    {name: projector.clone() for name, projector in projectors.items()},
-    {name: teacher.clone() for name, teacher in teachers.items()},
+    separate(student),
+    {name: separate(projector) for name, projector in projectors.items()},
+    {name: separate(teacher) for name, teacher in teachers.items()},
     dict(shares),
     student_stage,
     teacher_stage,

@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.models.copies import separate
 from jaxkd.types import Array, Network, Output
 
 
@@ -151,7 +152,7 @@ def reuse_classifier(
   split_stages(teacher, teacher_stage, "teacher")
   # Clones, because linen would share the parameters of one module given twice.
   module = ReusedClassifier(
-    student.clone(), projector.clone(), teacher.clone(), student_stage, teacher_stage
+    separate(student), separate(projector), separate(teacher), student_stage, teacher_stage
   )
   given = {
     "student": student_variables,

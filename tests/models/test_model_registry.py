@@ -24,6 +24,8 @@ def test_names_say_depth_and_widths():
   families = {"": (16, 16, 32, 64), "x4": (32, 64, 128, 256), "_w4": (4, 4, 8, 16)}
   families["_w8"] = (8, 8, 16, 32)
   for name in models.names():
+    if not name.startswith("resnet"):
+      continue
     depth = next(d for d in (110, 56, 44, 38, 32, 20, 14, 8) if name.startswith(f"resnet{d}"))
     model = models.create(name, num_classes=5)
     assert 6 * model.blocks + 2 == depth

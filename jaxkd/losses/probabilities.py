@@ -1,0 +1,68 @@
+"""Averages of several networks' predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxkd.errors import ConfigError
+from jaxkd.losses.checks import is_number
+from jaxkd.losses.precision import widen
+
+
+def mean_log_probabilities(
+  logits: Sequence[ArrayLike], weights: Sequence[float] | None = None
+) -> jax.Array:
+  """The logits of an ensemble: log of the mean of softmax probabilities.
+
+  log sum_k w_k softmax(z_k), the weights scaled to sum to 1. The softmax of the result is the
+  mean itself.
+
+  Args:
+    logits: K arrays (B, C).
+    weights: K numbers, none negative and not all 0; None weighs all alike.
+
+  Returns:
+    (B, C), float32 or wider. Finite wherever the logits are.
+
+  Raises:
+    ConfigError: for no logits, logits of different shapes, or weights that will not do.
+
+  >>> z = mean_log_probabilities([jnp.array([[0.0, 0.0]]), jnp.array([[100.0, 0.0]])])
+  >>> jax.nn.softmax(z).round(4)
+  Array([[0.75, 0.25]], dtype=float32)
+  """
+  if not len(logits):
+    raise ConfigError("mean_log_probabilities: there are no logits to average")
+  shapes = {jnp.shape(z) for z in logits}
+  if len(shapes) > 1:
+    raise ConfigError(f"mean_log_probabilities: logits differ in shape: {sorted(shapes)}")
+  shares = mean_weights(weights, len(logits))
+  # A weight of 0 leaves a network out, infinitely certain or not.
+  each = [
+    jax.nn.log_softmax(z) + math.log(w)
+    for z, w in zip(widen(*logits), shares, strict=True)
+    if w > 0
+  ]
+  return each[0] if len(each) == 1 else jax.nn.logsumexp(jnp.stack(each), axis=0)
+
+
+def mean_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+  """The weights of a mean of `count` things, scaled to sum to 1.
+
+  Raises:
+    ConfigError: unless there are `count` finite numbers, none negative and not all 0.
+  """
+  if weights is None:
+    return [1 / count] * count
+  given = list(weights)
+  proper = all(is_number(w) and 0 <= w < math.inf for w in given)
+  if len(given) != count or not proper or not sum(given) > 0:
+    raise ConfigError(
+      f"weights are {given}: they must be {count} finite numbers, none negative and not all 0"
+    )
+  return [w / sum(given) for w in given]

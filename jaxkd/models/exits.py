@@ -1,0 +1,145 @@
+"""Exits on the stages of any network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.models.branched import check_staged
+from jaxkd.models.copies import separate
+from jaxkd.types import Array, Network, Output
+
+
+class MultiExit(nn.Module):
+  """A network with classifiers on its stages; the deepest exit is its own classifier.
+
+  The variables are {"params": {"network": ..., "heads_STAGE": ...}, "batch_stats": ...}; "network"
+  holds what the plain network has, under its names. `jaxkd.models.with_exits` chooses the heads.
+
+  Attributes:
+    network: a model with `stages`, `encode` and `resume` (see jaxkd.models).
+    heads: stage -> `__call__(features, train) -> Output`, see jaxkd.models.heads. The order of the
+      exits is that of the network's stages.
+    hint_stage: which of the network's features is the deepest exit's `features["hint"]`, what the
+      heads' "hint" is compared with. Not before the last head's stage.
+  """
+
+  network: nn.Module
+  heads: Mapping[str, nn.Module]
+  hint_stage: str = "stage3"
+
+  def setup(self) -> None:
+    """Checks the stages.
+
+    Raises:
+      ConfigError: for a network without stages, an unknown stage, or a hint before the last head.
+    """
+    check_staged(self.network, "MultiExit")
+    for stage in self.heads:
+      if stage not in self.stages:
+        raise unknown_name("stage of a head", stage, self.stages)
+    if self.hint_stage not in self.stages:
+      raise unknown_name("hint_stage", self.hint_stage, self.stages)
+    last = self.exit_stages[-1] if self.heads else self.stages[0]
+    if self.stages.index(self.hint_stage) < self.stages.index(last):
+      raise ConfigError(f"hint_stage {self.hint_stage!r} comes before the last head's, {last!r}")
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """The names of the network's features, shallow to deep."""
+    return tuple(self.network.stages)
+
+  @property
+  def exit_stages(self) -> tuple[str, ...]:
+    """The stages that have heads, shallow to deep: those of every exit but the deepest."""
+    return tuple(stage for stage in self.stages if stage in self.heads)
+
+  @property
+  def num_exits(self) -> int:
+    """The heads and the network's own classifier."""
+    return len(self.heads) + 1
+
+  def __call__(self, images: Array, train: bool = False) -> tuple[Output, ...]:
+    """One Output per exit, shallowest first; the deepest has all of the network's features.
+
+    Raises:
+      ConfigError: see the attributes.
+    """
+    carry, outputs = images, []
+    features: dict[str, Array] = {}
+    preactivations: dict[str, Array] = {}
+    for block in range(self.num_exits):
+      passed, output = self._block(carry, block, train)
+      features |= passed.features
+      preactivations |= passed.preactivations
+      carry = self._carried(passed, carry, block)
+      outputs.append(output)
+    deepest = outputs.pop()
+    outputs.append(Output(deepest.logits, {**features, **deepest.features}, preactivations))
+    return tuple(outputs)
+
+  def run_block(self, carry: Array, block: int, train: bool = False) -> tuple[Array, Output]:
+    """The layers between one exit and the next, and that exit; nothing that lies deeper.
+
+    `__call__` is the loop over it, but that the deepest exit gets the features of all blocks.
+
+    Args:
+      carry: the images for block 0, then what the block before returned.
+      block: from 0.
+      train: as in `__call__`.
+
+    Returns:
+      What the next block takes, the features of this exit's stage (B, ...), and the Output of the
+      exit. Of the deepest exit: its logits as what to carry, and the features of its block alone.
+
+    Raises:
+      ConfigError: for a block out of range; see also the attributes.
+    """
+    if not 0 <= block < self.num_exits:
+      raise ConfigError(f"block {block}: there are blocks 0 to {self.num_exits - 1}")
+    passed, output = self._block(carry, block, train)
+    return self._carried(passed, carry, block), output
+
+  def _block(self, carry: Array, block: int, train: bool) -> tuple[Output, Output]:
+    """What the network gives between two exits, and the Output of the second."""
+    before = self.exit_stages[block - 1] if block else None
+    deepest = block == self.num_exits - 1
+    stop = {} if deepest else {"to_stage": self.exit_stages[block]}
+    if before is not None:
+      passed = self.network.resume(carry, before, train, **stop)
+    elif deepest:
+      passed = self.network(carry, train)
+    else:
+      passed = self.network.encode(carry, train, **stop)
+    if deepest:
+      hint = passed.features[self.hint_stage] if self.hint_stage != before else carry
+      features = {**passed.features, "hint": hint}
+      return passed, Output(passed.logits, features, passed.preactivations)
+    stage = self.exit_stages[block]
+    return passed, self.heads[stage](passed.features[stage], train)
+
+  def _carried(self, passed: Output, carry: Array, block: int) -> Any:
+    deepest = block == self.num_exits - 1
+    return passed.logits if deepest else passed.features[self.exit_stages[block]]
+
+
+def plain_network(module: MultiExit, variables: Mapping[str, Any]) -> Network:
+  """The network without its exits: the deepest exit under the plain network's variable names.
+
+  Args:
+    module: the network with exits.
+    variables: its Flax variables.
+
+  Returns:
+    The network and its variables, the same arrays, not copies.
+
+  Raises:
+    ConfigError: for variables without the network's.
+  """
+  if "network" not in variables.get("params", {}):
+    raise ConfigError("variables: params/network is missing")
+  own = {name: tree["network"] for name, tree in variables.items() if "network" in tree}
+  return Network(separate(module.network), own)
