@@ -1,5 +1,33 @@
-"""What predictors are worth: accuracy and cross-entropy."""
+"""What predictors are worth, and what they cost.
+
+Accuracy and cross-entropy; of models with several exits, anytime curves, budgeted classification,
+and inference that stops computing at the exit chosen.
+"""
 
 from jaxkd.evaluate.accuracy import score
+from jaxkd.evaluate.anytime import anytime_curve, exit_logits
+from jaxkd.evaluate.budgeted import (
+  budgeted_curve,
+  chosen_exits,
+  confidences,
+  exit_shares,
+  fit_thresholds,
+)
+from jaxkd.evaluate.costs import exit_costs, multiply_adds
+from jaxkd.evaluate.early_exit import EarlyExit, EarlyPredictions, batch_sizes
 
-__all__ = ["score"]
+__all__ = [
+  "EarlyExit",
+  "EarlyPredictions",
+  "anytime_curve",
+  "batch_sizes",
+  "budgeted_curve",
+  "chosen_exits",
+  "confidences",
+  "exit_costs",
+  "exit_logits",
+  "exit_shares",
+  "fit_thresholds",
+  "multiply_adds",
+  "score",
+]

@@ -1,0 +1,235 @@
+"""Prediction under a budget, by a finished run's multi-exit network.
+
+    python experiments/budget.py --run runs/fashion-exits --output exits.md
+
+Prints how good each exit is and what it costs; fits thresholds to the validation split for several
+average budgets, and applies them to the test split; and times inference that stops at the exit
+chosen beside the whole network. Writes budget.json and budget.png to the run's directory.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from rich.console import Console
+
+from jaxkd import bundles, data, evaluate, report
+from jaxkd.errors import ConfigError
+from jaxkd.types import Array, Batch
+
+_RUN = flags.DEFINE_string("run", None, "The run's work directory.")
+_BUDGETS = flags.DEFINE_integer(
+  "budgets", 8, "How many, evenly from the first exit's cost to the last's.", lower_bound=2
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each, taken in turn.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 2048, "Test images to time.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 256, "Largest batch.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "Also write the tables to this Markdown file.")
+flags.mark_flag_as_required("run")
+
+
+def main(argv: list[str]) -> None:
+  """Measures the run's network, and prints and writes the results."""
+  if len(argv) > 1:
+    raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
+  logging.set_verbosity(logging.WARNING)
+  run, console = pathlib.Path(_RUN.value), Console()
+  model, variables, config = load_run(run)
+  examples = load_data(config)
+  results = measure(
+    model,
+    variables,
+    examples,
+    budgets=_BUDGETS.value,
+    rounds=_ROUNDS.value,
+    images=_IMAGES.value,
+    batch_size=_BATCH.value,
+  )
+  text = tables(results)
+  console.print(text, soft_wrap=True, highlight=False, markup=False)
+  report.write_atomically(run / "budget.json", json.dumps(results, indent=2) + "\n")
+  report.draw_budget_curves(
+    run / "budget.png",
+    results["anytime"],
+    results["budgeted"],
+    f"{config['method']['name']} on {config['data']['name']}, seed {config['seed']}",
+    full=results["full"],
+  )
+  if _OUTPUT.value:
+    command = f"python experiments/budget.py {' '.join(sys.argv[1:])}"
+    report.write_atomically(pathlib.Path(_OUTPUT.value), f"Written by `{command}`.\n\n{text}\n")
+
+
+def load_run(run: pathlib.Path) -> tuple[Any, Mapping[str, Any], Mapping[str, Any]]:
+  """The multi-exit model that a run's last stage trained, its variables, and the run's config."""
+  try:
+    summary = json.loads((run / "summary.json").read_text())
+    config, stage = summary["config"], list(summary["stages"])[-1]
+  except OSError as error:
+    raise ConfigError(f"run={str(run)!r}: no summary.json there, so no finished run") from error
+  except (ValueError, KeyError, TypeError, IndexError) as error:
+    raise ConfigError(f"{run / 'summary.json'} is damaged: {error!r}") from error
+  path = run / "bundles" / stage / "ensemble"
+  if not path.is_dir():
+    raise ConfigError(
+      f"run={str(run)!r}: its last stage, {stage!r}, left no predictor 'ensemble'; "
+      "expected a run of a method with several exits"
+    )
+  network, _ = bundles.load_bundle(path)
+  model = getattr(network.module, "network", None)
+  if not hasattr(model, "run_block"):
+    held = type(network.module).__name__
+    raise ConfigError(f"bundle {path} holds a {held}, expected an ensemble of one network's exits")
+  variables = {
+    collection: tree["network"]
+    for collection, tree in network.variables.items()
+    if "network" in tree
+  }
+  return model, variables, config
+
+
+def load_data(config: Mapping[str, Any]) -> data.Dataset:
+  """The run's data, with the validation split that it did not train on."""
+  section = config["data"]
+  if not section["validation"]:
+    raise ConfigError(
+      f"data.validation={section['validation']!r}: thresholds are fitted to a validation split, "
+      "expected a run that held one out"
+    )
+  return data.load(
+    section["name"],
+    directory=section["directory"] or None,
+    validation=section["validation"],
+    seed=config["seed"],
+  )
+
+
+def measure(
+  model: Any,
+  variables: Any,
+  examples: data.Dataset,
+  *,
+  budgets: int,
+  rounds: int,
+  images: int,
+  batch_size: int,
+) -> dict[str, Any]:
+  """Accuracies, costs and times, as budget.json holds them.
+
+  Args:
+    model: a multi-exit model.
+    variables: its Flax variables.
+    examples: with a validation split.
+    budgets: how many.
+    rounds: timings of each.
+    images: of the test split that are timed.
+    batch_size: the largest batch.
+  """
+
+  def prepare(batch: Batch) -> Batch:
+    pixels = data.normalize(batch.images, examples.mean, examples.std)
+    return Batch(pixels, batch.labels, batch.weights, batch.indices)
+
+  def batches() -> Any:
+    for split in (examples.validation, examples.test):
+      yield from data.evaluation_batches(split, batch_size=batch_size)
+
+  costs = evaluate.exit_costs(model, variables, examples.image_shape)
+  # Both splits in one pass: the network is compiled once.
+  logits, labels = evaluate.exit_logits(model, variables, batches(), prepare)
+  fitted_to, tested = np.split(logits, [len(examples.validation)])
+  _, truth = np.split(labels, [len(examples.validation)])
+  asked = [float(budget) for budget in np.linspace(costs[0], costs[-1], budgets)]
+  budgeted = evaluate.budgeted_curve(fitted_to, tested, truth, costs, asked)
+
+  stored = examples.test.fetch(np.arange(min(images, len(examples.test))))
+  pixels = np.asarray(data.normalize(jnp.asarray(stored), examples.mean, examples.std))
+  full, milliseconds = times(
+    model, variables, pixels, [row["thresholds"] for row in budgeted], rounds, batch_size
+  )
+  for row, taken in zip(budgeted, milliseconds, strict=True):
+    row["milliseconds"] = taken
+    # JSON has no infinity; float("inf") reads the text.
+    row["thresholds"] = [t if np.isfinite(t) else str(t) for t in row["thresholds"]]
+  one = jax.ShapeDtypeStruct((1, *examples.image_shape), jnp.float32)
+  return {
+    "anytime": evaluate.anytime_curve(tested, truth, costs),
+    "budgeted": budgeted,
+    "full": {
+      "multiply_adds": evaluate.multiply_adds(last_exit(model), variables, one),
+      "accuracy": float((tested[:, -1].argmax(axis=-1) == truth).mean()),
+      "milliseconds": full,
+    },
+    "timed_images": len(pixels),
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def times(
+  model: Any,
+  variables: Any,
+  pixels: np.ndarray,
+  thresholds: Sequence[Sequence[float]],
+  rounds: int,
+  batch_size: int,
+) -> tuple[float, list[float]]:
+  """Milliseconds per 1000 images: of the whole network, and of early exit with each thresholds.
+
+  Everything is compiled before; medians over rounds in which all take turns, so that a machine
+  that slows down slows all of them.
+  """
+  sizes = evaluate.batch_sizes(batch_size)
+  early = evaluate.EarlyExit(model, variables, sizes=sizes)
+  early.compile(pixels.shape[1:])
+  whole = jax.jit(last_exit(model))
+  variables = jax.device_put(variables)
+
+  def at_once() -> None:
+    for start in range(0, len(pixels), batch_size):
+      part = pixels[start : start + batch_size]
+      np.asarray(whole(variables, part))
+
+  def leaving(chosen: Sequence[float]) -> Callable[[], Any]:
+    return lambda: early(pixels, chosen)
+
+  everyone: list[Callable[[], Any]] = [at_once, *(leaving(chosen) for chosen in thresholds)]
+  taken: list[list[float]] = [[] for _ in everyone]
+  for turn in range(1 + rounds):
+    for seconds, run in zip(taken, everyone, strict=True):
+      started = time.perf_counter()
+      run()
+      if turn:  # the first turn warms up
+        seconds.append(time.perf_counter() - started)
+  full, *others = (1e6 * statistics.median(seconds) / len(pixels) for seconds in taken)
+  return full, others
+
+
+def last_exit(model: Any) -> Callable[[Any, Array], Array]:
+  """(variables, images) -> the last exit's logits; the others' classifiers are not computed."""
+  return lambda variables, images: model.apply(variables, images, False)[-1].logits
+
+
+def tables(results: Mapping[str, Any]) -> str:
+  """Both tables, in Markdown."""
+  return "\n\n".join(
+    [
+      report.anytime_table(results["anytime"]),
+      report.budget_table(results["budgeted"], results["full"]),
+      f"Times: of {results['timed_images']} test images, {results['device']}, compiled before.",
+    ]
+  )
+
+
+if __name__ == "__main__":
+  try:
+    app.run(main)
+  except ConfigError as error:
+    sys.exit(f"error: {' '.join(str(error).split())}")

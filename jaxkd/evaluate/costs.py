@@ -1,0 +1,96 @@
+"""What a prediction costs: multiply-adds, counted from the traced computation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.interpreters import partial_eval
+
+from jaxkd.errors import ConfigError
+
+
+def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
+  """Multiply-accumulates of the convolutions and matrix products that a function's results need.
+
+  One per weight and output element, those that fall on padding included. Biases, normalisation,
+  activations and pooling count nothing, as in the tables of the papers. Nothing is computed: the
+  function is only traced, and what it computes without returning it is left out, as it is when it
+  is compiled. A loop over a known length counts every round, a branch its dearest side.
+
+  Args:
+    function: of arrays, or pytrees of them, such as a module's `apply`.
+    *args: arrays, or jax.ShapeDtypeStructs in their place.
+
+  Raises:
+    ConfigError: if a loop of unknown length multiplies matrices.
+
+  >>> multiply_adds(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 5)))
+  30
+  """
+  traced = jax.make_jaxpr(function)(*args).jaxpr
+  needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+  return _of_jaxpr(needed)
+
+
+def exit_costs(model: Any, variables: Any, image_shape: Sequence[int]) -> tuple[int, ...]:
+  """Multiply-adds of one image up to each exit, shallowest first.
+
+  An image that leaves at exit k has gone through blocks 0..k and through the classifiers of exits
+  0..k, as it was asked at each whether it leaves. The last number therefore is that of the whole
+  multi-exit network, all classifiers included.
+
+  Args:
+    model: with `num_exits` and `run_block`, see `jaxkd.evaluate.early_exit`.
+    variables: its Flax variables, or their shapes.
+    image_shape: (H, W, C).
+
+  Returns:
+    `num_exits` numbers in rising order.
+  """
+  carry: Any = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  costs = []
+  for block in range(model.num_exits):
+
+    def run(variables: Any, carry: Any, block: int = block) -> Any:
+      carry, output = model.apply(variables, carry, block, False, method="run_block")
+      return (carry if block + 1 < model.num_exits else None), output.logits
+
+    costs.append(multiply_adds(run, variables, carry))
+    carry, _ = jax.eval_shape(run, variables, carry)
+  return tuple(int(cost) for cost in np.cumsum(costs))
+
+
+def _of_jaxpr(jaxpr: Jaxpr) -> int:
+  return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: JaxprEqn) -> int:
+  name, params = equation.primitive.name, equation.params
+  if name == "dot_general":
+    left, result = _aval(equation.invars[0]), _aval(equation.outvars[0])
+    (contracted, _), _ = params["dimension_numbers"]
+    return result.size * math.prod(left.shape[axis] for axis in contracted)
+  if name == "conv_general_dilated":
+    kernel, result = _aval(equation.invars[1]), _aval(equation.outvars[0])
+    # The kernel's input channels are those of one group already.
+    outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+    return result.size * (kernel.size // outputs)
+  inner = [_of_jaxpr(jaxpr) for jaxpr in jaxprs_in_params(params)]
+  if name == "scan":
+    return params["length"] * sum(inner)
+  if name == "cond":
+    return max(inner)
+  if name == "while" and any(inner):
+    raise ConfigError("multiply_adds: a while loop of unknown length multiplies matrices")
+  return sum(inner)
+
+
+def _aval(variable: Any) -> Any:
+  """The shaped array that a variable of a jaxpr stands for."""
+  return variable.aval
