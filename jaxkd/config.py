@@ -148,6 +148,8 @@ COMMON: Fields = {
     "directory": text(""),
     "validation": number(0.1, maximum=0.9),
     "per_class": integer(0),
+    # Training images beyond per_class that a student sees without their labels.
+    "unlabelled": integer(0),
     "teacher_per_class": integer(0),
     "crop": integer(0),
     "flip": flag(False),

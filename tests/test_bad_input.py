@@ -37,7 +37,8 @@ def settings_for(name="kd", /, **changes):
 def dataset(shape=(8, 8, 1), classes=10):
   def examples(count):
     labels = np.arange(count, dtype=np.int32) % classes
-    return ArrayExamples(np.zeros((count, *shape), np.uint8), labels, labels)
+    indices = np.arange(count, dtype=np.int32)
+    return ArrayExamples(np.zeros((count, *shape), np.uint8), labels, indices)
 
   # Validation is there or not, whatever the config says: nothing here is trained.
   parts = examples(32), examples(16), examples(16)
@@ -113,6 +114,11 @@ def refuse(monkeypatch, tmp_path):
       r"^nesterov=True needs momentum > 0, got momentum=0$",
     ),
     (settings_for(data={"per_class": 100}), r"^data.per_class=100: class 0 has only 4 examples$"),
+    (settings_for(data={"unlabelled": 8}), r"^data.unlabelled=8: data.per_class=0 leaves no image"),
+    (
+      settings_for(data={"per_class": 3, "unlabelled": 8}),
+      r"^data.unlabelled=8: only 2 examples are left$",
+    ),
   ],
   ids=lambda value: None if hasattr(value, "items") else value[:40],
 )

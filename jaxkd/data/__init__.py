@@ -6,14 +6,15 @@ TFDS and grain are imported when first needed.
 from __future__ import annotations
 
 from jaxkd.data.augment import augmentation, cutout, flip, mixup, normalize, pad_crop
-from jaxkd.data.examples import ArrayExamples, Examples, RecordExamples
+from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamples
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.data.prepare import DataUnavailable
 from jaxkd.data.sources import DATASETS, Dataset, load
-from jaxkd.data.subsets import per_class, split_off
+from jaxkd.data.subsets import per_class, split_off, with_unlabelled
 
 __all__ = [
   "DATASETS",
+  "UNLABELLED",
   "ArrayExamples",
   "DataUnavailable",
   "Dataset",
@@ -30,4 +31,5 @@ __all__ = [
   "per_class",
   "split_off",
   "training_batches",
+  "with_unlabelled",
 ]

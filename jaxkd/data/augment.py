@@ -146,14 +146,19 @@ def mixup(
 
 
 def _mix(share: Array, values: Array, axis_name: str | None) -> Array:
+  partners = _partners(values, axis_name)
+  share = share.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))
+  return share * values + (1 - share) * partners
+
+
+def _partners(values: Array, axis_name: str | None) -> Array:
+  """The next example's value for each of the global batch, the first one's for the last."""
   first = values[:1]
   if axis_name is not None:
     # The next device's first example is all that this one needs of the others.
     size = jax.lax.axis_size(axis_name)
     first = jax.lax.ppermute(first, axis_name, [(i, (i - 1) % size) for i in range(size)])
-  partners = jnp.concatenate([values[1:], first])
-  share = share.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))
-  return share * values + (1 - share) * partners
+  return jnp.concatenate([values[1:], first])
 
 
 def augmentation(
@@ -172,8 +177,8 @@ def augmentation(
     crop: padding of `pad_crop`; 0 for none.
     flip: whether to mirror.
     cutout: side of the square; 0 for none.
-    mixup: alpha; 0 for none. Labels become class probabilities (B, num_classes), and every
-      example must be labelled.
+    mixup: alpha; 0 for none. Labels become class probabilities (B, num_classes). What is mixed
+      of a labelled and an unlabelled example is unlabelled: the smaller weight of the two holds.
     num_classes: for mixup.
     fill: padding colour of `pad_crop`.
     axis_name: device axis of `mixup`.
@@ -208,7 +213,8 @@ def augmentation(
       return dataclasses.replace(batch, images=images)
     one_hot = jax.nn.one_hot(batch.labels, num_classes, dtype=images.dtype)
     images, labels = blend(_fold(keys, len(operations)), images, one_hot)
-    return dataclasses.replace(batch, images=images, labels=labels)
+    weights = jnp.minimum(batch.weights, _partners(batch.weights, axis_name))
+    return dataclasses.replace(batch, images=images, labels=labels, weights=weights)
 
   return augment
 

@@ -10,16 +10,19 @@ import numpy as np
 
 from jaxkd.errors import ConfigError
 
+# The label of an example whose class is not to be known. No class has this number.
+UNLABELLED = -1
+
 # Records read and decoded at a time, so that reading a split needs little more than its own size.
 _CHUNK = 4096
 
 
 class Examples(Protocol):
-  """N labelled images. A position counts within these N; an index, within the original split."""
+  """N images and labels. A position counts within these N; an index, within the original split."""
 
   @property
   def labels(self) -> np.ndarray:
-    """Class numbers (N,), int32."""
+    """Class numbers (N,), int32; UNLABELLED (-1) where the class is not to be known."""
     ...
 
   @property
@@ -35,6 +38,10 @@ class Examples(Protocol):
 
   def take(self, positions: np.ndarray) -> Examples:
     """The subset at these positions, in their order."""
+    ...
+
+  def hide_labels(self, positions: np.ndarray) -> Examples:
+    """The same examples, those at these positions unlabelled."""
     ...
 
 
@@ -78,6 +85,10 @@ class ArrayExamples:
     """The subset at these positions, in their order."""
     return ArrayExamples(self.images[positions], self.labels[positions], self.indices[positions])
 
+  def hide_labels(self, positions: np.ndarray) -> ArrayExamples:
+    """The same examples, those at these positions unlabelled."""
+    return dataclasses.replace(self, labels=_hidden(self.labels, positions))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordExamples:
@@ -107,6 +118,10 @@ class RecordExamples:
   def take(self, positions: np.ndarray) -> RecordExamples:
     """The subset at these positions, in their order."""
     return RecordExamples(self.source, self.labels[positions], self.indices[positions])
+
+  def hide_labels(self, positions: np.ndarray) -> RecordExamples:
+    """The same examples, those at these positions unlabelled."""
+    return dataclasses.replace(self, labels=_hidden(self.labels, positions))
 
 
 def read_examples(
@@ -161,6 +176,12 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
 def _chunks(source: Any) -> Iterator[tuple[int, Sequence[Any]]]:
   for start in range(0, len(source), _CHUNK):
     yield start, source.__getitems__(list(range(start, min(start + _CHUNK, len(source)))))
+
+
+def _hidden(labels: np.ndarray, positions: np.ndarray) -> np.ndarray:
+  labels = labels.copy()
+  labels[positions] = UNLABELLED
+  return labels
 
 
 def _pixels(record: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxkd.data.examples import ArrayExamples, Examples
+from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.subsets import check_seed, permutation
 from jaxkd.errors import ConfigError
 from jaxkd.types import Batch
@@ -49,7 +49,7 @@ def training_batches(
 
   Returns:
     A grain iterator of Batch with numpy leaves: images (B, H, W, C) uint8, labels (B,) int32,
-    weights (B,) float32 of ones, indices (B,) int32.
+    weights (B,) float32, 1 for the labelled and 0 for the unlabelled, indices (B,) int32.
 
   Raises:
     ConfigError: naming the argument that is out of range.
@@ -125,10 +125,11 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _gather(examples: Examples, positions: np.ndarray, real: np.ndarray) -> Batch:
+  labels = examples.labels[positions]
   return Batch(
     images=examples.fetch(positions),
-    labels=examples.labels[positions],
-    weights=real.astype(np.float32),
+    labels=labels,
+    weights=(real & (labels != UNLABELLED)).astype(np.float32),
     indices=examples.indices[positions],
   )
 

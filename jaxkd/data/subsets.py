@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxkd.data.examples import Examples
+from jaxkd.data.examples import UNLABELLED, Examples
 from jaxkd.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ def check_seed(seed: int) -> int:
 
 
 def per_class(examples: Examples, n: int, *, seed: int) -> Examples:
-  """A subset with `n` examples of every class, in their original order.
+  """A subset with `n` examples of every class, in their original order; none is unlabelled.
 
   Subsets nest: with the same examples and seed, that of n=10 lies in that of n=20.
 
@@ -42,10 +42,41 @@ def per_class(examples: Examples, n: int, *, seed: int) -> Examples:
   seed = check_seed(seed)
   chosen = []
   for label, members in _classes(examples.labels):
+    if label == UNLABELLED:
+      continue
     if len(members) < n:
       raise ConfigError(f"per_class={n}: class {label} has only {len(members)} examples")
     chosen.append(members[permutation(len(members), seed, label)[:n]])
   return examples.take(np.sort(np.concatenate(chosen)))
+
+
+def with_unlabelled(labelled: Examples, split: Examples, count: int, *, seed: int) -> Examples:
+  """`labelled`, followed by `count` other examples of its split whose labels are hidden.
+
+  The others are chosen regardless of their classes and stand in their original order. Their
+  label is UNLABELLED (-1), and training batches weigh them 0, so that they have no part in losses
+  and metrics that compare with labels. Choices nest: with the same examples and seed, those of
+  count=10 are among those of count=20.
+
+  Args:
+    labelled: a subset of `split`.
+    split: what it was taken from.
+    count: at least 1, at most what `labelled` leaves of `split`.
+    seed: of the choice.
+
+  Raises:
+    ConfigError: if count is out of range, saying how many there are.
+  """
+  if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+    raise ConfigError(f"unlabelled: expected an integer >= 1, got {count!r}")
+  kept = np.flatnonzero(np.isin(split.indices, labelled.indices))
+  others = np.flatnonzero(~np.isin(split.indices, labelled.indices))
+  if count > len(others):
+    raise ConfigError(f"unlabelled={count}: only {len(others)} examples are left")
+  # A key of three numbers, which neither a class nor an epoch has.
+  order = permutation(len(others), check_seed(seed), 0, 1)
+  chosen = np.concatenate([kept, np.sort(others[order[:count]])])
+  return split.take(chosen).hide_labels(np.arange(len(kept), len(chosen)))
 
 
 def split_off(examples: Examples, size: float | int, *, seed: int) -> tuple[Examples, Examples]:

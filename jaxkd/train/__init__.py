@@ -1,7 +1,7 @@
 """Training any scheme: one mapped step, stages, checkpoints. Knows no method by name."""
 
 from jaxkd.train.loop import Finished, train_stage
-from jaxkd.train.optimizers import learning_rate_schedule, make_optimizer
+from jaxkd.train.optimizers import learning_rate_schedule, make_optimizer, take_turns
 from jaxkd.train.reporting import Reporter, Silent
 from jaxkd.train.stages import Stage, check_stages, starting_variables, steps_per_epoch
 from jaxkd.train.state import TrainState, create_state
@@ -20,6 +20,7 @@ __all__ = [
   "make_optimizer",
   "starting_variables",
   "steps_per_epoch",
+  "take_turns",
   "train_stage",
   "training_step",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -91,3 +92,56 @@ def make_optimizer(
   else:
     raise unknown_name("optimizer", name, OPTIMIZERS)
   return optax.chain(*parts)
+
+
+def take_turns(
+  optimizer: optax.GradientTransformation, turns: Sequence[str]
+) -> optax.GradientTransformation:
+  """An optimizer over {participant: parameters} that updates one participant at a time.
+
+  Update t is that of turns[t % len(turns)]. The others of `turns` then stay exactly as they are,
+  their momentum, weight decay and schedule included: a schedule counts the participant's own
+  updates, and one of n participants in turn makes 1/n of all updates. Participants that are not in
+  `turns`, connectors for one, are updated every time.
+
+  Each participant has an optimizer of its own: a clipped norm is that of its own gradient. State
+  that is no parameter (batch statistics) is the scheme's matter and moves on at every step.
+
+  Args:
+    optimizer: of each participant.
+    turns: names of participants; one may occur several times.
+
+  Raises:
+    ConfigError: if `turns` is empty; from `init`, if it names no learner.
+
+  >>> optimizer = take_turns(optax.sgd(1.0), ["peer_0", "peer_1"])
+  >>> gradients = {"peer_0": jnp.ones(()), "peer_1": jnp.ones(())}
+  >>> updates, _ = optimizer.update(gradients, optimizer.init(gradients))
+  >>> {name: float(update) for name, update in updates.items()}
+  {'peer_0': -1.0, 'peer_1': 0.0}
+  """
+  if not turns:
+    raise ConfigError("turns: expected at least one name, got none")
+
+  def of(name: str) -> optax.GradientTransformation:
+    if name not in turns:
+      return optimizer
+    mine = [turn == name for turn in turns]
+    return optax.transforms.conditionally_mask(
+      optimizer, lambda count: jnp.asarray(mine)[count % len(mine)]
+    )
+
+  def init(learning: Any) -> Any:
+    for name in turns:
+      if name not in learning:
+        raise unknown_name("participant in turns", name, learning)
+    return {name: of(name).init(params) for name, params in learning.items()}
+
+  def update(gradients: Any, state: Any, learning: Any = None) -> tuple[Any, Any]:
+    updates, after = {}, {}
+    for name, gradient in gradients.items():
+      params = None if learning is None else learning[name]
+      updates[name], after[name] = of(name).update(gradient, state[name], params)
+    return updates, after
+
+  return optax.GradientTransformation(init, update)

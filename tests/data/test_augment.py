@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkd.data import augmentation, cutout, flip, mixup, normalize, pad_crop
+from jaxkd.data import UNLABELLED, augmentation, cutout, flip, mixup, normalize, pad_crop
 from jaxkd.errors import ConfigError
 from jaxkd.types import Batch
 
@@ -127,9 +128,24 @@ def test_augmentation_of_a_batch_parted_over_devices_is_that_of_the_whole():
   def part(x):
     return x.reshape(devices, B // devices, *x.shape[1:])
 
-  result = parted(part(keys), jax.tree.map(part, BATCH))
+  batch = dataclasses.replace(BATCH, weights=jnp.ones(B).at[4].set(0))
+  result = parted(part(keys), jax.tree.map(part, batch))
   result = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), result)
-  chex.assert_trees_all_close(result, everything(keys, BATCH), rtol=1e-6)
+  chex.assert_trees_all_close(result, everything(keys, batch), rtol=1e-6)
+
+
+def test_mixed_with_an_unlabelled_example_is_unlabelled():
+  unlabelled = jnp.array([3, 4, 7])
+  batch = dataclasses.replace(
+    BATCH,
+    labels=LABELS.at[unlabelled].set(UNLABELLED),
+    weights=jnp.ones(B).at[unlabelled].set(0),
+  )
+  mixed = everything(jax.random.split(jax.random.key(3), B), batch)
+  # 2 is mixed with 3, and 6 with 7.
+  np.testing.assert_array_equal(mixed.weights, [1, 1, 0, 0, 0, 1, 0, 0])
+  assert jnp.isfinite(mixed.labels).all()
+  np.testing.assert_allclose(mixed.labels[mixed.weights > 0].sum(-1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxkd.data import ArrayExamples, RecordExamples
+from jaxkd.data import UNLABELLED, ArrayExamples, RecordExamples
 from jaxkd.data.examples import read_examples
 from jaxkd.errors import ConfigError
 
@@ -51,6 +51,17 @@ def test_subsets_keep_the_places_in_the_original_split(memory_limit):
   images = subset.fetch(np.array([1, 0, 1]))
   assert images.dtype == np.uint8 and images.shape == (3, 2, 2, 1)
   np.testing.assert_array_equal(images[:, 0, 0, 0], [4, 3, 4])
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1000])
+def test_hidden_labels_are_gone_and_the_original_keeps_its_own(memory_limit):
+  examples = read(Records([0, 1, 2, 1, 0]), memory_limit=memory_limit)
+  hidden = examples.hide_labels(np.array([1, 4]))
+  np.testing.assert_array_equal(hidden.labels, [0, UNLABELLED, 2, 1, UNLABELLED])
+  np.testing.assert_array_equal(hidden.take(np.array([4, 0])).labels, [UNLABELLED, 0])
+  np.testing.assert_array_equal(hidden.indices, np.arange(5))
+  np.testing.assert_array_equal(hidden.fetch(np.array([4]))[:, 0, 0, 0], [4])
+  np.testing.assert_array_equal(examples.labels, [0, 1, 2, 1, 0])
 
 
 @pytest.mark.parametrize("memory_limit", [0, 1000])

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkd.data import ArrayExamples, RecordExamples, evaluation_batches, training_batches
+from jaxkd.data import (
+  UNLABELLED,
+  ArrayExamples,
+  RecordExamples,
+  evaluation_batches,
+  training_batches,
+)
 from jaxkd.errors import ConfigError
 
 
@@ -56,6 +62,24 @@ def test_training_batches_hold_what_belongs_together():
   np.testing.assert_array_equal(batch.weights, np.ones(4))
   assert [np.asarray(leaf).dtype for leaf in (batch.images, batch.labels)] == [np.uint8, np.int32]
   assert batch.weights.dtype == np.float32 and batch.indices.dtype == np.int32
+
+
+def test_unlabelled_examples_weigh_nothing_and_do_not_show_their_labels():
+  examples = make(7).hide_labels(np.array([0, 3, 4]))
+  batches = [
+    *take(training_batches(examples, batch_size=4, seed=0), 7),
+    *evaluation_batches(examples, batch_size=4),
+  ]
+  seen = set()
+  for batch in batches:
+    places = batch.indices - 100
+    unlabelled = np.isin(places, [0, 3, 4])
+    np.testing.assert_array_equal(batch.labels, np.where(unlabelled, UNLABELLED, places % 3))
+    assert (batch.weights[unlabelled] == 0).all() and batch.weights.dtype == np.float32
+    np.testing.assert_array_equal(batch.images[:, 0, 0, 0], places)
+    seen |= set(zip(places.tolist(), batch.weights.tolist(), strict=True))
+  # The last of the seven fills up the last batch to evaluate with weight 0.
+  assert seen - {(6, 0.0)} == {(place, float(place not in (0, 3, 4))) for place in range(7)}
 
 
 @given(n=st.integers(1, 12), processes=st.sampled_from([1, 2, 4]))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkd.data import ArrayExamples, per_class, split_off
+from jaxkd.data import UNLABELLED, ArrayExamples, per_class, split_off, with_unlabelled
 from jaxkd.data.subsets import permutation
 from jaxkd.errors import ConfigError
 
@@ -37,6 +37,49 @@ def test_per_class_names_the_class_that_has_too_few():
   for n in (0, -1, 2.0, True):
     with pytest.raises(ConfigError, match="per_class: expected an integer >= 1"):
       per_class(EXAMPLES, n, seed=0)
+
+
+@given(seed=st.integers(0, 2**40), small=st.integers(1, 90), large=st.integers(1, 90))
+def test_unlabelled_examples_follow_the_labelled_ones_nested_and_without_classes(
+  seed, small, large
+):
+  labelled = per_class(EXAMPLES, 10, seed=seed)
+  small, large = sorted((small, large))
+  few, many = (with_unlabelled(labelled, EXAMPLES, n, seed=seed) for n in (small, large))
+  for count, both in ((small, few), (large, many)):
+    np.testing.assert_array_equal(both.indices[:30], labelled.indices)
+    np.testing.assert_array_equal(both.labels[:30], labelled.labels)
+    np.testing.assert_array_equal(both.labels[30:], np.full(count, UNLABELLED))
+    assert (np.diff(both.indices[30:]) > 0).all()
+    assert len(set(both.indices)) == 30 + count
+  assert set(few.indices) <= set(many.indices)
+  np.testing.assert_array_equal(EXAMPLES.labels[:6], [0, 1, 1, 2, 2, 2])
+
+
+def test_unlabelled_examples_are_chosen_by_the_seed_whatever_their_classes():
+  labelled = per_class(EXAMPLES, 1, seed=0)
+  chosen = [with_unlabelled(labelled, EXAMPLES, 60, seed=s).indices[3:] for s in (0, 0, 1)]
+  np.testing.assert_array_equal(chosen[0], chosen[1])
+  assert chosen[0].tolist() != chosen[2].tolist()
+  # Were the labels others, the same examples would be chosen.
+  other = ArrayExamples(EXAMPLES.images, EXAMPLES.labels[::-1].copy(), EXAMPLES.indices)
+  again = with_unlabelled(other.take(labelled.indices), other, 60, seed=0)
+  np.testing.assert_array_equal(again.indices[3:], chosen[0])
+
+
+def test_too_many_unlabelled_examples_are_refused_with_the_number_there_is():
+  labelled = per_class(EXAMPLES, 10, seed=0)
+  assert len(with_unlabelled(labelled, EXAMPLES, 90, seed=0)) == len(EXAMPLES)
+  with pytest.raises(ConfigError, match="unlabelled=91: only 90 examples are left"):
+    with_unlabelled(labelled, EXAMPLES, 91, seed=0)
+  for count in (0, -1, 2.0, True):
+    with pytest.raises(ConfigError, match="unlabelled: expected an integer >= 1"):
+      with_unlabelled(labelled, EXAMPLES, count, seed=0)
+
+
+def test_what_is_unlabelled_is_no_class():
+  both = with_unlabelled(per_class(EXAMPLES, 10, seed=0), EXAMPLES, 5, seed=0)
+  np.testing.assert_array_equal(np.bincount(per_class(both, 10, seed=0).labels), [10] * 3)
 
 
 @given(

@@ -1,11 +1,16 @@
 """Optimizers in PyTorch's conventions, against hand-computed updates."""
 
+import functools
+
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxkd.errors import ConfigError
-from jaxkd.train import learning_rate_schedule, make_optimizer
+from jaxkd.train import learning_rate_schedule, make_optimizer, take_turns
 
 
 def run(optimizer, weight, gradients):
@@ -66,3 +71,82 @@ def test_unknown_names_are_refused_with_the_nearest():
     learning_rate_schedule("cosin", learning_rate=0.1, epochs=1, steps_per_epoch=1)
   with pytest.raises(ConfigError, match="nesterov=True needs momentum > 0"):
     make_optimizer("sgd", lambda count: 0.1, momentum=0.0, nesterov=True)
+
+
+# Everything that an update may leave behind: momentum, decay, a rate that drops, a clipped norm.
+OWN = make_optimizer(
+  "sgd",
+  learning_rate_schedule(
+    "step", learning_rate=0.1, epochs=4, steps_per_epoch=1, drops=(1, 2), warmup_epochs=2
+  ),
+  momentum=0.9,
+  weight_decay=0.1,
+  clip_norm=0.5,
+)
+
+
+def drawn(seed, names=("peer_0", "peer_1")):
+  keys = jax.random.split(jax.random.key(seed), len(names))
+  return {
+    name: {"kernel": jax.random.normal(key, (3, 2 + number)), "bias": jnp.ones(2)}
+    for number, (name, key) in enumerate(zip(names, keys, strict=True))
+  }
+
+
+@functools.cache
+def step_of(optimizer):
+  @jax.jit
+  def step(params, state, gradient):
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+  return step
+
+
+def trained(optimizer, params, gradients, state=None):
+  """Parameters and state after these gradients, update by update."""
+  state, step = optimizer.init(params) if state is None else state, step_of(optimizer)
+  for gradient in gradients:
+    params, state = step(params, state, gradient)
+  return params, state
+
+
+def test_taking_turns_each_participant_trains_as_if_alone_on_its_own_updates():
+  start, gradients = drawn(0), [drawn(seed) for seed in range(1, 8)]
+  together, _ = trained(take_turns(OWN, ["peer_0", "peer_1"]), start, gradients)
+  for number, name in enumerate(start):
+    own = [gradient[name] for gradient in gradients[number::2]]
+    alone, _ = trained(OWN, start[name], own)
+    chex.assert_trees_all_equal(together[name], alone)
+
+
+def test_who_is_not_on_turn_stands_still_and_who_has_none_goes_on():
+  names = ("peer_0", "peer_1", "gate")
+  params = drawn(0, names)
+  optimizer = take_turns(OWN, ["peer_0", "peer_0", "peer_1"])
+  state, moved = None, []
+  for seed in range(1, 7):
+    before = params
+    params, state = trained(optimizer, params, [drawn(seed, names)], state)
+    same = jax.tree.map(np.array_equal, before, params)
+    assert all(len(set(leaves.values())) == 1 for leaves in same.values())
+    moved.append([name for name in names if not same[name]["kernel"]])
+  first, second = ["peer_0", "gate"], ["peer_1", "gate"]
+  assert moved == 2 * [first, first, second]
+
+
+def test_turns_go_on_from_a_saved_state():
+  optimizer = take_turns(OWN, ["peer_0", "peer_1"])
+  start, gradients = drawn(0), [drawn(seed) for seed in range(1, 6)]
+  whole = trained(optimizer, start, gradients)
+  params, state = trained(optimizer, start, gradients[:3])
+  leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+  state = jax.tree.unflatten(jax.tree.structure(optimizer.init(start)), leaves)
+  chex.assert_trees_all_equal(trained(optimizer, params, gradients[3:], state), whole)
+
+
+def test_turns_of_nobody_or_of_a_stranger_are_refused():
+  with pytest.raises(ConfigError, match="turns: expected at least one name"):
+    take_turns(OWN, [])
+  with pytest.raises(ConfigError, match="unknown participant in turns 'peer_2': did you mean"):
+    take_turns(OWN, ["peer_0", "peer_2"]).init(drawn(0))
