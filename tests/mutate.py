@@ -188,6 +188,98 @@ MUTATIONS = [
     "test_hints_and_sizes.py",
     "at",
   ),
+  Mutation(
+    "peers' KL the other way round",
+    "peers.py",
+    """  log_p = jax.nn.log_softmax(student / temperature)
+  log_q = jax.nn.log_softmax(peer / temperature)
+""",
+    """  log_q = jax.nn.log_softmax(student / temperature)
+  log_p = jax.nn.log_softmax(peer / temperature)
+""",
+    "test_peers.py",
+    "dml",
+  ),
+  Mutation(
+    "detached peers pulled all the same",
+    "peers.py",
+    "lax.stop_gradient(peer) if detached else peer",
+    "peer",
+    "test_peers.py",
+    "dml",
+  ),
+  Mutation(
+    "peers always averaged",
+    "peers.py",
+    """_mean(divergences) if over_peers == "mean" else _total(divergences)""",
+    "_mean(divergences)",
+    "test_peers.py",
+    "dml",
+  ),
+  Mutation(
+    "a smoothed target scaled to sum to 1",
+    "peers.py",
+    " + student.shape[-1] * target_smoothing",
+    "",
+    "test_peers.py",
+    "one",
+  ),
+  Mutation(
+    "the shallowest exit teaches, not the deepest",
+    "exits.py",
+    "return [log_ps[-1:]] * (len(log_ps) - 1) + [[]]",
+    "return [[]] + [log_ps[:1]] * (len(log_ps) - 1)",
+    "test_exits.py",
+    "multi_exit",
+  ),
+  Mutation(
+    "temperature grows while the teacher is unsure",
+    "exits.py",
+    "found > confidence",
+    "found < confidence",
+    "test_exits.py",
+    "multi_exit",
+  ),
+  Mutation(
+    "BYOT's hints compared where both are active",
+    "own_teacher.py",
+    "(student > 0) | (teacher > 0)",
+    "(student > 0) & (teacher > 0)",
+    "test_own_teacher.py",
+    "byot",
+  ),
+  Mutation(
+    "BYOT's distance squared",
+    "own_teacher.py",
+    "norm = l2_norm((student - teacher).reshape(-1), 0)",
+    "norm = jnp.sum(jnp.square(student - teacher))",
+    "test_own_teacher.py",
+    "byot",
+  ),
+  Mutation(
+    "BYOT's distance per device",
+    "own_teacher.py",
+    "return norm if axis_name is None else l2_norm(lax.all_gather(norm, axis_name), 0)",
+    "return norm",
+    "test_own_teacher.py",
+    "",
+  ),
+  Mutation(
+    "CWTM without the teacher's confidence",
+    "born_again.py",
+    "return cross_entropy(student, labels, confidence, axis_name=axis_name)",
+    "return cross_entropy(student, labels, weights, axis_name=axis_name)",
+    "test_born_again.py",
+    "",
+  ),
+  Mutation(
+    "DKPP with one permutation for all examples",
+    "born_again.py",
+    "axis=1, independent=True",
+    "axis=1, independent=False",
+    "test_born_again.py",
+    "",
+  ),
 ]
 
 

@@ -16,6 +16,11 @@ and takes no gradient; all else is keyword-only, with the authors' defaults.
 | factors | `factor_transfer` | `factor_l1`, `factor_lp`, `factor_map_lp`, `reconstruction_error` |
 | boundaries | `activation_boundaries` | `boundary_margin`, `boundary_disagreement` |
 | relations | `relational` | `pairwise_distance_huber`, `angle_huber` |
+| peers | `mutual`, `native_ensemble` | `peer_kl`, `gated_logits` |
+| exits | `multi_exit` | `soft_cross_entropy`, `mean_confidence`, `adapted_temperature` |
+| own teacher | `be_your_own_teacher` | `masked_sum_of_squares`, `euclidean_distance` |
+| confidence | `confidence_weighted_by_teacher_max` | `confidence_weighted_cross_entropy` |
+| permuted logits | `dark_knowledge_permuted` | `permuted_soft_target_kl`, `permute_wrong_classes` |
 
 `adaptive_average_pool`, `adaptive_max_pool` and `match_sizes` bring feature maps to one size.
 """
@@ -26,10 +31,23 @@ from jaxkd.losses.attention import (
   attention_map_mse,
   attention_transfer,
 )
+from jaxkd.losses.born_again import (
+  confidence_weighted_by_teacher_max,
+  confidence_weighted_cross_entropy,
+  dark_knowledge_permuted,
+  permute_wrong_classes,
+  permuted_soft_target_kl,
+)
 from jaxkd.losses.boundaries import (
   activation_boundaries,
   boundary_disagreement,
   boundary_margin,
+)
+from jaxkd.losses.exits import (
+  adapted_temperature,
+  mean_confidence,
+  multi_exit,
+  soft_cross_entropy,
 )
 from jaxkd.losses.factors import (
   factor_l1,
@@ -47,6 +65,12 @@ from jaxkd.losses.gradients import (
 )
 from jaxkd.losses.hints import fitnets, hint_mse, simkd
 from jaxkd.losses.logits import knowledge_distillation, soft_target_kl
+from jaxkd.losses.own_teacher import (
+  be_your_own_teacher,
+  euclidean_distance,
+  masked_sum_of_squares,
+)
+from jaxkd.losses.peers import gated_logits, mutual, native_ensemble, peer_kl
 from jaxkd.losses.relations import angle_huber, pairwise_distance_huber, relational
 from jaxkd.losses.selectivity import (
   gaussian_mmd,
@@ -59,6 +83,7 @@ from jaxkd.losses.supervised import cross_entropy
 
 __all__ = [
   "activation_boundaries",
+  "adapted_temperature",
   "adaptive_average_pool",
   "adaptive_max_pool",
   "angle_huber",
@@ -66,9 +91,14 @@ __all__ = [
   "attention_map_l2",
   "attention_map_mse",
   "attention_transfer",
+  "be_your_own_teacher",
   "boundary_disagreement",
   "boundary_margin",
+  "confidence_weighted_by_teacher_max",
+  "confidence_weighted_cross_entropy",
   "cross_entropy",
+  "dark_knowledge_permuted",
+  "euclidean_distance",
   "factor_l1",
   "factor_lp",
   "factor_map_lp",
@@ -78,6 +108,7 @@ __all__ = [
   "flow_of_solution",
   "fsp_column_norm",
   "fsp_mse",
+  "gated_logits",
   "gaussian_mmd",
   "gradient_attention_transfer",
   "gradient_l2",
@@ -86,12 +117,21 @@ __all__ = [
   "hint_mse",
   "knowledge_distillation",
   "linear_mmd",
+  "masked_sum_of_squares",
   "match_sizes",
+  "mean_confidence",
+  "multi_exit",
+  "mutual",
+  "native_ensemble",
   "neuron_selectivity_transfer",
   "pairwise_distance_huber",
+  "peer_kl",
+  "permute_wrong_classes",
+  "permuted_soft_target_kl",
   "polynomial_mmd",
   "reconstruction_error",
   "relational",
   "simkd",
+  "soft_cross_entropy",
   "soft_target_kl",
 ]

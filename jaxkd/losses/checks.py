@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxkd.errors import ConfigError
+from jaxkd.types import Output
 
 
 def is_number(value: Any) -> bool:
@@ -28,11 +29,20 @@ def check_fraction(name: str, value: Any) -> None:
     raise ConfigError(f"{name} is {value}: it must lie between 0 and 1")
 
 
-def check_same_shape(what: str, student: jax.Array, teacher: jax.Array, hint: str = "") -> None:
-  """Raise a ConfigError with both shapes if they differ."""
+def check_same_shape(
+  what: str, student: jax.Array, teacher: jax.Array, hint: str = "", *, other: str = "teacher"
+) -> None:
+  """Raise a ConfigError with both shapes if they differ; `other` is what the second is called."""
   if student.shape != teacher.shape:
-    message = f"{what}: student {student.shape} and teacher {teacher.shape} differ in shape"
+    message = f"{what}: student {student.shape} and {other} {teacher.shape} differ in shape"
     raise ConfigError(f"{message}; {hint}" if hint else message)
+
+
+def logits_of(output: Output, *, what: str, who: str) -> jax.Array:
+  """The logits of an Output; a ConfigError that names whose are missing."""
+  if output.logits is None:
+    raise ConfigError(f"{what}: the {who}'s Output has no logits")
+  return output.logits
 
 
 def check_maps(what: str, student: jax.Array, teacher: jax.Array) -> None:

@@ -8,7 +8,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError
-from jaxkd.losses.checks import check_positive, check_same_shape, is_number
+from jaxkd.losses.checks import check_positive, check_same_shape, is_number, logits_of
+from jaxkd.losses.divergences import relative_entropy
 from jaxkd.losses.precision import widen
 from jaxkd.losses.supervised import cross_entropy
 from jaxkd.types import Output, Terms
@@ -49,15 +50,7 @@ def soft_target_kl(
   check_same_shape("logits", student, teacher, "both must score the same classes, (B, C)")
   log_p_student = jax.nn.log_softmax(student / temperature)
   log_p_teacher = jax.nn.log_softmax(teacher / temperature)
-  p_teacher = jnp.exp(log_p_teacher)
-  # As both distributions sum to 1, adding p_s - p_t to every term changes nothing, but makes each
-  # one p_t * (e^d - 1 - d) >= 0, which does not cancel when a high temperature makes d small.
-  # Where d is large, e^d may overflow, and p_s is taken as it is.
-  d = log_p_student - log_p_teacher
-  excess = jnp.where(
-    d < 1.0, p_teacher * jnp.expm1(jnp.minimum(d, 1.0)), jnp.exp(log_p_student) - p_teacher
-  )
-  divergence = jnp.sum(excess - p_teacher * d, axis=-1)
+  divergence = relative_entropy(log_p_student, log_p_teacher)
   scale = temperature * temperature if squared_temperature else 1.0
   return scale * jnp.mean(divergence)
 
@@ -102,10 +95,10 @@ def knowledge_distillation(
   >>> float(knowledge_distillation(z, z).total)
   0.0
   """
-  student_logits = _logits(student, "student")
+  student_logits = logits_of(student, what="knowledge_distillation", who="student")
   soft = soft_target_kl(
     student_logits,
-    _logits(teacher, "teacher"),
+    logits_of(teacher, what="knowledge_distillation", who="teacher"),
     temperature=temperature,
     squared_temperature=squared_temperature,
   )
@@ -115,9 +108,3 @@ def knowledge_distillation(
       raise ConfigError(f"hard_weight is {hard_weight} but no labels were given")
     logit = logit + hard_weight * cross_entropy(student_logits, labels)
   return Terms(logit=logit)
-
-
-def _logits(output: Output, who: str) -> jax.Array:
-  if output.logits is None:
-    raise ConfigError(f"knowledge_distillation: the {who}'s Output has no logits")
-  return output.logits

@@ -30,3 +30,9 @@ def stages_of(who: str, arrays: Arrays) -> Output:
     return Output(features={"0": arrays[who]})
   found = sorted(int(name.rsplit("_", 1)[1]) for name in arrays if name.startswith(f"{who}_"))
   return Output(features={str(i): arrays[f"{who}_{i}"] for i in found})
+
+
+def several_logits(who: str, arrays: Arrays) -> list[Output]:
+  """Outputs with the logits `who_0`, `who_1`, ..., in their order."""
+  count = sum(name.startswith(f"{who}_") for name in arrays)
+  return [Output(logits=arrays[f"{who}_{i}"]) for i in range(count)]

@@ -64,6 +64,27 @@ def of_flows(**options):
   )
 
 
+def of_exits(loss, **options):
+  """Two exits of the student, and the deepest as teacher: three classes, hints of two channels."""
+
+  def an_exit(x):
+    return Output(x[:, :3], {"hint": x[:, 3:]})
+
+  def apply(s, t):
+    return loss([an_exit(s[:, :5]), an_exit(s[:, 5:]), an_exit(t)], **options).total
+
+  return apply
+
+
+def of_confidence(**options):
+  def apply(s, t):
+    labels = jax.lax.stop_gradient(jnp.argmax(t[:, ::-1], axis=-1))
+    ours, theirs = Output(logits=s), Output(logits=t)
+    return losses.confidence_weighted_by_teacher_max(ours, theirs, labels, **options).total
+
+  return apply
+
+
 SUBJECTS = {
   "cross_entropy": Subject(
     lambda s, t: losses.cross_entropy(s, jax.lax.stop_gradient(jnp.argmax(t, axis=-1))),
@@ -120,6 +141,33 @@ SUBJECTS = {
     (B, 1, 2, 2),
     (B, 3),
     mapped=of_maps(losses.relational, axis_name="batch"),
+  ),
+  "mutual": Subject(
+    lambda s, t: losses.mutual(Output(s), [Output(t), Output(-t)]).total, (B, 5), (B, 5)
+  ),
+  "native_ensemble": Subject(
+    lambda s, t: losses.native_ensemble([Output(s[:, :3]), Output(s[:, 3:])], Output(t)).total,
+    (B, 6),
+    (B, 3),
+  ),
+  "multi_exit": Subject(of_exits(losses.multi_exit), (B, 10), (B, 5)),
+  "be_your_own_teacher": Subject(
+    of_exits(losses.be_your_own_teacher, feature_weight=0.1),
+    (B, 10),
+    (B, 5),
+    mapped=of_exits(losses.be_your_own_teacher, feature_weight=0.1, axis_name="batch"),
+  ),
+  "confidence_weighted_by_teacher_max": Subject(
+    of_confidence(), (B, 5), (B, 5), mapped=of_confidence(axis_name="batch")
+  ),
+  "dark_knowledge_permuted": Subject(
+    # Of two classes there is one wrong one, and nothing to permute: the order of the examples,
+    # and the devices they are on, do not change the draw.
+    lambda s, t: (
+      losses.dark_knowledge_permuted(Output(s), Output(t), jax.random.key(0), temperature=2.0).total
+    ),
+    (B, 2),
+    (B, 2),
   ),
 }
 

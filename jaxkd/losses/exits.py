@@ -1,0 +1,226 @@
+"""Exits: what is matched is what deeper exits of the same network predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.errors import unknown_name
+from jaxkd.losses.checks import check_fraction, check_positive, check_same_shape, logits_of
+from jaxkd.losses.divergences import entropy, relative_entropy
+from jaxkd.losses.precision import widen
+from jaxkd.losses.probabilities import mean_log_probabilities
+from jaxkd.types import Output, Terms
+
+Teachers = Literal["last", "ensemble", "later"]
+Average = Literal["sum", "mean"]
+Divergence = Literal["cross_entropy", "kl"]
+
+_TEACHERS: tuple[str, ...] = get_args(Teachers)
+_AVERAGES: tuple[str, ...] = get_args(Average)
+_DIVERGENCES: tuple[str, ...] = get_args(Divergence)
+
+
+def soft_cross_entropy(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  temperature: float | jax.Array = 1.0,
+  squared_temperature: bool = True,
+  detached: bool = True,
+) -> jax.Array:
+  """Cross-entropy between two softened distributions: T^2 * mean_b sum_c -p_t * log p_s.
+
+  It is `soft_target_kl` and the teacher's entropy. The gradient is the same where the teacher is
+  detached, and exactly 0 where both agree.
+
+  Args:
+    student: logits (B, C).
+    teacher: logits (B, C).
+    temperature: T > 0, a number or a traced scalar.
+    squared_temperature: multiply by T^2.
+    detached: the teacher takes no gradient.
+
+  Returns:
+    The loss, a scalar, float32 or wider: sum over classes, mean over the batch.
+
+  Raises:
+    ConfigError: if the shapes differ, or the temperature is a number that is not positive.
+
+  Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019,
+  and Zhang et al., "Be Your Own Teacher", ICCV 2019, as their published codes; without T^2 in the
+  code of the latter's authors.
+
+  >>> soft_cross_entropy(jnp.zeros((1, 2)), jnp.zeros((1, 2))).round(4)
+  Array(0.6931, dtype=float32)
+  """
+  check_positive("temperature", temperature)
+  student, teacher = widen(student, lax.stop_gradient(teacher) if detached else teacher)
+  check_same_shape("logits", student, teacher, "both must score the same classes, (B, C)")
+  log_p_student, log_p_teacher = (jax.nn.log_softmax(z / temperature) for z in (student, teacher))
+  scale = temperature * temperature if squared_temperature else 1.0
+  return scale * _mean_divergence(log_p_student, log_p_teacher, "cross_entropy")
+
+
+def multi_exit(
+  exits: Sequence[Output],
+  *,
+  temperature: float | jax.Array = 1.0,
+  squared_temperature: bool = True,
+  teachers: Teachers = "last",
+  average: Average = "sum",
+  divergence: Divergence = "cross_entropy",
+  detached: bool = True,
+) -> Terms:
+  """Multi-exit distillation: exits learn what deeper exits predict.
+
+  With M exits, T(m) the teachers of exit m, and l(t, m) the softened divergence of exit m from
+  its teacher t, at temperature T and multiplied by T^2:
+    average="sum": sum_m sum_{t in T(m)} l(t, m)
+    average="mean": 1/M sum_m 1/|T(m)| sum_{t in T(m)} l(t, m), where exits without a teacher
+      count in M and add 0.
+
+  Args:
+    exits: Outputs, shallowest first, whose logits (B, C) are used. Fewer than two give 0.
+    temperature: T > 0, a number or a traced scalar (`adapted_temperature`).
+    squared_temperature: multiply by T^2.
+    teachers: who teaches exit m. "last": the deepest exit, all but itself. "later": every deeper
+      exit. "ensemble": one teacher for every exit, the deepest included, whose probabilities are
+      the mean of all exits' softmax(logits / T).
+    average: "sum", or the notes' "mean" over teachers and exits.
+    divergence: "cross_entropy", -sum_c p_t * log p_m; or "kl", which is 0 where exits agree.
+      Their gradients are the same where teachers are detached.
+    detached: teachers take no gradient.
+
+  Returns:
+    Terms(logit=...), float32 or wider. Exits that agree get no gradient. The authors weigh this
+    by C = 1/2, the sum of all exits' cross-entropies by 1 - C, and their total by 10 / M.
+
+  Raises:
+    ConfigError: if logits are missing or differ in shape, naming the exit, or for an option.
+
+  Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019.
+  The defaults are the authors' code, which knows the deepest exit as teacher alone. Other T(m)
+  and the averages are the paper's general form, as far as it could be sourced; no published code
+  has them.
+
+  >>> z = Output(logits=jnp.array([[1.0, 0.0]]))
+  >>> float(multi_exit([z, z, z], divergence="kl").total)
+  0.0
+  """
+  check_positive("temperature", temperature)
+  for name, value, known in (
+    ("teachers", teachers, _TEACHERS),
+    ("average", average, _AVERAGES),
+    ("divergence", divergence, _DIVERGENCES),
+  ):
+    if value not in known:
+      raise unknown_name(name, value, known)
+  if len(exits) < 2:
+    return Terms()
+  logits = widen(*(logits_of(e, what="multi_exit", who=f"exit {i}") for i, e in enumerate(exits)))
+  for i, z in enumerate(logits):
+    check_same_shape(f"multi_exit: exit {i}", z, logits[-1], other="the deepest exit")
+  log_ps = [jax.nn.log_softmax(z / temperature) for z in logits]
+  targets = [lax.stop_gradient(log_p) for log_p in log_ps] if detached else log_ps
+  total = jnp.zeros((), log_ps[0].dtype)
+  for log_p, taught_by in zip(log_ps, _taught_by(targets, teachers), strict=True):
+    if taught_by:
+      lesson = sum(_mean_divergence(log_p, target, divergence) for target in taught_by)
+      total = total + (lesson / len(taught_by) if average == "mean" else lesson)
+  scale = temperature * temperature if squared_temperature else 1.0
+  return Terms(logit=scale * total / (len(log_ps) if average == "mean" else 1))
+
+
+def mean_confidence(
+  logits: ArrayLike, *, temperature: ArrayLike = 1.0, axis_name: str | None = None
+) -> jax.Array:
+  """How sure a network is: mean_b max_c softmax(logits / T).
+
+  Args:
+    logits: (B, C).
+    temperature: T > 0, a number or a traced scalar.
+    axis_name: the device axis of a mapped step; the mean is then over the global batch.
+
+  Returns:
+    A scalar between 1 / C and 1, float32 or wider.
+
+  Raises:
+    ConfigError: if the temperature is a number that is not positive.
+
+  Source: Phuong & Lampert, ICCV 2019, the authors' code.
+
+  >>> mean_confidence(jnp.zeros((3, 4)))
+  Array(0.25, dtype=float32)
+  """
+  check_positive("temperature", temperature)
+  (logits,) = widen(logits)
+  mean = jnp.mean(jnp.max(jax.nn.softmax(logits / temperature), axis=-1))
+  return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+def adapted_temperature(
+  temperature: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  confidence: float | jax.Array = 0.5,
+  factor: float | jax.Array = 1.05,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """The temperature of the next step: higher while the teacher is too sure of itself.
+
+  T * factor if mean_b max_c softmax(teacher_logits / T) > confidence, else T.
+
+  Args:
+    temperature: T > 0 of this step, a scalar. The authors start at 1.
+    teacher_logits: (B, C), those of the deepest exit, in training mode.
+    confidence: the mean confidence above which T grows, between 0 and 1.
+    factor: what it grows by.
+    axis_name: the device axis of a mapped step; the mean is then over the global batch.
+
+  Returns:
+    The next temperature, a scalar of its own dtype, float32 or wider. It takes no gradient.
+
+  Raises:
+    ConfigError: if an option is a number out of its range.
+
+  Source: Phuong & Lampert, ICCV 2019, the authors' DistillationBasedLoss, which adapts after
+  every training batch. It keeps T in Python alone, so that a resumed run starts at 1 again.
+
+  >>> adapted_temperature(2.0, jnp.array([[9.0, 0.0]]))
+  Array(2.1, dtype=float32)
+  >>> adapted_temperature(2.0, jnp.zeros((1, 4)))
+  Array(2., dtype=float32)
+  """
+  check_positive("temperature", temperature)
+  check_fraction("confidence", confidence)
+  check_positive("factor", factor)
+  (temperature,) = widen(lax.stop_gradient(temperature))
+  found = mean_confidence(
+    lax.stop_gradient(teacher_logits), temperature=temperature, axis_name=axis_name
+  )
+  return jnp.where(found > confidence, temperature * factor, temperature)
+
+
+def _taught_by(log_ps: list[jax.Array], teachers: Teachers) -> list[list[jax.Array]]:
+  """For every exit, the log-probabilities of its teachers."""
+  if teachers == "ensemble":
+    return [[mean_log_probabilities(log_ps)]] * len(log_ps)
+  if teachers == "later":
+    return [log_ps[m + 1 :] for m in range(len(log_ps))]
+  return [log_ps[-1:]] * (len(log_ps) - 1) + [[]]
+
+
+def _mean_divergence(
+  log_p_student: jax.Array, log_p_teacher: jax.Array, divergence: Divergence
+) -> jax.Array:
+  """Mean over the batch; as a sum with the entropy, its gradient does not round at equality."""
+  values = relative_entropy(log_p_student, log_p_teacher)
+  if divergence == "cross_entropy":
+    values = values + entropy(log_p_teacher)
+  return jnp.mean(values)

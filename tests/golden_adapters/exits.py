@@ -1,0 +1,119 @@
+"""Golden cases of networks whose exits teach each other: BYOT and multi-exit distillation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import losses
+from jaxkd.types import Output
+from tests.golden_adapters.connecting import several_logits
+from tests.golden_cases import Arrays, Case
+
+
+def multi_exit(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+  if not case.has("n_steps"):
+    return _step(case, arrays, "exit", arrays["labels"], case.number("T", 1.0)), {}
+  temperature = jnp.asarray(1.0)
+  temperatures, confidences, step_losses = [temperature], [], []
+  for s in range(int(case.number("n_steps", 0))):
+    who = f"step{s}_exit"
+    step_losses.append(_step(case, arrays, who, arrays[f"labels_{s}"], temperature))
+    deepest = several_logits(who, arrays)[-1].logits
+    confidences.append(losses.mean_confidence(deepest, temperature=temperature))
+    temperature = losses.adapted_temperature(
+      temperature,
+      deepest,
+      confidence=case.number("maxprob", 0.5),
+      factor=case.number("Tmult", 1.05),
+    )
+    temperatures.append(temperature)
+  aux = {
+    "aux_temperatures": jnp.stack(temperatures),
+    "aux_adj_maxprob": jnp.stack(confidences),
+    "aux_step_losses": jnp.stack(step_losses),
+  }
+  return sum(step_losses[1:], step_losses[0]), aux
+
+
+def _step(case: Case, arrays: Arrays, who: str, labels: jax.Array, temperature: Any) -> jax.Array:
+  """Without C, the labels alone."""
+  exits = several_logits(who, arrays)
+  soft_weight = case.number("C", 0.0)
+  label_term = sum(losses.cross_entropy(output.logits, labels) for output in exits)
+  terms = losses.multi_exit(exits, temperature=temperature)
+  total = (1.0 - soft_weight) * label_term + soft_weight * terms.total
+  return case.number("global_scale", 1.0) * total
+
+
+def byot(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+  later = "self-distillation-final" in case.word("source")
+  options: dict[str, Any] = {
+    "temperature": case.number("T", 3.0),
+    "squared_temperature": not later,
+    "feature": "distance" if later else "masked_squares",
+  }
+  if "student" in arrays:
+    return _one_term(case, arrays, options), {}
+  soft_weight = case.number("loss_coefficient" if later else "alpha", 0.0)
+  weights = {
+    "soft_weight": soft_weight,
+    "feature_weight": case.number("feature_loss_coefficient" if later else "beta", 0.0),
+  }
+  exits = _hinted_exits(arrays, deepest_first=later)
+  terms = losses.be_your_own_teacher(exits, **weights, **options)
+  label_terms = [losses.cross_entropy(output.logits, arrays["labels"]) for output in exits]
+  if later:
+    label_term = label_terms[-1] + (1.0 - soft_weight) * sum(label_terms[:-1])
+  else:
+    label_term = (1.0 - soft_weight) * sum(label_terms)
+  alone = [_terms_alone(exits, i, options) for i in range(len(exits) - 1)]
+  if later:
+    # From the exit before the deepest, which has no feature term, to the shallowest.
+    alone = alone[::-1]
+  soft = jnp.stack([terms.logit for terms in alone])
+  features = jnp.stack([terms.feature for terms in (alone[1:] if later else alone)])
+  aux = {
+    "aux_ce": sum(label_terms),
+    "aux_soft_terms" if later else "aux_kd_terms": soft,
+    "aux_feature_terms": features,
+  }
+  return label_term + terms.total, aux
+
+
+def _terms_alone(exits: list[Output], i: int, options: dict[str, Any]) -> Any:
+  """What the exit `i` learns from the deepest, unweighted."""
+  compared = [0] if exits[i].features else []
+  return losses.be_your_own_teacher(
+    [exits[i], exits[-1]], soft_weight=1.0, feature_weight=1.0, feature_exits=compared, **options
+  )
+
+
+def _one_term(case: Case, arrays: Arrays, options: dict[str, Any]) -> jax.Array:
+  """The soft term alone, or the feature term alone, of one exit."""
+  both = arrays["student"], arrays["teacher"]
+  if arrays["student"].ndim == 4 or "feature" in case.word("desc"):
+    later = options["feature"] == "distance"
+    return (losses.euclidean_distance if later else losses.masked_sum_of_squares)(*both)
+  exits = [Output(logits=z) for z in both]
+  return losses.be_your_own_teacher(exits, soft_weight=1.0, feature_weight=0.0, **options).total
+
+
+def _hinted_exits(arrays: Arrays, *, deepest_first: bool) -> list[Output]:
+  """Shallowest first, with the features that are compared, brought to the deepest's shape."""
+  count = sum(name.startswith("logits_") for name in arrays)
+  exits = []
+  for i in range(count):
+    hints = {}
+    if f"feature_{i}" in arrays:
+      hints["hint"] = arrays[f"feature_{i}"]
+    if f"adapt_{i}_kernel" in arrays:
+      projected = hints["hint"] @ arrays[f"adapt_{i}_kernel"]
+      hints["hint"] = projected + arrays[f"adapt_{i}_bias"][None]
+    elif deepest_first and i > 0:
+      # Its features are given, but they are neither adapted nor compared.
+      hints = {}
+    exits.append(Output(arrays[f"logits_{i}"], hints))
+  return exits[::-1] if deepest_first else exits
