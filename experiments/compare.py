@@ -4,10 +4,15 @@
 
 Each seed trains one teacher and one student alone; every method then distils that teacher into a
 student that starts from the same weights as the student alone. A method may carry fields of its
-own section, "fitnets/two_stage=True/first_epochs=10".
+own section, "fitnets/two_stage=True/first_epochs=10"; --set changes other fields for all of them,
+"student.model=msdnet_small".
 
 With --one_teacher, seed 0's teaches in every seed. As other seeds hold out other images, which it
 has seen, validation is then left out of the table.
+
+With --every_predictor there is a row for every peer, branch, exit, ensemble and generation, and one
+for the mean of each kind; gains are then over the same predictor of the run that --against names,
+or over that run's only one.
 
 With --rates the students are trained at each learning rate instead, and the table tells validation
 accuracies only, to choose by.
@@ -19,6 +24,7 @@ import ast
 import functools
 import importlib.util
 import json
+import operator
 import pathlib
 import statistics
 import sys
@@ -36,12 +42,17 @@ from jaxkd.train import devices
 _CONFIG = flags.DEFINE_string("config", None, "Config file, without a method.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
 _METHODS = flags.DEFINE_list("methods", ["kd", "fitnets", "at", "simkd"], "Methods to compare.")
+_SET = flags.DEFINE_list("set", [], "Fields of the config that all runs have otherwise.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
 _RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from, by validation.")
 _ONE_TEACHER = flags.DEFINE_bool(
   "one_teacher", False, "Seed 0's teacher teaches in every seed, where teachers are dear."
 )
+_EVERY_PREDICTOR = flags.DEFINE_bool(
+  "every_predictor", False, "Rows for all predictors, not only for what a run is reported by."
+)
+_AGAINST = flags.DEFINE_string("against", "alone", "The run that gains are counted from.")
 _CPU_DEVICES = flags.DEFINE_integer(
   "cpu_devices", 0, "XLA devices on the CPU; 0 is one per core. 1 where several commands share it."
 )
@@ -60,6 +71,10 @@ def main(argv: list[str]) -> None:
   students = ["alone", *_METHODS.value]
   for student in students:
     _settings(get_config, student, rates[0] if rates else None)
+  if _AGAINST.value not in students:
+    raise ConfigError(f"against={_AGAINST.value!r}: expected one of {', '.join(students)}")
+  taught = [student for student in students if _needs_teacher(student)]
+  networks = ["teacher", *students] if taught else students
   devices.split_cpu(_CPU_DEVICES.value, get_config("alone").batch_size)
   workdir, console = pathlib.Path(_WORKDIR.value), Console()
   # Another seed's steps are the same programs.
@@ -73,7 +88,7 @@ def main(argv: list[str]) -> None:
     folder = workdir / f"seed{seed}"
     home = workdir / "seed0" if _ONE_TEACHER.value else folder
     bundle = home / "teacher" / "bundles" / "teacher" / "teacher"
-    for name in ["teacher", *students]:
+    for name in networks:
       if name == "teacher" and seed and _ONE_TEACHER.value:
         continue
       for rate in rates if rates and name != "teacher" else [None]:
@@ -81,6 +96,7 @@ def main(argv: list[str]) -> None:
         settings.seed = seed
         if name not in ("teacher", "alone"):
           settings.baseline = False
+        if name in taught:
           settings.teacher.bundle = str(bundle)
         run = (name if rate is None else f"{name}/rate={rate:g}").replace("/", ",")
         summary = experiment.run(settings, folder / run, console, load_data=load)
@@ -88,7 +104,7 @@ def main(argv: list[str]) -> None:
   text = (
     choice_table(validations, students, rates)
     if rates
-    else table(tests, {} if _ONE_TEACHER.value else validations)
+    else table(tests, {} if _ONE_TEACHER.value else validations, _AGAINST.value)
   )
   console.print(text, soft_wrap=True, highlight=False)
   report.write_atomically(workdir / "comparison.json", json.dumps(tests, indent=2) + "\n")
@@ -101,20 +117,33 @@ def _settings(get_config: Callable[[str], ConfigDict], name: str, rate: float | 
   """The config of "METHOD/field=value/...", checked, at another learning rate if one is given."""
   method, *changes = name.split("/")
   settings = get_config(method)
+  changes = [*_SET.value, *(f"method.{change}" for change in changes)]
   for change in changes:
-    field, _, value = change.partition("=")
+    path, _, value = change.partition("=")
+    *sections, field = path.split(".")
     try:
-      settings.method[field] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      settings.method[field] = value
+      where = functools.reduce(operator.getitem, sections, settings)
+      where[field] = _literal(value)
     except (KeyError, TypeError) as error:
-      raise ConfigError(f"methods={name!r}: {' '.join(str(error).split())}") from error
+      raise ConfigError(f"{change!r}: {' '.join(str(error).split())}") from error
   if rate is not None and method == "alone":
     settings.student.learning_rate = rate
   elif rate is not None:
     settings.method.learning_rate = rate
   recipes.check_config(settings)
   return settings
+
+
+def _literal(value: str) -> object:
+  try:
+    return ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return value
+
+
+def _needs_teacher(name: str) -> bool:
+  methods = recipes.methods(name.split("/")[0]).values()
+  return all(method.distils and not method.without_teacher for method in methods)
 
 
 def _collect(
@@ -124,31 +153,62 @@ def _collect(
   tests: Accuracies,
   validations: Accuracies,
 ) -> None:
-  """Appends what the run's last network reached."""
-  *_, result = summary["stages"].values()
-  tests.setdefault(run, []).append(result["accuracy"])
-  last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1]).get("validation")
-  if last:
-    validations.setdefault(run, []).append(last[result["predictor"]]["accuracy"])
+  """Appends what the run's last network reached, or every network of it."""
+  last = {}
+  for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    row = json.loads(line)
+    last[row["stage"]] = row.get("validation", {})
+  stages = summary["stages"]
+  *_, stage = stages
+  if not _EVERY_PREDICTOR.value or len(stages[stage]["test"]) == 1:
+    predictor = stages[stage]["predictor"]
+    _append(run, predictor, {predictor: stages[stage]["test"][predictor]}, tests)
+    _append(run, predictor, {p: v for p, v in last[stage].items() if p == predictor}, validations)
+    return
+  for stage, result in stages.items():
+    if stage != "teacher" and result["predictor"]:
+      name = run if stage == "distilled" or run == "alone" else f"{run}, {stage}"
+      _append(name, "", result["test"], tests)
+      _append(name, "", last[stage], validations)
 
 
-def table(accuracies: Accuracies, validations: Accuracies) -> str:
-  """A Markdown table: test accuracy, gain over the student alone, share of the gap closed.
+def _append(
+  run: str, only: str, scores: dict[str, dict[str, float]], accuracies: Accuracies
+) -> None:
+  """Appends the predictors' accuracies, and the mean of several of a kind (peer_0, peer_1)."""
+  kinds: dict[str, list[float]] = {}
+  for predictor, values in scores.items():
+    name = run if predictor == only else f"{run}: {predictor}"
+    accuracies.setdefault(name, []).append(values["accuracy"])
+    kinds.setdefault(predictor.rpartition("_")[0], []).append(values["accuracy"])
+  for kind, each in kinds.items():
+    if kind and len(each) > 1:
+      accuracies.setdefault(f"{run}: mean {kind}", []).append(statistics.mean(each))
 
-  Gains are paired by seed; the share is of the mean gap.
+
+def table(accuracies: Accuracies, validations: Accuracies, against: str = "alone") -> str:
+  """A Markdown table: test accuracy, gain over another run, share of the gap closed.
+
+  Gains are paired by seed; the share, where there is a teacher, is of its mean gap to the student
+  alone.
   """
-  lines = [
-    "| network | test accuracy, % | minus alone, points | gap closed | validation accuracy, % |",
-    "|---|---|---|---|---|",
-  ]
-  gap = statistics.mean(accuracies["teacher"]) - statistics.mean(accuracies["alone"])
-  for method, values in accuracies.items():
-    cells = [{"alone": "student alone"}.get(method, method), _spread(values), "", ""]
-    if method not in ("teacher", "alone"):
-      gains = [a - b for a, b in zip(values, accuracies["alone"], strict=True)]
-      closed = f"{statistics.mean(gains) / gap:.0%}" if gap > 0 else "no gap"
-      cells = [f"student, {method}", _spread(values), _spread(gains, "+"), closed]
-    cells.append(_spread(validations[method]) if method in validations else "")
+  heads = "network", "test accuracy, %", f"minus {against}, points", "gap closed"
+  lines = [f"| {' | '.join(heads)} | validation accuracy, % |", "|---|---|---|---|---|"]
+  gap = 0.0
+  if "teacher" in accuracies:
+    gap = statistics.mean(accuracies["teacher"]) - statistics.mean(accuracies["alone"])
+  for name, values in accuracies.items():
+    predictor = name.partition(": ")[2]
+    cells = [{"alone": "student alone"}.get(name, name), _spread(values), "", ""]
+    if name not in ("teacher", "alone"):
+      cells[0] = f"student, {name}"
+    basis = next(n for n in (f"{against}: {predictor}", against, name) if n in accuracies)
+    if name not in ("teacher", basis):
+      gains = [a - b for a, b in zip(values, accuracies[basis], strict=True)]
+      cells[2] = _spread(gains, "+")
+      if against == "alone" and "teacher" in accuracies:
+        cells[3] = f"{statistics.mean(gains) / gap:.0%}" if gap > 0 else "no gap"
+    cells.append(_spread(validations[name]) if name in validations else "")
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 

@@ -210,7 +210,9 @@ def _as_json(settings: ml_collections.ConfigDict) -> str:
 
 def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config without the network that its method does not train."""
-  unused = {"teacher": "student", "alone": "teacher"}.get(config["method"]["name"])
+  name = config["method"]["name"]
+  teacherless = name == "alone" or any(m.without_teacher for m in recipes.methods(name).values())
+  unused = "student" if name == "teacher" else "teacher" if teacherless else None
   return {section: fields for section, fields in config.items() if section != unused}
 
 

@@ -14,11 +14,17 @@ import ml_collections
 from flax import linen as nn
 
 from jaxkd import bundles, models, recipes, schemes
-from jaxkd.data import Dataset, Examples, augmentation, normalize, per_class
+from jaxkd.data import Dataset, Examples, augmentation, normalize, per_class, with_unlabelled
 from jaxkd.errors import ConfigError
 from jaxkd.participants import select
-from jaxkd.recipes import Pair, Teacher, Training
-from jaxkd.train import Stage, check_stages, learning_rate_schedule, make_optimizer
+from jaxkd.recipes import ALONE, Pair, Teacher, Training
+from jaxkd.train import (
+  Stage,
+  check_stages,
+  learning_rate_schedule,
+  make_optimizer,
+  take_turns,
+)
 from jaxkd.train import steps_per_epoch as count_steps
 from jaxkd.train.devices import AXIS_NAME
 from jaxkd.types import Array, Batch, Context, Output, Scheme
@@ -37,61 +43,83 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
     ConfigError: naming the field and what would be accepted.
   """
   name = settings.method.name
-  methods = recipes.methods(name)
-  distils = all(method.distils for method in methods.values())
+  methods = recipes.methods(name).values()
+  distils = all(method.distils for method in methods)
+  taught = distils and not any(method.without_teacher for method in methods)
   options = {
     "axis_name": AXIS_NAME if settings.sync_batch_norm else None,
     "dtype": jnp.dtype(settings.compute_dtype),
   }
-  plan: list[Stage] = []
   if settings.keep == "best" and data.validation is None:
     raise ConfigError("keep='best' needs a validation split, but data.validation=0.0")
 
+  plan: list[Stage] = []
   teachers: dict[str, Teacher] = {}
-  if distils or name == "teacher":
+  if taught or name == "teacher":
     for number, (teacher, variables) in enumerate(_teachers(settings, data, options)):
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher
-      scheme = schemes.supervised(teacher.module, participant=called)
-      stage = _stage(called, scheme, settings, "teacher", data)
-      stage = dataclasses.replace(
-        stage, label=teacher.label, reported=called, seed=settings.seed + number
-      )
-      if variables is not None:
-        # A teacher that comes trained is a stage without epochs: it is scored like any other.
-        stage = dataclasses.replace(stage, epochs=0, given={called: variables})
-      plan.append(stage)
-  if distils or name == "alone":
-    student = models.create(settings.student.model, num_classes=data.num_classes, **options)
-    student_output = _shapes("student.model", settings.student.model, student, data)
-    if settings.baseline or not distils:
-      plan.append(_stage("alone", schemes.supervised(student), settings, "student", data))
-  if distils:
-    examples = _examples(settings, "student", data)
-    pair = Pair(
-      student=student,
-      student_output=student_output,
-      teachers=teachers,
-      image_shape=data.image_shape,
-      options=options,
-      epochs=settings.student.epochs,
-      steps_per_epoch=count_steps(len(examples), settings.batch_size),
-      hyperparameters=settings.method,
+      plan.append(_teaching(called, number, teacher, variables, settings, data))
+  if name == "teacher":
+    return plan
+
+  def create(field: str, model: str) -> tuple[nn.Module, Output | tuple[Output, ...]]:
+    module = models.create(model, num_classes=data.num_classes, **options)
+    return module, _shapes(field, model, module, data)
+
+  student, student_output = create("student.model", settings.student.model)
+  exits = len(student_output) if isinstance(student_output, tuple) else 0
+  if distils and exits and not all(method.takes_exits for method in methods):
+    able = [n for n, method in recipes.METHODS.items() if method.takes_exits]
+    raise ConfigError(
+      f"student.model={settings.student.model!r} has {exits} exits of its own, and method "
+      f"{name!r} trains a network with one; these train several: {', '.join(able)}"
     )
-    try:
-      trainings = recipes.trainings(pair)
-      for training in trainings:
-        _rehearse(training.scheme, data)
-    except ConfigError:
-      raise
-    except ValueError as error:
-      raise ConfigError(f"method {name!r}: {error}") from error
-    plan += [_distilling(training, settings, data, teachers) for training in trainings]
+  pair = Pair(
+    student=student,
+    student_output=student_output,
+    teachers=teachers,
+    image_shape=data.image_shape,
+    options=options,
+    epochs=settings.student.epochs,
+    steps_per_epoch=count_steps(len(_examples(settings, "student", data)), settings.batch_size),
+    hyperparameters=settings.method,
+    create=lambda model: create("method.models", model)[0],
+  )
+  try:
+    trainings = recipes.trainings(pair) if distils else []
+    if (settings.baseline or not distils) and not any(t.name == ALONE for t in trainings):
+      trainings = [recipes.alone(pair), *trainings]
+    for training in trainings:
+      _rehearse(training.scheme, data)
+  except ConfigError:
+    raise
+  except ValueError as error:
+    raise ConfigError(f"method {name!r}: {error}") from error
+  plan += [_learning(training, settings, data, teachers) for training in trainings]
   check_stages(plan)
   return plan
 
 
-def _distilling(
+def _teaching(
+  called: str,
+  number: int,
+  teacher: Teacher,
+  variables: Mapping[str, Any] | None,
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+) -> Stage:
+  """The stage of one teacher, by the teachers' recipe; without epochs if it comes trained."""
+  scheme = schemes.supervised(teacher.module, participant=called)
+  stage = _stage(called, scheme, settings, "teacher", data, seed_offset=number)
+  stage = dataclasses.replace(stage, label=teacher.label, reported=called)
+  if variables is None:
+    return stage
+  # It is scored like any other.
+  return dataclasses.replace(stage, epochs=0, given={called: variables})
+
+
+def _learning(
   training: Training,
   settings: ml_collections.ConfigDict,
   data: Dataset,
@@ -106,6 +134,8 @@ def _distilling(
     data,
     learning_rate=training.learning_rate or None,
     epochs=training.epochs,
+    turns=training.turns,
+    seed_offset=training.seed_offset,
   )
   label = training.label or stage.label
   if training.reuses_classifier:
@@ -125,7 +155,7 @@ def _teachers(
   paths = [path for path in settings.teacher.bundle.split(",") if path]
   if not paths:
     module = models.create(name, num_classes=data.num_classes, **options)
-    output = _shapes("teacher.model", name, module, data)
+    output = _one_output("teacher.model", name, _shapes("teacher.model", name, module, data))
     return [(Teacher(module, output, name), None)] * count
   if count not in (1, len(paths)):
     raise ConfigError(f"teacher.count={count}: expected {len(paths)}, as many as teacher.bundle")
@@ -145,7 +175,8 @@ def _bundled(
       f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
       "or to '' to take what the bundle holds"
     )
-  output = _shapes("teacher.bundle", path, network.module, data, network.variables)
+  shapes = _shapes("teacher.bundle", path, network.module, data, network.variables)
+  output = _one_output("teacher.bundle", path, shapes)
   classes = 0 if output.logits is None else output.logits.shape[-1]
   if classes != data.num_classes:
     raise ConfigError(
@@ -158,7 +189,7 @@ def _bundled(
 
 def _shapes(
   field: str, value: str, module: nn.Module, data: Dataset, variables: Any = None
-) -> Output:
+) -> Output | tuple[Output, ...]:
   """What a model returns for this data's images, as shapes; nothing is computed."""
   images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
   try:
@@ -168,6 +199,13 @@ def _shapes(
   except (ValueError, TypeError) as error:
     reason = " ".join(str(error).split())
     raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
+
+
+def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> Output:
+  """The shapes of a network that can teach: one with a single output."""
+  if isinstance(output, tuple):
+    raise ConfigError(f"{field}={value!r} has {len(output)} exits: a teacher needs to have one")
+  return output
 
 
 def _rehearse(scheme: Scheme, data: Dataset) -> None:
@@ -199,8 +237,10 @@ def _stage(
   *,
   learning_rate: float | None = None,
   epochs: int | None = None,
+  turns: tuple[str, ...] = (),
+  seed_offset: int = 0,
 ) -> Stage:
-  """One stage: `role` says whose recipe and examples, but for another rate or length."""
+  """One stage: `role` says whose recipe and examples, but for another rate, length or seed."""
   recipe = settings[role]
   epochs = epochs or recipe.epochs
   examples = _examples(settings, role, data)
@@ -209,7 +249,8 @@ def _stage(
     recipe.schedule,
     learning_rate=learning_rate or recipe.learning_rate,
     epochs=epochs,
-    steps_per_epoch=steps,
+    # Those who take turns count their own updates.
+    steps_per_epoch=-(-steps // max(1, len(turns))),
     drops=recipe.drops,
     drop_factor=recipe.drop_factor,
     warmup_epochs=recipe.warmup_epochs,
@@ -222,6 +263,8 @@ def _stage(
     weight_decay=recipe.weight_decay,
     clip_norm=recipe.clip_norm,
   )
+  if turns:
+    optimizer = take_turns(optimizer, turns)
   augment = augmentation(
     crop=settings.data.crop,
     flip=settings.data.flip,
@@ -243,7 +286,7 @@ def _stage(
     epochs=epochs,
     examples=examples,
     batch_size=settings.batch_size,
-    seed=settings.seed,
+    seed=settings.seed + seed_offset,
     prepare_training=lambda keys, batch: augment(keys, normalized(batch)),
     prepare_evaluation=normalized,
     reported=role,
@@ -257,11 +300,17 @@ def _stage(
 def _examples(settings: ml_collections.ConfigDict, role: str, data: Dataset) -> Examples:
   """What the teacher, or a student, is trained on."""
   field = "teacher_per_class" if role == "teacher" else "per_class"
-  limit = settings.data[field]
+  limit, unlabelled = settings.data[field], settings.data.unlabelled
+  if role == "student" and unlabelled and not limit:
+    raise ConfigError(f"data.unlabelled={unlabelled}: data.per_class=0 leaves no image unlabelled")
   if not limit:
     return data.train
   try:
-    return per_class(data.train, limit, seed=settings.seed)
+    labelled = per_class(data.train, limit, seed=settings.seed)
+    if role == "teacher" or not unlabelled:
+      return labelled
+    field, limit = "unlabelled", unlabelled
+    return with_unlabelled(labelled, data.train, unlabelled, seed=settings.seed)
   except ConfigError as error:
     reason = str(error).partition(": ")[2]
     raise ConfigError(f"data.{field}={limit}: {reason}") from error

@@ -10,27 +10,32 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from jaxkd import config
+from jaxkd import config, schemes
 from jaxkd.config import Fields, text
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.recipes import features, logits, objective, simkd, transforms
+from jaxkd.recipes import exits, features, logits, objective, simkd, together, transforms
 from jaxkd.recipes.method import Method, Pair, Teacher, Training
+from jaxkd.recipes.objective import ALONE
 
 METHODS: Mapping[str, Method] = {
   "teacher": Method("the teacher alone, from labels", {}),
-  "alone": Method("the student alone, from labels", {}),
+  "alone": Method("the student alone, from labels", {}, takes_exits=True),
   **logits.METHODS,
   **features.METHODS,
   **transforms.METHODS,
   **simkd.METHODS,
+  **together.METHODS,
+  **exits.METHODS,
 }
 
 __all__ = [
+  "ALONE",
   "METHODS",
   "Method",
   "Pair",
   "Teacher",
   "Training",
+  "alone",
   "base_config",
   "check_config",
   "fields",
@@ -101,6 +106,17 @@ def check_config(settings: ml_collections.ConfigDict) -> None:
   method = settings.get("method", {})
   name = method.get("name", "") if hasattr(method, "get") else method
   config.check(settings, fields(name))
+
+
+def alone(pair: Pair) -> Training:
+  """The student that learns from labels alone, at every exit if it has several."""
+  name = pair.hyperparameters.name
+  special = METHODS[name].baseline if name in METHODS else None
+  if special is not None:
+    return special(pair)
+  if isinstance(pair.student_output, tuple):
+    return exits.exit_wise(pair, pair.student)
+  return Training(ALONE, schemes.supervised(pair.student))
 
 
 def trainings(pair: Pair) -> list[Training]:

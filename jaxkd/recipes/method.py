@@ -38,25 +38,28 @@ class Pair:
 
   Attributes:
     student: the model that learns.
-    student_output: the shapes it returns.
-    teachers: participant name -> Teacher; the first is called "teacher".
+    student_output: the shapes it returns; a tuple, one for each exit, if it has exits of its own.
+    teachers: participant name -> Teacher; the first is called "teacher". Empty for methods that
+      train without one.
     image_shape: (H, W, C).
     options: fields every trained module takes: the axis of cross-device statistics, the dtype.
     epochs: the student's.
     steps_per_epoch: updates of the student per epoch.
     hyperparameters: the config's "method" section, or the part of it that is the method's.
+    create: name -> a model like the student's, for methods that train other networks beside it.
     shares: participant name -> a teacher's share of the objective; they sum to 1.
     at: which of the teachers is at hand.
   """
 
   student: nn.Module
-  student_output: Output
+  student_output: Output | tuple[Output, ...]
   teachers: Mapping[str, Teacher]
   image_shape: tuple[int, int, int]
   options: Mapping[str, Any]
   epochs: int
   steps_per_epoch: int
   hyperparameters: ml_collections.ConfigDict
+  create: Callable[[str], nn.Module]
   shares: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"teacher": 1.0})
   at: str = "teacher"
 
@@ -71,6 +74,12 @@ class Pair:
     return self.teachers[self.at]
 
   @property
+  def plain_output(self) -> Output:
+    """The shapes that a student without exits of its own returns."""
+    assert isinstance(self.student_output, Output)
+    return self.student_output
+
+  @property
   def modules(self) -> dict[str, nn.Module]:
     """Every teacher's model by participant name."""
     return {name: teacher.module for name, teacher in self.teachers.items()}
@@ -83,13 +92,13 @@ class Pair:
     """The student's and the teacher's shape at a stage, batch included."""
     ours, theirs = (stage, stage) if isinstance(stage, str) else stage
     return (
-      feature_shape(self.student_output, ours, "student", where),
+      feature_shape(self.plain_output, ours, "student", where),
       feature_shape(self.teacher.output, theirs, "teacher", where),
     )
 
   def deepest(self, stages: Sequence[tuple[str, str]], where: str = "features") -> str:
     """The student's last stage among those named."""
-    order = list(getattr(self.student, "stages", getattr(self.student_output, where)))
+    order = list(getattr(self.student, "stages", getattr(self.plain_output, where)))
     return max((ours for ours, _ in stages), key=order.index)
 
 
@@ -107,6 +116,8 @@ class Training:
     label: what the trained network is called in tables; "" takes the student's name.
     reuses_classifier: whether the student predicts through the teachers' classifiers.
     gives: participant of the method's next training -> the participant of this one it starts as.
+    turns: participants of which one is updated at a step, in this order; empty updates all.
+    seed_offset: what it adds to the experiment's seed, for networks that must start differently.
   """
 
   name: str
@@ -118,6 +129,8 @@ class Training:
   label: str = ""
   reuses_classifier: bool = False
   gives: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  turns: tuple[str, ...] = ()
+  seed_offset: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +139,7 @@ class Method:
 
   One with `distillations` is a summand of an objective under frozen teachers: such methods add up
   ("kd+at"), ramp, and take several teachers. One with `trainings` is a scheme of its own. One
-  with neither trains without a teacher.
+  with neither trains from labels alone.
 
   Attributes:
     summary: one line for listings.
@@ -137,7 +150,12 @@ class Method:
       matched learn the method's terms alone; None where no such variant was published.
     deepest: the last stage of the student that the terms reach; needed with `warmup`.
     label_weight: of the cross-entropy, by default.
-    trainings: the trainings of a scheme of its own, in their order.
+    trainings: the trainings of a scheme of its own, in their order. One that is called "alone"
+      stands for the student alone.
+    without_teacher: whether those trainings need no network that was trained before.
+    baseline: the student alone that it is compared with, where that is not one output trained by
+      the labels.
+    takes_exits: whether the student may have several exits of its own.
   """
 
   summary: str
@@ -148,10 +166,13 @@ class Method:
   deepest: Callable[[Pair], str] | None = None
   label_weight: float = 1.0
   trainings: Callable[[Pair], Sequence[Training]] | None = None
+  without_teacher: bool = False
+  baseline: Callable[[Pair], Training] | None = None
+  takes_exits: bool = False
 
   @property
   def distils(self) -> bool:
-    """Whether there is a teacher to learn from."""
+    """Whether the student learns from some network's predictions, a teacher's or its like's."""
     return self.distillations is not None or self.trainings is not None
 
 

@@ -14,6 +14,7 @@ from jaxkd.schemes import Distillation
 from jaxkd.schemes.distillation import Weight
 from jaxkd.schemes.ramps import RAMPS, ramp
 
+ALONE = "alone"
 WARMUP = "warmup"
 DISTILLED = "distilled"
 
@@ -24,9 +25,10 @@ def objective_fields(methods: Mapping[str, Method]) -> Fields:
   fields: dict[str, object] = {
     # Objectives differ in scale: 0 takes the rate of the student alone.
     "learning_rate": number(0.0),
-    # Of several teachers, in their order; () weighs them alike.
-    "teacher_weights": weights(),
   }
+  if not any(method.without_teacher for method in methods.values()):
+    # Of several teachers, in their order; () weighs them alike.
+    fields["teacher_weights"] = weights()
   if all(method.distillations for method in methods.values()):
     fields |= {
       # These are of an objective in one stage.
@@ -68,7 +70,8 @@ def trainings(methods: Mapping[str, Method], pair: Pair) -> list[Training]:
   Raises:
     ConfigError: naming the field that does not fit.
   """
-  pair = dataclasses.replace(pair, shares=_shares(pair))
+  if pair.teachers:
+    pair = dataclasses.replace(pair, shares=_shares(pair))
   if len(methods) == 1:
     [method] = methods.values()
     if method.trainings is not None:

@@ -12,22 +12,25 @@ def comparison(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   """What distillation gained, in test accuracy.
 
   Args:
-    stages: stage name -> {"accuracy": ...}; those called teacher, alone, distilled count.
+    stages: stage name -> {"accuracy": ...}, in order; those called teacher and alone count, and
+      the last, which trained the distilled student.
 
   Returns:
     "difference": distilled minus alone; "gap_closed": that, as a share of teacher minus alone
-    (left out where the teacher is no better than the student alone). Empty without both students.
+    (left out where there is no teacher, or none better than the student alone). Empty without both
+    students.
 
   >>> rows = {"teacher": {"accuracy": 0.9}, "alone": {"accuracy": 0.5},
   ...         "distilled": {"accuracy": 0.7}}
   >>> {name: round(value, 3) for name, value in comparison(rows).items()}
   {'difference': 0.2, 'gap_closed': 0.5}
   """
-  if "alone" not in stages or "distilled" not in stages:
+  *_, last = stages
+  if "alone" not in stages or last in ("teacher", "alone"):
     return {}
-  alone, distilled = stages["alone"]["accuracy"], stages["distilled"]["accuracy"]
+  alone, distilled = stages["alone"]["accuracy"], stages[last]["accuracy"]
   figures = {"difference": distilled - alone}
-  gap = stages["teacher"]["accuracy"] - alone
+  gap = stages["teacher"]["accuracy"] - alone if "teacher" in stages else 0.0
   if gap > 0:
     figures["gap_closed"] = (distilled - alone) / gap
   return figures
@@ -52,5 +55,6 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
     table.add_section()
     table.add_row("distilled - alone", "", "", f"{100 * gain['difference']:+.2f} points")
     closed = f"{gain['gap_closed']:.0%}" if "gap_closed" in gain else "no gap"
-    table.add_row("share of gap closed", "", "", closed)
+    if "teacher" in summary["stages"]:
+      table.add_row("share of gap closed", "", "", closed)
   return table

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxkd.types import Array, Context, Output, Terms
+from jaxkd.schemes.networks import key_for
+from jaxkd.types import Array, Batch, Context, Output, Terms
 
 # A number, or a function of the step (`jaxkd.schemes.ramp`, or any optax schedule).
 Weight = float | Callable[[Array], Array]
@@ -37,6 +38,8 @@ class Distillation:
     teacher_gradients: the same of the teacher.
     global_batch: the loss compares examples with each other; it is also given `axis_name`, the
       device axis, so that it sees the batch of all devices.
+    labelled: the loss is also given the batch's `labels` and `weights`, and `axis_name`.
+    random: the loss is also given `rng`, a key of this step.
     metrics: name -> (student Output, teacher Output) -> (sum, count), reported beside the terms.
   """
 
@@ -50,6 +53,8 @@ class Distillation:
   student_gradients: tuple[str, ...] = ()
   teacher_gradients: tuple[str, ...] = ()
   global_batch: bool = False
+  labelled: bool = False
+  random: bool = False
   metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
   @property
@@ -75,8 +80,14 @@ class Distillation:
     )
     return Output(logits=mean)
 
-  def terms(self, student: Output, teacher: Output, context: Context) -> Terms:
+  def terms(self, student: Output, teacher: Output, batch: Batch, context: Context) -> Terms:
     """Its weighted terms; both Outputs as connectors left them."""
-    options: dict[str, Any] = {"axis_name": context.axis_name} if self.global_batch else {}
+    options: dict[str, Any] = {}
+    if self.global_batch or self.labelled:
+      options["axis_name"] = context.axis_name
+    if self.labelled:
+      options |= {"labels": batch.labels, "weights": batch.weights}
+    if self.random:
+      options["rng"] = key_for(context.rng, self.name)
     weight = self.weight(context.step) if callable(self.weight) else self.weight
     return weight * self.loss(student, teacher, **options)

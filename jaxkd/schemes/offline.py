@@ -143,7 +143,7 @@ def offline(
       changed: dict[str, Any] = {distillation.connects: arrays}
       connected = dataclasses.replace(output, **changed)
       seen = targets[distillation.name]
-      terms[distillation.name] = distillation.terms(connected, seen, context)
+      terms[distillation.name] = distillation.terms(connected, seen, batch, context)
       for name, metric in distillation.metrics.items():
         metrics[f"{distillation.name}_{name}"] = metric(connected, seen)
     total = sum((t.total for t in terms.values()), start=jax.numpy.float32(0))

@@ -1,0 +1,153 @@
+"""Networks that learn together, each from the labels and from what the others predict."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from jaxkd import losses
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.evaluate.accuracy import score
+from jaxkd.losses.probabilities import mean_log_probabilities
+from jaxkd.models import ensemble_of
+from jaxkd.participants import merge, update
+from jaxkd.schemes.networks import infer, initialize, key_for, learn
+from jaxkd.types import (
+  Array,
+  Aux,
+  Batch,
+  Context,
+  Network,
+  Participants,
+  Scheme,
+  Terms,
+)
+
+UPDATES = ("synchronous", "alternating")
+
+
+def mutual(
+  peers: Mapping[str, nn.Module],
+  *,
+  weight: float = 1.0,
+  label_smoothing: float = 0.0,
+  updates: Literal["synchronous", "alternating"] = "synchronous",
+  **options: Any,
+) -> Scheme:
+  """A scheme of peers that all learn, none of them trained before.
+
+  Each peer's objective is cross-entropy + weight * `losses.mutual(peer, the others)`; that of the
+  step is their sum, in which what a peer is taught is constant. The peers run side by side in one
+  step, all on the same images.
+
+  Participants: the peers, by the names given. Predictors: each peer, and with more than one the
+  "ensemble", the mean of their probabilities.
+
+  Args:
+    peers: participant name -> `__call__(images, train) -> Output`. Any number, of any
+      architectures, in any order.
+    weight: of what a peer learns from the others.
+    label_smoothing: probability spread over all classes in the labels.
+    updates: "synchronous" changes every peer at every step. "alternating" changes one peer at a
+      step, in turn (number `step` modulo the number of peers), by its own objective; the others
+      only predict. Its optimizer must leave the others alone, too: `jaxkd.train.take_turns`.
+    **options: of `losses.mutual`: temperature, over_peers, target, detached, ...
+
+  Raises:
+    ConfigError: if there is no peer, or `updates` is unknown.
+
+  Source: Zhang et al., "Deep Mutual Learning", CVPR 2018. "alternating" is how the authors' code
+  updates, with a new batch for every peer; the Zoo and later comparisons update synchronously.
+  """
+  if not peers:
+    raise ConfigError("peers is empty: mutual learning needs at least one")
+  if updates not in UPDATES:
+    raise unknown_name("updates", updates, UPDATES)
+
+  def init(rng: Array, batch: Batch) -> Participants:
+    return {name: initialize(model, rng, name, batch.images) for name, model in peers.items()}
+
+  def targets(participants: Participants, batch: Batch) -> None:
+    return None
+
+  def run(name: str, everyone: Participants, batch: Batch, context: Context) -> Any:
+    return learn(peers[name], everyone[name], batch.images, key_for(context.rng, name))
+
+  def objective(
+    name: str, outputs: Mapping[str, Any], batch: Batch, context: Context
+  ) -> dict[str, Terms]:
+    """One peer's terms."""
+    labels = losses.cross_entropy(
+      outputs[name].logits,
+      batch.labels,
+      batch.weights,
+      label_smoothing=label_smoothing,
+      axis_name=context.axis_name,
+    )
+    others = [output for other, output in outputs.items() if other != name]
+    taught = losses.mutual(outputs[name], others, **options)
+    return {"labels": Terms(logit=labels), "mutual": weight * taught}
+
+  def loss(
+    learning: Participants,
+    participants: Participants,
+    batch: Batch,
+    targets: None,
+    context: Context,
+  ) -> tuple[Array, Aux]:
+    everyone = merge(participants, learning)
+    if updates == "alternating" and len(peers) > 1:
+      turns = [functools.partial(turn, name) for name in peers]
+      terms, metrics, state = lax.switch(context.step % len(peers), turns, everyone, batch, context)
+    else:
+      outputs, state = {}, {}
+      for name in peers:
+        outputs[name], state[name] = run(name, everyone, batch, context)
+      parts = [objective(name, outputs, batch, context) for name in peers]
+      terms = {kind: sum((part[kind] for part in parts), start=Terms()) for kind in parts[0]}
+      metrics = _accuracies(outputs, batch)
+    total = sum((t.total for t in terms.values()), start=jnp.float32(0))
+    return total, Aux(terms, metrics, state)
+
+  def turn(name: str, everyone: Participants, batch: Batch, context: Context) -> Any:
+    """One peer's terms, what can be told of everybody, and everybody's state: its own is new."""
+    outputs, state = {}, {}
+    for other in peers:
+      output, changes = run(other, everyone, batch, context)
+      outputs[other] = output if other == name else lax.stop_gradient(output)
+      kept = {k: v for k, v in everyone[other].items() if k != "params"}
+      # Every turn hands back the same tree, so what did not change is in it, too.
+      state[other] = update(kept, changes) if other == name else kept
+    return objective(name, outputs, batch, context), _accuracies(outputs, batch), state
+
+  def predict(participants: Participants, images: Array) -> dict[str, Array]:
+    logits = {
+      name: infer(model, participants[name], images).logits for name, model in peers.items()
+    }
+    if len(peers) > 1:
+      logits["ensemble"] = mean_log_probabilities(list(logits.values()))
+    return logits
+
+  def export(participants: Participants) -> dict[str, Network]:
+    networks = {name: Network(model, participants[name]) for name, model in peers.items()}
+    if len(peers) > 1:
+      networks["ensemble"] = ensemble_of(networks)
+    return networks
+
+  return Scheme(init, targets, loss, predict, tuple(peers), export)
+
+
+def _accuracies(outputs: Mapping[str, Any], batch: Batch) -> dict[str, tuple[Array, Array]]:
+  """Each network's, and the mean over all."""
+  found = {
+    f"accuracy_{name}": score(output.logits, batch.labels, batch.weights)["accuracy"]
+    for name, output in outputs.items()
+  }
+  right, of = jax.tree.map(lambda *parts: sum(parts), *found.values())
+  return {"accuracy": (right, of), **found}

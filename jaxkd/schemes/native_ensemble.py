@@ -1,0 +1,139 @@
+"""One network whose branches learn from their own gated ensemble."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxkd import losses
+from jaxkd.evaluate.accuracy import score
+from jaxkd.models import Branched, branch_network, gated_branches
+from jaxkd.participants import merge
+from jaxkd.schemes.distillation import Weight
+from jaxkd.schemes.networks import infer, initialize, key_for, learn
+from jaxkd.types import (
+  Array,
+  Aux,
+  Batch,
+  Context,
+  Network,
+  Output,
+  Participants,
+  Scheme,
+  Terms,
+)
+
+
+def native_ensemble(
+  network: nn.Module,
+  gate: nn.Module,
+  *,
+  branches: int = 3,
+  from_stage: str = "stage2",
+  weight: Weight = 1.0,
+  temperature: float = 3.0,
+  detached: bool = True,
+) -> Scheme:
+  """A scheme of one network with several copies of its last layers, and a gate over them.
+
+  The objective is sum_k CE(branch_k) + CE(ensemble) + weight * `losses.native_ensemble`, where the
+  ensemble's logits are the branches' weighted by the gate, and the branches learn from it. The
+  gate learns from CE(ensemble) alone, as the teacher's side of the last term is constant. A
+  single branch is its own ensemble: it learns from the labels alone, and there is no gate.
+
+  Participants: "student", the trunk and the branches, and "gate". Predictors: "branch_0", ..., and
+  with more than one branch the "ensemble". A branch leaves the scheme as the plain network.
+
+  Args:
+    network: a model with `stages`, `encode` and `resume` (see jaxkd.models).
+    gate: `__call__(features, train)` -> (B, branches), weights that sum to 1
+      (`jaxkd.connectors.Gate`).
+    branches: how many copies.
+    from_stage: the last stage they share.
+    weight: of the last term; a function of the step ramps.
+    temperature: of the last term.
+    detached: whether the ensemble is constant there.
+
+  Raises:
+    ConfigError: if there is no branch, no such stage, or the network cannot go on from it.
+
+  Source: Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, the
+  authors' code (T = 3, weight rising exponentially over 80 of 300 epochs); `detached=False` is
+  OKDDip's.
+  """
+  branched = Branched(network, branches, from_stage)
+
+  def gates(everyone: Participants, outputs: tuple[Output, ...]) -> Array:
+    return infer(gate, everyone["gate"], outputs[0].features[from_stage])
+
+  def init(rng: Array, batch: Batch) -> Participants:
+    participants = {"student": initialize(branched, rng, "student", batch.images)}
+    if branches > 1:
+      trunk = infer(branched, participants["student"], batch.images)[0].features[from_stage]
+      participants["gate"] = initialize(gate, rng, "gate", trunk)
+    return participants
+
+  def targets(participants: Participants, batch: Batch) -> None:
+    return None
+
+  def loss(
+    learning: Participants,
+    participants: Participants,
+    batch: Batch,
+    targets: None,
+    context: Context,
+  ) -> tuple[Array, Aux]:
+    everyone = merge(participants, learning)
+    state: Participants = {}
+    outputs, state["student"] = learn(
+      branched, everyone["student"], batch.images, key_for(context.rng, "student")
+    )
+
+    def from_labels(logits: Any) -> Terms:
+      return Terms(
+        logit=losses.cross_entropy(logits, batch.labels, batch.weights, axis_name=context.axis_name)
+      )
+
+    terms = {"labels": sum((from_labels(output.logits) for output in outputs), start=Terms())}
+    metrics = _accuracies({f"branch_{k}": output.logits for k, output in enumerate(outputs)}, batch)
+    if branches > 1:
+      shares, state["gate"] = learn(
+        gate,
+        everyone["gate"],
+        outputs[0].features[from_stage],
+        key_for(context.rng, "gate"),
+      )
+      ensemble = Output(logits=losses.gated_logits(outputs, shares))
+      terms["labels_ensemble"] = from_labels(ensemble.logits)
+      taught = losses.native_ensemble(outputs, ensemble, temperature=temperature, detached=detached)
+      terms["ensemble"] = (weight(context.step) if callable(weight) else weight) * taught
+      metrics |= _accuracies({"ensemble": ensemble.logits}, batch)
+    metrics["accuracy"] = metrics["accuracy_branch_0"]
+    total = sum((t.total for t in terms.values()), start=jnp.float32(0))
+    return total, Aux(terms, metrics, state)
+
+  def predict(participants: Participants, images: Array) -> dict[str, Array]:
+    outputs = infer(branched, participants["student"], images)
+    logits = {f"branch_{k}": output.logits for k, output in enumerate(outputs)}
+    if branches > 1:
+      logits["ensemble"] = losses.gated_logits(outputs, gates(participants, outputs))
+    return logits
+
+  def export(participants: Participants) -> dict[str, Network]:
+    student = participants["student"]
+    networks = {f"branch_{k}": branch_network(branched, student, k) for k in range(branches)}
+    if branches > 1:
+      networks["ensemble"] = gated_branches(branched, gate, student, participants["gate"])
+    return networks
+
+  learners = ("student", "gate") if branches > 1 else ("student",)
+  return Scheme(init, targets, loss, predict, learners, export)
+
+
+def _accuracies(logits: dict[str, Any], batch: Batch) -> dict[str, tuple[Array, Array]]:
+  return {
+    f"accuracy_{name}": score(z, batch.labels, batch.weights)["accuracy"]
+    for name, z in logits.items()
+  }

@@ -1,0 +1,114 @@
+"""Born-again networks: generations, each taught by the one before."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxkd import losses, schemes
+from jaxkd.errors import ConfigError
+from jaxkd.schemes import Distillation
+from tests.schemes.one_step import (
+  assert_all_moved,
+  assert_all_zero,
+  assert_same,
+  jit,
+  loss_and_gradients,
+  start,
+  updated,
+)
+from tests.tiny import TinyNet, batch
+
+STUDENT = TinyNet()
+
+
+def generation(number, loss=losses.knowledge_distillation, *, label_weight=1.0, **fields):
+  distillation = Distillation("taught", loss, teacher=f"generation_{number - 1}", **fields)
+  return schemes.born_again(STUDENT, [distillation], generation=number, label_weight=label_weight)
+
+
+SECOND = generation(2)
+
+
+@pytest.fixture(scope="module")
+def participants():
+  return start(SECOND)
+
+
+@pytest.fixture(scope="module")
+def outcome(participants):
+  return loss_and_gradients(SECOND)(participants, batch())
+
+
+def test_it_learns_from_the_generation_before_and_no_other(participants, outcome):
+  _, gradients = outcome
+  for earlier in ("generation_0", "generation_1"):
+    assert_all_zero(gradients[earlier])
+
+  @jit
+  def by_hand(participants):
+    student, _ = STUDENT.apply(
+      participants["student"], batch().images, train=True, mutable=["batch_stats"]
+    )
+    teacher = STUDENT.apply(participants["generation_1"], batch().images)
+    labels = losses.cross_entropy(student.logits, batch().labels)
+    return labels + losses.soft_target_kl(student.logits, teacher.logits)
+
+  np.testing.assert_allclose(outcome[0][0], by_hand(participants), rtol=1e-5)
+
+
+def test_earlier_generations_stay_as_they_are(participants):
+  after = updated(SECOND, participants, batch())
+  assert_all_moved(participants["student"], after["student"])
+  for earlier in ("generation_0", "generation_1"):
+    assert_same(participants[earlier], after[earlier])
+
+
+def test_generations_start_differently(participants):
+  kernels = [variables["params"]["conv1"]["kernel"] for variables in participants.values()]
+  assert len(kernels) == 3
+  assert not any(np.array_equal(kernels[0], other) for other in kernels[1:])
+
+
+def test_labels_can_be_left_out(participants):
+  scheme = generation(2, label_weight=0.0)
+  (_, aux), _ = loss_and_gradients(scheme)(participants, batch())
+  assert list(aux.terms) == ["taught"]
+
+
+def test_confidence_weighs_the_labels(participants):
+  scheme = generation(2, losses.confidence_weighted_by_teacher_max, label_weight=0.0, labelled=True)
+  (scalar, _), _ = loss_and_gradients(scheme)(participants, batch())
+
+  @jit
+  def by_hand(participants):
+    student, _ = STUDENT.apply(
+      participants["student"], batch().images, train=True, mutable=["batch_stats"]
+    )
+    teacher = STUDENT.apply(participants["generation_1"], batch().images)
+    sure = jax.nn.softmax(teacher.logits).max(axis=-1)
+    return losses.cross_entropy(student.logits, batch().labels, sure)
+
+  np.testing.assert_allclose(scalar, by_hand(participants), rtol=1e-5)
+
+
+def test_permuted_knowledge_keeps_a_key_of_the_step(participants):
+  scheme = generation(2, losses.dark_knowledge_permuted, random=True)
+  (scalar, _), _ = loss_and_gradients(scheme)(participants, batch())
+  again = loss_and_gradients(scheme)(participants, batch())[0][0]
+  assert scalar == again
+
+
+def test_the_ensemble_is_of_all_generations(participants):
+  logits = jit(SECOND.predict)(participants, batch().images)
+  assert set(logits) == {"student", "ensemble"}
+  each = [STUDENT.apply(v, batch().images).logits for v in participants.values()]
+  mean = np.mean([jax.nn.softmax(z) for z in each], axis=0)
+  np.testing.assert_allclose(jax.nn.softmax(logits["ensemble"]), mean, atol=1e-6)
+  for name, network in SECOND.export(participants).items():
+    alone = jit(network.module.apply)(network.variables, batch().images).logits
+    np.testing.assert_allclose(alone, logits[name], atol=1e-5)
+
+
+def test_the_first_has_no_teacher():
+  with pytest.raises(ConfigError, match="generation is 0"):
+    schemes.born_again(STUDENT, [], generation=0)

@@ -1,0 +1,179 @@
+"""Deep mutual learning: peers that all learn, from the labels and from each other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import losses, schemes
+from jaxkd.errors import ConfigError
+from jaxkd.train import take_turns
+from jaxkd.types import Context
+from tests.schemes.one_step import (
+  assert_all_moved,
+  assert_all_zero,
+  assert_same,
+  jit,
+  loss_and_gradients,
+  start,
+  updated,
+)
+from tests.tiny import TinyNet, batch
+
+SMALL, LARGE = TinyNet(), TinyNet(width=6)
+PEERS = {"peer_0": SMALL, "peer_1": LARGE, "peer_2": SMALL}
+SCHEME = schemes.mutual(PEERS, weight=2.0, temperature=3.0)
+
+
+@pytest.fixture(scope="module")
+def participants():
+  return start(SCHEME)
+
+
+@pytest.fixture(scope="module")
+def outcome(participants):
+  """((scalar, Aux), gradients) of the first batch."""
+  return loss_and_gradients(SCHEME)(participants, batch())
+
+
+def test_the_scalar_sums_every_peers_labels_and_what_it_learns_from_the_others(
+  participants, outcome
+):
+  @jit
+  def by_hand(participants):
+    outputs = [
+      model.apply(participants[name], batch().images, train=True, mutable=["batch_stats"])[0]
+      for name, model in PEERS.items()
+    ]
+    total = 0.0
+    for i, own in enumerate(outputs):
+      total += losses.cross_entropy(own.logits, batch().labels)
+      for j, other in enumerate(outputs):
+        if i != j:
+          total += 2.0 * losses.soft_target_kl(own.logits, other.logits, temperature=3.0)
+    return total
+
+  (scalar, aux), _ = outcome
+  np.testing.assert_allclose(scalar, by_hand(participants), rtol=1e-5)
+  np.testing.assert_allclose(aux.terms["labels"].total + aux.terms["mutual"].total, scalar)
+
+
+def test_every_peer_learns_and_keeps_its_own_statistics(participants):
+  after = updated(SCHEME, participants, batch())
+  assert_all_moved(participants, after)
+
+
+def test_the_order_of_the_peers_does_not_matter(participants, outcome):
+  turned = schemes.mutual(dict(reversed(PEERS.items())), weight=2.0, temperature=3.0)
+  (scalar, _), gradients = outcome
+  (other, _), turned_gradients = loss_and_gradients(turned)(participants, batch())
+  np.testing.assert_allclose(scalar, other, rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradients, turned_gradients
+  )
+  assert_same(start(turned), participants)
+
+
+def test_exchanging_two_peers_exchanges_what_they_become(participants):
+  exchanged = {**participants, "peer_0": participants["peer_2"], "peer_2": participants["peer_0"]}
+  after = updated(SCHEME, participants, batch())
+  other = updated(SCHEME, exchanged, batch())
+  for one, two in (("peer_0", "peer_2"), ("peer_2", "peer_0"), ("peer_1", "peer_1")):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after[one], other[two])
+
+
+def test_a_peer_is_taught_by_constants(participants):
+  """Its gradient is that of its own objective alone, whatever it teaches the others."""
+
+  def own(params):
+    variables = {**participants["peer_0"], "params": params}
+    images, training = batch().images, {"train": True, "mutable": ["batch_stats"]}
+    output = SMALL.apply(variables, images, **training)[0]
+    total = losses.cross_entropy(output.logits, batch().labels)
+    for name in ("peer_1", "peer_2"):
+      other = PEERS[name].apply(participants[name], images, **training)[0]
+      total += 2.0 * losses.soft_target_kl(output.logits, other.logits, temperature=3.0)
+    return total
+
+  expected = jit(jax.grad(own))(participants["peer_0"]["params"])
+  _, gradients = loss_and_gradients(SCHEME)(participants, batch())
+  found = gradients["peer_0"]["params"]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, expected)
+
+
+def test_one_peer_alone_is_supervised_training():
+  alone, plain = schemes.mutual({"student": SMALL}), schemes.supervised(SMALL)
+  first = start(plain)
+  assert_same(start(alone), first)
+  assert_same(updated(alone, first, batch()), updated(plain, first, batch()))
+  assert set(alone.predict(first, batch().images)) == {"student"}
+
+
+class TestAlternating:
+  SCHEME = schemes.mutual(PEERS, updates="alternating")
+  OPTIMIZER = take_turns(optax.sgd(0.1, momentum=0.9), tuple(PEERS))
+
+  def gradients(self, participants, step):
+    def loss(learning):
+      context = Context(jax.random.key(1), jnp.int32(step))
+      return self.SCHEME.loss(learning, participants, batch(), None, context)
+
+    learning = {name: variables["params"] for name, variables in participants.items()}
+    return jit(jax.grad(loss, has_aux=True))(learning)
+
+  def test_one_peer_at_a_step_has_a_gradient_and_new_statistics(self, participants):
+    gradients, aux = self.gradients(participants, 4)
+    for name in PEERS:
+      same = jax.tree.map(
+        lambda a, b: bool(np.all(a == b)),
+        aux.state[name]["batch_stats"],
+        participants[name]["batch_stats"],
+      )
+      assert all(jax.tree.leaves(same)) == (name != "peer_1")
+      if name != "peer_1":
+        assert_all_zero(gradients[name])
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients["peer_1"]))
+
+  def test_only_the_peer_whose_turn_it_is_changes(self, participants):
+    after = updated(self.SCHEME, participants, batch(), optimizer=self.OPTIMIZER)
+    assert_all_moved(participants["peer_0"], after["peer_0"])
+    for name in ("peer_1", "peer_2"):
+      assert_same(after[name], participants[name])
+
+  def test_its_gradient_is_that_of_synchronous_updates(self, participants):
+    gradients, _ = self.gradients(participants, 3)
+    _, together = loss_and_gradients(schemes.mutual(PEERS))(participants, batch())
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+      gradients["peer_0"],
+      together["peer_0"]["params"],
+    )
+
+
+def test_unlabelled_images_teach_all_the_same(participants):
+  silent = dataclasses.replace(batch(), weights=jnp.zeros(8))
+  (_, aux), gradients = loss_and_gradients(SCHEME)(participants, silent)
+  assert float(aux.terms["labels"].total) == 0.0
+  assert float(aux.terms["mutual"].total) > 0.0
+  assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+def test_it_predicts_by_every_peer_and_their_mean_probability(participants):
+  logits = jit(SCHEME.predict)(participants, batch().images)
+  assert set(logits) == {"peer_0", "peer_1", "peer_2", "ensemble"}
+  mean = np.mean([jax.nn.softmax(logits[name]) for name in PEERS], axis=0)
+  np.testing.assert_allclose(jax.nn.softmax(logits["ensemble"]), mean, atol=1e-6)
+  networks = SCHEME.export(participants)
+  for name, network in networks.items():
+    alone = jit(network.module.apply)(network.variables, batch().images).logits
+    np.testing.assert_allclose(alone, logits[name], atol=1e-5)
+
+
+def test_mistakes_are_named():
+  with pytest.raises(ConfigError, match="peers is empty"):
+    schemes.mutual({})
+  with pytest.raises(ConfigError, match="unknown updates 'sometimes'"):
+    schemes.mutual(PEERS, updates="sometimes")
