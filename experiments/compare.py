@@ -15,7 +15,8 @@ for the mean of each kind; gains are then over the same predictor of the run tha
 or over that run's only one.
 
 With --rates the students are trained at each learning rate instead, and the table tells validation
-accuracies only, to choose by.
+accuracies only, to choose by; with --choose, another one follows of what each student reached on
+the test split at the rate that was best on validation, on average over the seeds.
 
 Every run is resumable, so the same command goes on where it stopped.
 """
@@ -26,7 +27,6 @@ import importlib.util
 import json
 import operator
 import pathlib
-import statistics
 import sys
 from collections.abc import Callable
 
@@ -46,6 +46,7 @@ _SET = flags.DEFINE_list("set", [], "Fields of the config that all runs have oth
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
 _RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from, by validation.")
+_CHOOSE = flags.DEFINE_bool("choose", False, "Test accuracies at the rates that --rates chose.")
 _ONE_TEACHER = flags.DEFINE_bool(
   "one_teacher", False, "Seed 0's teacher teaches in every seed, where teachers are dear."
 )
@@ -58,8 +59,6 @@ _CPU_DEVICES = flags.DEFINE_integer(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the table to this Markdown file.")
 flags.mark_flags_as_required(["config", "workdir"])
-
-Accuracies = dict[str, list[float]]
 
 
 def main(argv: list[str]) -> None:
@@ -82,8 +81,7 @@ def main(argv: list[str]) -> None:
   # One seed's runs share its data.
   load = functools.lru_cache(maxsize=1)(data.load)
 
-  tests: Accuracies = {}
-  validations: Accuracies = {}
+  runs: dict[tuple[str, float | None], list[pathlib.Path]] = {}
   for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
     folder = workdir / f"seed{seed}"
     home = workdir / "seed0" if _ONE_TEACHER.value else folder
@@ -99,18 +97,65 @@ def main(argv: list[str]) -> None:
         if name in taught:
           settings.teacher.bundle = str(bundle)
         run = (name if rate is None else f"{name}/rate={rate:g}").replace("/", ",")
-        summary = experiment.run(settings, folder / run, console, load_data=load)
-        _collect(run, summary, folder / run, tests, validations)
-  text = (
-    choice_table(validations, students, rates)
-    if rates
-    else table(tests, {} if _ONE_TEACHER.value else validations, _AGAINST.value)
-  )
+        experiment.run(settings, folder / run, console, load_data=load)
+        runs.setdefault((name, rate), []).append(folder / run)
+
+  validations = {
+    student: {rate: _validation(runs[student, rate]) for rate in rates} for student in students
+  }
+  parts = [report.choice_table(validations)] if rates else []
+  if not rates or _CHOOSE.value:
+    chosen = {
+      name: runs[name, report.best_rate(validations[name]) if name in students and rates else None]
+      for name in networks
+    }
+    parts.append(_compared(chosen, workdir))
+  text = "\n\n".join(parts)
   console.print(text, soft_wrap=True, highlight=False)
-  report.write_atomically(workdir / "comparison.json", json.dumps(tests, indent=2) + "\n")
   if _OUTPUT.value:
     command = f"python experiments/compare.py {' '.join(sys.argv[1:])}"
     report.write_atomically(pathlib.Path(_OUTPUT.value), f"Written by `{command}`.\n\n{text}\n")
+
+
+def _compared(runs: dict[str, list[pathlib.Path]], workdir: pathlib.Path) -> str:
+  """The table of finished runs, a folder for each seed; leaves the figures in `workdir`."""
+  tests: report.Accuracies = {}
+  validations: report.Accuracies = {}
+  for name, folders in runs.items():
+    for folder in folders:
+      stages = json.loads((folder / "summary.json").read_text())["stages"]
+      rows = _validated(stages, folder)
+      for table, scored in ((tests, stages), (validations, rows)):
+        found = report.run_accuracies(
+          name.replace("/", ","), scored, every_predictor=_EVERY_PREDICTOR.value
+        )
+        for row, accuracy in found.items():
+          table.setdefault(row, []).append(accuracy)
+  report.write_atomically(workdir / "comparison.json", json.dumps(tests, indent=2) + "\n")
+  # Where another seed's teacher has seen the images, validation tells nothing.
+  shown = {} if _ONE_TEACHER.value else validations
+  return report.comparison_table(tests, shown, against=_AGAINST.value.replace("/", ","))
+
+
+def _validation(folders: list[pathlib.Path]) -> list[float]:
+  """The last validation accuracies of runs, by what stands for each."""
+  found = []
+  for folder in folders:
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    [accuracy] = report.run_accuracies("", _validated(stages, folder)).values()
+    found.append(accuracy)
+  return found
+
+
+def _validated(stages: dict, folder: pathlib.Path) -> dict:
+  """The stages of a run's summary with their last validation scores as "test"."""
+  last = {}
+  for line in (folder / "metrics.jsonl").read_text().splitlines():
+    row = json.loads(line)
+    last[row["stage"]] = row.get("validation", {})
+  return {
+    stage: {**result, "test": last[stage]} for stage, result in stages.items() if last.get(stage)
+  }
 
 
 def _settings(get_config: Callable[[str], ConfigDict], name: str, rate: float | None) -> ConfigDict:
@@ -144,91 +189,6 @@ def _literal(value: str) -> object:
 def _needs_teacher(name: str) -> bool:
   methods = recipes.methods(name.split("/")[0]).values()
   return all(method.distils and not method.without_teacher for method in methods)
-
-
-def _collect(
-  run: str,
-  summary: dict,
-  workdir: pathlib.Path,
-  tests: Accuracies,
-  validations: Accuracies,
-) -> None:
-  """Appends what the run's last network reached, or every network of it."""
-  last = {}
-  for line in (workdir / "metrics.jsonl").read_text().splitlines():
-    row = json.loads(line)
-    last[row["stage"]] = row.get("validation", {})
-  stages = summary["stages"]
-  *_, stage = stages
-  if not _EVERY_PREDICTOR.value or len(stages[stage]["test"]) == 1:
-    predictor = stages[stage]["predictor"]
-    _append(run, predictor, {predictor: stages[stage]["test"][predictor]}, tests)
-    _append(run, predictor, {p: v for p, v in last[stage].items() if p == predictor}, validations)
-    return
-  for stage, result in stages.items():
-    if stage != "teacher" and result["predictor"]:
-      name = run if stage == "distilled" or run == "alone" else f"{run}, {stage}"
-      _append(name, "", result["test"], tests)
-      _append(name, "", last[stage], validations)
-
-
-def _append(
-  run: str, only: str, scores: dict[str, dict[str, float]], accuracies: Accuracies
-) -> None:
-  """Appends the predictors' accuracies, and the mean of several of a kind (peer_0, peer_1)."""
-  kinds: dict[str, list[float]] = {}
-  for predictor, values in scores.items():
-    name = run if predictor == only else f"{run}: {predictor}"
-    accuracies.setdefault(name, []).append(values["accuracy"])
-    kinds.setdefault(predictor.rpartition("_")[0], []).append(values["accuracy"])
-  for kind, each in kinds.items():
-    if kind and len(each) > 1:
-      accuracies.setdefault(f"{run}: mean {kind}", []).append(statistics.mean(each))
-
-
-def table(accuracies: Accuracies, validations: Accuracies, against: str = "alone") -> str:
-  """A Markdown table: test accuracy, gain over another run, share of the gap closed.
-
-  Gains are paired by seed; the share, where there is a teacher, is of its mean gap to the student
-  alone.
-  """
-  heads = "network", "test accuracy, %", f"minus {against}, points", "gap closed"
-  lines = [f"| {' | '.join(heads)} | validation accuracy, % |", "|---|---|---|---|---|"]
-  gap = 0.0
-  if "teacher" in accuracies:
-    gap = statistics.mean(accuracies["teacher"]) - statistics.mean(accuracies["alone"])
-  for name, values in accuracies.items():
-    predictor = name.partition(": ")[2]
-    cells = [{"alone": "student alone"}.get(name, name), _spread(values), "", ""]
-    if name not in ("teacher", "alone"):
-      cells[0] = f"student, {name}"
-    basis = next(n for n in (f"{against}: {predictor}", against, name) if n in accuracies)
-    if name not in ("teacher", basis):
-      gains = [a - b for a, b in zip(values, accuracies[basis], strict=True)]
-      cells[2] = _spread(gains, "+")
-      if against == "alone" and "teacher" in accuracies:
-        cells[3] = f"{statistics.mean(gains) / gap:.0%}" if gap > 0 else "no gap"
-    cells.append(_spread(validations[name]) if name in validations else "")
-    lines.append(f"| {' | '.join(cells)} |")
-  return "\n".join(lines)
-
-
-def choice_table(validations: Accuracies, students: list[str], rates: list[float]) -> str:
-  """A Markdown table of validation accuracies, a student a row, a learning rate a column."""
-  heads = ["student", *(f"rate {rate:g}" for rate in rates), "best"]
-  lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-  for name in students:
-    runs = [validations[f"{name}/rate={rate:g}".replace("/", ",")] for rate in rates]
-    best = max(zip(rates, runs, strict=True), key=lambda pair: statistics.mean(pair[1]))[0]
-    cells = [name.replace("/", ", "), *(_spread(values) for values in runs), f"{best:g}"]
-    lines.append(f"| {' | '.join(cells)} |")
-  return "\n".join(lines)
-
-
-def _spread(values: list[float], sign: str = "") -> str:
-  """Mean and sample standard deviation, in percent."""
-  mean = f"{100 * statistics.mean(values):{sign}.2f}"
-  return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def _load(path: pathlib.Path) -> Callable[[str], ConfigDict]:

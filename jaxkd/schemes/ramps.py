@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.losses.precision import widen
 from jaxkd.types import Array
 
 # From the share of the ramp that is behind, 0..1, to the share of the way made.
@@ -52,7 +53,7 @@ def ramp(
     raise ConfigError(f"steps is {steps}: a ramp takes a finite number of steps greater than 0")
 
   def weight(step: Array) -> Array:
-    share = jnp.minimum(jnp.asarray(step, jnp.float32) / steps, 1.0)
+    share = jnp.minimum(widen(step)[0] / steps, 1.0)
     return start + (end - start) * _SHAPES[kind](share)
 
   return weight

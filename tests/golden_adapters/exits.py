@@ -74,7 +74,7 @@ def byot(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
     # From the exit before the deepest, which has no feature term, to the shallowest.
     alone = alone[::-1]
   soft = jnp.stack([terms.logit for terms in alone])
-  features = jnp.stack([terms.feature for terms in (alone[1:] if later else alone)])
+  features = jnp.array([terms.feature for terms in (alone[1:] if later else alone)])
   aux = {
     "aux_ce": sum(label_terms),
     "aux_soft_terms" if later else "aux_kd_terms": soft,

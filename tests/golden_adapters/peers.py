@@ -40,7 +40,11 @@ def _networks(
   """Every network's cross-entropy and what it learns from all others, summed."""
   networks = several_logits("net", arrays)
   weight = case.number("lambda_kd", 1.0)
-  options |= {"over_peers": "mean" if okddip else "sum", "detached": not okddip}
+  options |= {
+    "over_peers": "mean" if okddip else "sum",
+    "target": "ensemble" if "ensemble" in case.word("desc") else "pairwise",
+    "detached": not okddip,
+  }
   each = []
   for i, network in enumerate(networks):
     terms = losses.mutual(network, networks[:i] + networks[i + 1 :], **options)
