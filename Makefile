@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 WORKDIR ?= runs/digits-simkd
 
-.PHONY: run test lint parity mutations digits-table fashion-search fashion-table bench lock clean
+.PHONY: run test lint parity mutations digits-table fashion-search fashion-table together-table \
+	generations-table exits-table budget bench lock clean
 
 run: $(INSTALLED)
 	$(BIN)/python experiments/train.py --config configs/digits.py:simkd --workdir $(WORKDIR)
@@ -45,9 +46,30 @@ fashion-search: $(INSTALLED)
 fashion-table: $(INSTALLED)
 	$(BIN)/python experiments/compare.py --config configs/fashion_mnist.py --workdir runs/fashion --methods $(COMPARED) --one_teacher --output experiments/results/fashion.md
 
-# The time of our step over a hand-written one's, measured side by side.
+SEVERAL := born_again,dml/models=student+resnet14_w8
+
+# Methods without a trained teacher on Fashion-MNIST with 100 labels per class, over five seeds, each
+# at the rate that is best on validation (about half an hour).
+together-table: $(INSTALLED)
+	$(BIN)/python experiments/compare.py --config configs/fashion_mnist.py --workdir runs/together --methods one,byot,dml --rates 0.1,0.4 --choose --every_predictor --output experiments/results/together.md
+
+# Those that train several plain students, at the student's rate in its recipe.
+generations-table: $(INSTALLED)
+	$(BIN)/python experiments/compare.py --config configs/fashion_mnist.py --workdir runs/together --methods $(SEVERAL) --every_predictor --output experiments/results/generations.md
+
+# An MSDNet whose exits learn from labels alone, or from its last exit, too.
+exits-table: $(INSTALLED)
+	$(BIN)/python experiments/compare.py --config configs/fashion_mnist.py --set student.model=msdnet_small --workdir runs/exits --methods multi_exit --rates 0.1,0.4 --choose --every_predictor --output experiments/results/exits.md
+
+# Prediction under a budget by the first seed's MSDNet.
+budget: exits-table
+	$(BIN)/python experiments/budget.py --run runs/exits/seed0/$(BUDGET_RUN) --output experiments/results/budget.md
+
+# Times of our steps over others', measured side by side: a hand-written one's, and of four peers in
+# one step over four single networks' steps.
 bench: $(INSTALLED)
 	$(BIN)/python experiments/benchmarks/step.py
+	$(BIN)/python experiments/benchmarks/cohort.py
 
 $(INSTALLED): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

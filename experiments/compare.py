@@ -4,8 +4,8 @@
 
 Each seed trains one teacher and one student alone; every method then distils that teacher into a
 student that starts from the same weights as the student alone. A method may carry fields of its
-own section, "fitnets/two_stage=True/first_epochs=10"; --set changes other fields for all of them,
-"student.model=msdnet_small".
+own section, "fitnets/two_stage=True/first_epochs=10", several names as "at/stages=stage2+stage3";
+--set changes other fields for all of them, "student.model=msdnet_small".
 
 With --one_teacher, seed 0's teaches in every seed. As other seeds hold out other images, which it
 has seen, validation is then left out of the table.
@@ -183,7 +183,7 @@ def _literal(value: str) -> object:
   try:
     return ast.literal_eval(value)
   except (ValueError, SyntaxError):
-    return value
+    return tuple(value.split("+")) if "+" in value else value
 
 
 def _needs_teacher(name: str) -> bool:
