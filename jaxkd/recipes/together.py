@@ -20,7 +20,8 @@ _NEXT_GENERATION = 1000
 
 def _born_again(pair: Pair) -> list[Training]:
   own = pair.hyperparameters
-  first = Training(ALONE, schemes.supervised(pair.student))
+  # At the rate of all generations, which differ in their teachers alone.
+  first = Training(ALONE, schemes.supervised(pair.student), learning_rate=own.learning_rate)
   found = [first]
   for generation in range(1, own.generations + 1):
     inherit = {

@@ -104,7 +104,10 @@ def mutual(
     everyone = merge(participants, learning)
     if updates == "alternating" and len(peers) > 1:
       turns = [functools.partial(turn, name) for name in peers]
-      terms, metrics, state = lax.switch(context.step % len(peers), turns, everyone, batch, context)
+      totals, metrics, state = lax.switch(
+        context.step % len(peers), turns, everyone, batch, context
+      )
+      terms = {kind: Terms(logit=total) for kind, total in totals.items()}
     else:
       outputs, state = {}, {}
       for name in peers:
@@ -116,7 +119,7 @@ def mutual(
     return total, Aux(terms, metrics, state)
 
   def turn(name: str, everyone: Participants, batch: Batch, context: Context) -> Any:
-    """One peer's terms, what can be told of everybody, and everybody's state: its own is new."""
+    """One peer's logit terms, everybody's accuracies, everybody's state: its own is new."""
     outputs, state = {}, {}
     for other in peers:
       output, changes = run(other, everyone, batch, context)
@@ -124,7 +127,8 @@ def mutual(
       kept = {k: v for k, v in everyone[other].items() if k != "params"}
       # Every turn hands back the same tree, so what did not change is in it, too.
       state[other] = update(kept, changes) if other == name else kept
-    return objective(name, outputs, batch, context), _accuracies(outputs, batch), state
+    totals = {k: terms.logit for k, terms in objective(name, outputs, batch, context).items()}
+    return totals, _accuracies(outputs, batch), state
 
   def predict(participants: Participants, images: Array) -> dict[str, Array]:
     logits = {
