@@ -243,7 +243,8 @@ def _stage(
   """One stage: `role` says whose recipe and examples, but for another rate, length or seed."""
   recipe = settings[role]
   epochs = epochs or recipe.epochs
-  examples = _examples(settings, role, data)
+  # Who learns from labels alone learns nothing from images without.
+  examples = _examples(settings, role, data, labelled=name == ALONE)
   steps = count_steps(len(examples), settings.batch_size)
   schedule = learning_rate_schedule(
     recipe.schedule,
@@ -297,8 +298,10 @@ def _stage(
   )
 
 
-def _examples(settings: ml_collections.ConfigDict, role: str, data: Dataset) -> Examples:
-  """What the teacher, or a student, is trained on."""
+def _examples(
+  settings: ml_collections.ConfigDict, role: str, data: Dataset, *, labelled: bool = False
+) -> Examples:
+  """What the teacher, or a student, is trained on; `labelled` leaves out images without labels."""
   field = "teacher_per_class" if role == "teacher" else "per_class"
   limit, unlabelled = settings.data[field], settings.data.unlabelled
   if role == "student" and unlabelled and not limit:
@@ -306,11 +309,11 @@ def _examples(settings: ml_collections.ConfigDict, role: str, data: Dataset) -> 
   if not limit:
     return data.train
   try:
-    labelled = per_class(data.train, limit, seed=settings.seed)
-    if role == "teacher" or not unlabelled:
-      return labelled
+    chosen = per_class(data.train, limit, seed=settings.seed)
+    if labelled or role == "teacher" or not unlabelled:
+      return chosen
     field, limit = "unlabelled", unlabelled
-    return with_unlabelled(labelled, data.train, unlabelled, seed=settings.seed)
+    return with_unlabelled(chosen, data.train, unlabelled, seed=settings.seed)
   except ConfigError as error:
     reason = str(error).partition(": ")[2]
     raise ConfigError(f"data.{field}={limit}: {reason}") from error

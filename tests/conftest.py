@@ -3,6 +3,8 @@
 import collections
 import os
 import re
+import shutil
+import tempfile
 
 import hypothesis
 import jax
@@ -17,12 +19,23 @@ os.environ["XLA_FLAGS"] = (
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tests build the same small programs again and again: each is compiled once. Every worker has its
+# own folder, for nothing guards an entry against being read half written.
+COMPILED = tempfile.mkdtemp(prefix="jaxkd-tests-")
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_enable_xla_caches", "")
+
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("ci")
 
 
 def pytest_addoption(parser):
   parser.addoption("--golden", default=None, help="folder of golden .npz files to check against")
+
+
+def pytest_unconfigure():
+  shutil.rmtree(COMPILED)
 
 
 # Whole runs: long, and few to a file.

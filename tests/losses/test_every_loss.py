@@ -248,17 +248,19 @@ def test_gradient_is_that_of_finite_differences(subject):
 def test_teacher_gets_no_gradient(subject):
   s, t = draw(subject)
   _, (_, gradient) = compiled(subject.loss)(s, t)
-  chex.assert_trees_all_equal(gradient, jnp.zeros_like(t))
+  np.testing.assert_array_equal(gradient, np.zeros(t.shape))
 
 
 @each_loss
 def test_bfloat16_is_computed_in_float32(subject):
   s, t = draw(subject, "bfloat16")
   value, (gradient, _) = compiled(subject.loss)(s, t)
-  exact, (exact_gradient, _) = compiled(subject.loss)(s.astype("float32"), t.astype("float32"))
+  widened = (np.asarray(x).astype("float32") for x in (s, t))
+  exact, (exact_gradient, _) = compiled(subject.loss)(*widened)
   assert value.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
   np.testing.assert_allclose(value, exact, rtol=1e-6)
-  np.testing.assert_allclose(gradient.astype("float32"), exact_gradient, rtol=0.02, atol=1e-5)
+  gradient = np.asarray(gradient).astype("float32")
+  np.testing.assert_allclose(gradient, exact_gradient, rtol=0.02, atol=1e-5)
 
 
 @each_loss
@@ -273,21 +275,25 @@ def test_float64_stays_and_float32_is_not_widened_by_constants(subject):
 
 @each_loss
 def test_order_of_the_examples_does_not_matter(subject):
-  s, t = draw(subject)
+  s, t = map(np.asarray, draw(subject))
   (value, _), (turned, _) = compiled(subject.loss)(s, t), compiled(subject.loss)(s[::-1], t[::-1])
   np.testing.assert_allclose(turned, value, rtol=1e-5, atol=1e-8)
 
 
 def distort(x, kind):
-  """The array with what breaks norms, distances and means."""
-  return {
-    "as drawn": x,
-    "zero": jnp.zeros_like(x),
-    "one example zero": x.at[0].set(0),
-    "one channel zero": x.at[..., 0].set(0),
-    "constant": jnp.ones_like(x) * x[:1, ..., :1],
-    "duplicates": jnp.broadcast_to(x[:1], x.shape),
-  }[kind]
+  """The array with what breaks norms, distances and means; by numpy, which compiles nothing."""
+  x = x.copy()
+  if kind == "zero":
+    x[:] = 0
+  elif kind == "one example zero":
+    x[0] = 0
+  elif kind == "one channel zero":
+    x[..., 0] = 0
+  elif kind == "constant":
+    x[:] = x[:1, ..., :1].copy()
+  elif kind == "duplicates":
+    x[:] = x[:1].copy()
+  return x
 
 
 KINDS = ["as drawn", "zero", "one example zero", "one channel zero", "constant", "duplicates"]
@@ -305,20 +311,22 @@ def test_whatever_is_drawn_gives_finite_values_of_the_right_sign(
   subject, seed, scale, batch, dtype, kinds
 ):
   s, t = (
-    distort((scale * x[:batch]).astype(dtype), kind)
+    distort((scale * np.asarray(x)[:batch]).astype(dtype), kind)
     for x, kind in zip(draw(subject, "float32", seed), kinds, strict=True)
   )
   value, (gradient, teacher_gradient) = compiled(subject.loss)(s, t)
   chex.assert_tree_all_finite((value, gradient))
-  # Differences of means, such as an MMD, round to just below 0.
-  assert value >= -1e-6
-  assert not np.any(teacher_gradient)
+  # What is 0 may round to just below: differences of means, such as an MMD; and where a target is
+  # smoothed, what XLA's log_softmax loses when logits of this size are divided by T.
+  largest = max(float(np.abs(x).max()) for x in (s, t))
+  assert value >= -1e-6 * max(1.0, largest)
+  assert not np.any(np.asarray(teacher_gradient))
 
 
 @each_loss
 def test_constant_inputs_give_finite_values_and_gradients(subject):
   for fill in (0.0, 1e4, -1e4):
-    s, t = (jnp.full(shape, fill) for shape in (subject.student, subject.teacher))
+    s, t = (np.full(shape, fill, "float32") for shape in (subject.student, subject.teacher))
     chex.assert_tree_all_finite(compiled(subject.loss)(s, t))
 
 

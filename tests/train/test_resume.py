@@ -28,7 +28,7 @@ class StopAfter(Silent):
       raise Interruption
 
 
-def train(directory: pathlib.Path, reporter=None, **changes):
+def train(directory: pathlib.Path, reporter=None, checkpoint_seconds=60.0, **changes):
   return train_stage(
     stage(**changes),
     directory=directory,
@@ -37,8 +37,14 @@ def train(directory: pathlib.Path, reporter=None, **changes):
     validation=examples(9, seed=1),
     test=examples(9, seed=2),
     evaluate_every=2,
-    checkpoint_seconds=0.0,
+    checkpoint_seconds=checkpoint_seconds,
   )
+
+
+def interrupt(directory: pathlib.Path, updates):
+  """Leaves a stage that saved after every step and stopped after so many."""
+  with pytest.raises(Interruption):
+    train(directory, StopAfter(updates), checkpoint_seconds=0.0)
 
 
 def assert_same(a, b):
@@ -53,8 +59,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("updates", [2, 5, 9])
 def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, updates):
-  with pytest.raises(Interruption):
-    train(tmp_path, StopAfter(updates))
+  interrupt(tmp_path, updates)
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
@@ -86,8 +91,7 @@ def damage(directory: pathlib.Path, step: int):
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted):
-  with pytest.raises(Interruption):
-    train(tmp_path, StopAfter(9))
+  interrupt(tmp_path, 9)
   steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
   assert len(steps) == 2
   damage(tmp_path, steps[-1])
@@ -97,8 +101,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, uninterru
 
 
 def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tmp_path):
-  with pytest.raises(Interruption):
-    train(tmp_path, StopAfter(9))
+  interrupt(tmp_path, 9)
   steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
   for step in steps:
     damage(tmp_path, step)
