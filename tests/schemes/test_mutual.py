@@ -10,6 +10,7 @@ import pytest
 
 from jaxkd import losses, schemes
 from jaxkd.errors import ConfigError
+from jaxkd.participants import select
 from jaxkd.train import take_turns
 from jaxkd.types import Context
 from tests.schemes.one_step import (
@@ -34,9 +35,14 @@ def participants():
 
 
 @pytest.fixture(scope="module")
-def outcome(participants):
+def differentiated():
+  return loss_and_gradients(SCHEME)
+
+
+@pytest.fixture(scope="module")
+def outcome(participants, differentiated):
   """((scalar, Aux), gradients) of the first batch."""
-  return loss_and_gradients(SCHEME)(participants, batch())
+  return differentiated(participants, batch())
 
 
 def test_the_scalar_sums_every_peers_labels_and_what_it_learns_from_the_others(
@@ -85,7 +91,7 @@ def test_exchanging_two_peers_exchanges_what_they_become(participants):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after[one], other[two])
 
 
-def test_a_peer_is_taught_by_constants(participants):
+def test_a_peer_is_taught_by_constants(participants, outcome):
   """Its gradient is that of its own objective alone, whatever it teaches the others."""
 
   def own(params):
@@ -99,8 +105,7 @@ def test_a_peer_is_taught_by_constants(participants):
     return total
 
   expected = jit(jax.grad(own))(participants["peer_0"]["params"])
-  _, gradients = loss_and_gradients(SCHEME)(participants, batch())
-  found = gradients["peer_0"]["params"]
+  found = outcome[1]["peer_0"]["params"]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, expected)
 
 
@@ -112,50 +117,55 @@ def test_one_peer_alone_is_supervised_training():
   assert set(alone.predict(first, batch().images)) == {"student"}
 
 
-class TestAlternating:
-  SCHEME = schemes.mutual(PEERS, updates="alternating")
-  OPTIMIZER = take_turns(optax.sgd(0.1, momentum=0.9), tuple(PEERS))
-
-  def gradients(self, participants, step):
-    def loss(learning):
-      context = Context(jax.random.key(1), jnp.int32(step))
-      return self.SCHEME.loss(learning, participants, batch(), None, context)
-
-    learning = {name: variables["params"] for name, variables in participants.items()}
-    return jit(jax.grad(loss, has_aux=True))(learning)
-
-  def test_one_peer_at_a_step_has_a_gradient_and_new_statistics(self, participants):
-    gradients, aux = self.gradients(participants, 4)
-    for name in PEERS:
-      same = jax.tree.map(
-        lambda a, b: bool(np.all(a == b)),
-        aux.state[name]["batch_stats"],
-        participants[name]["batch_stats"],
-      )
-      assert all(jax.tree.leaves(same)) == (name != "peer_1")
-      if name != "peer_1":
-        assert_all_zero(gradients[name])
-    assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients["peer_1"]))
-
-  def test_only_the_peer_whose_turn_it_is_changes(self, participants):
-    after = updated(self.SCHEME, participants, batch(), optimizer=self.OPTIMIZER)
-    assert_all_moved(participants["peer_0"], after["peer_0"])
-    for name in ("peer_1", "peer_2"):
-      assert_same(after[name], participants[name])
-
-  def test_its_gradient_is_that_of_synchronous_updates(self, participants):
-    gradients, _ = self.gradients(participants, 3)
-    _, together = loss_and_gradients(schemes.mutual(PEERS))(participants, batch())
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
-      gradients["peer_0"],
-      together["peer_0"]["params"],
-    )
+PAIR = {"peer_0": SMALL, "peer_1": LARGE}
+ALTERNATING = schemes.mutual(PAIR, updates="alternating")
 
 
-def test_unlabelled_images_teach_all_the_same(participants):
+@pytest.fixture(scope="module")
+def pair(participants):
+  return {name: participants[name] for name in PAIR}
+
+
+@pytest.fixture(scope="module")
+def by_step(pair):
+  """step -> (gradients, Aux)."""
+
+  def loss(learning, step):
+    return ALTERNATING.loss(learning, pair, batch(), None, Context(jax.random.key(1), step))
+
+  compiled = jit(jax.grad(loss, has_aux=True))
+  return lambda step: compiled(select(pair, PAIR), jnp.int32(step))
+
+
+def test_alternating_one_peer_at_a_step_has_a_gradient_and_new_statistics(pair, by_step):
+  for step, name, other in ((2, "peer_0", "peer_1"), (3, "peer_1", "peer_0")):
+    found, aux = by_step(step)
+    assert_all_zero(found[other])
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(found[name]))
+    assert_same(aux.state[other]["batch_stats"], pair[other]["batch_stats"])
+    assert_all_moved(aux.state[name], {"batch_stats": pair[name]["batch_stats"]})
+
+
+def test_alternating_only_the_peer_whose_turn_it_is_changes(pair):
+  optimizer = take_turns(optax.sgd(0.1, momentum=0.9), tuple(PAIR))
+  after = updated(ALTERNATING, pair, batch(), optimizer=optimizer)
+  assert_all_moved(pair["peer_0"], after["peer_0"])
+  assert_same(after["peer_1"], pair["peer_1"])
+
+
+def test_alternating_its_gradient_is_that_of_synchronous_updates(pair, by_step):
+  _, together = loss_and_gradients(schemes.mutual(PAIR))(pair, batch())
+  found, _ = by_step(0)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+    found["peer_0"],
+    together["peer_0"]["params"],
+  )
+
+
+def test_unlabelled_images_teach_all_the_same(participants, differentiated):
   silent = dataclasses.replace(batch(), weights=jnp.zeros(8))
-  (_, aux), gradients = loss_and_gradients(SCHEME)(participants, silent)
+  (_, aux), gradients = differentiated(participants, silent)
   assert float(aux.terms["labels"].total) == 0.0
   assert float(aux.terms["mutual"].total) > 0.0
   assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
