@@ -16,7 +16,8 @@ or over that run's only one.
 
 With --rates the students are trained at each learning rate instead, and the table tells validation
 accuracies only, to choose by; with --choose, another one follows of what each student reached on
-the test split at the rate that was best on validation, on average over the seeds.
+the test split at the rate that was best on validation, on average over the seeds. Of one rate, only that
+other table is shown.
 
 Every run is resumable, so the same command goes on where it stopped.
 """
@@ -103,8 +104,9 @@ def main(argv: list[str]) -> None:
   validations = {
     student: {rate: _validation(runs[student, rate]) for rate in rates} for student in students
   }
-  parts = [report.choice_table(validations)] if rates else []
-  if not rates or _CHOOSE.value:
+  # Of one rate there is nothing to choose.
+  parts = [report.choice_table(validations)] if len(rates) > 1 else []
+  if len(rates) < 2 or _CHOOSE.value:
     chosen = {
       name: runs[name, report.best_rate(validations[name]) if name in students and rates else None]
       for name in networks
