@@ -16,8 +16,8 @@ or over that run's only one.
 
 With --rates the students are trained at each learning rate instead, and the table tells validation
 accuracies only, to choose by; with --choose, another one follows of what each student reached on
-the test split at the rate that was best on validation, on average over the seeds. Of one rate, only that
-other table is shown.
+the test split at the rate that was best on validation, on average over the seeds. With one rate,
+only that other table is shown.
 
 Every run is resumable, so the same command goes on where it stopped.
 """
