@@ -237,6 +237,16 @@ def test_several_teachers_share_the_weight(tiny_models):
     ("simkd/reused_stages=4", {}, r"^method.reused_stages=4: expected at most 3, as there are "),
     ("nst/stages=('stage1:stage7',)", {}, r"^unknown stage of the teacher 'stage7': did you mean"),
     ("dml/models=('student','resnet9')", {}, r"^unknown model 'resnet9': did you mean"),
+    (
+      "multi_exit/weight=0.0/label_weight=0.0",
+      {},
+      r"^method.weight=0.0 and method.label_weight=0.0",
+    ),
+    (
+      "born_again/weight=0.0/label_weight=0.0",
+      {},
+      r"^method.weight=0.0 and method.label_weight=0.0",
+    ),
     ("one/from_stage='stage7'", {}, r"^unknown stage of the student 'stage7': did you mean"),
     ("byot/exits=('stage7',)", {}, r"^unknown stage for a bottleneck exit: 'stage7': did you mean"),
     (

@@ -10,7 +10,7 @@ from jaxkd import config, losses, schemes
 from jaxkd.config import choice, flag, number
 from jaxkd.models import with_exits
 from jaxkd.recipes.method import Method, Pair, Training
-from jaxkd.recipes.objective import ALONE, DISTILLED
+from jaxkd.recipes.objective import ALONE, DISTILLED, check_something_learns
 from jaxkd.schemes import AdaptiveTemperature
 
 
@@ -67,6 +67,7 @@ def _be_your_own_teacher(pair: Pair) -> list[Training]:
 
 
 def _multi_exit(pair: Pair) -> list[Training]:
+  check_something_learns(pair)
   own, network = pair.hyperparameters, _network(pair)
   options: dict[str, Any] = {"teachers": own.teachers, "average": own.average}
   adaptive = None

@@ -178,6 +178,13 @@ def _ramped(distillation: Distillation, pair: Pair) -> Distillation:
   return dataclasses.replace(distillation, weight=rising)
 
 
+def check_something_learns(pair: Pair) -> None:
+  """Raises a ConfigError if neither the labels nor what is distilled has a weight."""
+  own = pair.hyperparameters
+  if not own.weight and not own.label_weight:
+    raise ConfigError("method.weight=0.0 and method.label_weight=0.0: expected one of them > 0")
+
+
 def _shares(pair: Pair) -> dict[str, float]:
   """Every teacher's share; they sum to 1."""
   given = tuple(pair.hyperparameters.teacher_weights) or (1.0,) * len(pair.teachers)

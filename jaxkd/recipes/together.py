@@ -8,7 +8,7 @@ from jaxkd import config, losses, schemes
 from jaxkd.config import choice, flag, number, text
 from jaxkd.connectors import Gate
 from jaxkd.recipes.method import Method, Pair, Training, feature_shape
-from jaxkd.recipes.objective import ALONE, DISTILLED
+from jaxkd.recipes.objective import ALONE, DISTILLED, check_something_learns
 from jaxkd.schemes import RAMPS, Distillation, ramp
 from jaxkd.schemes.born_again import generation_name
 from jaxkd.schemes.distillation import Weight
@@ -19,6 +19,7 @@ _NEXT_GENERATION = 1000
 
 
 def _born_again(pair: Pair) -> list[Training]:
+  check_something_learns(pair)
   own = pair.hyperparameters
   # At the rate of all generations, which differ in their teachers alone.
   first = Training(ALONE, schemes.supervised(pair.student), learning_rate=own.learning_rate)
