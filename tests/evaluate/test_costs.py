@@ -41,9 +41,14 @@ def test_nested_calls_count():
   once = 27
   product = jax.jit(jnp.matmul)
   assert multiply_adds(lambda a: product(jax.checkpoint(product)(a, a), a), matrix) == 2 * once
-  loop = lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, None, length=5)[0]  # noqa: E731
+
+  def loop(a):
+    return jax.lax.scan(lambda c, _: (c @ a, None), a, None, length=5)[0]
+
+  def either(a):
+    return jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a @ a)
+
   assert multiply_adds(loop, matrix) == 5 * once
-  either = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a @ a)  # noqa: E731
   assert multiply_adds(either, matrix) == 2 * once
 
 
