@@ -15,9 +15,7 @@ for the mean of each kind; gains are then over the same predictor of the run tha
 or over that run's only one.
 
 With --rates the students are trained at each learning rate instead, and the table tells validation
-accuracies only, to choose by; with --choose, another one follows of what each student reached on
-the test split at the rate that was best on validation, on average over the seeds. With one rate,
-only that other table is shown.
+accuracies only, to choose by. With one rate it is the usual one, of the students at that rate.
 
 Every run is resumable, so the same command goes on where it stopped.
 """
@@ -47,7 +45,6 @@ _SET = flags.DEFINE_list("set", [], "Fields of the config that all runs have oth
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
 _RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from, by validation.")
-_CHOOSE = flags.DEFINE_bool("choose", False, "Test accuracies at the rates that --rates chose.")
 _ONE_TEACHER = flags.DEFINE_bool(
   "one_teacher", False, "Seed 0's teacher teaches in every seed, where teachers are dear."
 )
@@ -101,18 +98,13 @@ def main(argv: list[str]) -> None:
         experiment.run(settings, folder / run, console, load_data=load)
         runs.setdefault((name, rate), []).append(folder / run)
 
-  validations = {
-    student: {rate: _validation(runs[student, rate]) for rate in rates} for student in students
-  }
-  # Of one rate there is nothing to choose.
-  parts = [report.choice_table(validations)] if len(rates) > 1 else []
-  if len(rates) < 2 or _CHOOSE.value:
-    chosen = {
-      name: runs[name, report.best_rate(validations[name]) if name in students and rates else None]
-      for name in networks
+  if len(rates) > 1:
+    validations = {
+      student: {rate: _validation(runs[student, rate]) for rate in rates} for student in students
     }
-    parts.append(_compared(chosen, workdir))
-  text = "\n\n".join(parts)
+    text = report.choice_table(validations)
+  else:
+    text = _compared({name: folders for (name, _), folders in runs.items()}, workdir)
   console.print(text, soft_wrap=True, highlight=False)
   if _OUTPUT.value:
     command = f"python experiments/compare.py {' '.join(sys.argv[1:])}"
@@ -144,8 +136,10 @@ def _validation(folders: list[pathlib.Path]) -> list[float]:
   found = []
   for folder in folders:
     stages = json.loads((folder / "summary.json").read_text())["stages"]
-    [accuracy] = report.run_accuracies("", _validated(stages, folder)).values()
-    found.append(accuracy)
+    validated = report.run_accuracies("", _validated(stages, folder))
+    if not validated:
+      raise ConfigError(f"rates are chosen by validation, of which the run in {folder} has none")
+    found += validated.values()
   return found
 
 

@@ -247,6 +247,11 @@ def test_several_teachers_share_the_weight(tiny_models):
       {},
       r"^method.weight=0.0 and method.label_weight=0.0",
     ),
+    (
+      "born_again/form='confidence'/weight=0.0",
+      {},
+      r"^method.weight=0.0: expected a number > 0 with",
+    ),
     ("one/from_stage='stage7'", {}, r"^unknown stage of the student 'stage7': did you mean"),
     ("byot/exits=('stage7',)", {}, r"^unknown stage for a bottleneck exit: 'stage7': did you mean"),
     (

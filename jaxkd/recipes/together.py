@@ -7,6 +7,7 @@ import functools
 from jaxkd import config, losses, schemes
 from jaxkd.config import choice, flag, number, text
 from jaxkd.connectors import Gate
+from jaxkd.errors import ConfigError
 from jaxkd.recipes.method import Method, Pair, Training, feature_shape
 from jaxkd.recipes.objective import ALONE, DISTILLED, check_something_learns
 from jaxkd.schemes import RAMPS, Distillation, ramp
@@ -21,6 +22,8 @@ _NEXT_GENERATION = 1000
 def _born_again(pair: Pair) -> list[Training]:
   check_something_learns(pair)
   own = pair.hyperparameters
+  if own.form == "confidence" and not own.weight:
+    raise ConfigError("method.weight=0.0: expected a number > 0 with form='confidence'")
   # At the rate of all generations, which differ in their teachers alone.
   first = Training(ALONE, schemes.supervised(pair.student), learning_rate=own.learning_rate)
   found = [first]

@@ -20,7 +20,7 @@ def run_accuracies(
   Args:
     name: what the run is called.
     stages: stage -> {"predictor": the one that stands for it, "test": {predictor: {"accuracy"}}},
-      as in a run's summary; or with validation scores for "test".
+      as in a run's summary; or with validation scores for "test". None gives no rows.
     every_predictor: a row for every predictor of every stage, and one for the mean of several of a
       kind; otherwise one row, for the predictor of the last stage.
 
@@ -30,15 +30,22 @@ def run_accuracies(
   {'dml': 0.5}
   >>> run_accuracies("dml", stages, every_predictor=True)
   {'dml: peer_0': 0.5, 'dml: peer_1': 0.75, 'dml: mean peer': 0.625}
+  >>> student = {"predictor": "student", "test": {"student": {"accuracy": 0.75}}}
+  >>> run_accuracies("kd", {"teacher": student, "distilled": student}, every_predictor=True)
+  {'kd': 0.75}
   """
+  if not stages:
+    return {}
   *_, last = stages
-  if not every_predictor or len(stages[last]["test"]) == 1 == len(stages):
-    return {name: stages[last]["test"][stages[last]["predictor"]]["accuracy"]}
+  # A run's teachers have a run, and a row, of their own.
+  own = {s: result for s, result in stages.items() if s == last or not s.startswith("teacher")}
+  if not every_predictor or len(own[last]["test"]) == 1 == len(own):
+    return {name: own[last]["test"][own[last]["predictor"]]["accuracy"]}
   rows = {}
-  for stage, result in stages.items():
-    if stage == "teacher" or not result["predictor"]:
+  for stage, result in own.items():
+    if not result["predictor"]:
       continue
-    prefix = name if stage == "distilled" or len(stages) == 1 else f"{name}, {stage}"
+    prefix = name if stage == "distilled" or len(own) == 1 else f"{name}, {stage}"
     kinds: dict[str, list[float]] = {}
     for predictor, scores in result["test"].items():
       rows[f"{prefix}: {predictor}"] = scores["accuracy"]
