@@ -7,28 +7,6 @@ import re
 
 import numpy as np
 
-_MODULES = (
-  (r"^conv1$", "stem_conv"),
-  (r"^bn1$", "stem_bn"),
-  (r"^fc$", "classifier"),
-  (r"^layer(\d)\.(\d+)\.downsample\.0$", r"stage\1_\2/downsample_conv"),
-  (r"^layer(\d)\.(\d+)\.downsample\.1$", r"stage\1_\2/downsample_bn"),
-  (r"^layer(\d)\.(\d+)\.(conv|bn)(\d)$", r"stage\1_\2/\3\4"),
-  # MSDNet numbers what it runs one after the other: convolution, norm, ReLU, convolution, norm.
-  (
-    r"^blocks\.(\d+)\.(\d+)\.layers\.(\d+)\.conv_(down|normal)\.net\.(\d)$",
-    lambda match: f"block_{match[1]}_{match[2]}/{match[4]}_{match[3]}/{_NET[match[5]]}",
-  ),
-  (
-    r"^blocks\.(\d+)\.(\d+)\.(?:layers|m)\.(\d+)\.net\.(\d)$",
-    lambda match: f"block_{match[1]}_{match[2]}/scale_{match[3]}/{_NET[match[4]]}",
-  ),
-  (r"^classifier\.(\d+)\.m\.0\.net\.(\d)$", lambda match: f"exit_{match[1]}/{_NET[match[2]]}"),
-  (r"^classifier\.(\d+)\.m\.1\.net\.0$", r"exit_\1/conv2"),
-  (r"^classifier\.(\d+)\.m\.1\.net\.1$", r"exit_\1/bn2"),
-  (r"^classifier\.(\d+)\.linear$", r"exit_\1/classifier"),
-)
-_NET = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
 # What MSDNet-PyTorch calls its arguments.
 _MSDNET_FIELDS = {
   "nBlocks": "blocks",
@@ -71,15 +49,15 @@ def digest(state: dict[str, np.ndarray]) -> str:
   return hashlib.sha256(b"".join(value.tobytes() for value in state.values())).hexdigest()
 
 
-def module_path(name: str) -> str:
+def module_path(name: str, module) -> str:
   """layer1.0.downsample.1 -> stage1_0/downsample_bn, classifier.1.linear -> exit_1/classifier."""
-  for pattern, path in _MODULES:
-    if re.match(pattern, name):
+  for pattern, path in module.torch_names:
+    if re.fullmatch(pattern, name):
       return re.sub(pattern, path, name)
   raise ValueError(f"no jaxkd name for the torch module {name!r}")
 
 
-def to_flax(state: dict[str, np.ndarray]) -> dict[str, dict]:
+def to_flax(state: dict[str, np.ndarray], jaxkd_module) -> dict[str, dict]:
   """{"params": ..., "batch_stats": ...} with jaxkd's names and Flax's layouts."""
   variables: dict[str, dict] = {"params": {}, "batch_stats": {}}
   for name, value in state.items():
@@ -94,7 +72,7 @@ def to_flax(state: dict[str, np.ndarray]) -> dict[str, dict]:
     elif value.ndim == 2:
       value = value.T
     tree = variables[collection]
-    for part in module_path(module).split("/"):
+    for part in module_path(module, jaxkd_module).split("/"):
       tree = tree.setdefault(part, {})
     tree[leaf] = value
   return variables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 
@@ -11,7 +11,25 @@ from jaxkd.models.heads import ConvExit
 from jaxkd.models.layers import check_images
 from jaxkd.models.msdnet_plan import Layer, layers_per_block, plan
 from jaxkd.models.multiscale import DenseLayer, Maps, Stem, Transition
+from jaxkd.models.staged import TorchNames
 from jaxkd.types import Array, Output
+
+# MSDNet-PyTorch numbers what runs one after the other: convolution, norm, ReLU, convolution, norm.
+_NET = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
+_TORCH_NAMES: TorchNames = (
+  (
+    r"blocks\.(\d+)\.(\d+)\.layers\.(\d+)\.conv_(down|normal)\.net\.(\d)",
+    lambda match: f"block_{match[1]}_{match[2]}/{match[4]}_{match[3]}/{_NET[match[5]]}",
+  ),
+  (
+    r"blocks\.(\d+)\.(\d+)\.(?:layers|m)\.(\d+)\.net\.(\d)",
+    lambda match: f"block_{match[1]}_{match[2]}/scale_{match[3]}/{_NET[match[4]]}",
+  ),
+  (r"classifier\.(\d+)\.m\.0\.net\.(\d)", lambda match: f"exit_{match[1]}/{_NET[match[2]]}"),
+  (r"classifier\.(\d+)\.m\.1\.net\.0", r"exit_\1/conv2"),
+  (r"classifier\.(\d+)\.m\.1\.net\.1", r"exit_\1/bn2"),
+  (r"classifier\.(\d+)\.linear", r"exit_\1/classifier"),
+)
 
 
 class MSDNet(nn.Module):
@@ -63,6 +81,8 @@ class MSDNet(nn.Module):
   MSDNet-PyTorch says so too, but its code never reaches a convolution. Classifiers start as
   PyTorch's.
   """
+
+  torch_names: ClassVar[TorchNames] = _TORCH_NAMES
 
   num_classes: int
   blocks: int = 5

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.models.layers import batch_norm, check_images, convolution, linear
-from jaxkd.types import Array, Output
+from jaxkd.models.layers import batch_norm, convolution, linear
+from jaxkd.models.staged import StagedModel, TorchNames
+from jaxkd.types import Array
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "pooled")
-_SMALLEST = 4  # two stages halve the image, and each output must cover a pixel
+_TORCH_NAMES: TorchNames = (
+  (r"conv1", "stem_conv"),
+  (r"bn1", "stem_bn"),
+  (r"fc", "classifier"),
+  (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stage\1_\2/\3\4"),
+  (r"layer(\d)\.(\d+)\.downsample\.0", r"stage\1_\2/downsample_conv"),
+  (r"layer(\d)\.(\d+)\.downsample\.1", r"stage\1_\2/downsample_bn"),
+)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(StagedModel):
   """A residual network of 6 x `blocks` + 2 layers for small images, of any size from 4x4.
 
   A 3x3 stem, three stages of `blocks` basic blocks (the second and third halve the image), a mean
@@ -43,6 +50,9 @@ class CifarResNet(nn.Module):
   in the x4 family, no weight decay exemptions. Initial values are PyTorch's.
   """
 
+  smallest: ClassVar[int] = 4  # two stages halve the image, and each output must cover a pixel
+  torch_names: ClassVar[TorchNames] = _TORCH_NAMES
+
   blocks: int
   widths: tuple[int, int, int, int]
   num_classes: int
@@ -59,64 +69,20 @@ class CifarResNet(nn.Module):
     self.classifier = linear(self.num_classes, self.widths[3], self.dtype)
 
   @property
-  def stages(self) -> tuple[str, ...]:
-    """The names of the features, shallow to deep."""
-    return STAGES
+  def channels(self) -> Mapping[str, int]:
+    """Stage -> channels of its features, shallow to deep."""
+    return dict(zip(STAGES, (*self.widths, self.widths[3]), strict=True))
 
-  def __call__(self, images: Array, train: bool = False) -> Output:
-    """Logits, features and preactivations of every stage.
+  def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
+    """One stage's feature, and its preactivation; see StagedModel."""
+    if stage == "pooled":
+      return jnp.mean(x, axis=(1, 2)), {}
+    preactivation = self._preactivation(stage, x, train)
+    return nn.relu(preactivation), {stage: preactivation}
 
-    Args:
-      images: (B, H, W, C), normalised, floating point, at least 4x4.
-      train: whether batch normalisation uses the statistics of the batch, and updates its own.
-
-    Raises:
-      ConfigError: for images smaller than 4x4.
-      ValueError: for images of another rank, or not of a floating dtype.
-    """
-    return self._classified(self.encode(images, train))
-
-  def encode(self, images: Array, train: bool = False, to_stage: str = "pooled") -> Output:
-    """Features up to and including `to_stage`, without logits; touches only those layers.
-
-    Raises:
-      ConfigError: for an unknown stage, and as `__call__`.
-      ValueError: as `__call__`.
-    """
-    check_images(images, _SMALLEST)
-    return self._through(STAGES[: _position(to_stage) + 1], images, train)
-
-  def resume(
-    self, features: Array, from_stage: str, train: bool = False, to_stage: str | None = None
-  ) -> Output:
-    """Continues from the features of `from_stage`; touches only the layers after it.
-
-    Args:
-      features: what `from_stage` gives, after ReLU: (B, H, W, C) with any H and W, or (B, C)
-        for "pooled".
-      from_stage: one of `stages`.
-      train: as in `__call__`.
-      to_stage: where to stop, without logits; None goes on to the logits.
-
-    Returns:
-      The features and preactivations of the stages after `from_stage`, and the logits.
-
-    Raises:
-      ConfigError: for an unknown stage, or a `to_stage` before `from_stage`.
-      ValueError: for features of a rank or channel count that `from_stage` does not give.
-    """
-    start = _position(from_stage) + 1
-    stop = len(STAGES) if to_stage is None else _position(to_stage) + 1
-    if stop < start:
-      raise ConfigError(f"resume: to_stage {to_stage!r} comes before from_stage {from_stage!r}")
-    width = self.widths[min(start - 1, 3)]
-    shape = f"(B, {width})" if from_stage == "pooled" else f"(B, H, W, {width})"
-    if jnp.ndim(features) != shape.count(",") + 1 or jnp.shape(features)[-1] != width:
-      raise ValueError(
-        f"features to resume from {from_stage!r} must be {shape}, not {jnp.shape(features)}"
-      )
-    output = self._through(STAGES[start:stop], features, train)
-    return output if to_stage is not None else self._classified(output, features)
+  def classify(self, pooled: Array) -> Array:
+    """(B, C) -> logits (B, classes)."""
+    return self.classifier(pooled)
 
   def _blocks(self, stage: int) -> list[BasicBlock]:
     common = {"axis_name": self.axis_name, "dtype": self.dtype}
@@ -125,18 +91,6 @@ class CifarResNet(nn.Module):
     first = BasicBlock(width, stride, project=stride != 1 or width != before, **common)
     return [first] + [BasicBlock(width, **common) for _ in range(self.blocks - 1)]
 
-  def _through(self, stages: Iterable[str], x: Array, train: bool) -> Output:
-    features: dict[str, Array] = {}
-    preactivations: dict[str, Array] = {}
-    for stage in stages:
-      if stage == "pooled":
-        x = jnp.mean(x, axis=(1, 2))
-      else:
-        preactivations[stage] = self._preactivation(stage, x, train)
-        x = nn.relu(preactivations[stage])
-      features[stage] = x
-    return Output(features=features, preactivations=preactivations)
-
   def _preactivation(self, stage: str, x: Array, train: bool) -> Array:
     if stage == "stem":
       return self.stem_bn(self.stem_conv(x), use_running_average=not train)
@@ -144,10 +98,6 @@ class CifarResNet(nn.Module):
     for block in earlier:
       x = nn.relu(block(x, train))
     return last(x, train)
-
-  def _classified(self, output: Output, pooled: Array | None = None) -> Output:
-    pooled = output.features.get("pooled", pooled)
-    return Output(self.classifier(pooled), output.features, output.preactivations)
 
 
 class BasicBlock(nn.Module):
@@ -181,9 +131,3 @@ class BasicBlock(nn.Module):
       x = convolution(self.width, 1, self.dtype, self.stride, name="downsample_conv")(x)
       x = norm("downsample_bn", x)
     return y + x
-
-
-def _position(stage: str) -> int:
-  if stage not in STAGES:
-    raise unknown_name("stage", stage, STAGES)
-  return STAGES.index(stage)
