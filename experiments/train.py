@@ -3,6 +3,7 @@
     python experiments/train.py --config configs/digits.py:simkd --workdir runs/digits-simkd
 
 Any field can be set on the command line: --config.student.learning_rate=0.1
+With --summary in place of --workdir it only prints what it would train.
 """
 
 import pathlib
@@ -13,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from jaxkd import experiment, recipes
+from jaxkd import experiment, overview, recipes
 from jaxkd.errors import ConfigError
 from jaxkd.train import devices
 
@@ -26,13 +27,16 @@ _CONFIG = config_flags.DEFINE_config_file(
   accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results of the run go.")
+_SUMMARY = flags.DEFINE_bool(
+  "summary", False, "Print the networks and which of their stages are compared; train nothing."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Run as one of several processes; see the README on several hosts."
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
@@ -43,6 +47,11 @@ def main(argv: list[str]) -> None:
   recipes.check_config(settings)
   settings.lock()
   logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save
+  if _SUMMARY.value:
+    overview.overview(settings, Console())
+    return
+  if _WORKDIR.value is None:
+    raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
   devices.split_cpu(settings.cpu_devices, settings.batch_size)
   if _DISTRIBUTED.value or _COORDINATOR.value:
     jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -69,6 +69,9 @@ def run(
   if devices.is_first_process():
     workdir.mkdir(parents=True, exist_ok=True)
     report.write_atomically(workdir / "config.json", _as_json(settings))
+    for stage in stages:
+      for note in stage.notes:
+        console.print(f"{stage.name}: {note}", soft_wrap=True, highlight=False)
   started = time.monotonic()
   results = _train_all(settings, stages, data, workdir, chosen, console)
   summary = _summary(settings, stages, results, data, chosen, time.monotonic() - started)

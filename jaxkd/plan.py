@@ -143,7 +143,12 @@ def _learning(
   # Where nothing predicts yet, there is nothing to choose the best epoch by.
   keep = stage.keep if training.reported else "last"
   return dataclasses.replace(
-    stage, inherit=training.inherit, reported=training.reported, label=label, keep=keep
+    stage,
+    inherit=training.inherit,
+    reported=training.reported,
+    label=label,
+    keep=keep,
+    notes=training.notes,
   )
 
 
@@ -208,15 +213,20 @@ def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> 
   return output
 
 
+def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) -> Batch:
+  """What a batch looks like to a scheme: shapes and dtypes, of these leading axes."""
+  number = jax.ShapeDtypeStruct(leading, jnp.int32)
+  return Batch(
+    images=jax.ShapeDtypeStruct((*leading, *image_shape), jnp.float32),
+    labels=number,
+    weights=jax.ShapeDtypeStruct(leading, jnp.float32),
+    indices=number,
+  )
+
+
 def _rehearse(scheme: Scheme, data: Dataset) -> None:
   """Traces a scheme's objective: what does not fit surfaces before its teacher is trained."""
-  one_device = (1, 2)  # with two examples
-  batch = Batch(
-    images=jax.ShapeDtypeStruct((*one_device, *data.image_shape), jnp.float32),
-    labels=jax.ShapeDtypeStruct(one_device, jnp.int32),
-    weights=jax.ShapeDtypeStruct(one_device, jnp.float32),
-    indices=jax.ShapeDtypeStruct(one_device, jnp.int32),
-  )
+  batch = batch_shapes(data.image_shape, (1, 2))  # two examples on one device
 
   def objective(rng: Array, batch: Batch) -> Any:
     everyone = scheme.init(rng, batch)

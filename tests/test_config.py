@@ -177,12 +177,12 @@ def test_cifar100_is_repdistillers_recipe(method):
 def test_methods_start_from_the_published_hyperparameters():
   published = {
     "kd": {"temperature": 4.0, "weight": 0.9, "label_weight": 0.1},
-    "fitnets": {"stage": "stage2", "weight": 100.0, "label_weight": 1.0},
+    "fitnets": {"stage": "auto", "weight": 100.0, "label_weight": 1.0},
     "at": {"power": 2.0, "norm": "code", "weight": 1000.0, "label_weight": 1.0},
-    "simkd": {"stage": "stage3", "reduction": 2, "weight": 1.0, "reused_stages": 0},
+    "simkd": {"stage": "auto", "reduction": 2, "weight": 1.0, "reused_stages": 0},
     "gradient_at": {"stages": ("images",), "norm": "l2", "normalize": False},
     "nst": {"kernel": "polynomial", "degree": 2, "offset": 0.0, "weight": 50.0},
-    "ft": {"stage": "stage3", "rate": 0.5, "weight": 500.0, "reconstruction": "l1"},
+    "ft": {"stage": "auto", "rate": 0.5, "weight": 500.0, "reconstruction": "l1"},
     "ab": {"margin": 1.0, "two_stage": True, "second_kd_weight": 1.0, "second_temperature": 3.0},
     "fsp": {"pool": "average", "two_stage": True, "second_kd_weight": 0.0},
     "rkd": {"distance_weight": 25.0, "angle_weight": 50.0, "stages": ("pooled",)},

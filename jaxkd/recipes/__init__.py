@@ -16,6 +16,7 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.recipes import exits, features, logits, objective, simkd, together, transforms
 from jaxkd.recipes.method import Method, Pair, Teacher, Training
 from jaxkd.recipes.objective import ALONE
+from jaxkd.types import Output
 
 METHODS: Mapping[str, Method] = {
   "teacher": Method("the teacher alone, from labels", {}),
@@ -125,4 +126,37 @@ def trainings(pair: Pair) -> list[Training]:
   Raises:
     ConfigError: naming the stage, connector or field that does not fit.
   """
-  return objective.trainings(methods(pair.hyperparameters.name), pair)
+  found = methods(pair.hyperparameters.name)
+  _check_needs(found, pair)
+  return objective.trainings(found, pair)
+
+
+def _check_needs(found: Mapping[str, Method], pair: Pair) -> None:
+  """Raises a ConfigError for a method that compares what these networks do not have at all."""
+  owners = {"student": pair.student_output, **{n: t.output for n, t in pair.teachers.items()}}
+  for name, method in found.items():
+    for owner, output in owners.items():
+      if not isinstance(output, Output) or _gives(method.needs, output):
+        continue
+      able = [n for n, m in METHODS.items() if m.distils and _gives(m.needs, output)]
+      has = ", ".join(f"{s} {x.shape[1:]}" for s, x in sorted(output.features.items()))
+      raise ConfigError(
+        f"method {name!r} compares {_NEEDS[method.needs]}, and the {owner} has none: it gives "
+        f"{has or 'logits alone'}. These methods can do with that: {', '.join(able)}"
+      )
+
+
+_NEEDS = {
+  "features": "features",
+  "maps": "feature maps (B, H, W, C)",
+  "preactivations": "preactivations",
+  "stages": "features of stages",
+}
+
+
+def _gives(needs: str, output: Output) -> bool:
+  if needs == "maps":
+    return any(x.ndim == 4 for x in output.features.values())
+  if needs == "preactivations":
+    return bool(output.preactivations)
+  return needs == "logits" or bool(output.features)

@@ -9,8 +9,10 @@ from typing import Any
 from jaxkd import config, losses, schemes
 from jaxkd.config import choice, flag, number
 from jaxkd.models import with_exits
-from jaxkd.recipes.method import Method, Pair, Training
+from jaxkd.recipes.method import Method, Pair, Training, sizes
 from jaxkd.recipes.objective import ALONE, DISTILLED, check_something_learns
+from jaxkd.recipes.pairing import inner_stages
+from jaxkd.recipes.stages import AUTO
 from jaxkd.schemes import AdaptiveTemperature
 
 
@@ -23,11 +25,19 @@ def _network(pair: Pair) -> Any:
   return with_exits(
     pair.student,
     pair.student_output,
-    tuple(own.exits),
+    _exit_stages(pair),
     kind=own.head,
     num_classes=pair.student_output.logits.shape[-1],
     **pair.options,
   )
+
+
+def _exit_stages(pair: Pair) -> tuple[str, ...]:
+  """The stages of the config; "auto" stands for the inner ones but the last."""
+  stages: list[str] = []
+  for stage in pair.hyperparameters.exits:
+    stages += inner_stages(pair.student_shapes())[:-1] if stage == AUTO else [stage]
+  return tuple(stages)
 
 
 def _training(name: str, pair: Pair, network: Any, **scheme: Any) -> Training:
@@ -37,7 +47,15 @@ def _training(name: str, pair: Pair, network: Any, **scheme: Any) -> Training:
     schemes.multi_exit(network, image_shape=pair.image_shape, **scheme),
     learning_rate=pair.hyperparameters.get("learning_rate"),
     reported=f"exit_{network.num_exits - 1}",
+    notes=_notes(pair, network),
   )
+
+
+def _notes(pair: Pair, network: Any) -> tuple[str, ...]:
+  if network is pair.student:
+    return (f"{network.num_exits} exits of its own",)
+  shapes = pair.student_shapes()
+  return (f"exits on {', '.join(f'{s} {sizes(shapes[s])}' for s in network.exit_stages)}",)
 
 
 def _be_your_own_teacher(pair: Pair) -> list[Training]:
@@ -100,7 +118,7 @@ def exit_wise(pair: Pair, network: Any) -> Training:
 
 
 # Where a network without exits of its own gets them, and what they are made of.
-_EXITS = {"exits": config.names(("stage1", "stage2"))}
+_EXITS = {"exits": config.names((AUTO,))}
 _HEADS = ("linear", "conv", "projected", "bottleneck", "attention")
 
 METHODS = {
@@ -122,6 +140,7 @@ METHODS = {
     },
     trainings=_be_your_own_teacher,
     without_teacher=True,
+    needs="stages",
   ),
   "multi_exit": Method(
     "multi-exit distillation: later exits teach earlier ones (Phuong & Lampert, 2019)",
@@ -146,5 +165,6 @@ METHODS = {
     without_teacher=True,
     baseline=lambda pair: exit_wise(pair, _network(pair)),
     takes_exits=True,
+    needs="stages",
   ),
 }

@@ -2,64 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxkd import config, losses
 from jaxkd.config import choice, flag, number, text
 from jaxkd.connectors import regressor_for
 from jaxkd.recipes.method import Method, Pair, Warmup
-from jaxkd.recipes.stages import STAGES, stage_options, stage_pairs, widths_matched
+from jaxkd.recipes.stages import (
+  ACTIVATION,
+  AUTO,
+  chosen_pairs,
+  ends_in_relu,
+  hint_pair,
+  stage_options,
+  widths_matched,
+)
 from jaxkd.schemes import Distillation
+from jaxkd.types import Terms
 
 
 def _fitnets(pair: Pair) -> list[Distillation]:
-  own = pair.hyperparameters
-  [stage] = stage_pairs((own.stage,))
+  stage = hint_pair(pair)
   student, teacher = pair.shapes(stage)
-  regressor = regressor_for(student, teacher, stage=stage[0], **pair.options)
+  regressor = regressor_for(
+    student, teacher, stage=stage[0], activation=ends_in_relu(pair, stage[1]), **pair.options
+  )
   loss = functools.partial(losses.fitnets, stages=(stage,))
-  connectors = {stage[0]: regressor}
-  return [
-    Distillation(
-      pair.named("fitnets"), loss, pair.share * own.weight, pair.at, connectors=connectors
-    )
-  ]
+  summand = _summand("fitnets", pair, loss, [stage])
+  return [dataclasses.replace(summand, connectors={stage[0]: regressor})]
 
 
 def _attention_transfer(pair: Pair) -> list[Distillation]:
-  own = pair.hyperparameters
+  own, stages = pair.hyperparameters, chosen_pairs(pair)
   loss = functools.partial(
     losses.attention_transfer,
-    **stage_options(pair),
+    **stage_options(pair, stages),
     power=own.power,
     norm=own.norm,
     reduce=own.reduce,
     absolute=own.absolute,
   )
-  return [Distillation(pair.named("at"), loss, pair.share * own.weight, pair.at)]
+  return [_summand("at", pair, loss, stages)]
 
 
 def _gradient_attention(pair: Pair) -> list[Distillation]:
-  own = pair.hyperparameters
-  stages = stage_pairs(own.stages)
-  for stage in stages:
-    if stage != ("images", "images"):
-      pair.shapes(stage)
+  own, stages = pair.hyperparameters, chosen_pairs(pair)
   loss = functools.partial(
     losses.gradient_attention_transfer,
-    stages=stages,
-    stage_weights=tuple(own.stage_weights) or None,
+    **stage_options(pair, stages),
     norm=own.norm,
     normalize=own.normalize,
     reduce=own.reduce,
   )
   summands = [
-    Distillation(
-      pair.named("gradient_at"),
-      loss,
-      pair.share * own.weight,
-      pair.at,
+    dataclasses.replace(
+      _summand("gradient_at", pair, loss, stages),
       student_gradients=tuple(ours for ours, _ in stages),
       teacher_gradients=tuple(theirs for _, theirs in stages),
     )
@@ -79,56 +79,65 @@ def _gradient_attention(pair: Pair) -> list[Distillation]:
 
 
 def _neuron_selectivity(pair: Pair) -> list[Distillation]:
-  own = pair.hyperparameters
+  own, where = pair.hyperparameters, pair.hyperparameters.where
+  stages = chosen_pairs(pair, where=where)
   loss = functools.partial(
     losses.neuron_selectivity_transfer,
-    **stage_options(pair, where=own.where),
+    **stage_options(pair, stages),
     kernel=own.kernel,
     degree=own.degree,
     offset=own.offset,
-    where=own.where,
+    where=where,
   )
-  return [Distillation(pair.named("nst"), loss, pair.share * own.weight, pair.at)]
+  return [_summand("nst", pair, loss, stages, where)]
 
 
 def _flow(pair: Pair) -> list[Distillation]:
-  own = pair.hyperparameters
-  loss = functools.partial(
-    losses.flow_of_solution, **stage_options(pair, flows=True), pool=own.pool, norm=own.norm
-  )
-  connectors = widths_matched(pair, stage_pairs(own.stages))
-  return [
-    Distillation(pair.named("fsp"), loss, pair.share * own.weight, pair.at, connectors=connectors)
-  ]
+  own, stages = pair.hyperparameters, chosen_pairs(pair)
+  options = stage_options(pair, stages, flows=True)
+  loss = functools.partial(losses.flow_of_solution, **options, pool=own.pool, norm=own.norm)
+  summand = _summand("fsp", pair, loss, stages)
+  return [dataclasses.replace(summand, connectors=widths_matched(pair, stages))]
 
 
 def _relational(pair: Pair) -> list[Distillation]:
-  own = pair.hyperparameters
+  own, stages = pair.hyperparameters, chosen_pairs(pair, vectors=True)
   loss = functools.partial(
     losses.relational,
-    **stage_options(pair),
+    **stage_options(pair, stages),
     distance_weight=own.distance_weight,
     angle_weight=own.angle_weight,
   )
-  return [
-    Distillation(pair.named("rkd"), loss, pair.share * own.weight, pair.at, global_batch=True)
-  ]
+  return [dataclasses.replace(_summand("rkd", pair, loss, stages), global_batch=True)]
+
+
+def _summand(
+  name: str,
+  pair: Pair,
+  loss: Callable[..., Terms],
+  stages: Sequence[tuple[str, str]],
+  where: str = "features",
+) -> Distillation:
+  """The comparison with the teacher at hand, by the config's weight."""
+  weight = pair.share * pair.hyperparameters.weight
+  compares = pair.compared(stages, where)
+  return Distillation(pair.named(name), loss, weight, pair.at, compares=compares)
 
 
 def _deepest(pair: Pair) -> str:
-  own = pair.hyperparameters
-  return pair.deepest(stage_pairs(own.stages if "stages" in own else (own.stage,)))
+  by_stages = "stages" in pair.hyperparameters
+  return pair.deepest(chosen_pairs(pair) if by_stages else [hint_pair(pair)])
 
 
 _STAGES: dict[str, Any] = {
-  "stages": config.names(STAGES),
+  "stages": config.names((AUTO,)),
   "stage_weights": config.weights(),
 }
 
 METHODS = {
   "fitnets": Method(
     "FitNets: one hint through a regressor (Romero et al., 2015)",
-    {"stage": text("stage2"), "weight": number(100.0)},
+    {"stage": text(AUTO), "activation": ACTIVATION, "weight": number(100.0)},
     _fitnets,
     # The paper's second stage: soft targets at T = 3, their weight falling from 4 to 1.
     warmup=Warmup(
@@ -141,6 +150,7 @@ METHODS = {
       kd_start=4.0,
     ),
     deepest=_deepest,
+    needs="features",
   ),
   "at": Method(
     "attention transfer from activations (Zagoruyko and Komodakis, 2017)",
@@ -153,6 +163,7 @@ METHODS = {
       "weight": number(1000.0),
     },
     _attention_transfer,
+    needs="maps",
   ),
   "gradient_at": Method(
     "attention transfer from gradients (Zagoruyko and Komodakis, 2017)",
@@ -178,12 +189,13 @@ METHODS = {
       "weight": number(50.0),
     },
     _neuron_selectivity,
+    needs="maps",
   ),
   "fsp": Method(
     "flow of solution procedure (Yim et al., 2017)",
     {
       **_STAGES,
-      "stages": config.names(("stem", *STAGES)),
+      "stages": config.names(("stem", AUTO)),
       "pool": choice("average", ("average", "max")),
       "norm": choice("mse", ("mse", "columns")),
       "weight": number(50.0),
@@ -192,6 +204,7 @@ METHODS = {
     # RepDistiller's second stage: labels alone.
     warmup=Warmup(default=True, epochs=30, label_weight=1.0, kd_weight=0.0),
     deepest=_deepest,
+    needs="maps",
   ),
   "rkd": Method(
     "relational knowledge distillation: distances and angles (Park et al., 2019)",
@@ -203,5 +216,6 @@ METHODS = {
       "weight": number(1.0),
     },
     _relational,
+    needs="features",
   ),
 }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
@@ -96,10 +99,40 @@ class Pair:
       feature_shape(self.teacher.output, theirs, "teacher", where),
     )
 
+  def all_shapes(self, where: str = "features") -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """The student's and the teacher's shapes by stage, shallow to deep, batch included."""
+    return (
+      self.student_shapes(where),
+      _in_order(self.teacher.module, getattr(self.teacher.output, where)),
+    )
+
+  def student_shapes(self, where: str = "features") -> dict[str, Shape]:
+    """The student's shapes by stage, shallow to deep, batch included."""
+    return _in_order(self.student, getattr(self.plain_output, where))
+
   def deepest(self, stages: Sequence[tuple[str, str]], where: str = "features") -> str:
-    """The student's last stage among those named."""
-    order = list(getattr(self.student, "stages", getattr(self.plain_output, where)))
-    return max((ours for ours, _ in stages), key=order.index)
+    """The stage up to which the student must run to give all that is named of it."""
+    wanted = {ours for ours, _ in stages}
+    images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
+    key = jax.random.key(0)
+    for stage in self.student.stages:
+      # Some preactivations are made by the stage that follows.
+      encode = functools.partial(self.student.init_with_output, method="encode", to_stage=stage)
+      output, _ = jax.eval_shape(encode, key, images)
+      if wanted <= set(getattr(output, where)):
+        return stage
+    raise unknown_name("stage of the student", min(wanted), self.student.stages)
+
+  def compared(self, stages: Sequence[tuple[str, str]], where: str = "features") -> str:
+    """Which stages are compared, with their sizes, for a line that tells it."""
+    shown = []
+    for pair in stages:
+      if pair == ("images", "images"):
+        shown.append("images")
+        continue
+      ours, theirs = (sizes(shape) for shape in self.shapes(pair, where))
+      shown.append(f"{pair[0]} {ours} with {pair[1]} {theirs}")
+    return f"{', '.join(shown)} of the {self.at}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +151,7 @@ class Training:
     gives: participant of the method's next training -> the participant of this one it starts as.
     turns: participants of which one is updated at a step, in this order; empty updates all.
     seed_offset: what it adds to the experiment's seed, for networks that must start differently.
+    notes: what a reader wants to know before it starts, such as the stages that are compared.
   """
 
   name: str
@@ -131,6 +165,7 @@ class Training:
   gives: Mapping[str, str] = dataclasses.field(default_factory=dict)
   turns: tuple[str, ...] = ()
   seed_offset: int = 0
+  notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +191,8 @@ class Method:
     baseline: the student alone that it is compared with, where that is not one output trained by
       the labels.
     takes_exits: whether the student may have several exits of its own.
+    needs: what the networks must give it: "logits" alone; "features", of any rank; "maps",
+      (B, H, W, C); "preactivations", of any rank; "stages" that the student can be cut at.
   """
 
   summary: str
@@ -169,6 +206,7 @@ class Method:
   without_teacher: bool = False
   baseline: Callable[[Pair], Training] | None = None
   takes_exits: bool = False
+  needs: Literal["logits", "features", "maps", "preactivations", "stages"] = "logits"
 
   @property
   def distils(self) -> bool:
@@ -200,6 +238,11 @@ class Warmup:
   kd_start: float = 1.0
 
 
+def sizes(shape: Shape) -> str:
+  """A feature's shape without the batch, as "28x28x4"."""
+  return "x".join(map(str, shape[1:]))
+
+
 def feature_shape(output: Output, stage: str, owner: str, where: str = "features") -> Shape:
   """The shape of a stage's features, or preactivations.
 
@@ -210,3 +253,9 @@ def feature_shape(output: Output, stage: str, owner: str, where: str = "features
   if stage not in arrays:
     raise unknown_name(f"stage of the {owner}", stage, arrays)
   return arrays[stage].shape
+
+
+def _in_order(module: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Shape]:
+  """Shapes by stage in the order of the model's stages, which tracing does not keep."""
+  order = [stage for stage in getattr(module, "stages", arrays) if stage in arrays]
+  return {stage: arrays[stage].shape for stage in order}

@@ -96,7 +96,13 @@ def trainings(methods: Mapping[str, Method], pair: Pair) -> list[Training]:
   if own.ramp != "none":
     distillations = [_ramped(d, pair) for d in distillations]
   scheme = schemes.offline(pair.student, pair.modules, distillations, label_weight=own.label_weight)
-  final = Training(DISTILLED, scheme, _inherited(pair, before), learning_rate=own.learning_rate)
+  final = Training(
+    DISTILLED,
+    scheme,
+    _inherited(pair, before),
+    learning_rate=own.learning_rate,
+    notes=_notes(distillations),
+  )
   return [*before, final]
 
 
@@ -123,6 +129,7 @@ def _in_two_stages(
     epochs=own.first_epochs,
     learning_rate=own.first_learning_rate or own.learning_rate,
     reported="",
+    notes=_notes(distillations),
   )
   soft_targets: list[Distillation] = []
   if own.second_kd_weight:
@@ -183,6 +190,10 @@ def check_something_learns(pair: Pair) -> None:
   own = pair.hyperparameters
   if not own.weight and not own.label_weight:
     raise ConfigError("method.weight=0.0 and method.label_weight=0.0: expected one of them > 0")
+
+
+def _notes(distillations: Sequence[Distillation]) -> tuple[str, ...]:
+  return tuple(f"{d.name} compares {d.compares}" for d in distillations if d.compares)
 
 
 def _shares(pair: Pair) -> dict[str, float]:

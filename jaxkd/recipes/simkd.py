@@ -11,21 +11,25 @@ from jaxkd.connectors.projector import LAYOUTS
 from jaxkd.errors import ConfigError
 from jaxkd.recipes.method import Method, Pair, Training
 from jaxkd.recipes.objective import DISTILLED
-from jaxkd.recipes.stages import stage_pairs
+from jaxkd.recipes.stages import ACTIVATION, AUTO, ends_in_relu, last_pair
 
 
 def _simkd(pair: Pair) -> list[Training]:
   own = pair.hyperparameters
   stages = _stages(pair)
   projectors = {}
+  notes = []
   for name in pair.teachers:
-    student, teacher = dataclasses.replace(pair, at=name).shapes(stages)
+    at_hand = dataclasses.replace(pair, at=name)
+    student, teacher = at_hand.shapes(stages)
+    notes.append(f"simkd compares {at_hand.compared([stages])}")
     projectors[name] = projector_for(
       student,
       teacher,
       stage=stages[0],
       layout=own.projector,
       reduction=own.reduction,
+      activation=ends_in_relu(at_hand, stages[1]),
       **pair.options,
     )
   joint = own.classifier == "joint"
@@ -48,6 +52,7 @@ def _simkd(pair: Pair) -> list[Training]:
     inherit,
     learning_rate=own.learning_rate,
     reuses_classifier=not joint,
+    notes=tuple(notes),
   )
   if own.classifier != "sequential":
     return [matching]
@@ -78,9 +83,7 @@ def _simkd(pair: Pair) -> list[Training]:
 
 def _stages(pair: Pair) -> tuple[str, str]:
   """The stages that are matched: those of the config, or as many earlier as are reused as well."""
-  own = pair.hyperparameters
-  [named] = stage_pairs((own.stage,))
-  pair.shapes(named)
+  own, named = pair.hyperparameters, last_pair(pair, vectors=True)
   found = []
   for model, stage in zip((pair.student, pair.teacher.module), named, strict=True):
     order = tuple(model.stages)
@@ -98,11 +101,12 @@ METHODS = {
   "simkd": Method(
     "SimKD: the reused teacher classifier (Chen et al., 2022)",
     {
-      "stage": text("stage3"),
+      "stage": text(AUTO),
       # Of the teacher, beside its classifier: 1 is SimKD+, 2 is SimKD++.
       "reused_stages": config.integer(0),
       "projector": choice("1x1-3x3-1x1", LAYOUTS),
       "reduction": config.integer(2, minimum=1),
+      "activation": ACTIVATION,
       "weight": number(1.0),
       # "joint" and "sequential" train the student's own classifier and predict by it: along with
       # the encoder, or afterwards on the frozen encoder. What follows is theirs alone.
@@ -114,5 +118,6 @@ METHODS = {
       "classifier_learning_rate": number(0.0),
     },
     trainings=_simkd,
+    needs="features",
   ),
 }

@@ -8,8 +8,10 @@ from jaxkd import config, losses, schemes
 from jaxkd.config import choice, flag, number, text
 from jaxkd.connectors import Gate
 from jaxkd.errors import ConfigError
-from jaxkd.recipes.method import Method, Pair, Training, feature_shape
+from jaxkd.recipes.method import Method, Pair, Training, feature_shape, sizes
 from jaxkd.recipes.objective import ALONE, DISTILLED, check_something_learns
+from jaxkd.recipes.pairing import inner_stages
+from jaxkd.recipes.stages import AUTO
 from jaxkd.schemes import RAMPS, Distillation, ramp
 from jaxkd.schemes.born_again import generation_name
 from jaxkd.schemes.distillation import Weight
@@ -98,7 +100,8 @@ def _mutual(pair: Pair) -> list[Training]:
 
 def _native_ensemble(pair: Pair) -> list[Training]:
   own = pair.hyperparameters
-  feature_shape(pair.plain_output, own.from_stage, "student")
+  from_stage = own.from_stage if own.from_stage != AUTO else _before_last(pair)
+  shape = feature_shape(pair.plain_output, from_stage, "student")
   weight: Weight = own.weight
   if own.ramp != "none":
     steps = own.ramp_epochs * pair.steps_per_epoch
@@ -107,12 +110,27 @@ def _native_ensemble(pair: Pair) -> list[Training]:
     pair.student,
     Gate(own.branches, **pair.options),
     branches=own.branches,
-    from_stage=own.from_stage,
+    from_stage=from_stage,
     weight=weight,
     temperature=own.temperature,
     detached=own.detached,
   )
-  return [Training(DISTILLED, scheme, learning_rate=own.learning_rate, reported="branch_0")]
+  shared = f"{own.branches} branches share what is up to {from_stage} {sizes(shape)}"
+  return [
+    Training(
+      DISTILLED,
+      scheme,
+      learning_rate=own.learning_rate,
+      reported="branch_0",
+      notes=(shared,),
+    )
+  ]
+
+
+def _before_last(pair: Pair) -> str:
+  """The stage before the last one that is not pooled."""
+  *earlier, last = inner_stages(pair.student_shapes())
+  return earlier[-1] if earlier else last
 
 
 METHODS = {
@@ -156,7 +174,7 @@ METHODS = {
     "ONE: branches that learn from their gated ensemble (Lan et al., 2018)",
     {
       "branches": config.integer(3, minimum=1),
-      "from_stage": text("stage2"),
+      "from_stage": text(AUTO),
       "weight": number(1.0),
       "temperature": number(3.0, exclusive=True),
       "detached": flag(True),
@@ -165,5 +183,6 @@ METHODS = {
     },
     trainings=_native_ensemble,
     without_teacher=True,
+    needs="stages",
   ),
 }

@@ -11,14 +11,14 @@ from jaxkd import config, losses, schemes
 from jaxkd.config import choice, number, text
 from jaxkd.connectors import paraphraser_for, translator_for
 from jaxkd.recipes.method import Method, Pair, Training, Warmup
-from jaxkd.recipes.stages import STAGES, stage_options, stage_pairs, widths_matched
+from jaxkd.recipes.stages import AUTO, chosen_pairs, last_pair, stage_options, widths_matched
 from jaxkd.schemes import Distillation
 from jaxkd.types import Output
 
 
 def _factors(pair: Pair) -> list[Distillation]:
   own = pair.hyperparameters
-  [stage] = stage_pairs((own.stage,))
+  stage = last_pair(pair)
   student, teacher = pair.shapes(stage)
   encoder, _ = paraphraser_for(teacher, stage=stage[1], rate=own.rate, **pair.options)
   translator = translator_for(
@@ -40,13 +40,14 @@ def _factors(pair: Pair) -> list[Distillation]:
       pair.at,
       connectors={stage[0]: translator},
       teacher_connectors={stage[1]: encoder},
+      compares=f"factors of {pair.compared([stage])}",
     )
   ]
 
 
 def _paraphraser(pair: Pair) -> list[Training]:
   own = pair.hyperparameters
-  [(ours, stage)] = stage_pairs((own.stage,))
+  ours, stage = last_pair(pair)
   _, teacher = pair.shapes((ours, stage))
   encoder, decoder = paraphraser_for(teacher, stage=stage, rate=own.rate, **pair.options)
   scheme = schemes.autoencoder(
@@ -69,8 +70,8 @@ def _paraphraser(pair: Pair) -> list[Training]:
 
 def _boundaries(pair: Pair) -> list[Distillation]:
   own = pair.hyperparameters
-  stages = stage_pairs(own.stages)
-  options = stage_options(pair, where="preactivations")
+  stages = _boundary_stages(pair)
+  options = stage_options(pair, stages)
   loss = functools.partial(losses.activation_boundaries, **options, margin=own.margin)
 
   def disagreement(student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
@@ -89,19 +90,24 @@ def _boundaries(pair: Pair) -> list[Distillation]:
       connectors=widths_matched(pair, stages, "preactivations", sizes=True),
       connects="preactivations",
       metrics={"disagreement": disagreement},
+      compares=f"preactivations of {pair.compared(stages, 'preactivations')}",
     )
   ]
 
 
+def _boundary_stages(pair: Pair) -> tuple[tuple[str, str], ...]:
+  return chosen_pairs(pair, where="preactivations", vectors=True)
+
+
 def _deepest(pair: Pair) -> str:
-  return pair.deepest(stage_pairs(pair.hyperparameters.stages), "preactivations")
+  return pair.deepest(_boundary_stages(pair), "preactivations")
 
 
 METHODS = {
   "ft": Method(
     "factor transfer: a paraphraser of the teacher, a translator of the student (Kim et al., 2018)",
     {
-      "stage": text("stage3"),
+      "stage": text(AUTO),
       "rate": number(0.5, exclusive=True, maximum=1.0),
       "normalization": choice("official", ("official", "repdistiller")),
       # The authors' 1e-12 gives a factor that is all zero a gradient of 1e10.
@@ -115,11 +121,12 @@ METHODS = {
     },
     _factors,
     before=_paraphraser,
+    needs="maps",
   ),
   "ab": Method(
     "activation boundaries of hidden neurons (Heo et al., 2019)",
     {
-      "stages": config.names(STAGES),
+      "stages": config.names((AUTO,)),
       "stage_weights": config.weights(),
       "margin": number(1.0, exclusive=True),
       "weight": number(1.0),
@@ -135,5 +142,6 @@ METHODS = {
       squared_temperature=False,
     ),
     deepest=_deepest,
+    needs="preactivations",
   ),
 }

@@ -41,6 +41,7 @@ class Distillation:
     labelled: the loss is also given the batch's `labels` and `weights`, and `axis_name`.
     random: the loss is also given `rng`, a key of this step.
     metrics: name -> (student Output, teacher Output) -> (sum, count), reported beside the terms.
+    compares: in words, which stages are compared; nothing is computed from it.
   """
 
   name: str
@@ -56,6 +57,7 @@ class Distillation:
   labelled: bool = False
   random: bool = False
   metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+  compares: str = ""
 
   @property
   def teachers(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class Stage:
     keep: "last" hands on the final participants, "best" those with the best validation accuracy.
     accumulate: parts into which each batch is cut to save memory.
     average_decay: of a moving average of the learners, with which they then predict.
+    notes: lines for the reader, shown before training.
   """
 
   name: str
@@ -53,6 +54,7 @@ class Stage:
   keep: str = "last"
   accumulate: int = 1
   average_decay: float | None = None
+  notes: tuple[str, ...] = ()
 
   @property
   def steps_per_epoch(self) -> int:
