@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 WORKDIR ?= runs/digits-simkd
 
-.PHONY: run test lint parity mutations digits-table fashion-search fashion-table together-search \
+.PHONY: run test lint parity torch mutations digits-table fashion-search fashion-table together-search \
 	together-table digits-together budget bench lock clean
 
 run: $(INSTALLED)
@@ -25,9 +25,15 @@ lint: $(INSTALLED)
 digits-table: $(INSTALLED)
 	$(BIN)/python experiments/compare.py --config configs/digits.py --workdir runs/digits-compare --output experiments/results/digits.md
 
-# How many values of the published code ours agrees with, by method.
+# How many values of the published code ours agrees with, by method, and how closely, by model.
 parity: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_golden.py -n auto
+	$(BIN)/python -m pytest tests/test_golden.py tests/test_golden_models.py -n auto
+
+# With PyTorch itself (its CPU build, 200 MB): a teacher that a plain script trained is as good here.
+TORCH := torch==2.13.0+cpu
+torch: $(INSTALLED)
+	$(BIN)/pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+	$(BIN)/python -m pytest tests/with_torch -s
 
 # Breaks the losses on purpose, one way at a time: which test notices? (about ten minutes)
 mutations: $(INSTALLED)

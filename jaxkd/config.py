@@ -156,7 +156,14 @@ COMMON: Fields = {
     "cutout": integer(0),
     "mixup": number(0.0),
   },
-  "teacher": {**training_fields("resnet32x4"), "bundle": text(""), "count": integer(1, minimum=1)},
+  "teacher": {
+    **training_fields("resnet32x4"),
+    # A teacher that comes trained: a directory that a run left, or a file of PyTorch's weights for
+    # teacher.model (.pth, .safetensors).
+    "bundle": text(""),
+    "weights": text(""),
+    "count": integer(1, minimum=1),
+  },
   "student": training_fields("resnet8x4"),
 }
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-from flax import linen as nn
 
-from jaxkd import bundles, models, recipes, schemes
+from jaxkd import networks, recipes, schemes
 from jaxkd.data import Dataset, Examples, augmentation, normalize, per_class, with_unlabelled
 from jaxkd.errors import ConfigError
 from jaxkd.participants import select
@@ -27,7 +24,7 @@ from jaxkd.train import (
 )
 from jaxkd.train import steps_per_epoch as count_steps
 from jaxkd.train.devices import AXIS_NAME
-from jaxkd.types import Array, Batch, Context, Output, Scheme
+from jaxkd.types import Array, Batch, Context, Scheme
 
 
 def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
@@ -56,18 +53,15 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
   plan: list[Stage] = []
   teachers: dict[str, Teacher] = {}
   if taught or name == "teacher":
-    for number, (teacher, variables) in enumerate(_teachers(settings, data, options)):
+    for number, (teacher, variables) in enumerate(networks.teachers(settings, data, options)):
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher
       plan.append(_teaching(called, number, teacher, variables, settings, data))
   if name == "teacher":
     return plan
 
-  def create(field: str, model: str) -> tuple[nn.Module, Output | tuple[Output, ...]]:
-    module = models.create(model, num_classes=data.num_classes, **options)
-    return module, _shapes(field, model, module, data)
-
-  student, student_output = create("student.model", settings.student.model)
+  model = settings.student.model
+  student, student_output = networks.create("student.model", model, data, options)
   exits = len(student_output) if isinstance(student_output, tuple) else 0
   if distils and exits and not all(method.takes_exits for method in methods):
     able = [n for n, method in recipes.METHODS.items() if method.takes_exits]
@@ -84,7 +78,7 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
     epochs=settings.student.epochs,
     steps_per_epoch=count_steps(len(_examples(settings, "student", data)), settings.batch_size),
     hyperparameters=settings.method,
-    create=lambda model: create("method.models", model)[0],
+    create=lambda model: networks.create("method.models", model, data, options)[0],
   )
   try:
     trainings = recipes.trainings(pair) if distils else []
@@ -150,67 +144,6 @@ def _learning(
     keep=keep,
     notes=training.notes,
   )
-
-
-def _teachers(
-  settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
-) -> list[tuple[Teacher, Mapping[str, Any] | None]]:
-  """The teachers, each with its variables if a bundle gives them."""
-  name, count = settings.teacher.model, settings.teacher.count
-  paths = [path for path in settings.teacher.bundle.split(",") if path]
-  if not paths:
-    module = models.create(name, num_classes=data.num_classes, **options)
-    output = _one_output("teacher.model", name, _shapes("teacher.model", name, module, data))
-    return [(Teacher(module, output, name), None)] * count
-  if count not in (1, len(paths)):
-    raise ConfigError(f"teacher.count={count}: expected {len(paths)}, as many as teacher.bundle")
-  return [_bundled(path, settings, data) for path in paths]
-
-
-def _bundled(
-  path: str, settings: ml_collections.ConfigDict, data: Dataset
-) -> tuple[Teacher, Mapping[str, Any]]:
-  """A teacher that comes trained."""
-  name = settings.teacher.model
-  network, description = bundles.load_bundle(pathlib.Path(path))
-  where = f"teacher.bundle={path!r}"
-  stored = description.get("model")
-  if name not in ("", stored):
-    raise ConfigError(
-      f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
-      "or to '' to take what the bundle holds"
-    )
-  shapes = _shapes("teacher.bundle", path, network.module, data, network.variables)
-  output = _one_output("teacher.bundle", path, shapes)
-  classes = 0 if output.logits is None else output.logits.shape[-1]
-  if classes != data.num_classes:
-    raise ConfigError(
-      f"{where} predicts {classes} classes, the student {data.num_classes} "
-      f"(data set {settings.data.name!r})"
-    )
-  label = stored or type(network.module).__name__
-  return Teacher(network.module, output, label), network.variables
-
-
-def _shapes(
-  field: str, value: str, module: nn.Module, data: Dataset, variables: Any = None
-) -> Output | tuple[Output, ...]:
-  """What a model returns for this data's images, as shapes; nothing is computed."""
-  images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
-  try:
-    if variables is None:
-      variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
-  except (ValueError, TypeError) as error:
-    reason = " ".join(str(error).split())
-    raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
-
-
-def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> Output:
-  """The shapes of a network that can teach: one with a single output."""
-  if isinstance(output, tuple):
-    raise ConfigError(f"{field}={value!r} has {len(output)} exits: a teacher needs to have one")
-  return output
 
 
 def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) -> Batch:

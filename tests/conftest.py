@@ -48,7 +48,13 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-  """After parity tests, a table: how many cases of each method agree with the published code."""
+  """After parity tests, tables: how well ours agrees with the published code."""
+  _cases_that_agree(terminalreporter)
+  _differences_of_models(terminalreporter)
+
+
+def _cases_that_agree(terminalreporter):
+  """How many cases of each method agree."""
   ran, passed = collections.Counter(), collections.Counter()
   for outcome in ("passed", "failed", "error"):
     for report in terminalreporter.stats.get(outcome, []):
@@ -64,3 +70,23 @@ def pytest_terminal_summary(terminalreporter):
   for method in sorted({method for method, _ in ran}):
     cells = [f"{passed[method, d]} of {ran[method, d]}" for d in ("float64", "float32")]
     terminalreporter.write_line(f"| {method} | {' | '.join(cells)} |")
+
+
+def _differences_of_models(terminalreporter):
+  """The largest difference of each model's values, relative to the largest value."""
+  columns = ("eval logits", "eval taps", "train logits", "train taps")
+  worst = collections.defaultdict(float)
+  for outcome in ("passed", "failed"):
+    for report in terminalreporter.stats.get(outcome, []):
+      for name, value in report.user_properties:
+        if name == "model parity":
+          model, column, difference = value
+          worst[model, column] = max(worst[model, column], difference)
+  if not worst:
+    return
+  terminalreporter.section("parity with published models, largest relative difference")
+  terminalreporter.write_line(f"| model | {' | '.join(columns)} |")
+  terminalreporter.write_line("|---" * 5 + "|")
+  for model in sorted({model for model, _ in worst}):
+    cells = [f"{worst[model, c]:.1e}" if (model, c) in worst else "" for c in columns]
+    terminalreporter.write_line(f"| {model} | {' | '.join(cells)} |")

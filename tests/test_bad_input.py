@@ -102,8 +102,8 @@ def refuse(monkeypatch, tmp_path):
       r"reduction is 5",
     ),
     (
-      settings_for("simkd", method={"stage": "pooled"}),
-      r"^stage 'pooled': no projector from student \(2, 16\) to teacher \(2, 32\)",
+      settings_for("simkd", student={"model": "mlp"}),
+      r"^the student has no feature maps \(B, H, W, C\) to compare: it gives stage1 \(256,\), ",
     ),
     (
       settings_for("at", method={"stages": ("stage3", "pooled")}),

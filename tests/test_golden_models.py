@@ -10,7 +10,6 @@ import dataclasses
 import json
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,10 @@ import numpy as np
 import pytest
 
 from jaxkd import models
+from jaxkd.connectors import Gate
 from jaxkd.evaluate import multiply_adds
-from jaxkd.models import MSDNet
-from tests.torch_weights import digest, module_path, msdnet_fields, regenerate, to_flax
+from jaxkd.models import Branched, CifarResNet, GatedBranches, MSDNet, from_torch
+from tests.torch_weights import digest, module_path, msdnet_fields, regenerate
 
 TOLERANCE = 1e-4  # of the largest value of the array
 # What the published code calls models of ours, where we call them otherwise.
@@ -31,6 +31,7 @@ NAMES = {
   "ShuffleV2": "shufflenetv2",
 }
 HERE = Path(__file__).parent / "golden" / "models"
+SPECS = json.loads((HERE / "specs.json").read_text())
 
 
 def pytest_generate_tests(metafunc):
@@ -58,18 +59,9 @@ def load(path):
   return reference
 
 
-class Phase(NamedTuple):
-  """What jaxkd computes in one mode."""
-
-  logits: jax.Array
-  taps: list  # shallow to deep
-  preactivations: dict  # by the number of the tap
-  scales: dict  # MSDNet's maps by block and scale
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What jaxkd computes for one file."""
+  """What jaxkd computes for one file: phase -> the file's name of an array -> the array."""
 
   module: object
   variables: dict
@@ -82,6 +74,9 @@ def build(name, args, num_classes):
   # One class, of which files of other names hold other sizes.
   if name.startswith("msdnet"):
     return MSDNet(num_classes, **msdnet_fields(args))
+  if name.startswith("one_resnet"):
+    network = CifarResNet((args["depth"] - 2) // 6, (16, 16, 32, 64), num_classes)
+    return GatedBranches(Branched(network, branches=3), Gate(3))
   ours = NAMES.get(name, name)
   if ours not in models.names():
     pytest.fail(f"jaxkd has no model {ours!r}; it has {', '.join(models.names())}")
@@ -100,47 +95,75 @@ def run(path):
   for entry in floats:
     np.testing.assert_allclose(state[entry].sum(dtype=np.float64), expected[entry], atol=1e-9)
   assert digest(state) == str(reference["sd_sha256"])
-  variables = to_flax(state, module)
+  variables = from_torch(state, module)
+
+  def of_interest(part, method):
+    return method == "run_block" or isinstance(part, Branched | Gate)
 
   @jax.jit
   def both(variables, images):
     def apply(**options):
-      captured = {"capture_intermediates": lambda _, method: method == "run_block"}
+      captured = {"capture_intermediates": of_interest}
       output, updated = module.apply(variables, images, **options, **captured)
-      return parts(output, updated), updated
+      return arrays(reference, module, output, updated.get("intermediates")), updated
 
     evaluated, _ = apply(mutable=["intermediates"])
     trained, updated = apply(train=True, mutable=["intermediates", "batch_stats"])
     return {"eval": evaluated, "train": trained}, updated["batch_stats"]
 
-  def parts(output, updated):
-    if not isinstance(output, tuple):
-      taps = [output.features[stage] for stage in module.stages]
-      pre = {module.stages.index(stage): x for stage, x in output.preactivations.items()}
-      return Phase(output.logits, taps, pre, {})
-    # Of several exits: what each of them reads is the tap.
-    taps = [exit_.features["coarsest"] for exit_ in output]
-    assert not any(exit_.preactivations for exit_ in output)
-    carries = [carry for carry, _ in updated["intermediates"]["run_block"]]
-    scales = {f"b{b}_s{s}": x for b, maps in enumerate(carries) for s, x in enumerate(maps)}
-    return Phase(jnp.stack([exit_.logits for exit_ in output]), taps, {}, scales)
-
   return Run(module, variables, *both(variables, reference["x"]))
 
 
+def arrays(reference, module, output, intermediates):
+  """What the module computed, by the names that the files use."""
+  if isinstance(module, GatedBranches):
+    first = 0 if "eval/f3_0.stats" in reference else 1
+    return arrays_of_branches(module, output, intermediates, first)
+  if isinstance(module, MSDNet):
+    return arrays_of_exits(output, intermediates)
+  number = {stage: i for i, stage in enumerate(module.stages)}
+  return (
+    {"logits": output.logits}
+    | {f"f{number[stage]}": x for stage, x in output.features.items()}
+    | {f"pre/f{number[stage]}": x for stage, x in output.preactivations.items()}
+  )
+
+
+def arrays_of_exits(outputs, intermediates):
+  """What each exit reads is the tap."""
+  assert not any(exit_.preactivations for exit_ in outputs)
+  carries = [carry for carry, _ in intermediates["run_block"]]
+  return (
+    {"logits": jnp.stack([exit_.logits for exit_ in outputs])}
+    | {f"f{i}": exit_.features["coarsest"] for i, exit_ in enumerate(outputs)}
+    | {f"scales/b{b}_s{s}": x for b, maps in enumerate(carries) for s, x in enumerate(maps)}
+  )
+
+
+def arrays_of_branches(module, output, intermediates, first):
+  """The trunk's taps once, and those of the branches, whose numbers start from `first`."""
+  (branches,), (gate,) = (intermediates[part]["__call__"] for part in ("branched", "gate"))
+  found = {
+    "logits": jnp.stack([branch.logits for branch in branches]),
+    "logits_ens": output.logits,
+    "gate": gate,
+  }
+  stages = module.branched.stages
+  last = stages.index(module.branched.from_stage)
+  for k, branch in enumerate(branches, first):
+    for prefix, values in (("", branch.features), ("pre/", branch.preactivations)):
+      for stage, x in values.items():
+        i = stages.index(stage)
+        found[f"{prefix}f{i}" if i <= last else f"{prefix}f{i}_{k}"] = x
+  return found
+
+
 def check(reference, key, array):
-  """Compares one array with its shape, its summary, and its values or a stride of them."""
-  scale = check_summary(reference, key, array)
-  array = np.asarray(array, np.float64)
-  if key in reference:
-    expected = reference[key]
-  else:
-    expected, array = reference[f"{key}.slice"], array.reshape(-1)[:: int(reference[f"{key}.step"])]
-  np.testing.assert_allclose(array, expected, rtol=0, atol=TOLERANCE * scale, err_msg=key)
+  """Compares one array with its shape, its summary, and its values or a stride of them.
 
-
-def check_summary(reference, key, array):
-  """Compares one array with its shape and its summary, and returns its largest magnitude."""
+  Returns the largest difference of a value, relative to the largest value; 0 if only a summary is
+  stored.
+  """
   array = np.asarray(array, np.float64)
   assert list(array.shape) == reference[f"{key}.shape"].tolist(), key
   stats = reference[f"{key}.stats"]
@@ -148,39 +171,67 @@ def check_summary(reference, key, array):
   found = [array.mean(), array.std(), np.linalg.norm(array), np.abs(array).max()]
   allowed = TOLERANCE * np.array([scale, scale, stats[2], scale])
   np.testing.assert_array_less(np.abs(found - stats), allowed, err_msg=f"{key}.stats")
-  return scale
+  if key in reference:
+    expected = reference[key]
+  elif f"{key}.slice" in reference:
+    expected, array = reference[f"{key}.slice"], array.reshape(-1)[:: int(reference[f"{key}.step"])]
+  else:
+    return 0.0
+  np.testing.assert_allclose(array, expected, rtol=0, atol=TOLERANCE * scale, err_msg=key)
+  return float(np.abs(array - expected).max() / scale)
 
 
-def keys(reference, phase, part):
-  prefix = f"{phase}/{part}"
-  return sorted({key.split(".")[0] for key in reference if key.startswith(prefix)})
+def stored(reference, phase):
+  """The names of the arrays that a file has of a phase."""
+  summaries = (key for key in reference if key.startswith(f"{phase}/") and key.endswith(".stats"))
+  return {key.removeprefix(f"{phase}/").removesuffix(".stats") for key in summaries}
 
 
 @pytest.mark.parametrize("phase", ["eval", "train"])
 class TestForward:
-  def test_logits_are_those_of_the_published_code(self, golden, reference, phase):
-    check(reference, f"{phase}/logits", run(golden).phases[phase].logits)
+  def compare(self, golden, phase, names, record_property):
+    reference, ours = load(golden), run(golden).phases[phase]
+    column = f"{phase} {'logits' if 'logits' in names else 'taps'}"
+    worst = np.inf
+    try:
+      worst = max((check(reference, f"{phase}/{name}", ours[name]) for name in names), default=0.0)
+    finally:
+      # For the summary's table, see conftest.py.
+      record_property("model parity", (str(reference["model"]), column, float(worst)))
 
-  def test_features_are_those_of_the_published_code(self, golden, reference, phase):
-    taps = run(golden).phases[phase].taps
-    # Taps are numbered shallow to deep, and so are our stages and exits.
-    assert keys(reference, phase, "f") == [f"{phase}/f{i}" for i in range(len(taps))]
-    for i, tap in enumerate(taps):
-      check(reference, f"{phase}/f{i}", tap)
+  def test_logits_are_those_of_the_published_code(self, golden, reference, phase, record_property):
+    # An ensemble's logits and its gate, too.
+    names = stored(reference, phase) & {"logits", "logits_ens", "gate"}
+    assert "logits" in names
+    self.compare(golden, phase, names, record_property)
 
-  def test_preactivations_are_those_of_the_published_code(self, golden, reference, phase):
-    ours, stored = run(golden).phases[phase].preactivations, keys(reference, phase, "pre/f")
+  def test_features_are_those_of_the_published_code(
+    self, golden, reference, phase, record_property
+  ):
+    names = {name for name in stored(reference, phase) if name.startswith("f")}
+    ours = {name for name in run(golden).phases[phase] if name.startswith("f")}
+    # Taps are numbered shallow to deep, as our stages and exits are. Of ONE's network the files may
+    # lack stem and pooled.
+    lacking = {name for name in ours - names if name[:2] not in ("f1", "f2", "f3")}
+    assert names == ours or (names == ours - lacking and "logits_ens" in stored(reference, phase))
+    self.compare(golden, phase, names, record_property)
+
+  def test_preactivations_are_those_of_the_published_code(
+    self, golden, reference, phase, record_property
+  ):
     # What is the same as the tap is not stored.
-    assert bool(ours) == bool(stored or json.loads(str(reference["pre_same_as_post"])))
-    for key in stored:
-      check(reference, key, ours[int(key.rsplit("f", 1)[1])])
+    names = {name for name in stored(reference, phase) if name.startswith("pre/")}
+    self.compare(golden, phase, names, record_property)
 
   def test_maps_of_every_scale_are_those_of_the_published_code(self, golden, reference, phase):
-    scales = run(golden).phases[phase].scales
-    stored = keys(reference, phase, "scales/")
-    assert stored == sorted(f"{phase}/scales/{name}" for name in scales)
-    for name, array in scales.items():
-      check_summary(reference, f"{phase}/scales/{name}", array)
+    ours = run(golden).phases[phase]
+    names = {name for name in stored(reference, phase) if name.startswith("scales/")}
+    assert names == {name for name in ours if name.startswith("scales/")}
+    for name in names:
+      check(reference, f"{phase}/{name}", ours[name])
+
+  def test_nothing_that_is_stored_is_left_out(self, golden, reference, phase):
+    assert stored(reference, phase) <= run(golden).phases[phase].keys()
 
 
 def test_one_training_step_moves_batch_statistics_as_published(golden, reference):
@@ -222,6 +273,18 @@ def test_one_image_costs_the_published_multiplications(golden, reference):
   result = run(golden)
   found = multiply_adds(result.module.apply, result.variables, reference["x"][:1])
   assert found == int(reference["macs"])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_model_without_stored_values_has_the_published_names_shapes_and_costs(name):
+  spec = SPECS[name]
+  # The size of the last weight is the number of classes, as an argument not all of them have it.
+  module = build(name, spec["args"], spec["state_dict_spec"][-1][1][0])
+  state = {entry: np.broadcast_to(np.float32(0), shape) for entry, shape in spec["state_dict_spec"]}
+  variables = from_torch(state, module)  # which refuses other names and shapes
+  assert sum(x.size for x in jax.tree.leaves(variables["params"])) == spec["n_params"]
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  assert multiply_adds(module.apply, variables, images) == spec["macs"]
 
 
 def test_the_check_notices_a_wrong_value():

@@ -64,7 +64,9 @@ def test_vectors_are_paired_only_where_they_will_do():
   images, flat = network(8, 4), network(vectors=3)
   for student, teacher in ((images, flat), (flat, images)):
     assert paired_stages(student, teacher, vectors=True) == (("pooled", "pooled"),)
-    with pytest.raises(ConfigError, match=r"has no feature maps .*: it gives stage1 \(16,\), stage2"):
+    with pytest.raises(
+      ConfigError, match=r"has no feature maps .*: it gives stage1 \(16,\), stage2"
+    ):
       paired_stages(student, teacher)
   # The deepest layers belong together.
   two = network(vectors=2)

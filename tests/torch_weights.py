@@ -1,11 +1,12 @@
-"""PyTorch state of the golden models: made from their rule, and renamed for jaxkd's models."""
+"""The golden models' PyTorch state, made from its rule, and their words for our fields."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 
 import numpy as np
+
+from jaxkd.models import torch_names
 
 # What MSDNet-PyTorch calls its arguments.
 _MSDNET_FIELDS = {
@@ -17,7 +18,6 @@ _MSDNET_FIELDS = {
   "bnFactor": "bottleneck_factors",
   "nScales": "scales",
 }
-_STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
 def regenerate(spec: list[tuple[str, list[int]]], seed: int) -> dict[str, np.ndarray]:
@@ -51,28 +51,7 @@ def digest(state: dict[str, np.ndarray]) -> str:
 
 def module_path(name: str, module) -> str:
   """layer1.0.downsample.1 -> stage1_0/downsample_bn, classifier.1.linear -> exit_1/classifier."""
-  for pattern, path in module.torch_names:
-    if re.fullmatch(pattern, name):
-      return re.sub(pattern, path, name)
-  raise ValueError(f"no jaxkd name for the torch module {name!r}")
-
-
-def to_flax(state: dict[str, np.ndarray], jaxkd_module) -> dict[str, dict]:
-  """{"params": ..., "batch_stats": ...} with jaxkd's names and Flax's layouts."""
-  variables: dict[str, dict] = {"params": {}, "batch_stats": {}}
-  for name, value in state.items():
-    module, leaf = name.rsplit(".", 1)
-    collection = "batch_stats" if leaf in _STATISTICS else "params"
-    if leaf in _STATISTICS:
-      leaf = _STATISTICS[leaf]
-    elif leaf == "weight":
-      leaf = "scale" if value.ndim == 1 else "kernel"
-    if value.ndim == 4:
-      value = value.transpose(2, 3, 1, 0)
-    elif value.ndim == 2:
-      value = value.T
-    tree = variables[collection]
-    for part in module_path(module, jaxkd_module).split("/"):
-      tree = tree.setdefault(part, {})
-    tree[leaf] = value
-  return variables
+  path = torch_names.module_path(name, module.torch_names)
+  if path is None:
+    raise ValueError(f"no jaxkd name for the torch module {name!r}")
+  return path

@@ -30,7 +30,8 @@ class Regressor(nn.Module):
     channels: the teacher's channels.
     batch_norm: normalise after the convolution.
     use_bias: give the convolution a bias, as torch has by default.
-    activation: end in a ReLU.
+    activation: end in a ReLU; without it, features of both signs (a model's `signed_stages`) can be
+      imitated.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
     dtype: of the computation; parameters and statistics stay float32.
 

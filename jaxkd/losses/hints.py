@@ -92,15 +92,16 @@ def simkd(
   stages: Stages = ("stage3",),
   stage_weights: Sequence[ArrayLike] | None = None,
 ) -> Terms:
-  """SimKD: the student's projected last feature map becomes the teacher's.
+  """SimKD: the student's projected last feature becomes the teacher's.
 
-  The sum over stages of `hint_mse`, the larger map average-pooled to the smaller
+  The sum over stages of `hint_mse`, the larger of two maps average-pooled to the smaller
   (`match_sizes`). It is the whole training signal of SimKD: no labels, no logits; the student
   predicts through the teacher's classifier.
 
   Args:
     student: Output whose features at `stages` have the teacher's channels, as
-      `jaxkd.connectors.Projector` gives them, which pools a larger student before it projects.
+      `jaxkd.connectors.Projector` gives them, which pools a larger student before it projects:
+      (B, H, W, C), or (B, C) where the teacher's are.
     teacher: Output with the same stages, constant.
     stages: names, or (student's, teacher's) pairs of names.
     stage_weights: one weight per stage; None weighs them all 1.

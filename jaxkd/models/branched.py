@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.models.copies import separate
+from jaxkd.models.staged import TorchNames
+from jaxkd.models.torch_names import below, module_path
 from jaxkd.types import Array, Network, Output
 
 
@@ -48,6 +51,25 @@ class Branched(nn.Module):
   def stages(self) -> tuple[str, ...]:
     """The names of the features, shallow to deep."""
     return tuple(self.network.stages)
+
+  @property
+  def torch_names(self) -> TorchNames:
+    """How ONE's code calls the modules: as the network's, but for layer3_1 ... and classfier3_1 ...
+
+    The numbers behind the underscore count the branches from 1. Empty for a network without names.
+    """
+    plain: TorchNames = getattr(self.network, "torch_names", ())
+    if not plain:
+      return ()
+
+    def branch_path(match: re.Match[str]) -> str:
+      layer, number, rest = match["layer"], int(match["branch"]), match["rest"] or ""
+      name = "fc" if layer is None else f"layer{layer}{rest}"
+      # The path of no variable stands for a name that the network does not know.
+      return f"{_branch(number - 1)}/{module_path(name, plain) or name}"
+
+    of_branches = r"(?:layer(?P<layer>\d+)|classi?fier\d+)_(?P<branch>\d+)(?P<rest>\..+)?"
+    return ((of_branches, branch_path), *below("trunk", plain))
 
   def __call__(self, images: Array, train: bool = False) -> tuple[Output, ...]:
     """One Output per branch: its own logits and features, and the trunk's features.

@@ -12,6 +12,8 @@ from jaxkd.losses.peers import gated_logits
 from jaxkd.models.branched import Branched
 from jaxkd.models.copies import separate
 from jaxkd.models.ensembles import nested
+from jaxkd.models.staged import TorchNames
+from jaxkd.models.torch_names import below
 from jaxkd.types import Array, Network, Output
 
 
@@ -31,6 +33,13 @@ class GatedBranches(nn.Module):
   branched: nn.Module
   gate: nn.Module
   gate_stage: str = "stage2"
+
+  @property
+  def torch_names(self) -> TorchNames:
+    """How ONE's code calls the modules: as Branched says, and control_v1 and bn_v1 of the gate."""
+    branched: TorchNames = getattr(self.branched, "torch_names", ())
+    gate = ((r"control_v1", "gate/linear"), (r"bn_v1", "gate/bn"))
+    return (*gate, *below("branched", branched)) if branched else ()
 
   def __call__(self, images: Array, train: bool = False) -> Output:
     """Logits (B, classes), sum over the branches of gate * logits, without features.

@@ -7,20 +7,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import variance_scaling
+from jax.nn.initializers import Initializer, variance_scaling
 
 from jaxkd.errors import ConfigError
+from jaxkd.models.grouped import grouped_convolution
 from jaxkd.types import Array
 
 # torch's kaiming_normal_(mode="fan_out", nonlinearity="relu").
 he_normal = variance_scaling(2.0, "fan_out", "normal")
-_linear_uniform = variance_scaling(1 / 3, "fan_in", "uniform")
+# What torch gives convolutions and linear layers that nobody initialises.
+torch_uniform = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def convolution(
-  width: int, size: int, dtype: Any, stride: int = 1, name: str | None = None
+  width: int,
+  size: int,
+  dtype: Any,
+  stride: int = 1,
+  name: str | None = None,
+  *,
+  groups: int = 1,
+  bias: bool = False,
+  kernel_init: Initializer = he_normal,
 ) -> nn.Conv:
-  """A convolution without bias whose output is as large as its input / stride, rounded up."""
+  """A convolution whose output is as large as its input / stride, rounded up.
+
+  With `groups` it is depthwise where these are as many as the input's channels and as `width`.
+  """
   # The same padding at every stride, as torch; Flax's "SAME" shifts strided convolutions.
   padding = ((size // 2, size // 2),) * 2
   return nn.Conv(
@@ -28,9 +41,11 @@ def convolution(
     (size, size),
     (stride, stride),
     padding,
-    use_bias=False,
+    feature_group_count=groups,
+    use_bias=bias,
     dtype=dtype,
-    kernel_init=he_normal,
+    kernel_init=kernel_init,
+    conv_general_dilated=grouped_convolution if groups > 1 else None,
     name=name,
   )
 
@@ -47,7 +62,17 @@ def linear(width: int, fan_in: int, dtype: Any, name: str | None = None) -> nn.D
   def bias_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-  return nn.Dense(width, dtype=dtype, kernel_init=_linear_uniform, bias_init=bias_init, name=name)
+  return nn.Dense(width, dtype=dtype, kernel_init=torch_uniform, bias_init=bias_init, name=name)
+
+
+def channel_shuffle(x: Array, groups: int) -> Array:
+  """Channel j of group i becomes channel i of group j: (..., C) with C a multiple of `groups`.
+
+  >>> channel_shuffle(jnp.arange(6), 2).tolist()
+  [0, 3, 1, 4, 2, 5]
+  """
+  grouped = x.reshape(*x.shape[:-1], groups, -1)
+  return jnp.swapaxes(grouped, -1, -2).reshape(x.shape)
 
 
 def check_images(images: Array, smallest: int) -> None:

@@ -11,8 +11,17 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.models.deep_resnet import ResNet
+from jaxkd.models.mlp import MLP
+from jaxkd.models.mobilenetv1 import MobileNetV1
+from jaxkd.models.mobilenetv2 import MobileNetV2
 from jaxkd.models.msdnet import MSDNet
 from jaxkd.models.resnet import CifarResNet
+from jaxkd.models.shufflenetv1 import ShuffleNetV1
+from jaxkd.models.shufflenetv2 import ShuffleNetV2
+from jaxkd.models.vgg import VGG
+from jaxkd.models.vit import VisionTransformer
+from jaxkd.models.wide_resnet import WideResNet
 
 
 def _resnet(depth: int, stem: int, *stages: int) -> partial[CifarResNet]:
@@ -43,6 +52,34 @@ def _msdnet(
   )
 
 
+def _vit(patch: int) -> partial[VisionTransformer]:
+  return partial(VisionTransformer, patch=patch, width=64, heads=4, depths=(2, 2, 2))
+
+
+def _wrn(depth: int, factor: int) -> partial[WideResNet]:
+  widths = (16, 16 * factor, 32 * factor, 64 * factor)
+  return partial(WideResNet, blocks=(depth - 4) // 6, widths=widths)
+
+
+def _vgg(*depths: int, width: int = 64) -> partial[VGG]:
+  widths = tuple(width * factor for factor in (1, 2, 4, 8, 8))
+  return partial(VGG, depths=depths, widths=widths)
+
+
+def _imagenet_resnet(*blocks: int, bottleneck: bool) -> partial[ResNet]:
+  return partial(ResNet, blocks=blocks, width=64, bottleneck=bottleneck, imagenet=True)
+
+
+def _mobilenetv2(width: float) -> partial[MobileNetV2]:
+  return partial(MobileNetV2, width=width, repeats=(1, 2, 3, 4, 3, 3, 1), last_width=1280)
+
+
+def _shufflenetv2(*stages: int) -> partial[ShuffleNetV2]:
+  first, second, third = stages
+  widths = (first, second, third)
+  return partial(ShuffleNetV2, stem=24, widths=widths, blocks=(4, 8, 4), last_width=1024)
+
+
 # "x4" counts from the stem of the 16-16-32-64 family as RepDistiller does: the stem only doubles.
 _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
   {f"resnet{depth}": _resnet(depth, 16, 16, 32, 64) for depth in (8, 14, 20, 32, 44, 56, 110)}
@@ -55,6 +92,47 @@ _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
   | {
     "msdnet": _msdnet(blocks=5, base=4, step=2, channels=16, growth_rate=6, exit_width=128),
     "msdnet_small": _msdnet(blocks=4, base=2, step=1, channels=4, growth_rate=2, exit_width=32),
+  }
+  | {
+    f"wrn_{depth}_{factor}": _wrn(depth, factor)
+    for depth, factor in ((10, 1), (16, 1), (16, 2), (28, 4), (28, 10), (40, 1), (40, 2))
+  }
+  | {
+    "vgg8": _vgg(1, 1, 1, 1, 1),
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg13": _vgg(2, 2, 2, 2, 2),
+    "vgg16": _vgg(2, 2, 3, 3, 3),
+    "vgg19": _vgg(2, 2, 4, 4, 4),
+    "vgg8_w8": _vgg(1, 1, 1, 1, 1, width=8),
+  }
+  | {
+    "cifar_resnet50": partial(
+      ResNet, blocks=(3, 4, 6, 3), width=64, bottleneck=True, imagenet=False
+    ),
+    "imagenet_resnet18": _imagenet_resnet(2, 2, 2, 2, bottleneck=False),
+    "imagenet_resnet34": _imagenet_resnet(3, 4, 6, 3, bottleneck=False),
+    "imagenet_resnet50": _imagenet_resnet(3, 4, 6, 3, bottleneck=True),
+  }
+  | {
+    "imagenet_mobilenetv1": partial(
+      MobileNetV1, stem=32, widths=(64, 128, 256, 512, 1024), blocks=(2, 2, 6, 2)
+    )
+  }
+  | {"mobilenetv2": _mobilenetv2(0.5), "mobilenetv2_x1": _mobilenetv2(1)}
+  | {
+    "shufflenetv1": partial(
+      ShuffleNetV1, stem=24, widths=(240, 480, 960), blocks=(4, 8, 4), groups=3
+    )
+  }
+  | {
+    "shufflenetv2": _shufflenetv2(116, 232, 464),
+    "shufflenetv2_x0.5": _shufflenetv2(48, 96, 192),
+    "shufflenetv2_x1.5": _shufflenetv2(176, 352, 704),
+  }
+  | {
+    "mlp": partial(MLP, widths=(256, 256)),
+    "vit_tiny": _vit(patch=4),
+    "vit_tiny_p2": _vit(patch=2),
   }
 )
 
@@ -75,13 +153,18 @@ def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     name: one of `names()`. resnet8 ... resnet110 have widths 16-16-32-64 (stem, three stages),
       resnet8x4 ... resnet38x4 32-64-128-256, resnet8_w4 and its like w-w-2w-4w. msdnet has five
       exits and a size of its authors for CIFAR; msdnet_small has four, for 28x28 images on a
-      CPU (1.5 million multiplications there; resnet8_w4 has 0.6).
+      CPU (1.5 million multiplications there; resnet8_w4 has 0.6). vit_tiny has patches of 4x4,
+      vit_tiny_p2 of 2x2, which must divide the image; mlp two hidden layers of 256.
+      wrn_D_K has 16-16K-32K-64K. The vggs have 64-128-256-512-512, vgg8_w8 an eighth of it.
+      cifar_resnet50 and imagenet_resnet18, 34 and 50 differ in their stems, see ResNet.
+      mobilenetv2 has width 0.5 and shufflenetv2 size 1, as in the tables for CIFAR.
     num_classes: classes, at least 1.
     **options: the model's other fields: `axis_name`, `dtype`.
 
   Returns:
     A linen module whose `__call__(images, train)` returns an Output, or one Output per exit. It
-    takes images of any channel count from 4x4; it checks the size when it meets one.
+    takes images of any channel count, of 8x8 or larger (many from 4x4, mobilenetv2 from 16x16,
+    imagenet_mobilenetv1 from 32x32); it checks the size when it meets one.
 
   Raises:
     ConfigError: for an unknown name or option, or a number of classes below 1.

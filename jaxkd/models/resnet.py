@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd.models.layers import batch_norm, convolution, linear
+from jaxkd.models.residual_blocks import BasicBlock, chain, run_chain
 from jaxkd.models.staged import StagedModel, TorchNames
 from jaxkd.types import Array
 
@@ -84,50 +85,19 @@ class CifarResNet(StagedModel):
     """(B, C) -> logits (B, classes)."""
     return self.classifier(pooled)
 
-  def _blocks(self, stage: int) -> list[BasicBlock]:
-    common = {"axis_name": self.axis_name, "dtype": self.dtype}
-    width, before = self.widths[stage], self.widths[stage - 1]
-    stride = 1 if stage == 1 else 2
-    first = BasicBlock(width, stride, project=stride != 1 or width != before, **common)
-    return [first] + [BasicBlock(width, **common) for _ in range(self.blocks - 1)]
+  def _blocks(self, stage: int) -> list[nn.Module]:
+    return chain(
+      BasicBlock,
+      self.blocks,
+      before=self.widths[stage - 1],
+      width=self.widths[stage],
+      stride=1 if stage == 1 else 2,
+      axis_name=self.axis_name,
+      dtype=self.dtype,
+    )
 
   def _preactivation(self, stage: str, x: Array, train: bool) -> Array:
     if stage == "stem":
       return self.stem_bn(self.stem_conv(x), use_running_average=not train)
-    *earlier, last = {"stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}[stage]
-    for block in earlier:
-      x = nn.relu(block(x, train))
-    return last(x, train)
-
-
-class BasicBlock(nn.Module):
-  """conv-BN-ReLU-conv-BN plus shortcut, up to but not including the last ReLU.
-
-  Attributes:
-    width: output channels.
-    stride: of the first convolution and of the shortcut.
-    project: whether the shortcut is a 1x1 convolution and BN instead of the input itself.
-    axis_name: as in CifarResNet.
-    dtype: as in CifarResNet.
-  """
-
-  width: int
-  stride: int = 1
-  project: bool = False
-  axis_name: str | None = None
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> Array:
-    """(B, H, W, C) -> (B, H / stride, W / stride, width), rounded up."""
-
-    def norm(name: str, y: Array) -> Array:
-      return batch_norm(self.axis_name, self.dtype, name)(y, use_running_average=not train)
-
-    y = convolution(self.width, 3, self.dtype, self.stride, name="conv1")(x)
-    y = nn.relu(norm("bn1", y))
-    y = norm("bn2", convolution(self.width, 3, self.dtype, name="conv2")(y))
-    if self.project:
-      x = convolution(self.width, 1, self.dtype, self.stride, name="downsample_conv")(x)
-      x = norm("downsample_bn", x)
-    return y + x
+    blocks = {"stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}[stage]
+    return run_chain(blocks, x, train)

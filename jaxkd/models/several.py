@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxkd.errors import unknown_name
 from jaxkd.models.copies import separate
-from jaxkd.models.spliced import needed_variables, split_stages
+from jaxkd.models.spliced import needed_variables, signed_stages, split_stages
 from jaxkd.types import Array, Network, Output
 
 
@@ -25,11 +25,11 @@ class ReusedClassifiers(nn.Module):
 
   Attributes:
     student: a model with `stages`, `encode` and `resume` (see jaxkd.models).
-    projectors: name -> `__call__(features, train)`, from the student's map to that teacher's.
+    projectors: name -> `__call__(features, train)`, from the student's feature to that teacher's.
     teachers: name -> a model with `stages` and `resume`.
     shares: name -> weight of its logits in the mean.
     student_stage: the student's last stage that is used.
-    teacher_stage: the teachers' stage that the projected maps stand for.
+    teacher_stage: the teachers' stage that the projected features stand for.
 
   Source: this project's form of SimKD with several teachers; see `jaxkd.schemes.simkd`.
   """
@@ -46,6 +46,11 @@ class ReusedClassifiers(nn.Module):
     """The names of the features, shallow to deep."""
     before, _ = split_stages(self.student, self.student_stage, "student")
     return (*before, self.student_stage)
+
+  @property
+  def signed_stages(self) -> tuple[str, ...]:
+    """The stages whose features have both signs."""
+    return tuple(stage for stage in self.stages if stage in signed_stages(self.student))
 
   def __call__(self, images: Array, train: bool = False) -> Output:
     """The mean logits, and the features of the student's encoder.

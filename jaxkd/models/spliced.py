@@ -23,18 +23,18 @@ class ReusedClassifier(nn.Module):
   variables are {"params": {"student": ..., "projector": ..., "teacher": ...}, "batch_stats": ...},
   with only what runs: no classifier of the student, no early layers of the teacher.
 
-  Stages: the student's before `student_stage`, then `teacher_stage`, which is the projected map
+  Stages: the student's before `student_stage`, then `teacher_stage`, which is the projected feature
   under the teacher's name, then the teacher's later ones. Of two stages of one name the teacher's
   is kept. With the same surface as other models (`stages`, `encode`, `resume`) it can be a teacher
   in its turn.
 
   Attributes:
     student: a model with `stages`, `encode` and `resume` (see jaxkd.models).
-    projector: `__call__(features, train)`, from the student's map to one of the shape the teacher
-      gives at `teacher_stage`, after an activation of the teacher's kind.
+    projector: `__call__(features, train)`, from the student's feature to one of the shape the
+      teacher gives at `teacher_stage`, maps of any size, after the same activation as there.
     teacher: a model with `stages` and `resume`.
     student_stage: the student's last stage that is used.
-    teacher_stage: the teacher's stage that the projected map stands for.
+    teacher_stage: the teacher's stage that the projected feature stands for.
 
   Source: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022;
   teacher_stage "stage3" is SimKD, an earlier one reuses more of the teacher (SimKD+, ++).
@@ -51,6 +51,16 @@ class ReusedClassifier(nn.Module):
     """The names of the features, shallow to deep."""
     reused = self._reused
     return tuple(stage for stage in self._encoded if stage not in reused) + reused
+
+  @property
+  def signed_stages(self) -> tuple[str, ...]:
+    """The stages whose features have both signs, as in the network that each is taken from."""
+    reused = self._reused
+    return tuple(
+      stage
+      for stage in self.stages
+      if stage in signed_stages(self.teacher if stage in reused else self.student)
+    )
 
   @property
   def _encoded(self) -> tuple[str, ...]:
@@ -192,6 +202,11 @@ def needed_variables(
       raise ConfigError(f"{part}_variables: {name} is {found}, not of shape {like.shape}")
     chosen[path] = flat[path]
   return unflatten_dict(chosen)
+
+
+def signed_stages(model: nn.Module) -> tuple[str, ...]:
+  """The stages whose features have both signs, as far as the model says it."""
+  return getattr(model, "signed_stages", ())
 
 
 def split_stages(

@@ -113,15 +113,17 @@ class Pair:
   def deepest(self, stages: Sequence[tuple[str, str]], where: str = "features") -> str:
     """The stage up to which the student must run to give all that is named of it."""
     wanted = {ours for ours, _ in stages}
+    order = tuple(self.student.stages)
+    deepest = max(order.index(ours) for ours in wanted)
     images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
     key = jax.random.key(0)
-    for stage in self.student.stages:
+    for stage in order[deepest:]:
       # Some preactivations are made by the stage that follows.
       encode = functools.partial(self.student.init_with_output, method="encode", to_stage=stage)
       output, _ = jax.eval_shape(encode, key, images)
       if wanted <= set(getattr(output, where)):
         return stage
-    raise unknown_name("stage of the student", min(wanted), self.student.stages)
+    raise unknown_name(f"stage of the student with {where}:", min(wanted), order)
 
   def compared(self, stages: Sequence[tuple[str, str]], where: str = "features") -> str:
     """Which stages are compared, with their sizes, for a line that tells it."""

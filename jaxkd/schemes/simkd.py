@@ -34,12 +34,12 @@ def simkd(
   temperature: float = 4.0,
   classifier: str = "teacher",
 ) -> Scheme:
-  """The student's map, projected, matches the teacher's; the teacher's later layers follow.
+  """The student's feature, projected, matches the teacher's; the teacher's later layers follow.
 
   By default there is no label term and no logit term: the objective is weight * mse(projected,
-  teacher's map). The student predicts through projector, pooling and the teacher's frozen
-  classifier. Its own later layers are neither run nor learned: they stay as they were drawn, and
-  no weight decay or moving average changes them.
+  teacher's feature). The student predicts through projector and the teacher's frozen later layers,
+  by default pooling and the classifier. Its own later layers are neither run nor learned: they stay
+  as they were drawn, and no weight decay or moving average changes them.
 
   SimKD+ and SimKD++ reuse the teacher's last one or two stages as well as its classifier: they are
   `stages` ("stage2", "stage2") and ("stage1", "stage1") of a network of three stages.
@@ -60,8 +60,9 @@ def simkd(
   Args:
     student: `__call__(images, train) -> Output`; stops at its stage if it has `encode`.
     teacher: also `resume(features, from_stage, train) -> Output`. Several as name -> model.
-    projector: `__call__(features, train)`, from the student's map to the teacher's channels
-      (`jaxkd.connectors.projector_for`). Several as name -> projector, under the teachers' names.
+    projector: `__call__(features, train)`, from the student's feature to the teacher's channels
+      (`jaxkd.connectors.projector_for`), without a ReLU at its end where the teacher's feature has
+      both signs. Several as name -> projector, under the teachers' names.
     image_shape: (H, W, C), by which is found what learns and what `export` takes along.
     stages: the student's and the teachers' stage that are matched.
     weight: of the feature term.

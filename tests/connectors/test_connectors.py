@@ -185,8 +185,56 @@ def test_shapes_no_projector_matches_are_named_with_the_stage(student, teacher, 
     assert part in str(error.value)
 
 
+@pytest.mark.parametrize("student", [(2, 3), (2, 4, 5, 3)], ids=["vector", "map"])
+@pytest.mark.parametrize(
+  ("layout", "kernels"),
+  [
+    ("1x1", [(3, 16)]),
+    ("1x1-1x1", [(3, 8), (8, 16)]),
+    ("1x1-3x3-1x1", [(3, 8), (8, 8), (8, 16)]),
+    ("1x1-dw3x3-1x1", [(3, 8), (8, 8), (8, 16)]),
+  ],
+)
+def test_projector_to_a_vector_is_dense(layout, kernels, student):
+  module = projector_for(student, (2, 16), stage="pooled", layout=layout)
+  out, variables = shapes(module, student)
+  assert out == (2, 16)
+  assert [variables["params"][f"conv{i}"] for i in range(1, len(kernels) + 1)] == [
+    {"kernel": kernel} for kernel in kernels
+  ]
+  with pytest.raises(ConfigError, match=r"Projector: features \(2, 3, 3\) .* or \(B, C\)"):
+    shapes(module, (2, 3, 3))
+
+
+def test_projector_to_a_vector_takes_the_mean_of_a_map_over_the_image():
+  module = Projector(None, 4, layout="1x1")
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 3)), jnp.float32)
+  variables = drawn(module, x, train=False)
+  of_map, of_mean = jit(lambda v, x: [module.apply(v, y, False) for y in (x, x.mean((1, 2)))])(
+    variables, x
+  )
+  np.testing.assert_allclose(of_map, of_mean, rtol=1e-5, atol=1e-6)
+  assert (of_map > 0).any()
+
+
+@pytest.mark.parametrize("size", [(2, 2), None], ids=["map", "vector"])
+def test_projector_without_activation_lacks_the_last_relu_alone(size):
+  plain = Projector(size, 4, layout="1x1-1x1")
+  signed = plain.clone(activation=False)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 2, 3)), jnp.float32)
+  variables = drawn(plain, x, train=False)
+  a, b = jit(lambda v, x: [module.apply(v, x, False) for module in (plain, signed)])(variables, x)
+  np.testing.assert_allclose(a, np.maximum(b, 0), rtol=1e-5, atol=1e-6)
+  assert (b < 0).any()
+
+
+def test_a_vector_is_no_map_and_the_error_says_so():
+  with pytest.raises(ConfigError, match=r"stage 'stage3'.*a vector has no places to make a map of"):
+    projector_for((2, 3), (2, 4, 4, 8), stage="stage3")
+
+
 def test_projector_refuses_pooled_features_and_uneven_reductions():
-  with pytest.raises(ConfigError, match=r"features \(2, 3\)"):
+  with pytest.raises(ConfigError, match=r"features \(2, 3\) are not \(B, H, W, C\)(?! or)"):
     shapes(Projector((4, 4), 8), (2, 3))
   with pytest.raises(ConfigError, match="reduction is 3: it must divide the teacher's 8 channels"):
     shapes(Projector((4, 4), 8, 3), (2, 4, 4, 3))

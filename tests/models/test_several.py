@@ -11,7 +11,7 @@ from jaxkd import models
 from jaxkd.bundles import load_bundle, save_bundle
 from jaxkd.connectors import Projector
 from jaxkd.errors import ConfigError
-from jaxkd.models import reuse_classifier, reuse_classifiers
+from jaxkd.models import ReusedClassifiers, reuse_classifier, reuse_classifiers
 from tests.models.drawn import drawn
 from tests.schemes.one_step import jit
 
@@ -131,6 +131,12 @@ def test_a_bundle_keeps_every_teacher_and_its_share(network, output, images, tmp
   assert dict(loaded.module.shares) == SHARES
   logits = jit(loaded.module.apply)(loaded.variables, images).logits
   np.testing.assert_allclose(logits, output.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_the_student_says_which_stages_have_both_signs():
+  student = models.create("wrn_10_1", num_classes=3)
+  module = ReusedClassifiers(student, PROJECTORS, TEACHERS, SHARES, student_stage="stage2")
+  assert module.signed_stages == ("stem", "stage1", "stage2")
 
 
 def test_what_does_not_fit_is_named(network, parts, images):

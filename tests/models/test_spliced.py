@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from flax import linen as nn
 
 from jaxkd import models
+from jaxkd.connectors import Projector
 from jaxkd.errors import ConfigError
-from jaxkd.models import reuse_classifier, tap
+from jaxkd.models import MLP, ReusedClassifier, VisionTransformer, reuse_classifier, tap
 from tests.models.drawn import drawn
 
 IMAGE = (8, 8, 1)
@@ -154,6 +157,61 @@ def test_of_two_stages_of_one_name_the_teacher_s_is_kept(parts, images):
   output = jax.eval_shape(module.apply, variables, images)
   assert output.features["stage2"].shape == (2, 2, 2, 16)
   assert set(output.preactivations) == {"stem", "stage1", "stage3"}
+
+
+@pytest.mark.parametrize(
+  ("teacher", "teacher_stage", "size"),
+  [
+    (MLP((6, 5), 3), "stage1", None),
+    # Its tokens are a grid of 4x4, the student's map is 2x2.
+    (VisionTransformer(2, 8, 2, (1, 1, 1), 3), "stage2", (4, 4)),
+    (VisionTransformer(8, 8, 2, (1, 1, 1), 3), "stage2", (1, 1)),
+  ],
+  ids=["mlp", "finer-vit", "coarser-vit"],
+)
+def test_vectors_and_tokens_of_any_grid_can_be_the_teacher_s(
+  parts, images, teacher, teacher_stage, size
+):
+  projector = Projector(size, teacher.channels[teacher_stage], layout="1x1", activation=False)
+  weights = drawn(projector, jnp.ones((1, 2, 2, 16)), train=False, seed=2)
+  module, variables = reuse_classifier(
+    STUDENT,
+    projector,
+    teacher,
+    parts[0],
+    weights,
+    drawn(teacher, images, seed=3),
+    teacher_stage=teacher_stage,
+    image_shape=IMAGE,
+  )
+
+  @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+  def run(variables, images):
+    output = module.apply(variables, images)
+    resumed = [
+      module.apply(variables, output.features[stage], stage, method="resume").logits
+      for stage in ("stage1", teacher_stage)
+    ]
+    projected = output.features[teacher_stage]
+    # The teacher's variables alone must do for what follows its stage.
+    own = {"params": variables["params"].get("teacher", {})}
+    return output, resumed, teacher.apply(own, projected, teacher_stage, method="resume").logits
+
+  output, resumed, expected = run(variables, images)
+  assert set(output.features) == set(module.stages)
+  grid = () if size is None else np.minimum(size, (2, 2))
+  assert output.features[teacher_stage].shape == (2, *grid, teacher.channels[teacher_stage])
+  later = teacher.stages[teacher.stages.index(teacher_stage) :]
+  assert module.signed_stages == (later if isinstance(teacher, VisionTransformer) else ())
+  for logits in (*resumed, expected):
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-5)
+  assert np.ptp(output.logits, axis=0).max() > 1e-3
+
+
+def test_each_stage_has_both_signs_where_its_own_network_says_so():
+  signed = models.create("wrn_10_1", num_classes=3)
+  assert ReusedClassifier(signed, PROJECTOR, TEACHER).signed_stages == ("stem", "stage1", "stage2")
+  assert ReusedClassifier(STUDENT, PROJECTOR, signed).signed_stages == ("stage3",)
 
 
 def test_a_distilled_student_teaches_in_its_turn(network, parts, output):

@@ -241,6 +241,43 @@ def test_two_equal_teachers_are_one():
     np.testing.assert_allclose(logits, expected["student"], rtol=1e-5, atol=1e-6)
 
 
+def test_vectors_and_tokens_of_another_grid_teach_maps_together():
+  """A perceptron and a transformer in one scheme, whose student has maps of 3x3."""
+  teachers = {
+    "mlp": models.MLP((6, 5, 8), 3),
+    "vit": models.VisionTransformer(3, 8, 2, (1, 1, 1), 3),
+  }
+  shapes = {"mlp": (8, 8), "vit": (8, 2, 2, 8)}
+  projectors = {
+    name: projector_for((8, 3, 3, 8), shape, stage="stage2", layout="1x1", activation=name == "mlp")
+    for name, shape in shapes.items()
+  }
+  scheme = tiny(teacher=teachers, projector=projectors, stages=("stage2", "stage3"))
+  participants = drawn(scheme, batch())
+  network = scheme.export(participants)["student"]
+  assert set(network.variables["params"]["teachers_mlp"]) == {"classifier"}
+  assert set(network.variables["params"]["teachers_vit"]) == {"classifier", "final_norm"}
+  (_, aux), gradients = loss_and_gradients(scheme)(participants, batch())
+
+  @jit
+  def run(participants):
+    targets = scheme.targets(participants, batch())
+    predicted = scheme.predict(participants, batch().images)
+    exported = network.module.apply(network.variables, batch().images).logits
+    return {name: targets[name].features["stage3"] for name in teachers}, predicted, exported
+
+  targets, predicted, exported = run(participants)
+  assert {name: target.shape for name, target in targets.items()} == shapes
+  assert (targets["vit"] < 0).any()
+  np.testing.assert_allclose(exported, predicted["student"], rtol=1e-4, atol=1e-5)
+  for name in teachers:
+    assert float(aux.terms[f"simkd_{name}"].total) > 0
+    assert np.any(gradients[f"projector_{name}"]["params"]["conv1"]["kernel"])
+    assert_all_zero(gradients[name])
+    assert np.ptp(predicted[f"student_via_{name}"], axis=0).max() > 1e-3
+  assert np.all(np.isfinite(gradients["student"]["params"]["conv1"]["kernel"]))
+
+
 def test_teacher_weights_share_out_losses_and_logits():
   weights = {"b": 6.0, "a": 2.0}
   weighted, even = (of_two(teacher_weights=w, kd_weight=1.0) for w in (weights, None))

@@ -1,0 +1,147 @@
+"""A trained network as one file that runs with jax, and its weights under readable names.
+
+    python experiments/export.py --bundle runs/digits/bundles/distilled/student --output student/
+
+Writes function.stablehlo, weights.safetensors and README.txt, which says what goes in, what comes
+out and how to load it, to the output directory, and prints the same. Given a run's directory
+instead of one bundle, it does so for every predictor of every stage.
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from jax import export
+from rich.console import Console
+
+from jaxkd import bundles, exports, report
+from jaxkd.errors import ConfigError
+
+_BUNDLE = flags.DEFINE_string("bundle", None, "A predictor's bundle, or a run's work directory.")
+_OUTPUT = flags.DEFINE_string("output", None, "The directory to write to; new, or an older export.")
+_PLATFORMS = flags.DEFINE_list(
+  "platforms", ["cpu", "cuda", "tpu"], f"Where it is to run: {', '.join(exports.PLATFORMS)}."
+)
+_BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time; by default any number.")
+flags.mark_flags_as_required(["bundle", "output"])
+
+FUNCTION, WEIGHTS, README = "function.stablehlo", "weights.safetensors", "README.txt"
+
+
+def main(argv: list[str]) -> None:
+  """Exports what the flags name."""
+  if len(argv) > 1:
+    raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
+  logging.set_verbosity(logging.WARNING)
+  found = predictors(pathlib.Path(_BUNDLE.value))
+  outputs = {name: pathlib.Path(_OUTPUT.value) / name for name in found}
+  # Nothing is written before everything was looked at.
+  for output in outputs.values():
+    check_output(output)
+  console = Console()
+  for name, bundle in found.items():
+    text = write(bundle, outputs[name], platforms=tuple(_PLATFORMS.value), batch_size=_BATCH.value)
+    console.print(f"{outputs[name]}\n\n{text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def predictors(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Where to write below the output directory -> bundle: "" for one, STAGE/PREDICTOR for a run."""
+  if (directory / "model.json").is_file():
+    return {"": directory}
+  root = directory / "bundles" if (directory / "bundles").is_dir() else directory
+  found = sorted(path.parent for path in root.glob("**/model.json"))
+  if not found:
+    raise ConfigError(
+      f"bundle={str(directory)!r}: no model.json there, so neither a bundle nor a run with bundles"
+    )
+  return {str(path.relative_to(root)): path for path in found}
+
+
+def check_output(directory: pathlib.Path) -> None:
+  """Raises unless a directory is new, empty, or an older export."""
+  if not directory.exists():
+    return
+  if not directory.is_dir():
+    raise ConfigError(f"output={str(directory)!r} is a file, expected a directory")
+  names = {path.name for path in directory.iterdir() if path.suffix != ".partial"}
+  older = exports.is_function(directory / FUNCTION) and names <= {FUNCTION, WEIGHTS, README}
+  if names and not older:
+    raise ConfigError(
+      f"output={str(directory)!r} holds something else than an export: nothing was written"
+    )
+
+
+def write(
+  bundle: pathlib.Path,
+  directory: pathlib.Path,
+  *,
+  platforms: tuple[str, ...],
+  batch_size: int | None,
+) -> str:
+  """Exports one bundle; returns what README.txt says."""
+  network, description = bundles.load_bundle(bundle)
+  exported = exports.export_function(
+    network, description, platforms=platforms, batch_size=batch_size
+  )
+  exports.save_function(directory / FUNCTION, exported)
+  copy(bundle / WEIGHTS, directory / WEIGHTS)
+  text = described(exported, network.variables, description)
+  report.write_atomically(directory / README, text)
+  return text
+
+
+def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a file, and reads the copy back before it takes its name."""
+  content = source.read_bytes()
+  partial = target.with_name(target.name + ".partial")
+  partial.write_bytes(content)
+  if partial.read_bytes() != content:
+    raise ConfigError(f"{target}: the copy of {source} is damaged")
+  partial.replace(target)
+
+
+def described(
+  exported: export.Exported, variables: Mapping[str, Any], description: Mapping[str, Any]
+) -> str:
+  """What README.txt says."""
+  (images,), (logits,) = exported.in_avals, exported.out_avals
+  arrays = jax.tree_util.tree_leaves_with_path(variables)
+  path = "/".join(key.key for key in arrays[-1][0])
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+  known = [
+    f"{field}: {description[field]}"
+    for field in ("data", "method", "stage", "predictor", "model", "test_accuracy")
+    if field in description
+  ]
+  return f"""\
+{", ".join(known)}
+
+{FUNCTION}: the whole prediction, weights inside, for {", ".join(exported.platforms)}.
+  in:   images, {images.dtype} {_shape(images)}, 0..255 as the data set stores them
+  out:  logits, {logits.dtype} {_shape(logits)}, one per class
+
+  from jax import export
+  function = export.deserialize(bytearray(open("{FUNCTION}", "rb").read()))
+  logits = function.call(images)
+
+  It takes jax and flatbuffers (pip install jax flatbuffers); jax {jax.__version__} wrote it.
+
+{WEIGHTS}: the {len(arrays)} arrays by name, such as {path}; {parameters:,} parameters.
+  A network of them takes (images / 255 - mean) / std with
+  mean {list(description["mean"])}
+  std {list(description["std"])}
+"""
+
+
+def _shape(array: Any) -> str:
+  return f"({', '.join(str(size) for size in array.shape)})"
+
+
+if __name__ == "__main__":
+  try:
+    app.run(main)
+  except ConfigError as error:
+    sys.exit(f"error: {' '.join(str(error).split())}")

@@ -1,0 +1,239 @@
+"""What holds for every network of stages, over a small one of each class."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from jaxkd import models
+from jaxkd.errors import ConfigError
+from jaxkd.models import (
+  MLP,
+  VGG,
+  CifarResNet,
+  MobileNetV1,
+  MobileNetV2,
+  ResNet,
+  ShuffleNetV1,
+  ShuffleNetV2,
+  VisionTransformer,
+  WideResNet,
+)
+from jaxkd.models.staged import StagedModel
+from tests.models.drawn import drawn
+from tests.schemes.one_step import jit
+
+CLASSES = 3
+EXAMPLES: list[StagedModel] = [
+  CifarResNet(1, (4, 4, 6, 8), CLASSES),
+  WideResNet(1, (4, 6, 8, 10), CLASSES),
+  VGG((1, 1, 1, 1, 1), (4, 4, 6, 6, 8), CLASSES),
+  ResNet((1, 1, 1, 1), 2, True, True, CLASSES),
+  MobileNetV1(4, (4, 4, 6, 6, 8), (1, 1, 1, 1), CLASSES),
+  MobileNetV2(1 / 8, (1, 1, 1, 1, 1, 1, 1), 8, CLASSES),
+  ShuffleNetV1(8, (16, 24, 32), (2, 1, 1), 2, CLASSES),
+  ShuffleNetV2(4, (4, 6, 8), (2, 1, 1), 8, CLASSES),
+  VisionTransformer(4, 8, 2, (1, 1, 1), CLASSES),
+  MLP((6, 5), CLASSES),
+]
+BATCH = 8
+
+
+def name_of(model):
+  return type(model).__name__
+
+
+def image_shape(model):
+  """The smallest that it takes and twice as wide; more where the size is not its class's to say."""
+  rows = model.smallest if model.smallest > 1 else 8
+  return (rows, 2 * rows, 2)
+
+
+def in_steps(run, model, images, given=None):
+  """(Output, what else `run` returns) of every stage, and at last of the classifier.
+
+  Each goes on from one feature: the one before's own, or that of `given`. `encode` and `resume`
+  over several stages only run them in a row, so that what holds of each step holds of any cut.
+  """
+  results = [run(images, to_stage=model.stages[0], method="encode")]
+  for before, stage in zip(model.stages, [*model.stages[1:], None], strict=True):
+    feature = (given or results[-1][0].features)[before]
+    results.append(run(feature, from_stage=before, to_stage=stage, method="resume"))
+  return results
+
+
+@dataclasses.dataclass
+class Run:
+  """What one program computes of one model.
+
+  Attributes:
+    model: the network, float32.
+    variables: its variables.
+    order: the names of its features as it gives them.
+    whole: (Output, new statistics) in training.
+    steps: the same step by step, from the whole network's features and from running statistics
+      that are all larger by one.
+    half: Output of the network in bfloat16, in evaluation.
+    half_steps: the same step by step.
+  """
+
+  model: StagedModel
+  variables: Any
+  order: tuple[str, ...]
+  whole: Any
+  steps: Any
+  half: Any
+  half_steps: Any
+
+
+@pytest.fixture(scope="module", params=EXAMPLES, ids=name_of)
+def run(request):
+  model = request.param
+  half = model.clone(dtype=jnp.bfloat16)
+  images = np.random.default_rng(0).normal(size=(BATCH, *image_shape(model))).astype(np.float32)
+  variables = drawn(model, images)
+  larger = {**variables, **jax.tree.map(lambda x: x + 1, {"batch_stats": statistics(variables)})}
+  training = {"train": True, "mutable": ["batch_stats"]}
+  order = []
+
+  @jit
+  def everything(variables, larger, images):
+    whole = model.apply(variables, images, **training)
+    order.extend(whole[0].features)
+    train = functools.partial(model.apply, larger, **training)
+    steps = in_steps(train, model, images, whole[0].features)
+    evaluated = half.apply(variables, images)
+    evaluate = functools.partial(half.apply, variables, mutable=["batch_stats"])
+    return whole, steps, evaluated, in_steps(evaluate, model, images, evaluated.features)
+
+  found = jax.device_get(everything(variables, larger, images))
+  return Run(model, variables, tuple(order), *found)
+
+
+def statistics(variables):
+  return variables.get("batch_stats", {})
+
+
+def test_every_class_has_an_example():
+  known = [getattr(models, name) for name in models.__all__]
+  staged = {kind for kind in known if isinstance(kind, type) and issubclass(kind, StagedModel)}
+  assert staged == {type(model) for model in EXAMPLES}
+
+
+def test_stages_are_the_features_shallow_to_deep(run):
+  model, output = run.model, run.whole[0]
+  assert run.order == model.stages == tuple(model.channels)
+  for stage, feature in output.features.items():
+    assert feature.ndim == (2 if stage in model.vectors else 4)
+    assert feature.shape[-1] == model.channels[stage]
+  for stage, preactivation in output.preactivations.items():
+    assert preactivation.shape == output.features[stage].shape
+  assert output.logits.shape == (BATCH, CLASSES)
+
+
+@pytest.mark.parametrize("mode", ["training in float32", "evaluation in bfloat16"])
+def test_from_every_stage_it_goes_on_as_the_whole_network_does(run, mode):
+  training = mode.startswith("training")
+  whole, steps = (run.whole[0], run.steps) if training else (run.half, run.half_steps)
+  close = functools.partial(
+    np.testing.assert_allclose, rtol=1e-3 if training else 0.1, atol=1e-4 if training else 0.1
+  )
+  preactivations = {}
+  for stage, (output, _) in zip(run.model.stages, steps, strict=False):
+    assert set(output.features) == {stage}
+    assert output.logits is None
+    close(np.float32(output.features[stage]), np.float32(whole.features[stage]))
+    preactivations |= output.preactivations
+  classified = steps[-1][0]
+  assert not classified.features
+  close(np.float32(classified.logits), np.float32(whole.logits))
+  assert preactivations.keys() == whole.preactivations.keys()
+  for stage, value in preactivations.items():
+    close(np.float32(value), np.float32(whole.preactivations[stage]))
+
+
+def test_features_have_both_signs_where_the_model_says_so_and_nowhere_else(run):
+  assert set(run.model.signed_stages) <= set(run.model.stages)
+  for stage, feature in run.whole[0].features.items():
+    assert (feature.min() < 0) == (stage in run.model.signed_stages), stage
+    assert feature.max() > 0, stage
+
+
+def test_training_moves_every_statistic_once(run):
+  """Of what was, 0.9 is left after one update, 0.81 after two."""
+  moved = flatten_dict(statistics(run.whole[1]))
+  before = flatten_dict(statistics(run.variables))
+  updated = set()
+  for _, changes in run.steps:
+    for path, value in flatten_dict(statistics(changes)).items():
+      if not np.array_equal(value, before[path] + 1):
+        assert path not in updated
+        updated.add(path)
+        np.testing.assert_allclose(value - moved[path], 0.9, atol=1e-4)
+  assert updated == set(before)
+
+
+def test_bfloat16_is_what_it_computes_in(run):
+  for output in (run.half, *(output for output, _ in run.half_steps)):
+    for leaf in jax.tree.leaves(output):
+      assert leaf.dtype == jnp.bfloat16
+      assert np.all(np.isfinite(np.float32(leaf)))
+
+
+def test_every_part_has_its_own_layers_and_together_they_are_the_network_s(run):
+  images = jax.ShapeDtypeStruct((BATCH, *image_shape(run.model)), jnp.float32)
+
+  def init(images):
+    run_part = functools.partial(run.model.init_with_output, jax.random.key(0))
+    return [variables for _, variables in in_steps(run_part, run.model, images)]
+
+  parts = [
+    {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
+    for variables in jax.eval_shape(init, images)
+  ]
+  together = {path: shape for part in parts for path, shape in part.items()}
+  assert len(together) == sum(map(len, parts))
+  assert together == {path: leaf.shape for path, leaf in flatten_dict(run.variables).items()}
+
+
+@pytest.mark.parametrize("model", EXAMPLES, ids=name_of)
+def test_images_it_cannot_take_are_refused(model):
+  def shapes(*shape, dtype=jnp.float32):
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
+
+  rows, columns, channels = image_shape(model)
+  small = model.smallest - 1
+  message = f"images of {columns}x{small} are too small: this model takes {small + 1}x{small + 1}"
+  with pytest.raises(ConfigError, match=message):
+    shapes(2, columns, small, channels)
+  with pytest.raises(ValueError, match=rf"\(B, H, W, C\), not \({rows}, {columns}, {channels}\)"):
+    shapes(rows, columns, channels)
+  with pytest.raises(ValueError, match="floating point, not uint8"):
+    shapes(2, rows, columns, channels, dtype=jnp.uint8)
+
+
+def known_by_name():
+  """A name for all fields but the depth's; tracing the deeper ones as well would take long."""
+  chosen = {}
+  for name in models.names():
+    model = models.create(name, num_classes=5)
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    same = frozenset((key, fields[key]) for key in fields.keys() - {"blocks", "depths", "repeats"})
+    chosen.setdefault((type(model), same), name)
+  return list(chosen.values())
+
+
+@pytest.mark.parametrize("name", known_by_name())
+def test_what_the_registry_names_can_be_built(name):
+  model = models.create(name, num_classes=5)
+  images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
+  outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+  for output in outputs if isinstance(outputs, tuple) else (outputs,):
+    assert output.logits.shape == (2, 5)
