@@ -22,28 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as save_weights
 
 from jaxkd import connectors, models
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.models.safetensors_data import arrays_in
 from jaxkd.types import Network
 
 FORMAT = 1
 _MODEL, _WEIGHTS = "model.json", "weights.safetensors"
 _REPLACED = ".replaced"
-# safetensors.numpy writes bfloat16 but does not read it, so the arrays are made here.
-_DTYPES = {
-  "F64": "float64",
-  "F32": "float32",
-  "F16": "float16",
-  "BF16": "bfloat16",
-  "I64": "int64",
-  "I32": "int32",
-  "U32": "uint32",
-  "U8": "uint8",
-  "BOOL": "bool",
-}
 
 
 def _public_modules() -> dict[str, type[nn.Module]]:
@@ -151,11 +139,8 @@ def load_bundle(
     raise ConfigError(f"bundle {source}: no {_WEIGHTS}")
   weights = (source / _WEIGHTS).read_bytes()
   try:
-    flat = {
-      name: np.frombuffer(entry["data"], jnp.dtype(_DTYPES[entry["dtype"]])).reshape(entry["shape"])
-      for name, entry in deserialize(weights)
-    }
-  except (SafetensorError, KeyError) as error:
+    flat = arrays_in(weights)
+  except ValueError as error:
     raise ConfigError(f"bundle {source}: damaged {_WEIGHTS}: {error}") from error
   module = _decoded(architecture, {**MODULES, **modules}, source)
   _check_weights(source, module, description, flat)

@@ -7,28 +7,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.errors import ConfigError
+from jaxkd.models.safetensors_data import arrays_in
 from jaxkd.models.torch_pickle import Storage, unpickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_SAFETENSORS_DTYPES = {
-  "F64": "float64",
-  "F32": "float32",
-  "F16": "float16",
-  "BF16": "bfloat16",
-  "I64": "int64",
-  "I32": "int32",
-  "I16": "int16",
-  "I8": "int8",
-  "U64": "uint64",
-  "U32": "uint32",
-  "U16": "uint16",
-  "U8": "uint8",
-  "BOOL": "bool",
-}
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -71,21 +56,12 @@ def read_torch_file(path: str | Path) -> Any:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
   try:
-    from safetensors import SafetensorError, deserialize
+    return arrays_in(path.read_bytes())
   except ImportError as error:
     raise ConfigError(
       f"{path}: reading it takes the package safetensors (pip install safetensors)"
     ) from error
-  try:
-    return {
-      name: np.frombuffer(entry["data"], jnp.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])).reshape(
-        entry["shape"]
-      )
-      for name, entry in deserialize(path.read_bytes())
-    }
-  except KeyError as error:
-    raise ConfigError(f"{path}: tensors of dtype {error} are not read") from error
-  except SafetensorError as error:
+  except ValueError as error:
     raise ConfigError(f"{path}: truncated or damaged: {error}") from error
 
 
