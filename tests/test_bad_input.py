@@ -270,6 +270,7 @@ COMMANDS = {
   "type": [*KD, "--config.batch_size=abc"],
   "value": [*KD, "--config.method.temperature=0"],
   "file": ["--config", "configs/digit.py:kd"],
+  "workdir": KD,
 }
 LINES = {
   "method": "error: unknown method 'simkdd': did you mean 'simkd'? known: ab, alone, at, ",
@@ -278,6 +279,7 @@ LINES = {
   "type": "error: flag --config.batch_size=abc: invalid literal for int() with base 10: 'abc'",
   "value": "error: method.temperature=0.0: expected a number > 0",
   "file": "error: --config: [Errno 2] No such file or directory: 'configs/digit.py'",
+  "workdir": "error: --workdir must be given: where checkpoints and results of the run go",
 }
 
 
@@ -288,7 +290,8 @@ def answers(tmp_path_factory):
 
   def answer(case):
     workdir = folder / case
-    command = [sys.executable, "experiments/train.py", "--workdir", str(workdir), *COMMANDS[case]]
+    command = [sys.executable, "experiments/train.py", *COMMANDS[case]]
+    command += ["--workdir", str(workdir)] if case != "workdir" else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     return done, workdir
 
