@@ -142,7 +142,8 @@ def test_a_section_that_is_none_is_named(value):
 def test_cifar100_is_repdistillers_recipe(method):
   settings = importlib.import_module("configs.cifar100").get_config(method)
   for network in (settings.teacher, settings.student):
-    recipe = {name: network[name] for name in network if name not in ("model", "bundle", "weights", "count")}
+    others = ("model", "bundle", "weights", "count")
+    recipe = {name: network[name] for name in network if name not in others}
     assert recipe == {
       "epochs": 240,
       "optimizer": "sgd",

@@ -38,7 +38,7 @@ def paired_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) ->
   """
   if vectors and not (_maps(student) and _maps(teacher)):
     return _paired_vectors(student, teacher)
-  ours, theirs = need_maps(student, "student"), need_maps(teacher, "teacher")
+  ours, theirs = _need_maps(student, "student"), _need_maps(teacher, "teacher")
   if len(ours) == len(theirs):
     return tuple(zip(ours, theirs, strict=True))
   sizes = [{stage: shape[1:3] for stage, shape in of.items()} for of in (ours, theirs)]
@@ -66,7 +66,7 @@ def last_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) -> t
     ConfigError: if a network has no map where one is needed.
   """
   if not vectors or _maps(teacher):
-    return _last(need_maps(student, "student")), _last(need_maps(teacher, "teacher"))
+    return _last(_need_maps(student, "student")), _last(_need_maps(teacher, "teacher"))
   return _last(_maps(student) or _hidden(student)), _last(_hidden(teacher))
 
 
@@ -75,7 +75,7 @@ def inner_stages(shapes: Shapes) -> tuple[str, ...]:
   return tuple(_hidden(shapes))
 
 
-def need_maps(shapes: Shapes, owner: str) -> Shapes:
+def _need_maps(shapes: Shapes, owner: str) -> Shapes:
   """A network's feature maps, stem aside.
 
   Raises:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkd.data import UNLABELLED, augmentation, cutout, flip, mixup, normalize, pad_crop
@@ -94,6 +94,7 @@ MANY = jnp.arange(4000.0).reshape(2000, 2, 1, 1)
 MANY_LABELS = jnp.arange(2000) % 3
 
 
+@settings(max_examples=10)
 @given(key=seeds)
 def test_mixup_is_a_convex_combination_with_the_next_example(key):
   images, labels = blend(key, MANY, jax.nn.one_hot(MANY_LABELS, 3))

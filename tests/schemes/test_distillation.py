@@ -14,12 +14,12 @@ from jaxkd.schemes import Distillation
 from jaxkd.schemes.gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.schemes.networks import infer, learn
 from jaxkd.types import Context
+from tests.models.drawn import drawn
 from tests.schemes.one_step import (
   assert_all_moved,
   assert_same,
   jit,
   loss_and_gradients,
-  start,
   updated,
 )
 from tests.tiny import TinyNet, batch
@@ -43,7 +43,7 @@ def test_several_teachers_give_the_weighted_mean_of_their_logits():
   weights = {"wise": 1.0, "old": 3.0}
   method = Distillation("kd", losses.knowledge_distillation, 2.0, weights)
   scheme = schemes.offline(STUDENT, TEACHERS, [method], label_weight=0)
-  participants, data = start(scheme), batch()
+  participants, data = drawn(scheme, batch()), batch()
 
   @jit
   def by_hand(participants):
@@ -59,7 +59,7 @@ def test_a_weight_may_be_a_function_of_the_step():
   weight = schemes.ramp("linear", steps=10, start=0.0, end=4.0)
   method = Distillation("kd", losses.knowledge_distillation, weight, "wise")
   scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
-  participants, data = start(scheme), batch()
+  participants, data = drawn(scheme, batch()), batch()
   at = {step: terms(scheme, participants, data, step)[0] for step in (0, 5, 20)}
   assert float(at[0]["kd"]) == 0.0
   np.testing.assert_allclose(at[20]["kd"], 2 * at[5]["kd"], rtol=1e-5)
@@ -76,7 +76,7 @@ def test_teacher_connectors_are_applied_and_stand_still():
     teacher_connectors={"stage2": FactorEncoder(3)},
   )
   scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
-  participants, data = start(scheme), batch()
+  participants, data = drawn(scheme, batch()), batch()
   assert scheme.learners == ("student", "ft_stage2_connector")
 
   @jit
@@ -118,7 +118,7 @@ def test_connectors_of_preactivations_leave_features_alone_and_metrics_see_both(
     metrics={"disagreement": disagreement},
   )
   scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
-  found, metrics = terms(scheme, start(scheme), batch())
+  found, metrics = terms(scheme, drawn(scheme, batch()), batch())
   assert float(found["ab"]) > 0
   assert 0 < float(metrics["ab_disagreement"][0]) < 1
 
@@ -131,7 +131,7 @@ def test_gradients_reach_the_loss_where_they_are_asked_for():
     "gradients", loss, 3.0, "wise", student_gradients=names, teacher_gradients=names
   )
   scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
-  participants, data = start(scheme), batch()
+  participants, data = drawn(scheme, batch()), batch()
   labelled = (data.images, data.labels, data.weights, names)
 
   @jit
@@ -150,7 +150,7 @@ def test_relations_are_those_of_the_batch_of_all_devices():
   method = Distillation("rkd", losses.relational, teacher="wise", global_batch=True)
   student, teacher = TinyNet(norm=False), TinyNet(width=6, norm=False)
   scheme = schemes.offline(student, {"wise": teacher}, [method], label_weight=0)
-  participants, data = start(scheme), batch()
+  participants, data = drawn(scheme, batch()), batch()
 
   def gradient(learning, data, axis_name):
     context = Context(KEY, jnp.int32(0), axis_name)
@@ -185,7 +185,7 @@ def test_up_to_a_stage_only_what_it_needs_runs_learns_and_moves():
     image_shape=(6, 6, 1),
   )
   assert set(scheme.learners) == {"student/conv1", "student/bn1", "hint_stage1_connector"}
-  participants, data = start(scheme), batch()
+  participants, data = drawn(scheme, batch()), batch()
   after = updated(scheme, participants, data)
   for name in ("params", "batch_stats"):
     before, moved = participants["student"][name], after["student"][name]

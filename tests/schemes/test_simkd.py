@@ -15,6 +15,7 @@ from jaxkd.connectors import Projector, projector_for
 from jaxkd.participants import update
 from jaxkd.schemes import Distillation
 from jaxkd.types import Batch, Network
+from tests.models.drawn import drawn
 from tests.schemes.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -156,12 +157,12 @@ def reusing(teacher):
 def distilled(tmp_path_factory):
   """(a distilled student, its logits), the student from a bundle whose teacher's is deleted."""
   folder = tmp_path_factory.mktemp("bundles")
-  variables = start(schemes.supervised(RESNET, participant="teacher"), data=data())["teacher"]
+  variables = drawn(schemes.supervised(RESNET, participant="teacher"), data())["teacher"]
   description = {"image_shape": list(SHAPE)}
   save_bundle(folder / "teacher", Network(RESNET, variables), description)
   teacher, _ = load_bundle(folder / "teacher")
   scheme = reusing(teacher.module)
-  participants = {**start(scheme, data=data()), "teacher": teacher.variables}
+  participants = {**drawn(scheme, data()), "teacher": teacher.variables}
   logits = jit(scheme.predict)(participants, images())["student"]
   save_bundle(folder / "student", scheme.export(participants)["student"], description)
   shutil.rmtree(folder / "teacher")
@@ -182,7 +183,7 @@ def test_a_bundled_student_teaches_attention_and_soft_targets(distilled):
     {"teacher": network.module},
     [Distillation("kd", losses.knowledge_distillation), Distillation("at", attention)],
   )
-  participants = {**start(scheme, data=data()), "teacher": network.variables}
+  participants = {**drawn(scheme, data()), "teacher": network.variables}
   (_, aux), gradients = loss_and_gradients(scheme)(participants, data())
   assert all(float(terms.total) > 0 for terms in aux.terms.values())
   assert_all_zero(gradients["teacher"])
@@ -193,7 +194,7 @@ def test_a_bundled_student_teaches_attention_and_soft_targets(distilled):
 def test_a_bundled_student_hands_its_classifier_on(distilled):
   network, _ = distilled
   scheme = reusing(network.module)
-  participants = {**start(scheme, data=data()), "teacher": network.variables}
+  participants = {**drawn(scheme, data()), "teacher": network.variables}
   predicted = jit(scheme.predict)(participants, images())["student"]
   grandchild = scheme.export(participants)["student"]
   logits = jit(grandchild.module.apply)(grandchild.variables, images()).logits

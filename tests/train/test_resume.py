@@ -1,6 +1,7 @@
 """A stage goes on exactly where it stopped, and damage never costs what is still good."""
 
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from jaxkd import schemes
 from jaxkd.errors import ConfigError
 from jaxkd.train import Silent, check_stages, starting_variables, train_stage
-from tests.tiny import TinyNet, examples, stage
+from tests.models.drawn import drawn
+from tests.tiny import TinyNet, batch, examples, stage
 
 
 class Interruption(Exception):
@@ -53,27 +55,50 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-  return train(tmp_path_factory.mktemp("uninterrupted"))
+def finished(tmp_path_factory):
+  """(what a stage that nothing interrupted ends in, its directory)."""
+  directory = tmp_path_factory.mktemp("uninterrupted")
+  return train(directory), directory
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished):
+  return finished[0]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+  """The directory of a stage that stopped after nine updates."""
+  directory = tmp_path_factory.mktemp("stopped")
+  interrupt(directory, 9)
+  return directory
+
+
+def copied(source, target):
+  shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("updates", [2, 5, 9])
-def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, updates):
-  interrupt(tmp_path, updates)
+def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, stopped, updates):
+  if updates == 9:
+    copied(stopped, tmp_path)
+  else:
+    interrupt(tmp_path, updates)
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
   assert resumed.test == uninterrupted.test
 
 
-def test_a_finished_stage_is_not_trained_again(tmp_path, uninterrupted):
-  train(tmp_path)
+def test_a_finished_stage_is_not_trained_again(tmp_path, finished):
+  uninterrupted, directory = finished
+  copied(directory, tmp_path)
   again = train(tmp_path, StopAfter(1))
   assert_same(again.participants, uninterrupted.participants)
 
 
-def test_best_hands_on_the_participants_of_the_best_validation(tmp_path):
-  last = train(tmp_path / "last", keep="last")
+def test_best_hands_on_the_participants_of_the_best_validation(tmp_path, uninterrupted):
+  last = uninterrupted
   best = train(tmp_path / "best", keep="best")
   scores = [r["validation"]["student"]["accuracy"] for r in last.rows if "validation" in r]
   assert len(scores) == 2  # after epochs 2 and 4
@@ -90,8 +115,8 @@ def damage(directory: pathlib.Path, step: int):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted):
-  interrupt(tmp_path, 9)
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted, stopped):
+  copied(stopped, tmp_path)
   steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
   assert len(steps) == 2
   damage(tmp_path, steps[-1])
@@ -100,8 +125,8 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, uninterru
   assert resumed.rows == uninterrupted.rows
 
 
-def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tmp_path):
-  interrupt(tmp_path, 9)
+def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tmp_path, stopped):
+  copied(stopped, tmp_path)
   steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
   for step in steps:
     damage(tmp_path, step)
@@ -114,8 +139,7 @@ def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tm
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-  scheme = schemes.supervised(TinyNet(width=6))
-  wide = train(tmp_path / "wide", scheme=scheme, epochs=1).participants
+  wide = drawn(schemes.supervised(TinyNet(width=6)), batch())
   with pytest.raises(ConfigError, match=r"weights given for 'student' are of another architecture"):
     train_stage(
       stage(),
