@@ -82,8 +82,8 @@ def ensemble_of(
 class AtExit(nn.Module):
   """A network with several exits, cut after one of them: an ordinary network.
 
-  It computes, and has variables for, only what that exit needs. The variables are
-  {"params": {"network": ...}, ...}. The Output is the exit's; of the deepest exit of a MultiExit it
+  The variables are {"params": {"network": ...}, ...}, those of all blocks up to that exit with the
+  earlier exits' heads, which are not computed under jit. The Output is the exit's; of the deepest exit of a MultiExit it
   has the features of the last block alone (`plain_network` has them all).
 
   Attributes:
@@ -113,7 +113,7 @@ def cut_at_exit(
   exit: int,
   image_shape: tuple[int, int, int],
 ) -> Network:
-  """One exit of a network as an ordinary network, with the variables that it needs.
+  """One exit of a network as an ordinary network, without the variables of what lies deeper.
 
   Args:
     module: a model with `num_exits` and `run_block` (see MultiExit).
