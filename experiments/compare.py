@@ -15,7 +15,8 @@ for the mean of each kind; gains are then over the same predictor of the run tha
 or over that run's only one.
 
 With --rates the students are trained at each learning rate instead, and the table tells validation
-accuracies only, to choose by. With one rate it is the usual one, of the students at that rate.
+accuracies only, to choose by. With one rate it is the usual one, of the students at that rate; a
+method that names its own, "simkd/learning_rate=1.6", keeps it.
 
 Every run is resumable, so the same command goes on where it stopped.
 """
@@ -169,7 +170,7 @@ def _settings(get_config: Callable[[str], ConfigDict], name: str, rate: float | 
       raise ConfigError(f"{change!r}: {' '.join(str(error).split())}") from error
   if rate is not None and method == "alone":
     settings.student.learning_rate = rate
-  elif rate is not None:
+  elif rate is not None and not any(x.startswith("method.learning_rate=") for x in changes):
     settings.method.learning_rate = rate
   recipes.check_config(settings)
   return settings

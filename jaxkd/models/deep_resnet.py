@@ -10,19 +10,11 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError
 from jaxkd.models.layers import batch_norm, convolution, linear
-from jaxkd.models.residual_blocks import BasicBlock, Bottleneck, chain, run_chain
+from jaxkd.models.residual_blocks import TORCH_NAMES, BasicBlock, Bottleneck, chain, run_chain
 from jaxkd.models.staged import StagedModel, TorchNames
 from jaxkd.types import Array
 
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
-_TORCH_NAMES: TorchNames = (
-  (r"conv1", "stem_conv"),
-  (r"bn1", "stem_bn"),
-  (r"fc|linear", "classifier"),
-  (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stage\1_\2/\3\4"),
-  (r"layer(\d)\.(\d+)\.(?:downsample|shortcut)\.0", r"stage\1_\2/downsample_conv"),
-  (r"layer(\d)\.(\d+)\.(?:downsample|shortcut)\.1", r"stage\1_\2/downsample_bn"),
-)
 
 
 class ResNet(StagedModel):
@@ -64,7 +56,7 @@ class ResNet(StagedModel):
   """
 
   smallest: ClassVar[int] = 8  # three stages halve the image
-  torch_names: ClassVar[TorchNames] = _TORCH_NAMES
+  torch_names: ClassVar[TorchNames] = TORCH_NAMES
 
   blocks: tuple[int, ...]
   width: int

@@ -83,8 +83,8 @@ class AtExit(nn.Module):
   """A network with several exits, cut after one of them: an ordinary network.
 
   The variables are {"params": {"network": ...}, ...}, those of all blocks up to that exit with the
-  earlier exits' heads, which are not computed under jit. The Output is the exit's; of the deepest exit of a MultiExit it
-  has the features of the last block alone (`plain_network` has them all).
+  earlier exits' heads, which are not computed under jit. The Output is the exit's; of the deepest
+  exit of a MultiExit it has the features of the last block alone (`plain_network` has them all).
 
   Attributes:
     network: a model with `num_exits` and `run_block` (see MultiExit).

@@ -8,7 +8,18 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.models.layers import batch_norm, convolution
+from jaxkd.models.staged import TorchNames
 from jaxkd.types import Array
+
+# What PyTorch's residual networks call their modules, torchvision's and RepDistiller's.
+TORCH_NAMES: TorchNames = (
+  (r"conv1", "stem_conv"),
+  (r"bn1", "stem_bn"),
+  (r"fc|linear", "classifier"),
+  (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stage\1_\2/\3\4"),
+  (r"layer(\d)\.(\d+)\.(?:downsample|shortcut)\.0", r"stage\1_\2/downsample_conv"),
+  (r"layer(\d)\.(\d+)\.(?:downsample|shortcut)\.1", r"stage\1_\2/downsample_bn"),
+)
 
 
 class BasicBlock(nn.Module):

@@ -9,19 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd.models.layers import batch_norm, convolution, linear
-from jaxkd.models.residual_blocks import BasicBlock, chain, run_chain
+from jaxkd.models.residual_blocks import TORCH_NAMES, BasicBlock, chain, run_chain
 from jaxkd.models.staged import StagedModel, TorchNames
 from jaxkd.types import Array
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "pooled")
-_TORCH_NAMES: TorchNames = (
-  (r"conv1", "stem_conv"),
-  (r"bn1", "stem_bn"),
-  (r"fc", "classifier"),
-  (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stage\1_\2/\3\4"),
-  (r"layer(\d)\.(\d+)\.downsample\.0", r"stage\1_\2/downsample_conv"),
-  (r"layer(\d)\.(\d+)\.downsample\.1", r"stage\1_\2/downsample_bn"),
-)
 
 
 class CifarResNet(StagedModel):
@@ -52,7 +44,7 @@ class CifarResNet(StagedModel):
   """
 
   smallest: ClassVar[int] = 4  # two stages halve the image, and each output must cover a pixel
-  torch_names: ClassVar[TorchNames] = _TORCH_NAMES
+  torch_names: ClassVar[TorchNames] = TORCH_NAMES
 
   blocks: int
   widths: tuple[int, int, int, int]
