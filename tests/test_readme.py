@@ -41,6 +41,10 @@ def test_every_make_target_named_exists():
   "name",
   [
     "budget",
+    "cross_mobilenetv2",
+    "cross_mobilenetv2_search",
+    "cross_vit",
+    "cross_vit_search",
     "digits",
     "digits_together",
     "exits",
