@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkd import recipes
+from jaxkd import models, recipes
 from jaxkd.config import Field
 from jaxkd.errors import ConfigError
 
@@ -173,6 +173,20 @@ def test_cifar100_is_repdistillers_recipe(method):
     "cutout": 0,
     "mixup": 0.0,
   }
+
+
+def test_cifar100_has_the_pairs_of_the_published_tables():
+  configs = importlib.import_module("configs.cifar100")
+  for pair in configs.PAIRS:
+    settings = configs.get_config(f"at@{pair}")
+    recipes.check_config(settings)
+    assert f"{settings.teacher.model}-{settings.student.model}" == pair
+    assert {settings.teacher.model, settings.student.model} <= set(models.names())
+    small = settings.student.model.startswith(("mobilenet", "shufflenet"))
+    assert settings.student.learning_rate == (0.01 if small else 0.05)
+    assert settings.teacher.learning_rate == 0.05
+  with pytest.raises(ConfigError, match="unknown pair 'vgg13-vgg9': did you mean 'vgg13-vgg8'"):
+    configs.get_config("kd@vgg13-vgg9")
 
 
 def test_methods_start_from_the_published_hyperparameters():
