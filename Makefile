@@ -27,7 +27,7 @@ digits-table: $(INSTALLED)
 
 # How many values of the published code ours agrees with, by method, and how closely, by model.
 parity: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_golden.py tests/test_golden_models.py -n auto
+	$(BIN)/python -m pytest tests/test_golden.py tests/test_golden_models.py --float32 -n auto
 
 # With PyTorch itself (its CPU build, 200 MB): a teacher that a plain script trained is as good here.
 TORCH := torch==2.13.0+cpu
@@ -95,7 +95,7 @@ bench: $(INSTALLED)
 
 $(INSTALLED): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

@@ -32,6 +32,7 @@ hypothesis.settings.load_profile("ci")
 
 def pytest_addoption(parser):
   parser.addoption("--golden", default=None, help="folder of golden .npz files to check against")
+  parser.addoption("--float32", action="store_true", help="check all golden cases in float32, too")
 
 
 def pytest_unconfigure():

@@ -1,7 +1,8 @@
 """Our losses and connectors give the values and gradients of published code.
 
 `pytest tests/test_golden.py [--golden DIR]`: every case of every .npz file in the folder is a
-test, in float64 and in float32. A method or case that cannot be run is a failure.
+test, in float64 and in float32; without --golden or --float32, to save time, in float32 only the
+first of a method. A method or case that cannot be run is a failure.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ HERE = Path(__file__).parent / "golden"
 def pytest_generate_tests(metafunc):
   if "golden_case" not in metafunc.fixturenames:
     return
-  folder = Path(metafunc.config.getoption("--golden") or HERE)
+  given = metafunc.config.getoption("--golden")
+  folder = Path(given or HERE)
   cases = [case for path in sorted(folder.glob("*.npz")) for case in load(path)]
   if not cases:
     raise pytest.UsageError(f"no golden cases in {folder}")
-  ids = [f"{case.method}-{case.index}" for case in cases]
-  metafunc.parametrize("golden_case", cases, ids=ids)
+  in_both = given or metafunc.config.getoption("--float32")
+  chosen = [
+    pytest.param(case, dtype, id=f"{case.method}-{case.index}-{dtype}")
+    for case in cases
+    for dtype in ("float64", "float32")
+    if dtype == "float64" or in_both or case.index == 0
+  ]
+  metafunc.parametrize(("golden_case", "dtype"), chosen)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_golden_case_agrees(golden_case, dtype):
   case = golden_case
   adapter = ADAPTERS.get(case.method)
