@@ -47,7 +47,7 @@ def test_features_are_the_preactivations_after_relu(output):
     np.testing.assert_array_equal(output.features[stage], np.maximum(preactivation, 0))
 
 
-@pytest.mark.parametrize("stage", MODEL.stages)
+@pytest.mark.parametrize("stage", ["stem", "stage2"])  # others: test_every_model.py
 def test_resume_gives_what_the_whole_network_gives(stage, variables, output):
   feature = output.features[stage]
   rest = jax.jit(lambda v, x: MODEL.apply(v, x, stage, method="resume"))(variables, feature)
