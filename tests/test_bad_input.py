@@ -268,6 +268,7 @@ COMMANDS = {
   "field": [*KD, "--config.student.learning_rat=1"],
   "section": [*KD, "--config.studen.learning_rate=1"],
   "type": [*KD, "--config.batch_size=abc"],
+  "value": [*KD, "--config.method.temperature=0"],
   "file": ["--config", "configs/digit.py:kd"],
   "workdir": KD,
 }
@@ -276,6 +277,7 @@ LINES = {
   "field": "error: unknown field of student 'learning_rat': did you mean 'learning_rate'? known: ",
   "section": "error: a field that the config does not have: 'studen' Did you mean \"student\"",
   "type": "error: flag --config.batch_size=abc: invalid literal for int() with base 10: 'abc'",
+  "value": "error: method.temperature=0.0: expected a number > 0",
   "file": "error: --config: [Errno 2] No such file or directory: 'configs/digit.py'",
   "workdir": "error: --workdir must be given: where checkpoints and results of the run go",
 }

@@ -20,7 +20,8 @@ from jaxkd import models
 from jaxkd.connectors import Gate
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import Branched, CifarResNet, GatedBranches, MSDNet, from_torch
-from tests.torch_weights import digest, module_path, msdnet_fields, regenerate
+from jaxkd.models.torch_names import module_path
+from tests.torch_weights import digest, msdnet_fields, regenerate
 
 TOLERANCE = 1e-4  # of the largest value of the array
 # What the published code calls models of ours, where we call them otherwise.
@@ -239,7 +240,7 @@ def test_one_training_step_moves_batch_statistics_as_published(golden, reference
 
   def layer(name):
     tree = stats
-    for part in module_path(name, run(golden).module).split("/"):
+    for part in module_path(name, run(golden).module.torch_names).split("/"):
       tree = tree[part]
     return np.asarray(tree["mean"], np.float64), np.asarray(tree["var"], np.float64)
 

@@ -6,8 +6,6 @@ import hashlib
 
 import numpy as np
 
-from jaxkd.models import torch_names
-
 # What MSDNet-PyTorch calls its arguments.
 _MSDNET_FIELDS = {
   "nBlocks": "blocks",
@@ -47,11 +45,3 @@ def msdnet_fields(args: dict[str, object]) -> dict[str, object]:
 
 def digest(state: dict[str, np.ndarray]) -> str:
   return hashlib.sha256(b"".join(value.tobytes() for value in state.values())).hexdigest()
-
-
-def module_path(name: str, module) -> str:
-  """layer1.0.downsample.1 -> stage1_0/downsample_bn, classifier.1.linear -> exit_1/classifier."""
-  path = torch_names.module_path(name, module.torch_names)
-  if path is None:
-    raise ValueError(f"no jaxkd name for the torch module {name!r}")
-  return path

@@ -13,8 +13,8 @@ from jaxkd.errors import ConfigError
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import ResNet
 from jaxkd.models.residual_blocks import Bottleneck
+from jaxkd.models.torch_names import module_path
 from tests.models.drawn import drawn
-from tests.torch_weights import module_path
 
 # Parameters and multiply-adds of torchvision's models, for 224x224 images and 1000 classes.
 PUBLISHED = {
@@ -52,7 +52,7 @@ def test_torchvisions_modules_are_all_of_the_model(name):
       if block == 0 and (stage > 1 or layers == 3):
         parts += ["downsample.0", "downsample.1"]
       theirs += [f"layer{stage}.{block}.{part}" for part in parts]
-  found = sorted(module_path(their, model) for their in theirs)
+  found = sorted(module_path(their, model.torch_names) for their in theirs)
   ours = jax.tree_util.tree_leaves_with_path(variables["params"])
   assert found == sorted({"/".join(key.key for key in path[:-1]) for path, _ in ours})
 

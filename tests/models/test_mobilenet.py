@@ -11,9 +11,9 @@ from jaxkd import models
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import MobileNetV1, MobileNetV2
 from jaxkd.models.mobilenetv2 import InvertedResidual
+from jaxkd.models.torch_names import module_path
 from tests.models.drawn import drawn
 from tests.models.plain_layers import convolved, normalised, rectified
-from tests.torch_weights import module_path
 
 
 class TestMobileNetV1:
@@ -34,7 +34,9 @@ class TestMobileNetV1:
     ]
     # What mdistiller calls the modules that have weights, and no module of ours besides.
     blocks = [f"model.{block}.{layer}" for block in range(1, 14) for layer in (0, 1, 3, 4)]
-    named = {module_path(name, model) for name in ("model.0.0", "model.0.1", *blocks, "fc")}
+    named = {
+      module_path(name, model.torch_names) for name in ("model.0.0", "model.0.1", *blocks, "fc")
+    }
     ours = {
       "/".join(part.key for part in path[:-1])
       for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])
