@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import bundles, data, evaluate, report
+from jaxkd import bundles, data, evaluate, plan, report
 from jaxkd.errors import ConfigError
 from jaxkd.types import Array, Batch
 
@@ -104,12 +105,7 @@ def load_data(config: Mapping[str, Any]) -> data.Dataset:
       f"data.validation={section['validation']!r}: thresholds are fitted to a validation split, "
       "expected a run that held one out"
     )
-  return data.load(
-    section["name"],
-    directory=section["directory"] or None,
-    validation=section["validation"],
-    seed=config["seed"],
-  )
+  return plan.dataset(ConfigDict(config))
 
 
 def measure(

@@ -4,8 +4,11 @@
 
 Each seed trains one teacher and one student alone; every method then distils that teacher into a
 student that starts from the same weights as the student alone. A method may carry fields of its
-own section, "fitnets/two_stage=True/first_epochs=10", several names as "at/stages=stage2+stage3";
---set changes other fields for all of them, "student.model=msdnet_small".
+own section, "fitnets/two_stage=True/first_epochs=10", several names as "at/stages=stage2+stage3",
+and any other field by its path, "simkd/student.epochs=40/data.per_class=5". --set changes fields
+for all of them, "student.model=msdnet_small". A method may also come from another config file,
+"configs/fashion_mnist.py:kd/weight=0.5". Each file, and each change of "teacher." fields, has a
+teacher of its own.
 
 With --one_teacher, seed 0's teaches in every seed. As other seeds hold out other images, which it
 has seen, validation is then left out of the table.
@@ -18,30 +21,32 @@ With --rates the students are trained at each learning rate instead, and the tab
 accuracies only, to choose by. With one rate it is the usual one, of the students at that rate; a
 method that names its own, "simkd/learning_rate=1.6", keeps it.
 
-Every run is resumable, so the same command goes on where it stopped.
+--plot draws the means that the table tells, with their 95% intervals.
+
+The runs are spread over the machine's cores or devices; what each says is in WORKDIR/logs. Every
+run is resumable, so the same command goes on where it stopped.
 """
 
-import ast
 import functools
-import importlib.util
 import json
-import operator
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import data, experiment, recipes, report
+from jaxkd import recipes, report, sweep, variants
 from jaxkd.errors import ConfigError
-from jaxkd.train import devices
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file, without a method.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
-_METHODS = flags.DEFINE_list("methods", ["kd", "fitnets", "at", "simkd"], "Methods to compare.")
+_METHODS = flags.DEFINE_list(
+  "methods",
+  ["kd", "fitnets", "at", "simkd"],
+  "Methods to compare: METHOD/field=value/... or FILE.py:METHOD/field=value/...",
+)
 _SET = flags.DEFINE_list("set", [], "Fields of the config that all runs have otherwise.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
@@ -53,83 +58,97 @@ _EVERY_PREDICTOR = flags.DEFINE_bool(
   "every_predictor", False, "Rows for all predictors, not only for what a run is reported by."
 )
 _AGAINST = flags.DEFINE_string("against", "alone", "The run that gains are counted from.")
-_CPU_DEVICES = flags.DEFINE_integer(
-  "cpu_devices", 0, "XLA devices on the CPU; 0 is one per core. 1 where several commands share it."
+_WORKERS = flags.DEFINE_integer(
+  "workers", 0, "Runs at a time; 0 is one per core or accelerator device.", lower_bound=0
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the table to this Markdown file.")
+_PLOT = flags.DEFINE_string("plot", None, "Also draw the means to this PNG file.")
 flags.mark_flags_as_required(["config", "workdir"])
+
+# (name of a variant, learning rate if there are several) -> a folder for each seed.
+Runs = Mapping[tuple[str, float | None], list[pathlib.Path]]
 
 
 def main(argv: list[str]) -> None:
   """Runs whatever is missing and prints the table."""
-  del argv
+  if len(argv) > 1:
+    raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
-  get_config = _load(pathlib.Path(_CONFIG.value))
-  rates = [float(rate) for rate in _RATES.value]
-  students = ["alone", *_METHODS.value]
-  for student in students:
-    _settings(get_config, student, rates[0] if rates else None)
+  rates = [_rate(text) for text in _RATES.value]
+  students = list(dict.fromkeys(["alone", *_METHODS.value]))
   if _AGAINST.value not in students:
     raise ConfigError(f"against={_AGAINST.value!r}: expected one of {', '.join(students)}")
-  taught = [student for student in students if _needs_teacher(student)]
-  networks = ["teacher", *students] if taught else students
-  devices.split_cpu(_CPU_DEVICES.value, get_config("alone").batch_size)
   workdir, console = pathlib.Path(_WORKDIR.value), Console()
-  # Another seed's steps are the same programs.
-  jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-  # One seed's runs share its data.
-  load = functools.lru_cache(maxsize=1)(data.load)
-
-  runs: dict[tuple[str, float | None], list[pathlib.Path]] = {}
-  for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
-    folder = workdir / f"seed{seed}"
-    home = workdir / "seed0" if _ONE_TEACHER.value else folder
-    bundle = home / "teacher" / "bundles" / "teacher" / "teacher"
-    for name in networks:
-      if name == "teacher" and seed and _ONE_TEACHER.value:
-        continue
-      for rate in rates if rates and name != "teacher" else [None]:
-        settings = _settings(get_config, name, rate)
-        settings.seed = seed
-        if name not in ("teacher", "alone"):
-          settings.baseline = False
-        if name in taught:
-          settings.teacher.bundle = str(bundle)
-        run = (name if rate is None else f"{name}/rate={rate:g}").replace("/", ",")
-        experiment.run(settings, folder / run, console, load_data=load)
-        runs.setdefault((name, rate), []).append(folder / run)
-
+  planned = _planned(students, rates, workdir)
+  sweep.run_all(
+    [run for several in planned.values() for run in several],
+    workers=_WORKERS.value,
+    compiled=workdir / "compiled",
+    console=console,
+  )
+  runs = {key: [run.folder for run in several] for key, several in planned.items()}
   if len(rates) > 1:
-    validations = {
-      student: {rate: _validation(runs[student, rate]) for rate in rates} for student in students
-    }
-    text = report.choice_table(validations)
+    searched = [name for name in students if _method(name) != "teacher"]
+    chosen = {name: {rate: _validation(runs[name, rate]) for rate in rates} for name in searched}
+    text = report.choice_table(chosen)
+    panels = {f"rate {r:g}": {_label(name): chosen[name][r] for name in chosen} for r in rates}
+    xlabel = "validation accuracy, %"
   else:
-    text = _compared({name: folders for (name, _), folders in runs.items()}, workdir)
+    tests, text = _compared(runs, workdir)
+    panels, xlabel = {"": tests}, "test accuracy, %"
   console.print(text, soft_wrap=True, highlight=False)
+  for path in filter(None, (_OUTPUT.value, _PLOT.value)):
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   if _OUTPUT.value:
     command = f"python experiments/compare.py {' '.join(sys.argv[1:])}"
     report.write_atomically(pathlib.Path(_OUTPUT.value), f"Written by `{command}`.\n\n{text}\n")
+  if _PLOT.value:
+    _draw(pathlib.Path(_PLOT.value), panels, xlabel)
 
 
-def _compared(runs: dict[str, list[pathlib.Path]], workdir: pathlib.Path) -> str:
-  """The table of finished runs, a folder for each seed; leaves the figures in `workdir`."""
+def _planned(
+  students: list[str], rates: list[float], workdir: pathlib.Path
+) -> dict[tuple[str, float | None], list[sweep.Planned]]:
+  """The runs of all seeds: of the students, and of their teachers."""
+  for name in students:
+    _settings(name, rates[0] if rates else None)  # a mistake is told before anything else
+  teachers = {name: _teacher(name) for name in students if _needs_teacher(name)}
+  planned: dict[tuple[str, float | None], list[sweep.Planned]] = {}
+  for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
+    folder = workdir / f"seed{seed}"
+    home = workdir / "seed0" if _ONE_TEACHER.value else folder
+    for name in dict.fromkeys([*teachers.values(), *students]):
+      teaches = _method(name) == "teacher"
+      if teaches and seed and _ONE_TEACHER.value:
+        continue
+      for rate in rates if rates and not teaches else [None]:
+        settings, needs = _settings(name, rate), ()
+        settings.seed = seed
+        if _method(name) not in ("teacher", "alone"):
+          settings.baseline = False
+        if name in teachers:
+          needs = (home / _label(teachers[name]),)
+          settings.teacher.bundle = str(needs[0] / "bundles" / "teacher" / "teacher")
+        run = _label(name) if rate is None else f"{_label(name)},rate={rate:g}"
+        planned.setdefault((name, rate), []).append(sweep.Planned(settings, folder / run, needs))
+  return planned
+
+
+def _compared(runs: Runs, workdir: pathlib.Path) -> tuple[report.Accuracies, str]:
+  """The test accuracies of finished runs, and their table; leaves the figures in `workdir`."""
   tests: report.Accuracies = {}
   validations: report.Accuracies = {}
-  for name, folders in runs.items():
+  for (name, _), folders in runs.items():
     for folder in folders:
       stages = json.loads((folder / "summary.json").read_text())["stages"]
-      rows = _validated(stages, folder)
-      for table, scored in ((tests, stages), (validations, rows)):
-        found = report.run_accuracies(
-          name.replace("/", ","), scored, every_predictor=_EVERY_PREDICTOR.value
-        )
+      for table, scored in ((tests, stages), (validations, _validated(stages, folder))):
+        found = report.run_accuracies(_label(name), scored, every_predictor=_EVERY_PREDICTOR.value)
         for row, accuracy in found.items():
           table.setdefault(row, []).append(accuracy)
   report.write_atomically(workdir / "comparison.json", json.dumps(tests, indent=2) + "\n")
   # Where another seed's teacher has seen the images, validation tells nothing.
   shown = {} if _ONE_TEACHER.value else validations
-  return report.comparison_table(tests, shown, against=_AGAINST.value.replace("/", ","))
+  return tests, report.comparison_table(tests, shown, against=_label(_AGAINST.value))
 
 
 def _validation(folders: list[pathlib.Path]) -> list[float]:
@@ -155,48 +174,75 @@ def _validated(stages: dict, folder: pathlib.Path) -> dict:
   }
 
 
-def _settings(get_config: Callable[[str], ConfigDict], name: str, rate: float | None) -> ConfigDict:
+def _draw(path: pathlib.Path, panels: Mapping[str, report.Accuracies], xlabel: str) -> None:
+  """Draws means over seeds with their 95% intervals, of which one seed has none."""
+  bars = {}
+  for panel, accuracies in panels.items():
+    bars[panel] = []
+    for name, values in accuracies.items():
+      percent = [100 * value for value in values]
+      ends = report.mean_interval(percent)[:3] if len(percent) > 1 else percent * 3
+      bars[panel].append(report.Bar(name, *ends))
+  seeds = f"{_SEEDS.value} seeds, 95% intervals" if _SEEDS.value > 1 else "one seed"
+  title = f"{pathlib.Path(_CONFIG.value).stem}, {seeds}"
+  report.draw_bars(path, bars, xlabel=xlabel, title=title, from_zero=False)
+
+
+def _settings(name: str, rate: float | None) -> ConfigDict:
   """The config of "METHOD/field=value/...", checked, at another learning rate if one is given."""
-  method, *changes = name.split("/")
-  settings = get_config(method)
-  changes = [*_SET.value, *(f"method.{change}" for change in changes)]
-  for change in changes:
-    path, _, value = change.partition("=")
-    *sections, field = path.split(".")
-    try:
-      where = functools.reduce(operator.getitem, sections, settings)
-      where[field] = _literal(value)
-    except (KeyError, TypeError) as error:
-      raise ConfigError(f"{change!r}: {' '.join(str(error).split())}") from error
-  if rate is not None and method == "alone":
+  file, variant = _parts(name)
+  settings = variants.variant(_get_config(file or _CONFIG.value), variant, _SET.value)
+  changed = {change.partition("=")[0] for change in (*_SET.value, *variant.split("/")[1:])}
+  if rate is not None and _method(name) == "alone":
     settings.student.learning_rate = rate
-  elif rate is not None and not any(x.startswith("method.learning_rate=") for x in changes):
+  elif rate is not None and not changed & {"learning_rate", "method.learning_rate"}:
     settings.method.learning_rate = rate
   recipes.check_config(settings)
   return settings
 
 
-def _literal(value: str) -> object:
+@functools.cache
+def _get_config(path: str) -> variants.GetConfig:
+  module = variants.load_module(pathlib.Path(path))
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"{path} has no get_config")
+  return module.get_config
+
+
+def _rate(text: str) -> float:
   try:
-    return ast.literal_eval(value)
-  except (ValueError, SyntaxError):
-    return tuple(value.split("+")) if "+" in value else value
+    return float(text)
+  except ValueError as error:
+    raise ConfigError(f"rates: {text!r} is no number") from error
+
+
+def _parts(name: str) -> tuple[str, str]:
+  """The config file, if one is named, and what follows it."""
+  file, colon, variant = name.rpartition(".py:")
+  return f"{file}.py" if colon else "", variant
+
+
+def _method(name: str) -> str:
+  return _parts(name)[1].split("/")[0]
 
 
 def _needs_teacher(name: str) -> bool:
-  methods = recipes.methods(name.split("/")[0]).values()
+  methods = recipes.methods(_method(name)).values()
   return all(method.distils and not method.without_teacher for method in methods)
 
 
-def _load(path: pathlib.Path) -> Callable[[str], ConfigDict]:
-  """The `get_config` of a config file."""
-  if not path.is_file():
-    raise ConfigError(f"config={str(path)!r}: there is no such file")
-  spec = importlib.util.spec_from_file_location("config", path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config
+def _teacher(name: str) -> str:
+  """The teacher of a variant: of the same file, with the same changes to teachers."""
+  file, variant = _parts(name)
+  changes = [change for change in variant.split("/") if change.startswith("teacher.")]
+  return "/".join([f"{file}:teacher" if file else "teacher", *changes])
+
+
+def _label(name: str) -> str:
+  """What a variant's folder and row are called."""
+  file, variant = _parts(name)
+  prefix = f"{pathlib.Path(file).name}:" if file else ""
+  return prefix + variant.replace("/", ",")
 
 
 if __name__ == "__main__":

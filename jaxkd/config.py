@@ -127,6 +127,8 @@ def training_fields(model: str) -> Fields:
     "drop_factor": number(0.1, exclusive=True, maximum=1.0),
     "warmup_epochs": number(0.0),
     "average_decay": number(0.0, maximum=0.999999),
+    # Of residual networks, between a block's convolutions.
+    "dropout": number(0.0, maximum=0.99),
   }
 
 
@@ -147,11 +149,17 @@ COMMON: Fields = {
     "name": text("digits"),
     "directory": text(""),
     "validation": number(0.1, maximum=0.9),
+    # Of the choice of the validation images; -1 is the run's own seed. A number lets runs of
+    # several seeds share a teacher that has seen none of them.
+    "split_seed": integer(-1, minimum=-1),
     "per_class": integer(0),
     # Training images beyond per_class that a student sees without their labels.
     "unlabelled": integer(0),
     "teacher_per_class": integer(0),
     "crop": integer(0),
+    # The side to which a random rectangle of an image is resized, in evaluation that of the middle
+    # that is cut out; 0 leaves images at the size in which they come.
+    "resized_crop": integer(0),
     "flip": flag(False),
     "cutout": integer(0),
     "mixup": number(0.0),
@@ -163,6 +171,8 @@ COMMON: Fields = {
     "bundle": text(""),
     "weights": text(""),
     "count": integer(1, minimum=1),
+    # Whether one that comes trained is scored again; many runs with one teacher need not.
+    "rescore": flag(True),
   },
   "student": training_fields("resnet8x4"),
 }

@@ -57,12 +57,7 @@ def run(
     return summary
 
   chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
-  data = (load_data or load)(
-    settings.data.name,
-    directory=settings.data.directory or None,
-    validation=settings.data.validation,
-    seed=settings.seed,
-  )
+  data = plan.dataset(settings, load_data or load)
   stages = plan.stages(settings, data)
   # Nobody writes before everybody has looked.
   devices.wait_for_everyone("work directory checked")
@@ -87,7 +82,10 @@ def run(
 
 
 def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Raises a ConfigError if `workdir` holds the run of a different config."""
+  """Raises a ConfigError if `workdir` holds the run of a different config.
+
+  A field that did not exist when the run was begun counts as having had its default.
+  """
   path = workdir / "config.json"
   if not path.exists():
     if workdir.exists() and (
@@ -96,8 +94,10 @@ def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path)
       raise ConfigError(f"workdir {workdir} is not empty and holds no run; choose another")
     return
   try:
-    have = dict(_leaves(_relevant(json.loads(path.read_text()))))
-  except (ValueError, AttributeError, KeyError, TypeError) as error:
+    stored = _relevant(json.loads(path.read_text()))
+    defaults = _relevant(json.loads(_as_json(recipes.base_config(stored["method"]["name"]))))
+    have = dict(_leaves(defaults)) | dict(_leaves(stored))
+  except (ValueError, AttributeError, KeyError, TypeError, ConfigError) as error:
     raise ConfigError(f"{path} is damaged: {error}") from error
   want = dict(_leaves(_relevant(json.loads(_as_json(settings)))))
   different = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
@@ -121,7 +121,7 @@ def _train_all(
       [
         report.MetricsFile(workdir / "metrics.jsonl"),
         report.TensorBoard(workdir / "tensorboard"),
-        report.Bar(console) if console.is_terminal else report.Lines(console),
+        report.ProgressBar(console) if console.is_terminal else report.Lines(console),
       ]
     )
   results: dict[str, Finished] = {}
@@ -151,11 +151,13 @@ def _save_bundles(
   workdir: pathlib.Path,
 ) -> None:
   for predictor, network in stage.scheme.export(result.participants).items():
+    if predictor not in result.test:
+      continue  # a teacher that came trained, and is not scored again
     description = {
       "model": stage.label,
       "data": settings.data.name,
       "num_classes": data.num_classes,
-      "image_shape": list(data.image_shape),
+      "image_shape": list(plan.as_seen(settings, data).image_shape),
       "mean": list(data.mean),
       "std": list(data.std),
       "method": settings.method.name,

@@ -22,7 +22,7 @@ Trained = tuple[Teacher, Mapping[str, Any] | None]
 
 
 def create(
-  field: str, name: str, data: Dataset, options: Mapping[str, Any]
+  field: str, name: str, data: Dataset, options: Mapping[str, Any], *, dropout: float = 0.0
 ) -> tuple[nn.Module, Output | tuple[Output, ...]]:
   """A model of that name for this data, and the shapes it returns.
 
@@ -31,11 +31,21 @@ def create(
     name: one of `models.names()`.
     data: its images and classes.
     options: the model's other fields.
+    dropout: of a model that has it; 0 for none.
 
   Raises:
-    ConfigError: for an unknown name, or a model that cannot take these images.
+    ConfigError: for an unknown name, or a model that cannot take these images or has no dropout.
   """
   module = models.create(name, num_classes=data.num_classes, **options)
+  if dropout:
+    if not hasattr(module, "dropout"):
+      able = [n for n in models.names() if hasattr(models.create(n, num_classes=1), "dropout")]
+      section = field.partition(".")[0]
+      raise ConfigError(
+        f"{section}.dropout={dropout:g}: expected 0.0, as {field}={name!r} has no dropout; these "
+        f"have: {', '.join(able)}"
+      )
+    module = module.clone(dropout=dropout)
   return module, _shapes(field, name, module, data)
 
 
@@ -66,7 +76,7 @@ def teachers(
       )
   if given["bundle"]:
     return [_bundled(path, settings, data) for path in given["bundle"]]
-  module, output = create("teacher.model", own.model, data, options)
+  module, output = create("teacher.model", own.model, data, options, dropout=own.dropout)
   teacher = Teacher(module, _one_output("teacher.model", own.model, output), own.model)
   if given["weights"]:
     return [(teacher, _from_torch(path, teacher, data)) for path in given["weights"]]
@@ -111,11 +121,20 @@ def _shapes(
   images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
   try:
     if variables is None:
-      variables = jax.eval_shape(module.init, jax.random.key(0), images)
+      return _initial_shapes(module, data.image_shape)
     return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
   except (ValueError, TypeError) as error:
     reason = " ".join(str(error).split())
     raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
+
+
+# Those who plan many experiments ask for the same networks again and again, deep ones take seconds.
+@functools.lru_cache(maxsize=64)
+def _initial_shapes(
+  module: nn.Module, image_shape: tuple[int, int, int]
+) -> Output | tuple[Output, ...]:
+  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+  return jax.eval_shape(module.init_with_output, jax.random.key(0), images)[0]
 
 
 def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> Output:

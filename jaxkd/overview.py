@@ -7,7 +7,6 @@ import ml_collections
 from rich.console import Console
 
 from jaxkd import models, plan, recipes
-from jaxkd.data import load
 from jaxkd.train import Stage
 
 
@@ -24,12 +23,7 @@ def overview(settings: ml_collections.ConfigDict, console: Console) -> None:
     ConfigError: as `jaxkd.experiment.run` would.
   """
   recipes.check_config(settings)
-  data = load(
-    settings.data.name,
-    directory=settings.data.directory or None,
-    validation=settings.data.validation,
-    seed=settings.seed,
-  )
+  data = plan.dataset(settings)
   shown: dict[str, str] = {}
   for stage in plan.stages(settings, data):
     length = f"{stage.epochs} epochs of {stage.steps_per_epoch} steps, {len(stage.examples)} images"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import ml_collections
 
 from jaxkd import networks, recipes, schemes
-from jaxkd.data import Dataset, Examples, augmentation, normalize, per_class, with_unlabelled
+from jaxkd.data import (
+  Dataset,
+  Examples,
+  augmentation,
+  centre_crop,
+  load,
+  normalize,
+  per_class,
+  with_unlabelled,
+)
 from jaxkd.errors import ConfigError
 from jaxkd.participants import select
 from jaxkd.recipes import ALONE, Pair, Teacher, Training
@@ -27,7 +36,30 @@ from jaxkd.train.devices import AXIS_NAME
 from jaxkd.types import Array, Batch, Context, Scheme
 
 
-def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
+def dataset(
+  settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = load
+) -> Dataset:
+  """The data that a config names, in the parts that it asks for.
+
+  Args:
+    settings: a config, of which "data" and "seed" count.
+    load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
+
+  Raises:
+    ConfigError: as `jaxkd.data.load`.
+  """
+  own = settings.data
+  return load_data(
+    own.name,
+    directory=own.directory or None,
+    validation=own.validation,
+    seed=settings.seed if own.split_seed < 0 else own.split_seed,
+  )
+
+
+def stages(
+  settings: ml_collections.ConfigDict, data: Dataset, *, traced: bool = True
+) -> list[Stage]:
   """The stages of an experiment: the teachers, the student alone, the distilled student's.
 
   Nothing is compiled here: mistakes in models, stages and shapes surface from their shapes alone.
@@ -35,10 +67,12 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
   Args:
     settings: a config that `check_config` accepts.
     data: what `settings.data` names.
+    traced: whether every objective is traced; without, what does not fit shows when it first runs.
 
   Raises:
     ConfigError: naming the field and what would be accepted.
   """
+  data = as_seen(settings, data)
   name = settings.method.name
   methods = recipes.methods(name).values()
   distils = all(method.distils for method in methods)
@@ -61,7 +95,9 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
     return plan
 
   model = settings.student.model
-  student, student_output = networks.create("student.model", model, data, options)
+  student, student_output = networks.create(
+    "student.model", model, data, options, dropout=settings.student.dropout
+  )
   exits = len(student_output) if isinstance(student_output, tuple) else 0
   if distils and exits and not all(method.takes_exits for method in methods):
     able = [n for n, method in recipes.METHODS.items() if method.takes_exits]
@@ -84,7 +120,7 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
     trainings = recipes.trainings(pair) if distils else []
     if (settings.baseline or not distils) and not any(t.name == ALONE for t in trainings):
       trainings = [recipes.alone(pair), *trainings]
-    for training in trainings:
+    for training in trainings if traced else []:
       _rehearse(training.scheme, data)
   except ConfigError:
     raise
@@ -93,6 +129,23 @@ def stages(settings: ml_collections.ConfigDict, data: Dataset) -> list[Stage]:
   plan += [_learning(training, settings, data, teachers) for training in trainings]
   check_stages(plan)
   return plan
+
+
+def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
+  """The data set, its `image_shape` that of the images as the networks see them.
+
+  Raises:
+    ConfigError: if `data.resized_crop` is more than the images have, or comes with `data.crop`.
+  """
+  size = settings.data.resized_crop
+  if not size:
+    return data
+  if settings.data.crop:
+    raise ConfigError(f"data.crop={settings.data.crop}: expected 0 with data.resized_crop={size}")
+  height, width, channels = data.image_shape
+  if size > min(height, width):
+    raise ConfigError(f"data.resized_crop={size}: the images of {data.name} are {height}x{width}")
+  return dataclasses.replace(data, image_shape=(size, size, channels))
 
 
 def _teaching(
@@ -109,8 +162,9 @@ def _teaching(
   stage = dataclasses.replace(stage, label=teacher.label, reported=called)
   if variables is None:
     return stage
-  # It is scored like any other.
-  return dataclasses.replace(stage, epochs=0, given={called: variables})
+  # It is scored like any other, where that is wanted.
+  reported = called if settings.teacher.rescore else ""
+  return dataclasses.replace(stage, epochs=0, given={called: variables}, reported=reported)
 
 
 def _learning(
@@ -211,6 +265,7 @@ def _stage(
     optimizer = take_turns(optimizer, turns)
   augment = augmentation(
     crop=settings.data.crop,
+    resized_crop=settings.data.resized_crop,
     flip=settings.data.flip,
     cutout=settings.data.cutout,
     mixup=settings.data.mixup,
@@ -223,6 +278,12 @@ def _stage(
   def normalized(batch: Batch) -> Batch:
     return dataclasses.replace(batch, images=normalize(batch.images, data.mean, data.std))
 
+  def evaluated(batch: Batch) -> Batch:
+    batch, size = normalized(batch), settings.data.resized_crop
+    if not size:
+      return batch
+    return dataclasses.replace(batch, images=centre_crop(batch.images, size=size))
+
   return Stage(
     name=name,
     scheme=scheme,
@@ -232,7 +293,7 @@ def _stage(
     batch_size=settings.batch_size,
     seed=settings.seed + seed_offset,
     prepare_training=lambda keys, batch: augment(keys, normalized(batch)),
-    prepare_evaluation=normalized,
+    prepare_evaluation=evaluated,
     reported=role,
     label=recipe.model,
     keep=settings.keep,

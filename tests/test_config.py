@@ -15,7 +15,7 @@ from jaxkd.config import Field
 from jaxkd.errors import ConfigError
 
 each_method = pytest.mark.parametrize("method", [*sorted(recipes.METHODS), "kd+at"])
-each_file = pytest.mark.parametrize("file", ["cifar100", "digits", "fashion_mnist"])
+each_file = pytest.mark.parametrize("file", ["cifar100", "digits", "fashion_mnist", "imagenet"])
 
 
 def leaves(fields, path=()):
@@ -138,11 +138,64 @@ def test_a_section_that_is_none_is_named(value):
     recipes.check_config(changed("kd", ("method",), value))
 
 
-@each_method
+OWN_RECIPES = {
+  "dml": {"epochs": 200, "learning_rate": 0.1, "nesterov": True, "drops": (60, 120, 180)},
+  "one": {"epochs": 300, "learning_rate": 0.1, "weight_decay": 1e-4, "drops": (151, 225)},
+  "byot": {"epochs": 200, "learning_rate": 0.1, "drops": (75, 130, 180)},
+  "multi_exit": {
+    "epochs": 300,
+    "learning_rate": 0.1,
+    "nesterov": True,
+    "weight_decay": 1e-4,
+    "drops": (150, 225),
+  },
+}
+
+
+@pytest.mark.parametrize("method", OWN_RECIPES)
+def test_methods_that_the_tables_lack_have_recipes_of_their_own(method):
+  configs = importlib.import_module("configs.cifar100")
+  usual = recipes.base_config(method).student.to_dict()
+  settings = configs.get_config(f"{method}@resnet110-resnet32")
+  want = {**usual, **OWN_RECIPES[method], "model": "resnet32"}
+  assert settings.student.to_dict() == want
+  assert settings.batch_size == (128 if method in ("one", "byot") else 64)
+  assert configs.get_config(f"{method}@vgg13-mobilenetv2").student.learning_rate == 0.01
+
+
+def test_multi_exit_alone_is_its_authors_msdnet_on_few_images():
+  settings = importlib.import_module("configs.cifar100").get_config("multi_exit")
+  recipes.check_config(settings)
+  assert (settings.student.model, settings.keep) == ("msdnet_11", "best")
+  assert (settings.data.per_class, settings.data.validation) == (100, 0.1)
+  assert settings.method.scale == pytest.approx(2 * 5 / 11)
+  model = models.create("msdnet_11", num_classes=100)
+  assert (model.num_exits, model.prune, model.bottleneck_factors) == (11, "min", (4, 4, 4))
+
+
+@pytest.mark.parametrize("method", sorted(recipes.METHODS))
+def test_imagenet_is_the_tables_recipe_for_both_pairs(method):
+  configs = importlib.import_module("configs.imagenet")
+  for pair in configs.PAIRS:
+    settings = configs.get_config(f"{method}@{pair}")
+    recipes.check_config(settings)
+    assert f"{settings.teacher.model}-{settings.student.model}" == pair
+    assert settings.teacher.model in models.names() and settings.student.model in models.names()
+    assert settings.batch_size == 256 and settings.data.resized_crop == 224
+    for network in (settings.teacher, settings.student):
+      assert (network.learning_rate, network.weight_decay) == (0.1, 1e-4)
+      assert tuple(network.drops)[:2] == (30, 60)
+    assert settings.student.epochs == {"simkd": 120, "ft": 90}.get(method, 100)
+  if method == "kd":
+    own = settings.method
+    assert (own.label_weight, own.weight, own.temperature) == (0.5, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("method", sorted({*recipes.METHODS, "kd+at"} - set(OWN_RECIPES)))
 def test_cifar100_is_repdistillers_recipe(method):
   settings = importlib.import_module("configs.cifar100").get_config(method)
   for network in (settings.teacher, settings.student):
-    others = ("model", "bundle", "weights", "count")
+    others = ("model", "bundle", "weights", "count", "rescore")
     recipe = {name: network[name] for name in network if name not in others}
     assert recipe == {
       "epochs": 240,
@@ -157,6 +210,7 @@ def test_cifar100_is_repdistillers_recipe(method):
       "drop_factor": 0.1,
       "warmup_epochs": 0.0,
       "average_decay": 0.0,
+      "dropout": 0.0,
     }
   assert (settings.batch_size, settings.accumulate, settings.keep) == (64, 1, "last")
   data = settings.data.to_dict()
@@ -165,10 +219,12 @@ def test_cifar100_is_repdistillers_recipe(method):
     "name": "cifar100",
     "directory": "",
     "validation": 0.0,
+    "split_seed": -1,
     "per_class": 0,
     "unlabelled": 0,
     "teacher_per_class": 0,
     "crop": 4,
+    "resized_crop": 0,
     "flip": True,
     "cutout": 0,
     "mixup": 0.0,

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.long
 
 
 def start(workdir: pathlib.Path, devices: int, *flags: str) -> subprocess.Popen:

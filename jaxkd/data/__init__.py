@@ -9,7 +9,8 @@ from jaxkd.data.augment import augmentation, cutout, flip, mixup, normalize, pad
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamples
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.data.prepare import DataUnavailable
-from jaxkd.data.sources import DATASETS, Dataset, load
+from jaxkd.data.rectangles import centre_crop, random_resized_crop
+from jaxkd.data.sources import DATASETS, Dataset, load, stand_in
 from jaxkd.data.subsets import per_class, split_off, with_unlabelled
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
   "Examples",
   "RecordExamples",
   "augmentation",
+  "centre_crop",
   "cutout",
   "evaluation_batches",
   "flip",
@@ -29,7 +31,9 @@ __all__ = [
   "normalize",
   "pad_crop",
   "per_class",
+  "random_resized_crop",
   "split_off",
+  "stand_in",
   "training_batches",
   "with_unlabelled",
 ]

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd.data.keys import check_size, fold, per_image
+from jaxkd.data.rectangles import random_resized_crop
 from jaxkd.errors import ConfigError
 from jaxkd.types import Array, Batch
 
@@ -65,8 +67,8 @@ def pad_crop(
   Raises:
     ConfigError: if padding is not an integer >= 0.
   """
-  _check_size("padding", padding)
-  keys = _per_image(key, images)
+  check_size("padding", padding)
+  keys = per_image(key, images)
   batch, height, width, channels = images.shape
   if mode == "constant":
     colour = jnp.asarray(fill, images.dtype).reshape(1, 1, 1, -1)
@@ -85,7 +87,7 @@ def pad_crop(
 
 def flip(key: Array, images: Array) -> Array:
   """Mirrors each image left to right with probability 1/2. Images: (B, H, W, C)."""
-  keys = _per_image(key, images)
+  keys = per_image(key, images)
   flipped = jax.vmap(jax.random.bernoulli)(keys).reshape(-1, 1, 1, 1)
   return jnp.where(flipped, images[:, :, ::-1, :], images)
 
@@ -99,8 +101,8 @@ def cutout(key: Array, images: Array, *, size: int) -> Array:
   Raises:
     ConfigError: if size is not an integer >= 0.
   """
-  _check_size("size", size)
-  keys = _per_image(key, images)
+  check_size("size", size)
+  keys = per_image(key, images)
   height, width = images.shape[1:3]
 
   def hole(key: Array) -> Array:
@@ -140,7 +142,7 @@ def mixup(
     raise ConfigError(f"alpha: expected a number > 0, got {alpha}")
   if labels.ndim != 2 or len(labels) != len(images):
     raise ValueError(f"labels: expected ({len(images)}, classes), got {labels.shape}")
-  keys = _per_image(key, images)
+  keys = per_image(key, images)
   share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
   return _mix(share, images, axis_name), _mix(share, labels, axis_name)
 
@@ -164,6 +166,7 @@ def _partners(values: Array, axis_name: str | None) -> Array:
 def augmentation(
   *,
   crop: int = 0,
+  resized_crop: int = 0,
   flip: bool = False,
   cutout: int = 0,
   mixup: float = 0.0,
@@ -171,10 +174,11 @@ def augmentation(
   fill: ArrayLike | Sequence[float] = 0.0,
   axis_name: str | None = None,
 ) -> Augmentation:
-  """Pad-crop, flip, cutout, mixup, in this order, as one function of (key, normalised batch).
+  """Crop, flip, cutout, mixup, in this order, as one function of (key, normalised batch).
 
   Args:
     crop: padding of `pad_crop`; 0 for none.
+    resized_crop: size of `random_resized_crop`, which takes the place of `pad_crop`; 0 for none.
     flip: whether to mirror.
     cutout: side of the square; 0 for none.
     mixup: alpha; 0 for none. Labels become class probabilities (B, num_classes). What is mixed
@@ -190,29 +194,35 @@ def augmentation(
   Raises:
     ConfigError: naming the option that is out of range.
   """
-  _check_size("crop", crop)
-  _check_size("cutout", cutout)
+  check_size("crop", crop)
+  check_size("resized_crop", resized_crop)
+  if crop and resized_crop:
+    raise ConfigError(f"crop: expected 0 with resized_crop={resized_crop}, got {crop}")
+  check_size("cutout", cutout)
   if not isinstance(flip, bool):
     raise ConfigError(f"flip: expected True or False, got {flip!r}")
   if isinstance(mixup, bool) or not isinstance(mixup, (int, float)) or not 0 <= mixup < jnp.inf:
     raise ConfigError(f"mixup: expected a number >= 0, got {mixup!r}")
   # Numbers are folded into the keys by place, and a skipped operation keeps its place.
+  cut = functools.partial(pad_crop, padding=crop, fill=fill) if crop else None
+  if resized_crop:
+    cut = functools.partial(random_resized_crop, size=resized_crop)
   operations = (
-    functools.partial(pad_crop, padding=crop, fill=fill) if crop else None,
+    cut,
     _mirror if flip else None,
     functools.partial(_erase, size=cutout) if cutout else None,
   )
   blend = functools.partial(_blend, alpha=mixup, axis_name=axis_name) if mixup else None
 
   def augment(key: Array, batch: Batch) -> Batch:
-    keys, images = _per_image(key, batch.images), batch.images
+    keys, images = per_image(key, batch.images), batch.images
     for place, operation in enumerate(operations):
       if operation is not None:
-        images = operation(_fold(keys, place), images)
+        images = operation(fold(keys, place), images)
     if blend is None:
       return dataclasses.replace(batch, images=images)
     one_hot = jax.nn.one_hot(batch.labels, num_classes, dtype=images.dtype)
-    images, labels = blend(_fold(keys, len(operations)), images, one_hot)
+    images, labels = blend(fold(keys, len(operations)), images, one_hot)
     weights = jnp.minimum(batch.weights, _partners(batch.weights, axis_name))
     return dataclasses.replace(batch, images=images, labels=labels, weights=weights)
 
@@ -221,24 +231,3 @@ def augmentation(
 
 # The options of `augmentation` bear the names of the functions that they switch on.
 _mirror, _erase, _blend = flip, cutout, mixup
-
-
-def _per_image(key: Array, images: Array) -> Array:
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    raise TypeError(f"key: expected typed keys (jax.random.key), got {key.dtype} {key.shape}")
-  if images.ndim != 4:
-    raise ValueError(f"images: expected (B, H, W, C), got {images.shape}")
-  if key.ndim == 0:
-    return jax.random.split(key, len(images))
-  if key.shape != (len(images),):
-    raise ValueError(f"key: {key.shape} for images {images.shape}; expected one, or one per image")
-  return key
-
-
-def _fold(keys: Array, number: int) -> Array:
-  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-
-def _check_size(name: str, size: int) -> None:
-  if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-    raise ConfigError(f"{name}: expected an integer >= 0, got {size!r}")

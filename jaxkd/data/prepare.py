@@ -69,6 +69,31 @@ def prepared_files(name: str, directory: str | None) -> tfds.core.DatasetBuilder
   return _prepare(functools.partial(kind, config=name, data_dir=directory))
 
 
+def prepared_imagenet(directory: str | None) -> tfds.core.DatasetBuilder:
+  """The stock builder of ImageNet, which nobody can download without an account.
+
+  Raises:
+    DataUnavailable: saying how to get the data.
+  """
+  import tensorflow_datasets as tfds
+
+  stock = tfds.builder("imagenet2012", data_dir=directory)
+  root = stock.data_dir_root
+  if not (_is_prepared(stock) and _has_random_access(stock)):
+    obstacle = f"is not prepared in {root} in a format with random access"
+  elif missing := {"train", "validation"} - set(stock.info.splits):
+    obstacle = f"in {stock.data_dir} has no split {', '.join(sorted(missing))}"
+  else:
+    return stock
+  raise DataUnavailable(
+    f"imagenet2012 {obstacle}, and its authors hand it out to registered users only. Register at "
+    "https://image-net.org/download-images, put ILSVRC2012_img_train.tar and "
+    f"ILSVRC2012_img_val.tar into {Path(root, 'downloads', 'manual')} and run `tfds build "
+    f"imagenet2012 --data_dir={root} --file_format=array_record` where TensorFlow is installed, or "
+    f"copy a TFDS directory that was prepared so to {root}"
+  )
+
+
 def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
   """Prepares unless that is done, alone or beside other processes that do the same.
 

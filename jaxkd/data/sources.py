@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxkd.data import prepare, subsets
-from jaxkd.data.examples import Examples, read_examples
+from jaxkd.data.examples import Examples, RecordExamples, read_examples
+from jaxkd.data.photographs import Labels, Photographs
 from jaxkd.errors import ConfigError, unknown_name
 
 
@@ -41,18 +45,27 @@ class Dataset:
 class _Facts:
   num_classes: int
   image_shape: tuple[int, int, int]
+  examples: tuple[int, int]  # of the training and the test split
   mean: tuple[float, ...] = ()  # none: computed from the training split
   std: tuple[float, ...] = ()
 
 
 _FACTS = {
-  "digits": _Facts(10, (8, 8, 1)),
+  "digits": _Facts(10, (8, 8, 1), (1437, 360)),
   # Over the pixels of the training split, as torchvision's users have them.
-  "mnist": _Facts(10, (28, 28, 1), (0.1307,), (0.3081,)),
-  "fashion_mnist": _Facts(10, (28, 28, 1), (0.2860,), (0.3530,)),
-  "cifar10": _Facts(10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+  "mnist": _Facts(10, (28, 28, 1), (60_000, 10_000), (0.1307,), (0.3081,)),
+  "fashion_mnist": _Facts(10, (28, 28, 1), (60_000, 10_000), (0.2860,), (0.3530,)),
+  "cifar10": _Facts(
+    10, (32, 32, 3), (50_000, 10_000), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+  ),
   # RepDistiller's.
-  "cifar100": _Facts(100, (32, 32, 3), (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+  "cifar100": _Facts(
+    100, (32, 32, 3), (50_000, 10_000), (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+  ),
+  # ILSVRC 2012, its validation split as the test; torchvision's mean and deviation.
+  "imagenet": _Facts(
+    1000, (256, 256, 3), (1_281_167, 50_000), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  ),
 }
 
 DATASETS = tuple(sorted(_FACTS))
@@ -86,20 +99,84 @@ def load(
     ConfigError: naming the option that is out of range, or the unknown name and those known.
     DataUnavailable: saying how to get the data.
   """
+  facts = _facts(name, validation)
+  train, test = _splits(name, facts, _tfds_directory(directory), memory_limit)
+  mean, std = (facts.mean, facts.std) if facts.mean else _statistics(train)
+  parts = _parted(train, validation, per_class, seed)
+  return Dataset(name, *parts, test, facts.num_classes, facts.image_shape, mean, std)
+
+
+def stand_in(
+  name: str,
+  *,
+  directory: str | os.PathLike[str] | None = None,
+  validation: float | int = 0.1,
+  per_class: int | None = None,
+  seed: int = 0,
+) -> Dataset:
+  """Noise with the shapes, classes and sizes of a named data set, which need not be here.
+
+  Images are random bytes, labels go round, normalisation is the data set's own where it is known.
+  For rehearsals: nothing can be learnt from it.
+
+  Args:
+    name: one of `DATASETS`.
+    directory: not used; so that it can stand in for `load`.
+    validation: as for `load`.
+    per_class: as for `load`.
+    seed: of the choices; the noise is always the same.
+
+  Raises:
+    ConfigError: as `load`.
+
+  >>> data = stand_in("imagenet", validation=0.0)
+  >>> len(data.train), data.train.fetch(np.array([5])).shape
+  (1281167, (1, 256, 256, 3))
+  """
+  del directory
+  facts = _facts(name, validation)
+  noise = _Noise(facts.image_shape)
+
+  def split(count: int) -> RecordExamples:
+    places = np.arange(count, dtype=np.int32)
+    return RecordExamples(noise, places % np.int32(facts.num_classes), places)
+
+  train, test = (split(count) for count in facts.examples)
+  channels = facts.image_shape[-1]
+  mean, std = facts.mean or (0.5,) * channels, facts.std or (0.25,) * channels
+  parts = _parted(train, validation, per_class, seed)
+  return Dataset(name, *parts, test, facts.num_classes, facts.image_shape, mean, std)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noise:
+  image_shape: tuple[int, int, int]
+
+  def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
+    def draw(key: int) -> np.ndarray:
+      return np.random.default_rng(key).integers(0, 256, self.image_shape, dtype=np.uint8)
+
+    return [{"image": draw(key)} for key in keys]
+
+
+def _facts(name: str, validation: float | int) -> _Facts:
   if name not in _FACTS:
     raise unknown_name("data set", name, _FACTS)
   if isinstance(validation, bool) or not isinstance(validation, (int, float)) or validation < 0:
     raise ConfigError(f"validation: expected a fraction or a count >= 0, got {validation!r}")
-  facts = _FACTS[name]
-  train, test = _splits(name, facts, _tfds_directory(directory), memory_limit)
-  mean, std = (facts.mean, facts.std) if facts.mean else _statistics(train)
+  return _FACTS[name]
 
+
+def _parted(
+  train: Examples, validation: float | int, per_class: int | None, seed: int
+) -> tuple[Examples, Examples | None]:
+  """What is left to train on, and what is held out."""
   held_out = None
   if validation:
     train, held_out = subsets.split_off(train, validation, seed=seed)
   if per_class is not None:
     train = subsets.per_class(train, per_class, seed=seed)
-  return Dataset(name, train, held_out, test, facts.num_classes, facts.image_shape, mean, std)
+  return train, held_out
 
 
 def _splits(
@@ -109,21 +186,29 @@ def _splits(
 
   if name == "digits":
     builder = prepare.prepared_digits(directory)
+  elif name == "imagenet":
+    builder = prepare.prepared_imagenet(directory)
   else:
     builder = prepare.prepared_files(name, directory)
   encoded = {"image": tfds.decode.SkipDecoding()}
 
   def read(split: str) -> Examples:
+    labelled: Any = builder.as_data_source(split, decoders=encoded)
+    if name == "imagenet":
+      images: Any = Photographs(labelled, facts.image_shape[0])
+      labelled = Labels(labelled, Path(builder.data_dir, f"jaxkd_labels_{split}.npy"))
+    else:
+      images = builder.as_data_source(split)
     return read_examples(
-      builder.as_data_source(split),
-      builder.as_data_source(split, decoders=encoded),
+      images,
+      labelled,
       num_classes=facts.num_classes,
       image_shape=facts.image_shape,
       memory_limit=memory_limit,
     )
 
   try:
-    return read("train"), read("test")
+    return read("train"), read("validation" if name == "imagenet" else "test")
   except (OSError, RuntimeError) as error:  # array_record's own for truncated and missing files
     raise prepare.DataUnavailable(
       f"{name}: the copy in {builder.data_dir} cannot be read ({error}); remove that folder to "

@@ -1,11 +1,12 @@
 """What predictors are worth, and what they cost.
 
 Accuracy and cross-entropy; of models with several exits, anytime curves, budgeted classification,
-and inference that stops computing at the exit chosen.
+and inference that stops computing at the exit chosen. How far a student's features lie from its
+teacher's.
 """
 
 from jaxkd.evaluate.accuracy import score
-from jaxkd.evaluate.anytime import anytime_curve, exit_logits
+from jaxkd.evaluate.anytime import anytime_at, anytime_curve, exit_logits
 from jaxkd.evaluate.budgeted import (
   budgeted_curve,
   chosen_exits,
@@ -15,10 +16,12 @@ from jaxkd.evaluate.budgeted import (
 )
 from jaxkd.evaluate.costs import exit_costs, multiply_adds
 from jaxkd.evaluate.early_exit import EarlyExit, EarlyPredictions, batch_sizes
+from jaxkd.evaluate.features import feature_distances
 
 __all__ = [
   "EarlyExit",
   "EarlyPredictions",
+  "anytime_at",
   "anytime_curve",
   "batch_sizes",
   "budgeted_curve",
@@ -27,6 +30,7 @@ __all__ = [
   "exit_costs",
   "exit_logits",
   "exit_shares",
+  "feature_distances",
   "fit_thresholds",
   "multiply_adds",
   "score",

@@ -90,6 +90,40 @@ def anytime_curve(logits: np.ndarray, labels: np.ndarray, costs: Sequence[int]) 
   ]
 
 
+def anytime_at(costs: Sequence[float], accuracies: Sequence[float], cost: float) -> float:
+  """The accuracy of anytime prediction at an average cost between those of its exits.
+
+  Images are sent at random to the two neighbouring exits, so many to each that their mean cost is
+  the one asked for; accuracy then lies on the line between the exits'. It is what budgeted
+  prediction at that cost is to be compared with.
+
+  Args:
+    costs: of leaving at each of the M exits, in rising order.
+    accuracies: of the M exits.
+    cost: mean cost per image, from costs[0] to costs[-1].
+
+  Raises:
+    ConfigError: for a cost out of that range, costs that do not rise, or not as many accuracies.
+
+  >>> anytime_at([1, 3], [0.5, 0.75], 2)
+  0.625
+  """
+  values = rising(costs)
+  if len(accuracies) != len(values):
+    raise ConfigError(f"accuracies: {len(accuracies)}, expected {len(values)}, as many as costs")
+  if not values[0] <= cost <= values[-1]:
+    raise ConfigError(f"cost={cost:g}: expected {values[0]:g} to {values[-1]:g}, as exits cost")
+  return float(np.interp(cost, values, np.asarray(accuracies, np.float64)))
+
+
+def rising(costs: Sequence[float]) -> np.ndarray:
+  """The costs as float64; a ConfigError unless there are some and they rise."""
+  values = np.asarray(costs, np.float64)
+  if values.ndim != 1 or not len(values) or not np.all(np.diff(values) > 0):
+    raise ConfigError(f"costs: expected one or more rising numbers, got {list(costs)!r}")
+  return values
+
+
 def check_logits(argument: str, logits: np.ndarray, costs: Sequence[int]) -> None:
   """Raises a ConfigError unless the logits are (N, M, C) with as many exits as costs, and N > 0."""
   shape = np.shape(logits)

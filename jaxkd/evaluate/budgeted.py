@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxkd.errors import ConfigError
-from jaxkd.evaluate.anytime import Row, check_logits
+from jaxkd.evaluate.anytime import Row, check_logits, rising
 
 # exp of this is 0 in float64: beyond it, all shares but one are.
 _LARGEST_LOG_RATIO = 1000.0
@@ -64,7 +64,7 @@ def exit_shares(costs: Sequence[float], budget: float) -> np.ndarray:
   >>> exit_shares([1, 2, 3], 2.0).round(6).tolist()
   [0.333333, 0.333333, 0.333333]
   """
-  values = _rising(costs)
+  values = rising(costs)
   if not values[0] <= budget <= values[-1]:
     raise ConfigError(
       f"budget={budget:g}: expected {values[0]:g} (all leave at the first exit) to {values[-1]:g} "
@@ -210,10 +210,3 @@ def _shares(log_ratio: float, count: int) -> np.ndarray:
   powers = log_ratio * np.arange(count)
   weights = np.exp(powers - powers.max())
   return weights / weights.sum()
-
-
-def _rising(costs: Sequence[float]) -> np.ndarray:
-  values = np.asarray(costs, np.float64)
-  if values.ndim != 1 or not len(values) or not np.all(np.diff(values) > 0):
-    raise ConfigError(f"costs: expected one or more rising numbers, got {list(costs)!r}")
-  return values

@@ -89,8 +89,21 @@ _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
     f"resnet{depth}_w{width}": _resnet(depth, width, width, 2 * width, 4 * width)
     for depth, width in ((8, 4), (8, 8), (14, 8), (20, 8))
   }
+  # Whose stem strides.
+  | {
+    f"resnet{depth}_w{width}_s2": partial(
+      _resnet(depth, width, width, 2 * width, 4 * width), stem_stride=2
+    )
+    for depth, width in ((8, 4), (8, 8), (20, 8), (20, 16))
+  }
   | {
     "msdnet": _msdnet(blocks=5, base=4, step=2, channels=16, growth_rate=6, exit_width=128),
+    # That of multi-exit distillation's authors for CIFAR-100.
+    "msdnet_11": partial(
+      _msdnet(blocks=11, base=4, step=2, channels=16, growth_rate=6, exit_width=128),
+      prune="min",
+      bottleneck_factors=(4, 4, 4),
+    ),
     "msdnet_small": _msdnet(blocks=4, base=2, step=1, channels=4, growth_rate=2, exit_width=32),
   }
   | {
@@ -151,15 +164,16 @@ def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
 
   Args:
     name: one of `names()`. resnet8 ... resnet110 have widths 16-16-32-64 (stem, three stages),
-      resnet8x4 ... resnet38x4 32-64-128-256, resnet8_w4 and its like w-w-2w-4w. msdnet has five
-      exits and a size of its authors for CIFAR; msdnet_small has four, for 28x28 images on a
-      CPU (1.5 million multiplications there; resnet8_w4 has 0.6). vit_tiny has patches of 4x4,
-      vit_tiny_p2 of 2x2, which must divide the image; mlp two hidden layers of 256.
+      resnet8x4 ... resnet38x4 32-64-128-256, resnet8_w4 and its like w-w-2w-4w; resnet8_w4_s2
+      and its like halve the image at the stem. msdnet has five
+      exits and a size of its authors for CIFAR, msdnet_11 eleven; msdnet_small has four, for
+      28x28 images on a CPU (1.5 million multiplications there; resnet8_w4 has 0.6). vit_tiny has
+      patches of 4x4, vit_tiny_p2 of 2x2, which must divide the image; mlp two hidden layers of 256.
       wrn_D_K has 16-16K-32K-64K. The vggs have 64-128-256-512-512, vgg8_w8 an eighth of it.
       cifar_resnet50 and imagenet_resnet18, 34 and 50 differ in their stems, see ResNet.
       mobilenetv2 has width 0.5 and shufflenetv2 size 1, as in the tables for CIFAR.
     num_classes: classes, at least 1.
-    **options: the model's other fields: `axis_name`, `dtype`.
+    **options: the model's other fields: `axis_name`, `dtype`, of some `dropout`.
 
   Returns:
     A linen module whose `__call__(images, train)` returns an Output, or one Output per exit. It

@@ -29,6 +29,7 @@ class BasicBlock(nn.Module):
     width: output channels.
     stride: of the first convolution and of the shortcut.
     project: whether the shortcut is a 1x1 convolution and BN instead of the input itself.
+    dropout: as in CifarResNet.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
   """
@@ -36,6 +37,7 @@ class BasicBlock(nn.Module):
   width: int
   stride: int = 1
   project: bool = False
+  dropout: float = 0.0
   axis_name: str | None = None
   dtype: Any = None
 
@@ -48,6 +50,7 @@ class BasicBlock(nn.Module):
 
     y = convolution(self.width, 3, self.dtype, self.stride, name="conv1")(x)
     y = nn.relu(norm("bn1", y))
+    y = nn.Dropout(self.dropout, deterministic=not train)(y)
     y = norm("bn2", convolution(self.width, 3, self.dtype, name="conv2")(y))
     if self.project:
       x = convolution(self.width, 1, self.dtype, self.stride, name="downsample_conv")(x)

@@ -26,13 +26,16 @@ class CifarResNet(StagedModel):
 
   Features, for images (B, H, W, C), sizes rounded up:
     stem (B, H, W, widths[0]), stage1 (B, H, W, widths[1]), stage2 (B, H/2, W/2, widths[2]),
-    stage3 (B, H/4, W/4, widths[3]), all after ReLU, and pooled (B, widths[3]).
+    stage3 (B, H/4, W/4, widths[3]), all after ReLU, and pooled (B, widths[3]); with a stem that
+    strides, H and W are half the image's.
   Preactivations: the same without the last ReLU; pooled has none.
 
   Attributes:
     blocks: basic blocks per stage; the depth is 6 * blocks + 2.
     widths: channels of the stem and of the three stages.
     num_classes: classes.
+    stem_stride: 2 halves the image at the stem, for a fourth of the cost.
+    dropout: share of the values between a block's convolutions that training drops.
     axis_name: the device axis over which batch normalisation shares its statistics in training;
       None keeps them per device.
     dtype: what convolutions and the classifier compute in, and what logits and features come out
@@ -40,7 +43,8 @@ class CifarResNet(StagedModel):
 
   Source: He et al., CVPR 2016, section 4.2, as RepDistiller's models/resnet.py has it: 1x1
   convolutions where the shape changes (the paper pads with zeros), a stem narrower than stage 1
-  in the x4 family, no weight decay exemptions. Initial values are PyTorch's.
+  in the x4 family, no weight decay exemptions. Initial values are PyTorch's. A stem that strides is
+  this project's; dropout is where wide residual networks have it.
   """
 
   smallest: ClassVar[int] = 4  # two stages halve the image, and each output must cover a pixel
@@ -49,12 +53,14 @@ class CifarResNet(StagedModel):
   blocks: int
   widths: tuple[int, int, int, int]
   num_classes: int
+  stem_stride: int = 1
+  dropout: float = 0.0
   axis_name: str | None = None
   dtype: Any = None
 
   def setup(self) -> None:
     """Names the layers; each makes its variables when it first runs."""
-    self.stem_conv = convolution(self.widths[0], 3, self.dtype)
+    self.stem_conv = convolution(self.widths[0], 3, self.dtype, self.stem_stride)
     self.stem_bn = batch_norm(self.axis_name, self.dtype)
     self.stage1 = self._blocks(1)
     self.stage2 = self._blocks(2)
@@ -84,6 +90,7 @@ class CifarResNet(StagedModel):
       before=self.widths[stage - 1],
       width=self.widths[stage],
       stride=1 if stage == 1 else 2,
+      dropout=self.dropout,
       axis_name=self.axis_name,
       dtype=self.dtype,
     )

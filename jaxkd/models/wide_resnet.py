@@ -42,11 +42,12 @@ class WideResNet(StagedModel):
     blocks: blocks per stage; the depth is 6 * blocks + 4.
     widths: channels of the stem and of the three stages; 16, 16 k, 32 k, 64 k for a width of k.
     num_classes: classes.
+    dropout: share of the values between a block's convolutions that training drops.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
 
-  Source: Zagoruyko and Komodakis, BMVC 2016, as RepDistiller's models/wrn.py has it, without
-  dropout. Where a block changes the shape, its shortcut is a 1x1 convolution of its BN and ReLU's
+  Source: Zagoruyko and Komodakis, BMVC 2016, as RepDistiller's models/wrn.py has it.
+  Where a block changes the shape, its shortcut is a 1x1 convolution of its BN and ReLU's
   output; else it is the block's input as it is. Initial values are that code's: convolutions
   normal with variance 2 / (k * k * width), the classifier PyTorch's default without its bias.
   """
@@ -58,6 +59,7 @@ class WideResNet(StagedModel):
   blocks: int
   widths: tuple[int, int, int, int]
   num_classes: int
+  dropout: float = 0.0
   axis_name: str | None = None
   dtype: Any = None
 
@@ -94,7 +96,7 @@ class WideResNet(StagedModel):
     return self.classifier(pooled)
 
   def _blocks(self, stage: int) -> list[_Block]:
-    common = {"axis_name": self.axis_name, "dtype": self.dtype}
+    common = {"dropout": self.dropout, "axis_name": self.axis_name, "dtype": self.dtype}
     width, before = self.widths[stage], self.widths[stage - 1]
     stride = 1 if stage == 1 else 2
     first = _Block(width, stride, project=stride != 1 or width != before, **common)
@@ -107,6 +109,7 @@ class _Block(nn.Module):
   width: int
   stride: int = 1
   project: bool = False
+  dropout: float = 0.0
   axis_name: str | None = None
   dtype: Any = None
 
@@ -120,7 +123,8 @@ class _Block(nn.Module):
     normalised = norm("bn1", x)
     opening = nn.relu(normalised)
     y = convolution(self.width, 3, self.dtype, self.stride, name="conv1")(opening)
-    y = convolution(self.width, 3, self.dtype, name="conv2")(nn.relu(norm("bn2", y)))
+    y = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(norm("bn2", y)))
+    y = convolution(self.width, 3, self.dtype, name="conv2")(y)
     if self.project:
       x = convolution(self.width, 1, self.dtype, self.stride, name="shortcut_conv")(opening)
     return y + x, normalised

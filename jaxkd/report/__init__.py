@@ -1,5 +1,6 @@
 """What a run shows and leaves behind: console, metrics, curves, tables."""
 
+from jaxkd.report.bars import Bar, draw_bars
 from jaxkd.report.budget import anytime_table, budget_table, draw_budget_curves
 from jaxkd.report.comparisons import (
   Accuracies,
@@ -8,16 +9,23 @@ from jaxkd.report.comparisons import (
   comparison_table,
   run_accuracies,
 )
-from jaxkd.report.console import Bar, Lines
+from jaxkd.report.console import Lines, ProgressBar
 from jaxkd.report.curves import draw_curves
+from jaxkd.report.exit_curves import Curve, draw_exit_curves
 from jaxkd.report.files import MetricsFile, TensorBoard, write_atomically
+from jaxkd.report.histograms import draw_histograms
+from jaxkd.report.paired import MeanInterval, Paired, mean_interval, paired_difference, verdict
 from jaxkd.report.table import closing_table, comparison
 
 __all__ = [
   "Accuracies",
   "Bar",
+  "Curve",
   "Lines",
+  "MeanInterval",
   "MetricsFile",
+  "Paired",
+  "ProgressBar",
   "TensorBoard",
   "anytime_table",
   "best_rate",
@@ -26,8 +34,14 @@ __all__ = [
   "closing_table",
   "comparison",
   "comparison_table",
+  "draw_bars",
   "draw_budget_curves",
   "draw_curves",
+  "draw_exit_curves",
+  "draw_histograms",
+  "mean_interval",
+  "paired_difference",
   "run_accuracies",
+  "verdict",
   "write_atomically",
 ]

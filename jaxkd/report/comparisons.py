@@ -62,7 +62,8 @@ def comparison_table(
   """A Markdown table: test accuracy, gain over another run, share of the gap closed.
 
   Gains are paired by seed. They are over the same predictor of the other run, or over its only row.
-  The share, where there is a teacher, is of its mean gap to the student alone.
+  The share, where there is one teacher, is of its mean gap to the student alone. Of several, which
+  are called "teacher,..." or "FILE.py:teacher", none is the measure of all students.
 
   Args:
     accuracies: on the test split.
@@ -72,18 +73,19 @@ def comparison_table(
   heads = "network", "test accuracy, %", f"minus {against}, points", "gap closed"
   lines = [f"| {' | '.join(heads)} | validation accuracy, % |", "|---|---|---|---|---|"]
   gap = 0.0
-  if "teacher" in accuracies:
+  teachers = [name for name in accuracies if _is_teacher(name)]
+  if teachers == ["teacher"]:
     gap = statistics.mean(accuracies["teacher"]) - statistics.mean(accuracies["alone"])
   for name, values in accuracies.items():
     run, _, predictor = name.partition(": ")
     cells = [f"student, {name}", _spread(values), "", ""]
-    if name in ("teacher", "alone"):
+    if name in (*teachers, "alone"):
       cells[0] = {"alone": "student alone"}.get(name, name)
     basis = next(n for n in (f"{against}: {predictor}", against, name) if n in accuracies)
-    if "teacher" != name != basis and run != against:
+    if name not in (*teachers, basis) and run != against:
       gains = [a - b for a, b in zip(values, accuracies[basis], strict=True)]
       cells[2] = _spread(gains, "+")
-      if against == "alone" and "teacher" in accuracies:
+      if against == "alone" and teachers == ["teacher"]:
         cells[3] = f"{statistics.mean(gains) / gap:.0%}" if gap > 0 else "no gap"
     cells.append(_spread(validations[name]) if name in validations else "")
     lines.append(f"| {' | '.join(cells)} |")
@@ -108,6 +110,10 @@ def best_rate(runs: ByRate) -> float:
   0.4
   """
   return max(runs, key=lambda rate: statistics.mean(runs[rate]))
+
+
+def _is_teacher(name: str) -> bool:
+  return name.rpartition(".py:")[2].split(",")[0] == "teacher"
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:

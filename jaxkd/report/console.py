@@ -18,7 +18,7 @@ _SECONDS_PER_LINE = 60.0
 _SPEED_SECONDS = 10.0
 
 
-class Bar(Silent):
+class ProgressBar(Silent):
   """A progress bar per stage, with losses by term, accuracy, images/s and the time left."""
 
   def __init__(self, console: Console) -> None:

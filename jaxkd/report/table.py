@@ -17,8 +17,8 @@ def comparison(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
   Returns:
     "difference": distilled minus alone; "gap_closed": that, as a share of teacher minus alone
-    (left out where there is no teacher, or none better than the student alone). Empty without both
-    students.
+    (left out where no teacher was scored, or none is better than the student alone). Empty
+    without both students.
 
   >>> rows = {"teacher": {"accuracy": 0.9}, "alone": {"accuracy": 0.5},
   ...         "distilled": {"accuracy": 0.7}}
@@ -30,7 +30,7 @@ def comparison(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {}
   alone, distilled = stages["alone"]["accuracy"], stages[last]["accuracy"]
   figures = {"difference": distilled - alone}
-  gap = stages["teacher"]["accuracy"] - alone if "teacher" in stages else 0.0
+  gap = stages.get("teacher", {}).get("accuracy", alone) - alone
   if gap > 0:
     figures["gap_closed"] = (distilled - alone) / gap
   return figures
@@ -48,8 +48,9 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
     if row["predictor"]:
       table.add_row(label, row["model"], f"{row['parameters']:,}", f"{row['accuracy']:.2%}")
     else:
-      # Nothing predicts after such a stage; how far its objective went is all there is to say.
-      table.add_row(label, row["model"], "", f"loss {row['train']['loss']:.4g}")
+      # Nothing was scored after such a stage; how far its objective went is all there is to say.
+      reached = f"loss {row['train']['loss']:.4g}" if "train" in row else "not scored"
+      table.add_row(label, row["model"], "", reached)
   gain = summary["comparison"]
   if gain:
     table.add_section()

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import export
 from jax.experimental import multihost_utils
 from orbax import checkpoint as ocp
 
@@ -110,6 +111,38 @@ def map_evaluation_step(
     out_axes=None,
     devices=devices if jax.process_count() == 1 else None,
   )
+
+
+def lower(
+  step: Callable[[Any, Any], Any],
+  state: Any,
+  batch: Any,
+  *,
+  devices: int,
+  platforms: Sequence[str],
+) -> export.Exported:
+  """A mapped step, lowered from shapes alone for devices and platforms that need not be here.
+
+  By `jax.shard_map`, since `jax.export` takes no pmap; the step and its collectives are the same.
+
+  Args:
+    step: per device, with the axis AXIS_NAME.
+    state: the shapes and types of its first argument, which every device holds.
+    batch: those of the whole batch, to be split over the devices.
+    devices: how many; they must divide the batch.
+    platforms: some of "cpu", "cuda", "rocm", "tpu".
+  """
+  mesh = jax.sharding.AbstractMesh((devices,), (AXIS_NAME,))
+  everywhere, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS_NAME)
+  # With check_vma=True gradients would be summed over the devices once more.
+  mapped = jax.shard_map(
+    step, mesh=mesh, in_specs=(everywhere, split), out_specs=everywhere, check_vma=False
+  )
+  layouts = (
+    jax.sharding.NamedSharding(mesh, everywhere),
+    jax.sharding.NamedSharding(mesh, split),
+  )
+  return export.export(jax.jit(mapped, in_shardings=layouts), platforms=platforms)(state, batch)
 
 
 def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:

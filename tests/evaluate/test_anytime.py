@@ -6,7 +6,7 @@ import pytest
 
 from jaxkd.data import ArrayExamples, evaluation_batches
 from jaxkd.errors import ConfigError
-from jaxkd.evaluate import anytime_curve, exit_logits
+from jaxkd.evaluate import anytime_at, anytime_curve, exit_logits
 from jaxkd.types import Batch
 from tests.evaluate.blocks import EXITS, SHAPE, Blocks, variables
 
@@ -85,3 +85,27 @@ def test_huge_logits_are_finite_probabilities():
 def test_sizes_that_do_not_fit_are_named(logits, labels, named):
   with pytest.raises(ConfigError, match=f"^{named}: "):
     anytime_curve(logits, labels, [1, 2])
+
+
+def test_between_exits_accuracy_is_that_of_a_random_mixture():
+  costs, accuracies = [100, 300, 400], [0.5, 0.7, 0.6]
+  assert [anytime_at(costs, accuracies, cost) for cost in costs] == accuracies
+  # A quarter of the images go on to the second exit: 0.75 * 100 + 0.25 * 300.
+  assert anytime_at(costs, accuracies, 150) == pytest.approx(0.75 * 0.5 + 0.25 * 0.7)
+  assert anytime_at(costs, accuracies, 350) == pytest.approx(0.65)
+  assert anytime_at([7], [0.5], 7) == 0.5
+
+
+@pytest.mark.parametrize(
+  ("costs", "accuracies", "cost", "message"),
+  [
+    ([1, 2], [0.5, 0.6], 0.9, "^cost=0.9: expected 1 to 2"),
+    ([1, 2], [0.5, 0.6], 2.1, "^cost=2.1: expected 1 to 2"),
+    ([1, 2], [0.5, 0.6], float("nan"), "^cost=nan"),
+    ([2, 1], [0.5, 0.6], 1.5, "^costs: expected one or more rising"),
+    ([1, 2], [0.5], 1.5, "^accuracies: 1, expected 2"),
+  ],
+)
+def test_an_average_cost_that_no_mixture_has_is_refused(costs, accuracies, cost, message):
+  with pytest.raises(ConfigError, match=message):
+    anytime_at(costs, accuracies, cost)

@@ -22,14 +22,16 @@ def test_models_have_the_published_number_of_parameters(name, count):
 
 def test_names_say_depth_and_widths():
   families = {"": (16, 16, 32, 64), "x4": (32, 64, 128, 256), "_w4": (4, 4, 8, 16)}
-  families["_w8"] = (8, 8, 16, 32)
+  families |= {"_w8": (8, 8, 16, 32), "_w16": (16, 16, 32, 64)}
   for name in models.names():
     if not name.startswith("resnet"):
       continue
     depth = next(d for d in (110, 56, 44, 38, 32, 20, 14, 8) if name.startswith(f"resnet{d}"))
     model = models.create(name, num_classes=5)
     assert 6 * model.blocks + 2 == depth
-    assert model.widths == families[name.removeprefix(f"resnet{depth}")]
+    family, _, strided = name.removeprefix(f"resnet{depth}").partition("_s")
+    assert model.widths == families[family]
+    assert model.stem_stride == int(strided or 1)
 
 
 def test_an_unknown_model_is_answered_with_the_nearest_names():
@@ -38,7 +40,9 @@ def test_an_unknown_model_is_answered_with_the_nearest_names():
 
 
 def test_an_unknown_option_is_answered_with_the_known_ones():
-  with pytest.raises(ConfigError, match=r"option of model 'resnet8':.*known: axis_name, dtype"):
+  with pytest.raises(
+    ConfigError, match=r"option of model 'resnet8':.*known: axis_name, dropout, dtype"
+  ):
     models.create("resnet8", num_classes=10, dtypes=jnp.bfloat16)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from jaxkd import models
 from jaxkd.errors import ConfigError
+from jaxkd.evaluate import multiply_adds
 from jaxkd.models import CifarResNet
 from tests.models.drawn import drawn, optimized_jit
 
@@ -86,6 +87,26 @@ def test_any_image_from_4x4_and_any_channel_count_will_do(shape):
   height, width = -(-shape[0] // 4), -(-shape[1] // 4)
   assert result[0].features["stage3"].shape == (2, height, width, 16)
   assert result[0].logits.shape == (2, 3)
+
+
+def test_a_strided_stem_halves_every_map_for_a_fourth_of_the_cost():
+  images = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
+
+  def of(name):
+    model = models.create(name, num_classes=3)
+    output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    cost = multiply_adds(lambda v, x: model.apply(v, x).logits, variables, images)
+    return output, variables, cost
+
+  plain, variables, cost = of("resnet8_w4")
+  strided, others, less = of("resnet8_w4_s2")
+  for stage, feature in plain.features.items():
+    batch, *space, channels = feature.shape
+    assert strided.features[stage].shape == (batch, *(n // 2 for n in space), channels)
+  # The same network but for its stride: weights go from one to the other.
+  assert variables == others
+  # The classifier costs what it did.
+  assert 0.25 < less / cost < 0.251
 
 
 @pytest.mark.parametrize(

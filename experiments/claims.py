@@ -1,0 +1,111 @@
+"""Tries the papers' claims on real data: every row a difference with its interval, and a verdict.
+
+    python experiments/claims.py --workdir runs/claims
+
+Trains whatever is missing of what `configs/claims.py` lists, spread over the machine's cores or
+devices, and writes claims*.md, claims.json and claims_*.png to --output. The same command goes on
+where it stopped. With --search it trains the candidates of every hyperparameter instead, and
+writes their validation accuracies to claims_search.md and .json, to choose by. With --quick
+everything runs for seconds, to show that it runs.
+
+A row holds if its whole 95% interval lies above 0, is contradicted if it lies below, and is not
+shown otherwise.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from reproduction import exits, large_and_tiny, offline, planning, plots, search, tables, together
+from reproduction.results import Runs, summary
+from rich.console import Console
+
+from jaxkd import report, sweep, variants
+from jaxkd.errors import ConfigError
+
+_CONFIG = flags.DEFINE_string("config", "configs/claims.py", "What is run, and how.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results; default the workdir.")
+_SEARCH = flags.DEFINE_bool("search", False, "Train the candidates of hyperparameters instead.")
+_QUICK = flags.DEFINE_bool("quick", False, "Few short runs, which show nothing of the claims.")
+_WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0 is one per core or device.")
+flags.mark_flag_as_required("workdir")
+
+CLAIMS = (*offline.CLAIMS, *together.CLAIMS, *exits.CLAIMS, *large_and_tiny.CLAIMS)
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is missing, and writes the results."""
+  if len(argv) > 1:
+    raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
+  logging.set_verbosity(logging.WARNING)
+  config: Any = variants.load_module(pathlib.Path(_CONFIG.value))
+  workdir, console = pathlib.Path(_WORKDIR.value), Console()
+  output = pathlib.Path(_OUTPUT.value or workdir)
+  command = f"python experiments/claims.py {' '.join(sys.argv[1:])}"
+  if _SEARCH.value:
+    candidates, planned = planning.candidates(config, workdir)
+    make(planned, workdir, console)
+    tried = search.validated(candidates)
+    text = search.as_markdown(tried)
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    write(output / "claims_search.json", search.as_json(tried))
+    write(output / "claims_search.md", f"Written by `{command}`.\n\n{text}\n")
+    return
+  runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
+  make(planned, workdir, console)
+  jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+  results = [(claim, claim.rows(runs)) for claim in CLAIMS]
+  overview, text = tables.overview(results), tables.as_markdown(results, facts(runs, planned))
+  console.print(f"{text}\n\n{overview}", soft_wrap=True, highlight=False, markup=False)
+  write(output / "claims.json", json.dumps(tables.as_json(results), indent=2) + "\n")
+  write(output / "claims.md", f"Written by `{command}`.\n\n{text}\n")
+  write(output / "claims_overview.md", f"Written by `{command}`.\n\n{overview}\n")
+  plots.draw_all(output, results, runs)
+
+
+def make(planned: Sequence[sweep.Planned], workdir: pathlib.Path, console: Console) -> None:
+  """Makes what is missing of the runs, and notes how long that took."""
+  started = time.time()
+  try:
+    sweep.run_all(planned, workers=_WORKERS.value, compiled=workdir / "compiled", console=console)
+  finally:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "durations.jsonl").open("a") as file:
+      file.write(json.dumps({"search": _SEARCH.value, "seconds": time.time() - started}) + "\n")
+
+
+def facts(runs: Runs, planned: Sequence[sweep.Planned]) -> dict[str, str]:
+  """What is to be known of the runs: how many, how long, on what, by which versions."""
+  lines = (runs.workdir / "durations.jsonl").read_text().splitlines()
+  taken = [one["seconds"] for one in map(json.loads, lines) if not one["search"]]
+  each = sum(summary(run.folder)["seconds"] for run in planned)
+  about = summary(planned[0].folder)
+  used = about["devices"]
+  versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+  return {
+    "training": f"{len(planned)} runs, {each / 60:.0f} minutes one after the other, made in "
+    f"{sum(taken) / 60:.0f} minutes",
+    "machine": f"{os.cpu_count()} cores, {platform.machine()}, {used['platform']} ({used['kind']})",
+    "versions": versions,
+  }
+
+
+def write(path: pathlib.Path, text: str) -> None:
+  """Writes a result, whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  report.write_atomically(path, text)
+
+
+if __name__ == "__main__":
+  try:
+    app.run(main)
+  except ConfigError as error:
+    sys.exit(f"error: {' '.join(str(error).split())}")

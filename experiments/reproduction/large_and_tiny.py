@@ -1,0 +1,48 @@
+"""The lecture's opening claim: what regularises a large network starves a tiny one."""
+
+from __future__ import annotations
+
+from reproduction.offline import cost
+from reproduction.results import Claim, Row, Runs, paired
+
+# Setting -> the runs of the large and of the tiny network; "_strong" are the regularised ones.
+_NETWORKS = {"fashion": ("large", "tiny"), "digits": ("large", "alone")}
+
+
+def _regularised(runs: Runs) -> list[Row]:
+  rows = []
+  for setting, (large, tiny) in _NETWORKS.items():
+    settings = runs.settings(setting, f"{large}_strong")
+    what = (
+      f"cutout {settings.data.cutout}, mixup {settings.data.mixup:g}, "
+      f"dropout {settings.student.dropout:g}"
+    )
+    accuracies = {
+      run: runs.accuracies(setting, run)
+      for run in (large, f"{large}_strong", tiny, f"{tiny}_strong")
+    }
+    rows += [
+      paired(
+        f"{setting}, large network: with strong augmentation and dropout - without",
+        accuracies[f"{large}_strong"],
+        accuracies[large],
+        note=f"{what}; {cost(runs, large, setting)}",
+      ),
+      paired(
+        f"{setting}, tiny network: without - with strong augmentation and dropout",
+        accuracies[tiny],
+        accuracies[f"{tiny}_strong"],
+        note=f"{what}; {cost(runs, tiny, setting)}",
+      ),
+    ]
+  return rows
+
+
+CLAIMS = (
+  Claim(
+    15,
+    "Strong augmentation and dropout help a large network and hurt a tiny one.",
+    "the lecture's opening",
+    _regularised,
+  ),
+)

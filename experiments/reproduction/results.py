@@ -1,0 +1,152 @@
+"""Finished runs by name, and the rows that compare them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxkd import bundles, report
+from jaxkd.types import Network
+
+POINTS = "points"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One sentence of a paper or lecture, and the comparisons that try it.
+
+  Attributes:
+    number: its place in the list.
+    sentence: what is claimed.
+    source: who claims it.
+    rows: the finished runs -> one row for each comparison.
+  """
+
+  number: int
+  sentence: str
+  source: str
+  rows: Callable[[Runs], list[Row]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One comparison; the claim is that its difference is positive.
+
+  Attributes:
+    compared: what minus what.
+    difference: the mean over the seeds.
+    low: the lower end of the 95% interval.
+    high: its upper end.
+    seeds: how many pairs of runs; 0 where nothing is drawn, so that the interval is a point.
+    unit: of the difference.
+    note: what else is to be known, such as costs.
+  """
+
+  compared: str
+  difference: float
+  low: float
+  high: float
+  seeds: int
+  unit: str = POINTS
+  note: str = ""
+
+  @property
+  def verdict(self) -> report.Verdict:
+    """By the interval and nothing else."""
+    return report.verdict(self.low, self.high)
+
+
+def paired(
+  compared: str,
+  better: Sequence[float],
+  worse: Sequence[float],
+  *,
+  unit: str = POINTS,
+  scale: float = 100.0,
+  note: str = "",
+) -> Row:
+  """The row of a claim that `better` is above `worse`, seed by seed; both are scaled."""
+  found = report.paired_difference([scale * x for x in better], [scale * x for x in worse])
+  return Row(compared, *found, unit=unit, note=note)
+
+
+def exact(compared: str, difference: float, *, unit: str, note: str = "") -> Row:
+  """The row of a difference in which nothing is drawn."""
+  return Row(compared, difference, difference, difference, 0, unit, note)
+
+
+# Compared and hashed by identity, so that what is computed of them can be remembered.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Runs:
+  """The finished runs of `make claims`.
+
+  Attributes:
+    workdir: where they are.
+    seeds: setting -> those of its runs.
+    settings: (setting, run) -> its config, without a seed.
+    constants: what the config file says beside its runs (`configs/claims.py`).
+  """
+
+  workdir: pathlib.Path
+  seeds: Mapping[str, Sequence[int]]
+  settings: Callable[[str, str], Any]
+  constants: Any
+
+  def folder(self, setting: str, run: str, seed: int) -> pathlib.Path:
+    """A run's work directory."""
+    return self.workdir / f"seed{seed}" / f"{setting}-{run}"
+
+  @property
+  def teacher(self) -> pathlib.Path:
+    """The work directory of the one teacher."""
+    return self.workdir / "teacher"
+
+  def folders(self, setting: str, run: str) -> list[pathlib.Path]:
+    """A run's work directories, seed by seed."""
+    return [self.folder(setting, run, seed) for seed in self.seeds[setting]]
+
+  def accuracies(
+    self, setting: str, run: str, predictor: str = "", *, stage: str = ""
+  ) -> list[float]:
+    """Test accuracy in 0..1, seed by seed.
+
+    Args:
+      setting: of the run.
+      run: its name.
+      predictor: "" is the one that stands for the stage; "mean peer" the mean of all that are
+        called peer and a number.
+      stage: "" is the last one.
+    """
+    found = []
+    for folder in self.folders(setting, run):
+      stages = summary(folder)["stages"]
+      result = stages[stage or list(stages)[-1]]
+      kind = predictor.removeprefix("mean ")
+      if kind == predictor:
+        found.append(result["test"][predictor or result["predictor"]]["accuracy"])
+      else:
+        each = [s["accuracy"] for p, s in result["test"].items() if p.rpartition("_")[0] == kind]
+        found.append(sum(each) / len(each))
+    return found
+
+  def network(
+    self, setting: str, run: str, seed: int, predictor: str = "", *, stage: str = ""
+  ) -> Network:
+    """The trained network of a predictor; arguments as of `accuracies`."""
+    return network(self.folder(setting, run, seed), predictor, stage=stage)
+
+
+def summary(folder: pathlib.Path) -> dict[str, Any]:
+  """What a finished run left."""
+  return json.loads((folder / "summary.json").read_text())
+
+
+def network(folder: pathlib.Path, predictor: str = "", *, stage: str = "") -> Network:
+  """The trained network of a predictor of a finished run; defaults are those of its last stage."""
+  stages = summary(folder)["stages"]
+  stage = stage or list(stages)[-1]
+  path = folder / "bundles" / stage / (predictor or stages[stage]["predictor"])
+  return bundles.load_bundle(path)[0]

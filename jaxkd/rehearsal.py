@@ -1,0 +1,255 @@
+"""Rehearsals of an experiment where its data set and its accelerators are not at hand.
+
+`lower` turns every step of a config into programs for TPU and CUDA, from shapes alone; `dry_run`
+makes two updates of every stage on noise. Together they show that a config of a full-scale table
+is one that runs, at the cost of minutes.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from jaxkd import plan, recipes
+from jaxkd.data import Dataset, stand_in, training_batches
+from jaxkd.participants import frozen, select
+from jaxkd.train import Stage, devices, starting_variables
+from jaxkd.train.state import TrainState, create_state, state_shapes
+from jaxkd.train.step import evaluation_step, training_step
+from jaxkd.types import Batch, Participants
+
+PLATFORMS = ("tpu", "cuda")
+
+_CONVOLUTION = re.compile(r"stablehlo\.convolution\(.*-> tensor<(?:\d+x)*(\w+)>")
+
+
+class RehearsalFailed(Exception):
+  """A stage that did not do what it must; the message names it."""
+
+
+class Lowered(NamedTuple):
+  """A step that was lowered.
+
+  Attributes:
+    stage: its name.
+    step: "training" or "evaluation".
+    platforms: for which.
+    convolutions: element type -> how many of them compute in it, all platforms' counted.
+  """
+
+  stage: str
+  step: str
+  platforms: tuple[str, ...]
+  convolutions: Mapping[str, int]
+
+
+class Ran(NamedTuple):
+  """A stage that made its updates.
+
+  Attributes:
+    stage: its name.
+    losses: of every update.
+    participants: everyone's variables after the last.
+  """
+
+  stage: str
+  losses: tuple[float, ...]
+  participants: Participants
+
+
+class Rehearsal(NamedTuple):
+  """A planned experiment on a stand-in for its data.
+
+  Attributes:
+    settings: its config.
+    data: noise in the shape of its data set.
+    stages: what it would train.
+  """
+
+  settings: ml_collections.ConfigDict
+  data: Dataset
+  stages: list[Stage]
+
+
+def prepare(
+  settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = stand_in
+) -> Rehearsal:
+  """Plans the experiment of a config without its data set.
+
+  Args:
+    settings: from a file in `configs/`.
+    load_data: what takes the place of the data set.
+
+  Raises:
+    ConfigError: as `jaxkd.experiment.run`, but for what only shows when an objective is traced.
+  """
+  recipes.check_config(settings)
+  data = plan.dataset(settings, load_data)
+  return Rehearsal(settings, data, plan.stages(settings, data, traced=False))
+
+
+def lower(
+  rehearsal: Rehearsal,
+  *,
+  platforms: Sequence[str] = PLATFORMS,
+  device_count: int = 8,
+  skip: Collection[str] = (),
+) -> list[Lowered]:
+  """Lowers every training and evaluation step, at the config's own batch size.
+
+  Args:
+    rehearsal: of a config.
+    platforms: for which; none of them is needed here.
+    device_count: how many devices share the batch, which they must divide.
+    skip: names of stages to leave out.
+
+  Returns:
+    One Lowered for each step that there is to map: two a stage, or one where nothing predicts yet
+    or nothing is trained.
+
+  Raises:
+    RehearsalFailed: naming the stage, if a convolution does not compute in `compute_dtype`.
+  """
+  settings, data, stages = rehearsal
+  batch = _stored(data, settings.batch_size)
+  expected = {"float32": "f32", "bfloat16": "bf16"}[settings.compute_dtype]
+  done = []
+
+  def lowered(stage: Stage, kind: str, step: Callable[[Any, Any], Any], state: Any) -> Lowered:
+    exported = devices.lower(step, state, batch, devices=device_count, platforms=platforms)
+    convolutions = collections.Counter(_CONVOLUTION.findall(exported.mlir_module()))
+    if set(convolutions) - {expected}:
+      raise RehearsalFailed(
+        f"stage {stage.name!r}: convolutions of its {kind} step compute in {dict(convolutions)}, "
+        f"expected {expected} with compute_dtype={settings.compute_dtype!r}"
+      )
+    return Lowered(stage.name, kind, tuple(exported.platforms), dict(convolutions))
+
+  for stage in stages:
+    if stage.name in skip:
+      continue
+    state = state_shapes(
+      stage.scheme,
+      stage.optimizer,
+      jax.eval_shape(stage.prepare_evaluation, _stored(data, 2)),
+      average=stage.average_decay is not None,
+    )
+    if stage.epochs:
+      done.append(lowered(stage, "training", _training_step(stage), state))
+    if stage.reported:
+      step = evaluation_step(
+        stage.scheme.predict, stage.prepare_evaluation, axis_name=devices.AXIS_NAME
+      )
+      done.append(lowered(stage, "evaluation", step, state.predicting))
+  return done
+
+
+def dry_run(
+  rehearsal: Rehearsal,
+  *,
+  batch_size: int = 4,
+  steps: int = 2,
+  finished: Mapping[str, Participants] | None = None,
+) -> list[Ran]:
+  """Makes a few updates of every stage on noise, on one device.
+
+  Later stages start from what earlier ones leave, as in a real run.
+
+  Args:
+    rehearsal: of a config, whose batch size is set aside.
+    batch_size: examples of one update, or of each part of it with `accumulate`.
+    steps: updates of every stage.
+    finished: stages that are not made again, such as a teacher's: name -> final participants.
+
+  Returns:
+    One Ran for each stage that was trained, in order.
+
+  Raises:
+    RehearsalFailed: naming the stage, if a metric or a variable is not finite, or if a learner
+      stands still.
+  """
+  left = dict(finished or {})
+  done: list[Ran] = []
+  for stage in rehearsal.stages:
+    if stage.name in left:
+      continue
+    size = batch_size * stage.accumulate
+    batches = training_batches(stage.examples, batch_size=size, seed=0, threads=0)
+    drawn = [next(batches) for _ in range(steps)]
+    state = create_state(
+      stage.scheme,
+      stage.optimizer,
+      jax.random.key(stage.seed),
+      jax.eval_shape(stage.prepare_evaluation, drawn[0]),
+      given=starting_variables(stage, left),
+      average=stage.average_decay is not None,
+    )
+    before = devices.host_copy(state.participants)
+    if not stage.epochs:
+      left[stage.name] = before
+      continue
+    state, losses = _updated(stage, state, drawn)
+    left[stage.name] = devices.host_copy(state.participants)
+    _check_learners(stage, before, left[stage.name])
+    done.append(Ran(stage.name, losses, left[stage.name]))
+  return done
+
+
+def _stored(data: Dataset, count: int) -> Batch:
+  """The shapes of a batch as it comes from the data set."""
+  batch = plan.batch_shapes(data.image_shape, (count,))
+  return dataclasses.replace(batch, images=batch.images.update(dtype=jnp.uint8))
+
+
+def _training_step(stage: Stage) -> Callable[[Any, Any], Any]:
+  return training_step(
+    stage.scheme,
+    stage.optimizer,
+    stage.prepare_training,
+    axis_name=devices.AXIS_NAME,
+    accumulate=stage.accumulate,
+    average_decay=stage.average_decay,
+  )
+
+
+def _updated(
+  stage: Stage, state: TrainState, batches: Sequence[Batch]
+) -> tuple[TrainState, tuple[float, ...]]:
+  """The state after an update from each batch, and every update's loss."""
+  chosen = jax.local_devices()[:1]
+  step = devices.map_training_step(
+    _training_step(stage), chosen, frozen=frozen(state.participants, stage.scheme.learners)
+  )
+  state = devices.replicate(state, chosen)
+  losses: list[float] = []
+  for batch in batches:
+    state, metrics = step(state, devices.shard(batch, chosen))
+    found = {name: float(total) for name, (total, _) in metrics.items()}
+    wrong = sorted(name for name, value in found.items() if not np.isfinite(value))
+    if wrong:
+      raise RehearsalFailed(
+        f"stage {stage.name!r}: not finite at update {len(losses) + 1}: {', '.join(wrong)}"
+      )
+    losses.append(found["loss"])
+  return state, tuple(losses)
+
+
+def _check_learners(stage: Stage, before: Participants, after: Participants) -> None:
+  for learner in stage.scheme.learners:
+    if not _differ(select(before, [learner]), select(after, [learner])):
+      raise RehearsalFailed(f"stage {stage.name!r}: {learner!r} is to learn and did not move")
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after)):
+    raise RehearsalFailed(f"stage {stage.name!r}: variables are not finite after its updates")
+
+
+def _differ(one: Any, other: Any) -> bool:
+  pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  return any(not np.array_equal(a, b) for a, b in pairs)

@@ -1,0 +1,151 @@
+"""The claims: what is compared with what, how it is chosen and told, and what was written."""
+
+import importlib
+import json
+import pathlib
+import re
+import sys
+
+import pytest
+
+from jaxkd import report, variants
+from jaxkd.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).parent.parent
+WRITTEN = ROOT / "experiments/results"
+
+
+@pytest.fixture(scope="module")
+def reproduction():
+  """The modules that experiments/claims.py imports, as it does."""
+  sys.path.insert(0, str(ROOT / "experiments"))
+  names = (
+    "exits",
+    "large_and_tiny",
+    "offline",
+    "planning",
+    "results",
+    "search",
+    "tables",
+    "together",
+  )
+  yield {name: importlib.import_module(f"reproduction.{name}") for name in names}
+  sys.path.remove(str(ROOT / "experiments"))
+
+
+@pytest.fixture(scope="module")
+def config():
+  return variants.load_module(ROOT / "configs/claims.py")
+
+
+def finished(folder, accuracies, predictor="student", stage="distilled"):
+  """What a run leaves, of its accuracies alone."""
+  test = {name: {"accuracy": value} for name, value in accuracies.items()}
+  folder.mkdir(parents=True)
+  stages = {"teacher": {"predictor": ""}, stage: {"predictor": predictor, "test": test}}
+  (folder / "summary.json").write_text(json.dumps({"stages": stages}))
+
+
+@pytest.fixture
+def runs(reproduction, config, tmp_path):
+  """Three seeds of fashion: KD is a point better than alone at every seed, SimKD no better than it."""
+  everything = reproduction["results"].Runs(
+    tmp_path, {"fashion": (0, 1, 2)}, lambda setting, run: None, config
+  )
+  for seed, level in enumerate((0.70, 0.75, 0.85)):
+    for run in config.RUNS["fashion"]:
+      gain = 0.01 if run.startswith("kd_") or run == "simkd" else -0.02 if run == "at" else 0.0
+      finished(everything.folder("fashion", run, seed), {"student": level + gain})
+  return everything
+
+
+def test_gains_are_paired_by_seed_and_signed_as_claimed(reproduction, runs):
+  rows = reproduction["offline"]._kd(runs)
+  gain = rows[0]
+  assert gain.compared == "KD at T=1 - student alone"
+  # The levels differ by 15 points between the seeds, the gains do not.
+  assert (gain.difference, gain.low, gain.high) == pytest.approx((1.0, 1.0, 1.0))
+  assert (gain.seeds, gain.verdict) == (3, "holds")
+  effect = rows[-1]
+  assert effect.compared == "KD at T=16 - KD at T=1"
+  assert effect.verdict == "not shown"
+  found = {row.compared: row.verdict for row in reproduction["offline"]._features(runs)}
+  assert found["attention transfer (activations) - student alone"] == "contradicted"
+
+
+def test_worked_numbers_hold_to_their_last_digit(reproduction):
+  rows = reproduction["offline"]._softmax(None)
+  assert [row.verdict for row in rows] == ["holds"] * 3
+  assert all(0 < row.difference <= 0.0005 for row in rows)
+
+
+def test_a_mean_of_peers_is_of_all_of_them(reproduction, config, tmp_path):
+  everything = reproduction["results"].Runs(tmp_path, {"digits": (4,)}, None, config)
+  folder = everything.folder("digits", "dml", 4)
+  finished(folder, {"peer_0": 0.5, "peer_1": 0.75, "ensemble": 1.0}, predictor="peer_0")
+  assert everything.accuracies("digits", "dml", "mean peer") == [0.625]
+  assert everything.accuracies("digits", "dml") == [0.5]
+  assert everything.accuracies("digits", "dml", "ensemble") == [1.0]
+
+
+def test_every_run_is_planned_for_every_seed_with_what_was_chosen(reproduction, config, tmp_path):
+  runs, planned = reproduction["planning"].claimed(config, tmp_path)
+  assert len({run.folder for run in planned}) == len(planned)
+  expected = sum(len(config.SEEDS[setting]) * len(config.RUNS[setting]) for setting in config.RUNS)
+  assert len(planned) == 1 + expected
+  by_folder = {run.folder: run for run in planned}
+  simkd = by_folder[runs.folder("fashion", "simkd", 3)]
+  assert simkd.settings.seed == 3
+  assert simkd.needs == (runs.teacher,)
+  assert f"learning_rate={simkd.settings.method.learning_rate}" in config.CHOSEN["fashion"]["simkd"]
+  assert not by_folder[runs.folder("digits", "dml", 3)].needs
+
+
+def test_quick_runs_are_short(reproduction, config, tmp_path):
+  _, planned = reproduction["planning"].claimed(config, tmp_path, quick=True)
+  _, whole = reproduction["planning"].claimed(config, tmp_path)
+  assert len(planned) < len(whole)
+  images = [
+    run.settings.student.epochs * (run.settings.data.per_class or 3000) for run in planned[1:]
+  ]
+  assert max(images) <= 1000
+
+
+def test_a_run_for_which_nothing_was_chosen_is_refused(reproduction, config, tmp_path, monkeypatch):
+  monkeypatch.delitem(config.CHOSEN["fashion"], "simkd")
+  with pytest.raises(ConfigError, match=r"CHOSEN\['fashion'\] has no 'simkd'"):
+    reproduction["planning"].claimed(config, tmp_path)
+
+
+def test_what_was_chosen_is_what_validation_found_best(reproduction, config):
+  tried = json.loads((WRITTEN / "claims_search.json").read_text())
+  for setting, runs in config.SEARCH.items():
+    assert set(config.CHOSEN[setting]) == set(config.RUNS[setting]) == set(runs)
+    for run, candidates in runs.items():
+      assert set(tried[setting][run]) == set(candidates)
+      assert config.CHOSEN[setting][run] == reproduction["search"].best(tried[setting][run]), run
+  temperatures = {
+    f"kd_t{t}": max(tried["fashion"][f"kd_t{t}"].values()) for t in config.TEMPERATURES
+  }
+  assert reproduction["search"].best(temperatures) == config.KD
+
+
+def test_every_claim_was_tried_and_its_verdicts_are_the_intervals(reproduction):
+  rows = json.loads((WRITTEN / "claims.json").read_text())
+  assert {row["number"] for row in rows} == set(range(1, 16))
+  for row in rows:
+    low, high = row["interval"]
+    assert low <= row["difference"] <= high
+    assert row["verdict"] == report.verdict(low, high)
+    assert row["seeds"] >= 5 or low == high
+
+
+def test_every_row_that_was_written_is_in_the_tables():
+  rows = json.loads((WRITTEN / "claims.json").read_text())
+  lines = (WRITTEN / "claims.md").read_text().splitlines()
+  found = [line for line in lines if re.search(r"\| (holds|not shown|contradicted) \|$", line)]
+  assert [line.split(" | ")[0].removeprefix("| ") for line in found] == [
+    r["compared"] for r in rows
+  ]
+  for picture in ("offline", "together", "exits", "budget", "features"):
+    assert (WRITTEN / f"claims_{picture}.png").exists()

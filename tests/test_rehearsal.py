@@ -1,0 +1,185 @@
+"""Rehearsals: configs are lowered for accelerators and tried on noise, and what fails is said."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import models, plan, recipes, rehearsal
+from jaxkd.data import stand_in
+from jaxkd.errors import ConfigError
+from jaxkd.rehearsal import Rehearsal, RehearsalFailed
+from jaxkd.types import Aux, Scheme
+from tests import tiny
+
+
+@pytest.fixture
+def tiny_models(monkeypatch):
+  """The recipes get networks that compile fast; the teacher is the wider one."""
+
+  def create(name, *, num_classes, axis_name, dtype):
+    return tiny.TinyNet(3 if "34" in name else 2, num_classes=num_classes, axis_name=axis_name)
+
+  monkeypatch.setattr(models, "create", create)
+
+
+def settings_for(method, **changes):
+  settings = recipes.base_config(method)
+  settings.batch_size = 16
+  settings.teacher.model, settings.student.model = "resnet34", "resnet18"
+  settings.update(changes)
+  return settings
+
+
+def test_every_step_is_lowered_for_tpu_and_cuda(tiny_models):
+  planned = rehearsal.prepare(settings_for("rkd"))
+  assert [stage.name for stage in planned.stages] == ["teacher", "alone", "distilled"]
+  lowered = rehearsal.lower(planned, skip=("teacher", "alone"))
+  assert [(x.stage, x.step) for x in lowered] == [
+    ("distilled", "training"),
+    ("distilled", "evaluation"),
+  ]
+  assert all(x.platforms == ("tpu", "cuda") for x in lowered)
+  assert all(set(x.convolutions) == {"f32"} for x in lowered)
+
+
+def test_a_convolution_in_another_type_is_told(tiny_models):
+  # TinyNet does not ask what to compute in.
+  planned = rehearsal.prepare(settings_for("alone", compute_dtype="bfloat16"))
+  with pytest.raises(
+    RehearsalFailed,
+    match=r"^stage 'alone': convolutions of its training step compute in {'f32': \d+}, expected",
+  ):
+    rehearsal.lower(planned, device_count=2)
+
+
+def test_a_config_is_tried_on_noise(tiny_models):
+  (ran,) = rehearsal.dry_run(rehearsal.prepare(settings_for("alone")), batch_size=2)
+  assert ran.stage == "alone" and np.isfinite(ran.losses).all() and len(ran.losses) == 2
+
+
+def stage_of_one_number(name, participant, factor=1.0, **changes):
+  """A stage that compiles at once: its networks are a number each, and one is to become 0."""
+
+  def loss(learning, participants, batch, targets, context):
+    return factor * learning[participant]["w"] ** 2, Aux({}, {}, {})
+
+  scheme = Scheme(
+    init=lambda rng, batch: {n: {"params": {"w": jnp.ones(())}} for n in ("teacher", "student")},
+    targets=lambda participants, batch: (),
+    loss=loss,
+    predict=lambda participants, images: {},
+    learners=(participant,),
+    export=lambda participants: {},
+  )
+  return tiny.stage(name=name, scheme=scheme, average_decay=None, **changes)
+
+
+def number(ran, participant):
+  return float(ran.participants[participant]["params"]["w"])
+
+
+def test_a_stage_starts_from_what_earlier_ones_leave():
+  planned = Rehearsal(
+    None,
+    None,
+    [
+      stage_of_one_number("teacher", "teacher"),
+      stage_of_one_number("distilled", "student", inherit={"teacher": "teacher/teacher"}),
+    ],
+  )
+  taught, distilled = rehearsal.dry_run(planned, batch_size=2)
+  assert number(taught, "teacher") == number(distilled, "teacher") < 1
+  # What is finished is not made again.
+  finished = {"teacher": {"teacher": {"params": {"w": np.float32(7)}}}}
+  (alone,) = rehearsal.dry_run(planned, batch_size=2, finished=finished)
+  assert number(alone, "teacher") == 7 and number(alone, "student") < 1
+
+
+@pytest.mark.parametrize(
+  ("factor", "message"),
+  [
+    (np.nan, "^stage 'alone': not finite at update 1: gradient_norm, loss$"),
+    (0.0, "^stage 'alone': 'student' is to learn and did not move$"),
+  ],
+)
+def test_what_goes_wrong_is_told_with_its_stage(factor, message):
+  stages = [stage_of_one_number("alone", "student", factor)]
+  with pytest.raises(RehearsalFailed, match=message):
+    rehearsal.dry_run(Rehearsal(None, None, stages), batch_size=2)
+
+
+@pytest.mark.parametrize("file", ["cifar100", "imagenet"])
+def test_every_method_of_every_pair_has_a_config_that_is_accepted(file):
+  configs = importlib.import_module(f"configs.{file}")
+  for pair in configs.PAIRS:
+    for method in recipes.METHODS:
+      recipes.check_config(configs.get_config(f"{method}@{pair}"))
+
+
+def test_networks_see_imagenet_cut_to_224(tiny_models):
+  settings = importlib.import_module("configs.imagenet").get_config("kd")
+  planned = rehearsal.prepare(settings)
+  assert planned.data.image_shape == (256, 256, 3) and len(planned.data.train) == 1_281_167
+  stored = rehearsal._stored(planned.data, 2)
+  for stage in planned.stages:
+    seen = jax.eval_shape(stage.prepare_evaluation, stored)
+    trained = jax.eval_shape(stage.prepare_training, jax.random.split(jax.random.key(0), 2), stored)
+    assert seen.images.shape == trained.images.shape == (2, 224, 224, 3)
+  assert plan.as_seen(settings, planned.data).image_shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"resized_crop": 9}, "^data.resized_crop=9: the images of digits are 8x8$"),
+    ({"resized_crop": 6, "crop": 1}, "^data.crop=1: expected 0 with data.resized_crop=6$"),
+  ],
+)
+def test_crops_that_do_not_fit_are_named(changes, message):
+  settings = settings_for("alone", data=changes)
+  with pytest.raises(ConfigError, match=message):
+    plan.stages(settings, stand_in("digits"))
+
+
+CONFIG = """
+from jaxkd import recipes
+PAIRS = ("resnet8_w8-resnet8_w4",)
+def get_config(argument):
+  method, _, pair = argument.partition("@")
+  settings = recipes.base_config(method)
+  settings.batch_size = 15
+  settings.teacher.model, settings.student.model = PAIRS[0].split("-")
+  return settings
+"""
+
+
+def test_the_script_tells_what_passed_and_what_failed(tmp_path):
+  config, workdir = tmp_path / "small.py", tmp_path / "runs"
+  config.write_text(CONFIG)
+  workdir.mkdir()
+  passed = {"name": "small:kd@resnet8_w8-resnet8_w4", "lowered": [], "ran": [], "error": ""}
+  (workdir / "dry_run.jsonl").write_text(json.dumps({**passed, "seconds": 1.0}) + "\n{cut sh")
+  command = f"experiments/dry_run.py --configs {config} --workdir {workdir} --skip_steps"
+  done = subprocess.run(
+    [
+      sys.executable,
+      *command.split(),
+      "--only=:(kd|alone)@.*4$",
+      f"--output={tmp_path}/t.md",
+    ],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "PYTHONPATH": "."},
+  )
+  # Fifteen images cannot be shared by eight devices.
+  assert done.returncode != 0
+  assert "error: 1 of 2 failed: small:alone@resnet8_w8-resnet8_w4" in done.stderr
+  assert "small:kd" not in done.stdout.partition("##")[0], "what passed is not tried again"
+  assert "| resnet8_w8-resnet8_w4 | - | FAILED | L | - |" in (tmp_path / "t.md").read_text()
