@@ -105,7 +105,7 @@ def load_data(config: Mapping[str, Any]) -> data.Dataset:
       f"data.validation={section['validation']!r}: thresholds are fitted to a validation split, "
       "expected a run that held one out"
     )
-  return plan.dataset(ConfigDict(config))
+  return plan.dataset(ConfigDict(config), data.load)
 
 
 def measure(

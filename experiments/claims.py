@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
   make(planned, workdir, console)
   jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
   results = [(claim, claim.rows(runs)) for claim in CLAIMS]
-  overview, text = tables.overview(results), tables.as_markdown(results, facts(runs, planned))
+  overview, text = tables.overview(results), tables.as_markdown(results, runs, facts(runs, planned))
   console.print(f"{text}\n\n{overview}", soft_wrap=True, highlight=False, markup=False)
   write(output / "claims.json", json.dumps(tables.as_json(results), indent=2) + "\n")
   write(output / "claims.md", f"Written by `{command}`.\n\n{text}\n")
@@ -90,12 +90,27 @@ def facts(runs: Runs, planned: Sequence[sweep.Planned]) -> dict[str, str]:
   about = summary(planned[0].folder)
   used = about["devices"]
   versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+  described = {setting: _described(runs, setting) for setting in runs.seeds}
   return {
+    **described,
     "training": f"{len(planned)} runs, {each / 60:.0f} minutes one after the other, made in "
     f"{sum(taken) / 60:.0f} minutes",
     "machine": f"{os.cpu_count()} cores, {platform.machine()}, {used['platform']} ({used['kind']})",
     "versions": versions,
   }
+
+
+def _described(runs: Runs, setting: str) -> str:
+  """The data, the students and the teacher of a setting, in words."""
+  of = runs.settings(setting, "alone")
+  words = [
+    f"{of.data.name}, {of.data.per_class} labels per class, {len(runs.seeds[setting])} seeds",
+    f"students are {of.student.model}, {of.student.epochs} epochs",
+  ]
+  if setting == next(iter(runs.seeds)):
+    images = f"{of.teacher.epochs} epochs of {of.data.teacher_per_class} images per class"
+    words.append(f"the teacher of all seeds is a {of.teacher.model}, {images}")
+  return "; ".join(words)
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -49,11 +49,12 @@ def dataset(
     ConfigError: as `jaxkd.data.load`.
   """
   own = settings.data
+  split_seed = own.get("split_seed", -1)  # which configs of earlier runs have not
   return load_data(
     own.name,
     directory=own.directory or None,
     validation=own.validation,
-    seed=settings.seed if own.split_seed < 0 else own.split_seed,
+    seed=settings.seed if split_seed < 0 else split_seed,
   )
 
 

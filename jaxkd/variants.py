@@ -1,8 +1,8 @@
 """Configs by a line of text: a config file, a method, and the fields that differ.
 
 "simkd" is the method's config; "simkd/reused_stages=1/learning_rate=0.4" sets fields of its own
-section, "alone/student.model=resnet8_w8/seed=3" any field by its path. Values are Python literals;
-other texts are taken as they are, and "stage2+stage3" is a tuple of names.
+section, "alone/student.model=resnet8_w8/data.crop=2" those of other sections. Values are Python
+literals; other texts are taken as they are, and "stage2+stage3" is a tuple of names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def variant(
     ConfigError: naming the change that cannot be made, or as `recipes.check_config`.
 
   >>> variant(recipes.base_config, "kd/temperature=2/student.model=resnet8").method.temperature
-  2
+  2.0
   """
   method, *own = name.split("/")
   settings = get_config(method)

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from jaxkd import experiment, models, overview
+from jaxkd import experiment, models, overview, plan
 from tests.test_bad_input import dataset, settings_for
 
 
@@ -17,7 +17,7 @@ def console():
 
 
 def test_an_overview_has_every_stages_length_pairs_and_network(monkeypatch, console):
-  monkeypatch.setattr(overview, "load", lambda *args, **options: dataset())
+  monkeypatch.setattr(plan, "dataset", lambda settings: dataset())
   settings = settings_for("simkd")
   settings.student.epochs = 3
   overview.overview(settings, console)
@@ -37,7 +37,7 @@ def test_an_overview_has_every_stages_length_pairs_and_network(monkeypatch, cons
 
 
 def test_a_network_that_was_shown_is_named(monkeypatch, console):
-  monkeypatch.setattr(overview, "load", lambda *args, **options: dataset())
+  monkeypatch.setattr(plan, "dataset", lambda settings: dataset())
   overview.overview(settings_for("kd"), console)
   assert console.file.getvalue().rstrip().endswith("\nstudent: resnet8_w4, as in stage 'alone'")
 

@@ -85,6 +85,7 @@ def accuracy(folder):
   return json.loads((folder / "summary.json").read_text())["stages"]["alone"]["accuracy"]
 
 
+@pytest.mark.long
 def test_a_worker_trains_as_this_process_does(two_workers, tmp_path):
   home, *_ = two_workers
   told, error = swept([Planned(settings_for(), tmp_path / "good")], tmp_path, workers=1)

@@ -146,12 +146,14 @@ CLAIMS = (
     "With few images per class, early exits learn more from the last one than from labels alone; "
     "with more images the gap shrinks.",
     "Phuong and Lampert, 2019",
+    (FASHION,),
     _by_size,
   ),
   Claim(
     13,
     "A temperature that adapts is better than a constant one.",
     "Phuong and Lampert, 2019",
+    (FASHION,),
     _temperature,
   ),
   Claim(
@@ -159,6 +161,7 @@ CLAIMS = (
     "Accuracy rises with the budget, and deciding for each image when to stop is better than "
     "stopping all at the same cost.",
     "Huang et al., 2018 (MSDNet)",
+    (FASHION,),
     _curves,
   ),
 )

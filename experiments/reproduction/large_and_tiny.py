@@ -43,6 +43,7 @@ CLAIMS = (
     15,
     "Strong augmentation and dropout help a large network and hurt a tiny one.",
     "the lecture's opening",
+    tuple(_NETWORKS),
     _regularised,
   ),
 )

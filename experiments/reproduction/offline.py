@@ -174,12 +174,14 @@ CLAIMS = (
     "A softmax gets softer with its temperature: of two logits 4 apart, the larger one's "
     "probability is 0.982, at T=4 0.731, at T=10 0.599.",
     "the lecture notes' worked example",
+    (),
     _softmax,
   ),
   Claim(
     2,
     "A student of KD is better than the student alone; a higher temperature than 1 helps.",
     "Hinton et al., 2015",
+    (FASHION,),
     _kd,
   ),
   Claim(
@@ -187,6 +189,7 @@ CLAIMS = (
     "Matching features helps: each method is better than the student alone.",
     "Romero et al., 2015; Zagoruyko and Komodakis, 2017; Huang and Wang, 2017; Kim et al., 2018; "
     "Heo et al., 2019; Yim et al., 2017; Park et al., 2019",
+    (FASHION,),
     _features,
   ),
   Claim(
@@ -194,12 +197,14 @@ CLAIMS = (
     "SimKD is at least as good as every other offline method, and closes more of the gap to the "
     "teacher than KD.",
     "Chen et al., 2022",
+    (FASHION,),
     _simkd,
   ),
   Claim(
     5,
     "After SimKD a student's features are closer to the teacher's than after KD.",
     "Chen et al., 2022",
+    (FASHION,),
     _distances,
   ),
   Claim(
@@ -207,6 +212,7 @@ CLAIMS = (
     "Reusing the teacher's classifier is better than training one along with the encoder, or "
     "after it.",
     "Chen et al., 2022",
+    (FASHION,),
     _classifiers,
   ),
   Claim(
@@ -214,6 +220,7 @@ CLAIMS = (
     "Reusing more of the teacher (SimKD+, SimKD++) is at least as good as SimKD, and a richer "
     "projector as a poorer one.",
     "Chen et al., 2022",
+    (FASHION,),
     _variants,
   ),
 )

@@ -46,7 +46,7 @@ def draw_all(directory: pathlib.Path, results: Results, runs: Runs) -> None:
   )
   kd = runs.constants.KD
   distances = {
-    f"KD ({kd.removeprefix('kd_t')}), mapped": features.distances(
+    f"KD (T={kd.removeprefix('kd_t')}), mapped": features.distances(
       runs, exits.FASHION, kd, fitted=True
     ),
     "SimKD": features.distances(runs, exits.FASHION, "simkd"),

@@ -22,12 +22,14 @@ class Claim:
     number: its place in the list.
     sentence: what is claimed.
     source: who claims it.
+    settings: in which it is tried, see `configs/claims.py`.
     rows: the finished runs -> one row for each comparison.
   """
 
   number: int
   sentence: str
   source: str
+  settings: tuple[str, ...]
   rows: Callable[[Runs], list[Row]]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reproduction.results import POINTS, Claim, Row
+from reproduction.results import POINTS, Claim, Row, Runs, summary
 
 Results = Sequence[tuple[Claim, Sequence[Row]]]
 _VERDICTS = ("holds", "not shown", "contradicted")
@@ -18,6 +19,7 @@ def as_json(results: Results) -> list[dict[str, Any]]:
       "number": claim.number,
       "claim": claim.sentence,
       "source": claim.source,
+      "settings": list(claim.settings),
       "compared": row.compared,
       "difference": row.difference,
       "interval": [row.low, row.high],
@@ -43,15 +45,30 @@ def overview(results: Results) -> str:
   return "\n".join(lines)
 
 
-def as_markdown(results: Results, facts: Mapping[str, str]) -> str:
-  """A table for each claim, and the facts of the run."""
-  parts = []
+def as_markdown(results: Results, runs: Runs, facts: Mapping[str, str]) -> str:
+  """A table for each claim, the accuracies behind them, and the facts of the runs."""
+  parts = ["\n".join(f"- {name}: {fact}" for name, fact in facts.items())]
   for claim, rows in results:
-    parts.append(f"**{claim.number}. {claim.sentence}** ({claim.source})")
+    tried = f"; on {' and '.join(claim.settings)}" if claim.settings else ""
+    parts.append(f"**{claim.number}. {claim.sentence}** ({claim.source}{tried})")
     parts.append(_table(rows))
     parts += [f"{row.compared}: {row.note}." for row in _noted(rows)]
-  parts.append("\n".join(f"- {name}: {fact}" for name, fact in facts.items()))
+  parts += ["**Test accuracies of all runs**, in %, mean ± standard deviation:", _accuracies(runs)]
   return "\n\n".join(parts)
+
+
+def _accuracies(runs: Runs) -> str:
+  """A row for each run, by the predictor that stands for it."""
+  lines = ["| setting | run | test accuracy | trained as |", "|---|---|---|---|"]
+  teacher = summary(runs.teacher)["stages"]["teacher"]["accuracy"]
+  lines.append(f"| {next(iter(runs.seeds))} | teacher | {100 * teacher:.2f} | teacher |")
+  for setting in runs.seeds:
+    for run, variant in runs.constants.RUNS[setting].items():
+      percent = [100 * x for x in runs.accuracies(setting, run)]
+      shown = f"{statistics.mean(percent):.2f} ± {statistics.stdev(percent):.2f}"
+      changes = f"{variant}/{runs.constants.CHOSEN[setting][run]}".replace("/", ", ")
+      lines.append(f"| {setting} | {run} | {shown} | {changes} |")
+  return "\n".join(lines)
 
 
 def _table(rows: Sequence[Row]) -> str:

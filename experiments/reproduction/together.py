@@ -81,12 +81,14 @@ CLAIMS = (
     "Born-again generations are at least as good as the first one, that as the same network from "
     "labels alone, and the ensemble is better still.",
     "Furlanello et al., 2018",
+    (DIGITS,),
     _born_again,
   ),
   Claim(
     9,
     "Peers that teach each other are better than independent ones, equal or not.",
     "Zhang et al., 2018 (DML)",
+    (DIGITS,),
     _mutual,
   ),
   Claim(
@@ -94,6 +96,7 @@ CLAIMS = (
     "ONE's branches and their ensemble are better than the single network, and cost less than as "
     "many networks.",
     "Lan et al., 2018",
+    (DIGITS,),
     _native_ensemble,
   ),
   Claim(
@@ -101,6 +104,7 @@ CLAIMS = (
     "Every exit of a network that is its own teacher, the deepest too, is better than the plain "
     "network.",
     "Zhang et al., 2019 (BYOT)",
+    (DIGITS,),
     _own_teacher,
   ),
 )
