@@ -104,6 +104,11 @@ claims-search: $(INSTALLED)
 budget: $(INSTALLED)
 	$(BIN)/python experiments/budget.py --run runs/exits/seed0/multi_exit,rate=0.4 --output experiments/results/budget.md
 
+# Full-scale configs without their data and accelerators: every method of every pair of the published
+# tables lowered for TPU and CUDA, and two updates on noise (about an hour and a half of one core).
+dry-run: $(INSTALLED)
+	$(BIN)/python experiments/dry_run.py --configs configs/cifar100.py,configs/imagenet.py --workdir runs/dry-run --output experiments/results/dry_run.md
+
 # Times of our steps over others', measured side by side: a hand-written one's, and of four peers in
 # one step over four single networks' steps.
 bench: $(INSTALLED)
@@ -126,8 +131,3 @@ lock:
 
 clean:
 	rm -rf $(VENV) build *.egg-info
-
-# Full-scale configs without their data and accelerators: every method of every pair of the published
-# tables lowered for TPU and CUDA, and two updates on noise (about an hour and a half of one core).
-dry-run: $(INSTALLED)
-	$(BIN)/python experiments/dry_run.py --configs configs/cifar100.py,configs/imagenet.py --workdir runs/dry-run --output experiments/results/dry_run.md

@@ -9,6 +9,8 @@ from jaxkd import models, plan, recipes
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
 
+pytestmark = pytest.mark.long
+
 SMALL = {
   "resnet": (models.CifarResNet, {"blocks": 1, "widths": (2, 2, 4, 6)}),
   "wrn": (models.WideResNet, {"blocks": 1, "widths": (2, 4, 6, 8)}),

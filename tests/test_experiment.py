@@ -137,6 +137,7 @@ def kill_when(process, condition):
   assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_to_the_same_end(command, uninterrupted, tmp_path):
   _, whole = uninterrupted
   workdir = tmp_path / "killed"

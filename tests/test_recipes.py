@@ -128,6 +128,7 @@ def test_the_list_of_variants_has_every_method_that_distils():
   assert tried == {name for name, method in recipes.METHODS.items() if method.distils}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", ON_TWO_STAGES)
 def test_every_methods_learners_learn_in_each_of_its_stages(tiny_models, variant):
   for stage in planned(variant):

@@ -160,6 +160,7 @@ def get_config(argument):
 """
 
 
+@pytest.mark.long
 def test_the_script_tells_what_passed_and_what_failed(tmp_path):
   config, workdir = tmp_path / "small.py", tmp_path / "runs"
   config.write_text(CONFIG)

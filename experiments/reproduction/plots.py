@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def draw_all(directory: pathlib.Path, results: Results, runs: Runs) -> None:
   """Writes claims_*.png."""
   for part, numbers in _PARTS.items():
     groups = {
-      f"{claim.number}. {claim.source}": [
+      f"{claim.number}. {textwrap.shorten(claim.source, 60, placeholder=' ...')}": [
         report.Bar(row.compared, row.difference, row.low, row.high)
         for row in rows
         if row.unit == POINTS

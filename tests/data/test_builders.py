@@ -79,6 +79,7 @@ print(len(prepare.prepared_digits(sys.argv[1]).as_data_source("train")))
 """
 
 
+@pytest.mark.long
 def test_processes_may_prepare_at_once_and_after_one_was_killed_half_way(tmp_path):
   def start(fate):
     return subprocess.Popen(
