@@ -38,6 +38,8 @@ _QUICK = flags.DEFINE_bool("quick", False, "Few short runs, which show nothing o
 _WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0 is one per core or device.")
 flags.mark_flag_as_required("workdir")
 
+_COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
 CLAIMS = (*offline.CLAIMS, *together.CLAIMS, *exits.CLAIMS, *large_and_tiny.CLAIMS)
 
 
@@ -59,6 +61,9 @@ def main(argv: list[str]) -> None:
     write(output / "claims_search.json", search.as_json(tried))
     write(output / "claims_search.md", f"Written by `{command}`.\n\n{text}\n")
     return
+  if _QUICK.value:
+    # Then compiling is nearly all the work; the workers inherit this.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_COMPILE_FAST}"
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
   make(planned, workdir, console)
   jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
