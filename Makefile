@@ -88,8 +88,8 @@ cross-table: $(INSTALLED)
 	$(MOBILE) --methods kd,at,simkd/learning_rate=1.6 --rates 0.4 --seeds 3 --output experiments/results/cross_mobilenetv2.md
 	$(VIT) --methods kd,at/learning_rate=0.1,simkd --rates 0.3 --seeds 3 --output experiments/results/cross_vit.md
 
-# The papers' claims, each tried on real data, over five seeds or six (an hour on two cores); in short,
-# that everything runs (ten minutes); and the choice of hyperparameters, by validation (fifty minutes).
+# The papers' claims, each tried on real data over five seeds or six (an hour on two cores); in short, to
+# show that everything runs; and the choice of hyperparameters, by validation.
 CLAIMS := $(BIN)/python experiments/claims.py
 claims: $(INSTALLED)
 	$(CLAIMS) --workdir runs/claims --output experiments/results
@@ -105,7 +105,7 @@ budget: $(INSTALLED)
 	$(BIN)/python experiments/budget.py --run runs/exits/seed0/multi_exit,rate=0.4 --output experiments/results/budget.md
 
 # Full-scale configs without their data and accelerators: every method of every pair of the published
-# tables lowered for TPU and CUDA, and two updates on noise (about an hour and a half of one core).
+# tables lowered for TPU and CUDA, and two updates on noise (an hour and a half of one core, it is estimated).
 dry-run: $(INSTALLED)
 	$(BIN)/python experiments/dry_run.py --configs configs/cifar100.py,configs/imagenet.py --workdir runs/dry-run --output experiments/results/dry_run.md
 

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import bundles, data, evaluate, plan, report
+from jaxkd import bundles, data, evaluate, models, plan, report
 from jaxkd.errors import ConfigError
 from jaxkd.types import Array, Batch
 
@@ -85,16 +85,10 @@ def load_run(run: pathlib.Path) -> tuple[Any, Mapping[str, Any], Mapping[str, An
       "expected a run of a method with several exits"
     )
   network, _ = bundles.load_bundle(path)
-  model = getattr(network.module, "network", None)
-  if not hasattr(model, "run_block"):
-    held = type(network.module).__name__
-    raise ConfigError(f"bundle {path} holds a {held}, expected an ensemble of one network's exits")
-  variables = {
-    collection: tree["network"]
-    for collection, tree in network.variables.items()
-    if "network" in tree
-  }
-  return model, variables, config
+  try:
+    return *models.exits_inside(network), config
+  except ConfigError as error:
+    raise ConfigError(f"bundle {path} holds {error}") from error
 
 
 def load_data(config: Mapping[str, Any]) -> data.Dataset:

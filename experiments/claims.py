@@ -29,6 +29,7 @@ from rich.console import Console
 
 from jaxkd import report, sweep, variants
 from jaxkd.errors import ConfigError
+from jaxkd.train import devices
 
 _CONFIG = flags.DEFINE_string("config", "configs/claims.py", "What is run, and how.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
@@ -37,8 +38,6 @@ _SEARCH = flags.DEFINE_bool("search", False, "Train the candidates of hyperparam
 _QUICK = flags.DEFINE_bool("quick", False, "Few short runs, which show nothing of the claims.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0 is one per core or device.")
 flags.mark_flag_as_required("workdir")
-
-_COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 CLAIMS = (*offline.CLAIMS, *together.CLAIMS, *exits.CLAIMS, *large_and_tiny.CLAIMS)
 
@@ -58,21 +57,22 @@ def main(argv: list[str]) -> None:
     tried = search.validated(candidates)
     text = search.as_markdown(tried)
     console.print(text, soft_wrap=True, highlight=False, markup=False)
-    write(output / "claims_search.json", search.as_json(tried))
-    write(output / "claims_search.md", f"Written by `{command}`.\n\n{text}\n")
+    report.write_atomically(output / "claims_search.json", search.as_json(tried))
+    report.write_atomically(output / "claims_search.md", f"Written by `{command}`.\n\n{text}\n")
     return
   if _QUICK.value:
-    # Then compiling is nearly all the work; the workers inherit this.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_COMPILE_FAST}"
+    devices.compile_fast()
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
   make(planned, workdir, console)
   jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
   results = [(claim, claim.rows(runs)) for claim in CLAIMS]
   overview, text = tables.overview(results), tables.as_markdown(results, runs, facts(runs, planned))
   console.print(f"{text}\n\n{overview}", soft_wrap=True, highlight=False, markup=False)
-  write(output / "claims.json", json.dumps(tables.as_json(results), indent=2) + "\n")
-  write(output / "claims.md", f"Written by `{command}`.\n\n{text}\n")
-  write(output / "claims_overview.md", f"Written by `{command}`.\n\n{overview}\n")
+  report.write_atomically(
+    output / "claims.json", json.dumps(tables.as_json(results), indent=2) + "\n"
+  )
+  report.write_atomically(output / "claims.md", f"Written by `{command}`.\n\n{text}\n")
+  report.write_atomically(output / "claims_overview.md", f"Written by `{command}`.\n\n{overview}\n")
   plots.draw_all(output, results, runs)
 
 
@@ -116,12 +116,6 @@ def _described(runs: Runs, setting: str) -> str:
     images = f"{of.teacher.epochs} epochs of {of.data.teacher_per_class} images per class"
     words.append(f"the teacher of all seeds is a {of.teacher.model}, {images}")
   return "; ".join(words)
-
-
-def write(path: pathlib.Path, text: str) -> None:
-  """Writes a result, whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  report.write_atomically(path, text)
 
 
 if __name__ == "__main__":

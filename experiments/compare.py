@@ -97,8 +97,6 @@ def main(argv: list[str]) -> None:
     tests, text = _compared(runs, workdir)
     panels, xlabel = {"": tests}, "test accuracy, %"
   console.print(text, soft_wrap=True, highlight=False)
-  for path in filter(None, (_OUTPUT.value, _PLOT.value)):
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   if _OUTPUT.value:
     command = f"python experiments/compare.py {' '.join(sys.argv[1:])}"
     report.write_atomically(pathlib.Path(_OUTPUT.value), f"Written by `{command}`.\n\n{text}\n")
@@ -164,14 +162,8 @@ def _validation(folders: list[pathlib.Path]) -> list[float]:
 
 
 def _validated(stages: dict, folder: pathlib.Path) -> dict:
-  """The stages of a run's summary with their last validation scores as "test"."""
-  last = {}
-  for line in (folder / "metrics.jsonl").read_text().splitlines():
-    row = json.loads(line)
-    last[row["stage"]] = row.get("validation", {})
-  return {
-    stage: {**result, "test": last[stage]} for stage, result in stages.items() if last.get(stage)
-  }
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  return report.validated_stages(stages, map(json.loads, lines))
 
 
 def _draw(path: pathlib.Path, panels: Mapping[str, report.Accuracies], xlabel: str) -> None:
@@ -185,6 +177,7 @@ def _draw(path: pathlib.Path, panels: Mapping[str, report.Accuracies], xlabel: s
       bars[panel].append(report.Bar(name, *ends))
   seeds = f"{_SEEDS.value} seeds, 95% intervals" if _SEEDS.value > 1 else "one seed"
   title = f"{pathlib.Path(_CONFIG.value).stem}, {seeds}"
+  path.parent.mkdir(parents=True, exist_ok=True)
   report.draw_bars(path, bars, xlabel=xlabel, title=title, from_zero=False)
 
 

@@ -14,18 +14,11 @@ Each config's result is a line of WORKDIR/dry_run.jsonl; the same command goes o
 and tries again what failed. Two at once, with a different --only, share a core each.
 """
 
-import os
-
-# Compiling is nearly all the work, and nothing runs for long.
-os.environ["XLA_FLAGS"] = (
-  f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-  " --xla_backend_optimization_level=0"
-)
-
 import collections
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import re
@@ -39,6 +32,7 @@ from absl import app, flags, logging
 
 from jaxkd import recipes, rehearsal, report
 from jaxkd.errors import ConfigError
+from jaxkd.train import devices
 from jaxkd.types import Participants
 from jaxkd.variants import load_module
 
@@ -251,6 +245,7 @@ def _mark(result: Mapping[str, Any] | None) -> str:
 
 if __name__ == "__main__":
   jax.config.update("jax_platforms", "cpu")
+  devices.compile_fast()
   try:
     app.run(main)
   except ConfigError as error:

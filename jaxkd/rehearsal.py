@@ -23,7 +23,6 @@ from jaxkd.data import Dataset, stand_in, training_batches
 from jaxkd.participants import frozen, select
 from jaxkd.train import Stage, devices, starting_variables
 from jaxkd.train.state import TrainState, create_state, state_shapes
-from jaxkd.train.step import evaluation_step, training_step
 from jaxkd.types import Batch, Participants
 
 PLATFORMS = ("tpu", "cuda")
@@ -143,12 +142,9 @@ def lower(
       average=stage.average_decay is not None,
     )
     if stage.epochs:
-      done.append(lowered(stage, "training", _training_step(stage), state))
+      done.append(lowered(stage, "training", stage.training_step(), state))
     if stage.reported:
-      step = evaluation_step(
-        stage.scheme.predict, stage.prepare_evaluation, axis_name=devices.AXIS_NAME
-      )
-      done.append(lowered(stage, "evaluation", step, state.predicting))
+      done.append(lowered(stage, "evaluation", stage.evaluation_step(), state.predicting))
   return done
 
 
@@ -209,24 +205,13 @@ def _stored(data: Dataset, count: int) -> Batch:
   return dataclasses.replace(batch, images=batch.images.update(dtype=jnp.uint8))
 
 
-def _training_step(stage: Stage) -> Callable[[Any, Any], Any]:
-  return training_step(
-    stage.scheme,
-    stage.optimizer,
-    stage.prepare_training,
-    axis_name=devices.AXIS_NAME,
-    accumulate=stage.accumulate,
-    average_decay=stage.average_decay,
-  )
-
-
 def _updated(
   stage: Stage, state: TrainState, batches: Sequence[Batch]
 ) -> tuple[TrainState, tuple[float, ...]]:
   """The state after an update from each batch, and every update's loss."""
   chosen = jax.local_devices()[:1]
   step = devices.map_training_step(
-    _training_step(stage), chosen, frozen=frozen(state.participants, stage.scheme.learners)
+    stage.training_step(), chosen, frozen=frozen(state.participants, stage.scheme.learners)
   )
   state = devices.replicate(state, chosen)
   losses: list[float] = []

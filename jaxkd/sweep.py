@@ -235,7 +235,7 @@ def _make(
     summary = experiment.run(settings, folder, console, load_data=load_data)
   except ConfigError as error:
     return _Outcome(error=str(error), mistake=True)
-  except Exception as error:
+  except Exception as error:  # told by `run_all`, when the runs in progress are finished
     console.print(traceback.format_exc(), soft_wrap=True, highlight=False, markup=False)
     (*_, last) = traceback.format_exception_only(error)
     return _Outcome(error=last.strip().splitlines()[0])

@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import operator
 import pathlib
+import types
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -22,7 +23,7 @@ from jaxkd.errors import ConfigError
 GetConfig = Callable[[str], ml_collections.ConfigDict]
 
 
-def load_module(path: pathlib.Path) -> object:
+def load_module(path: pathlib.Path) -> types.ModuleType:
   """The Python file at `path`, run as a module.
 
   Raises:

@@ -78,9 +78,10 @@ class Workers:
 
   def results(self) -> Iterator[tuple[Any, Any]]:
     """Waits until at least one task is done; (task, result) of those that are."""
-    for worker in multiprocessing.connection.wait(list(self._tasks)):
+    ready = multiprocessing.connection.wait(list(self._tasks))
+    for worker in [worker for worker in self._tasks if worker in ready]:
       try:
-        result = worker.recv()  # type: ignore[union-attr, call-arg]
+        result = worker.recv()
       except EOFError:
         process = self._processes.pop(worker)
         process.join()

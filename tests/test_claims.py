@@ -88,6 +88,28 @@ def test_a_mean_of_peers_is_of_all_of_them(reproduction, config, tmp_path):
   assert everything.accuracies("digits", "dml", "ensemble") == [1.0]
 
 
+def test_exits_are_compared_one_by_one_and_small_training_sets_with_large(
+  reproduction, config, tmp_path
+):
+  everything = reproduction["results"].Runs(tmp_path, {"fashion": (0, 1)}, None, config)
+  for seed in (0, 1):
+    for size, gain in zip(config.SIZES, (0.03, 0.02, 0.0), strict=True):
+      for run, more in ((f"exits_{size}", gain), (f"exit_wise_{size}", 0.0)):
+        # Eleven exits, so that exit 10 comes last and not second.
+        accuracies = {f"exit_{k}": 0.5 + 0.01 * k + (more if k == 1 else 0.0) for k in range(11)}
+        folder = everything.folder("fashion", run, seed)
+        finished(folder, {**accuracies, "ensemble": 0.9}, predictor="exit_10")
+  rows = {row.compared: row for row in reproduction["exits"]._by_size(everything)}
+  assert len(rows) == 3 * 11 + 10
+  assert rows["exit 1, 20 images per class: distilled - labels alone"].difference == pytest.approx(
+    3
+  )
+  assert rows["exit 2, 20 images per class: distilled - labels alone"].difference == 0
+  assert "exit 10, the last, 500 images per class: distilled - labels alone" in rows
+  shrinks = rows["exit 1: what distillation gains at 20 - at 500 images per class"]
+  assert (shrinks.difference, shrinks.verdict) == (pytest.approx(3), "holds")
+
+
 def test_every_run_is_planned_for_every_seed_with_what_was_chosen(reproduction, config, tmp_path):
   runs, planned = reproduction["planning"].claimed(config, tmp_path)
   assert len({run.folder for run in planned}) == len(planned)

@@ -9,29 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd import data, evaluate, plan
-from reproduction.results import Claim, Row, Runs, paired
+from jaxkd import data, evaluate, models, plan
+from reproduction.results import FASHION, Claim, Row, Runs, paired
 
-FASHION = "fashion"
+# The network that predicts under a budget.
+_BUDGETED = "exits_100"
 # Of the way from one exit's cost to the next one's.
 _BETWEEN = 0.5
-
-
-def exit_accuracies(runs: Runs, run: str) -> list[list[float]]:
-  """Of every exit, shallowest first: its test accuracies, seed by seed."""
-  found = []
-  while True:
-    try:
-      found.append(runs.accuracies(FASHION, run, f"exit_{len(found)}"))
-    except KeyError:
-      return found
 
 
 def _by_size(runs: Runs) -> list[Row]:
   rows, gains = [], {}
   for size in runs.constants.SIZES:
-    distilled = exit_accuracies(runs, f"exits_{size}")
-    labels = exit_accuracies(runs, f"exit_wise_{size}")
+    distilled = runs.exits(FASHION, f"exits_{size}")
+    labels = runs.exits(FASHION, f"exit_wise_{size}")
     gains[size] = [np.subtract(a, b) for a, b in zip(distilled, labels, strict=True)]
     for k, (ours, theirs) in enumerate(zip(distilled, labels, strict=True)):
       last = ", the last" if k == len(labels) - 1 else ""
@@ -52,8 +43,8 @@ def _by_size(runs: Runs) -> list[Row]:
 
 
 def _temperature(runs: Runs) -> list[Row]:
-  adaptive = exit_accuracies(runs, "exits_100")
-  constant = exit_accuracies(runs, "exits_constant")
+  adaptive = runs.exits(FASHION, "exits_100")
+  constant = runs.exits(FASHION, "exits_constant")
   settings = runs.settings(FASHION, "exits_constant")
   against = f"constant (T={settings.method.temperature:g})"
   early = [np.mean(x[:-1], axis=0).tolist() for x in (adaptive, constant)]
@@ -79,20 +70,18 @@ class Budgets:
 
 
 @functools.cache
-def budgets(runs: Runs, run: str = "exits_100") -> list[Budgets]:
+def budgets(runs: Runs) -> list[Budgets]:
   """Of every seed's network; thresholds are fitted to the validation split."""
-  return [_budgets(runs, run, seed) for seed in runs.seeds[FASHION]]
+  return [_budgets(runs, seed) for seed in runs.seeds[FASHION]]
 
 
-def _budgets(runs: Runs, run: str, seed: int) -> Budgets:
-  settings = runs.settings(FASHION, run)
+def _budgets(runs: Runs, seed: int) -> Budgets:
+  settings = runs.settings(FASHION, _BUDGETED)
   settings.seed = seed
   parts = plan.dataset(settings)
   stage = plan.stages(settings, parts)[-1]
-  ensemble = runs.network(FASHION, run, seed, "ensemble")
-  # The mean of its exits' probabilities is not wanted here, but each of them.
-  model: Any = ensemble.module.network
-  variables = {c: tree["network"] for c, tree in ensemble.variables.items() if "network" in tree}
+  ensemble, _ = runs.bundle(FASHION, _BUDGETED, seed, "ensemble")
+  model, variables = models.exits_inside(ensemble)
 
   def logits(examples: data.Examples) -> tuple[np.ndarray, np.ndarray]:
     batches = data.evaluation_batches(examples, batch_size=250)

@@ -12,33 +12,30 @@ import numpy as np
 from jaxkd import data, evaluate, plan
 from jaxkd.train import Stage
 from jaxkd.types import Array, Network
-from reproduction.results import Runs, network
+from reproduction.results import FASHION, Runs, bundle
 
 _BATCH = 250
 
 
 @functools.cache
-def distances(
-  runs: Runs, setting: str, run: str, *, fitted: bool = False
-) -> list[Mapping[str, np.ndarray]]:
+def distances(runs: Runs, run: str, *, fitted: bool = False) -> list[Mapping[str, np.ndarray]]:
   """Distances between pooled features on the test split, seed by seed.
 
   Args:
     runs: finished ones.
-    setting: of the run.
-    run: of a student with one teacher.
+    run: of a student of the one teacher.
     fitted: map the student's features linearly first, by least squares on its training images:
       for a student whose features are not those that the teacher's classifier reads.
   """
-  teacher = network(runs.teacher)
+  teacher, _ = bundle(runs.teacher)
   theirs = None
   found = []
-  for seed in runs.seeds[setting]:
-    settings = runs.settings(setting, run)
+  for seed in runs.seeds[FASHION]:
+    settings = runs.settings(FASHION, run)
     settings.seed = seed
     parts = plan.dataset(settings)
     stage = plan.stages(settings, parts)[-1]
-    student = runs.network(setting, run, seed)
+    student, _ = runs.bundle(FASHION, run, seed)
     ours = _pooled(student, stage, parts.test)
     # The test images are the same in every seed.
     theirs = _pooled(teacher, stage, parts.test) if theirs is None else theirs

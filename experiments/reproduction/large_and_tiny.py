@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from reproduction.offline import cost
-from reproduction.results import Claim, Row, Runs, paired
+from reproduction.costs import cost
+from reproduction.results import DIGITS, FASHION, Claim, Row, Runs, paired
 
 # Setting -> the runs of the large and of the tiny network; "_strong" are the regularised ones.
-_NETWORKS = {"fashion": ("large", "tiny"), "digits": ("large", "alone")}
+_NETWORKS = {FASHION: ("large", "tiny"), DIGITS: ("large", "alone")}
 
 
 def _regularised(runs: Runs) -> list[Row]:
@@ -26,13 +26,13 @@ def _regularised(runs: Runs) -> list[Row]:
         f"{setting}, large network: with strong augmentation and dropout - without",
         accuracies[f"{large}_strong"],
         accuracies[large],
-        note=f"{what}; {cost(runs, large, setting)}",
+        note=f"{what}; {cost(runs, setting, large)}",
       ),
       paired(
         f"{setting}, tiny network: without - with strong augmentation and dropout",
         accuracies[tiny],
         accuracies[f"{tiny}_strong"],
-        note=f"{what}; {cost(runs, tiny, setting)}",
+        note=f"{what}; {cost(runs, setting, tiny)}",
       ),
     ]
   return rows

@@ -6,15 +6,13 @@ import itertools
 import math
 import statistics
 
-import jax
 import jax.numpy as jnp
 
-from jaxkd.evaluate import multiply_adds
 from jaxkd.losses import soft_target_kl
 from reproduction import features
-from reproduction.results import Claim, Row, Runs, exact, paired, summary
+from reproduction.costs import cost
+from reproduction.results import FASHION, Claim, Row, Runs, exact, paired, summary
 
-FASHION = "fashion"
 NAMES = {
   "fitnets": "FitNets",
   "at": "attention transfer (activations)",
@@ -95,8 +93,8 @@ def _temperature(runs: Runs) -> str:
 
 
 def _distances(runs: Runs) -> list[Row]:
-  kd = features.distances(runs, FASHION, runs.constants.KD, fitted=True)
-  simkd = features.distances(runs, FASHION, "simkd")
+  kd = features.distances(runs, runs.constants.KD, fitted=True)
+  simkd = features.distances(runs, "simkd")
   note = "KD's features are mapped linearly first, as well as its training images allow"
   return [
     paired(
@@ -140,32 +138,10 @@ def _variants(runs: Runs) -> list[Row]:
       f"{better} - {worse}",
       runs.accuracies(FASHION, ours),
       runs.accuracies(FASHION, theirs),
-      note=f"{cost(runs, ours)}; {worse}: {cost(runs, theirs)}",
+      note=f"{cost(runs, FASHION, ours)}; {worse}: {cost(runs, FASHION, theirs)}",
     )
     for better, ours, worse, theirs in pairs
   ]
-
-
-def cost(runs: Runs, run: str, setting: str = FASHION, predictor: str = "") -> str:
-  """Parameters and multiply-adds of a run's network, as text."""
-  parameters, products = costs(runs, run, setting, predictor)
-  return f"{parameters:,} parameters, {products / 1e6:.2f}M multiply-adds"
-
-
-def costs(
-  runs: Runs, run: str, setting: str = FASHION, predictor: str = "", *, stage: str = ""
-) -> tuple[int, int]:
-  """Parameters, and multiply-adds of one image, of a run's network."""
-  seed = runs.seeds[setting][0]
-  trained = runs.network(setting, run, seed, predictor, stage=stage)
-  shape = {"fashion": (1, 28, 28, 1), "digits": (1, 8, 8, 1)}[setting]
-
-  def logits(variables: object, images: jax.Array) -> jax.Array:
-    return trained.module.apply(variables, images, False).logits
-
-  images = jax.ShapeDtypeStruct(shape, jnp.float32)
-  parameters = sum(x.size for x in jax.tree.leaves(trained.variables["params"]))
-  return parameters, multiply_adds(logits, trained.variables, images)
 
 
 CLAIMS = (

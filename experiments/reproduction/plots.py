@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxkd import report
 from reproduction import exits, features
-from reproduction.results import POINTS, Runs
+from reproduction.results import FASHION, POINTS, Runs
 from reproduction.tables import Results
 
 # Panels of bars that fit one page.
@@ -47,10 +47,8 @@ def draw_all(directory: pathlib.Path, results: Results, runs: Runs) -> None:
   )
   kd = runs.constants.KD
   distances = {
-    f"KD (T={kd.removeprefix('kd_t')}), mapped": features.distances(
-      runs, exits.FASHION, kd, fitted=True
-    ),
-    "SimKD": features.distances(runs, exits.FASHION, "simkd"),
+    f"KD (T={kd.removeprefix('kd_t')}), mapped": features.distances(runs, kd, fitted=True),
+    "SimKD": features.distances(runs, "simkd"),
   }
   report.draw_histograms(
     directory / "claims_features.png",
@@ -69,7 +67,7 @@ def _by_size(runs: Runs) -> dict[str, dict[str, report.Curve]]:
   for size in runs.constants.SIZES:
     curves = {}
     for label, run in (("distilled", f"exits_{size}"), ("labels alone", f"exit_wise_{size}")):
-      accuracies = exits.exit_accuracies(runs, run)
+      accuracies = runs.exits(FASHION, run)
       curves[label] = (range(len(accuracies)), np.transpose(accuracies).tolist())
     panels[f"{size} images per class"] = curves
   return panels

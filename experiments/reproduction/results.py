@@ -12,6 +12,7 @@ from jaxkd import bundles, report
 from jaxkd.types import Network
 
 POINTS = "points"
+FASHION, DIGITS = "fashion", "digits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +135,16 @@ class Runs:
         found.append(sum(each) / len(each))
     return found
 
-  def network(
-    self, setting: str, run: str, seed: int, predictor: str = "", *, stage: str = ""
-  ) -> Network:
-    """The trained network of a predictor; arguments as of `accuracies`."""
-    return network(self.folder(setting, run, seed), predictor, stage=stage)
+  def exits(self, setting: str, run: str) -> list[list[float]]:
+    """Of every exit of a network, shallowest first: its test accuracies, seed by seed."""
+    count = len(predictors(self.folders(setting, run)[0], "exit"))
+    return [self.accuracies(setting, run, f"exit_{k}") for k in range(count)]
+
+  def bundle(
+    self, setting: str, run: str, seed: int, predictor: str = ""
+  ) -> tuple[Network, dict[str, Any]]:
+    """A trained network and its description; "" is what stands for the run."""
+    return bundle(self.folder(setting, run, seed), predictor)
 
 
 def summary(folder: pathlib.Path) -> dict[str, Any]:
@@ -146,9 +152,14 @@ def summary(folder: pathlib.Path) -> dict[str, Any]:
   return json.loads((folder / "summary.json").read_text())
 
 
-def network(folder: pathlib.Path, predictor: str = "", *, stage: str = "") -> Network:
-  """The trained network of a predictor of a finished run; defaults are those of its last stage."""
+def predictors(folder: pathlib.Path, kind: str) -> list[str]:
+  """Those of a finished run's last stage that are called `kind` and a number."""
+  *_, last = summary(folder)["stages"].values()
+  return [name for name in last["test"] if name.rpartition("_")[0] == kind]
+
+
+def bundle(folder: pathlib.Path, predictor: str = "") -> tuple[Network, dict[str, Any]]:
+  """A network of a finished run's last stage, and its description."""
   stages = summary(folder)["stages"]
-  stage = stage or list(stages)[-1]
-  path = folder / "bundles" / stage / (predictor or stages[stage]["predictor"])
-  return bundles.load_bundle(path)[0]
+  stage = list(stages)[-1]
+  return bundles.load_bundle(folder / "bundles" / stage / (predictor or stages[stage]["predictor"]))

@@ -7,6 +7,8 @@ import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
+from jaxkd import report
+
 # (setting, run) -> changes -> validation accuracy of each seed, 0..1
 Tried = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
 
@@ -51,7 +53,7 @@ def as_markdown(tried: Tried) -> str:
 
 def _validation(folder: pathlib.Path) -> float:
   stages = json.loads((folder / "summary.json").read_text())["stages"]
-  last = list(stages)[-1]
-  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  scores = [row["validation"] for row in rows if row["stage"] == last and "validation" in row][-1]
-  return scores[stages[last]["predictor"]]["accuracy"]
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  scored = report.validated_stages(stages, map(json.loads, lines))
+  (accuracy,) = report.run_accuracies("", scored).values()
+  return accuracy

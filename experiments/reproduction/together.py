@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from reproduction.offline import costs
-from reproduction.results import Claim, Row, Runs, exact, paired, summary
-
-DIGITS = "digits"
+from reproduction.costs import costs
+from reproduction.results import DIGITS, Claim, Row, Runs, exact, paired, predictors
 
 
 def _born_again(runs: Runs) -> list[Row]:
@@ -43,10 +41,9 @@ def _mutual(runs: Runs) -> list[Row]:
 
 def _native_ensemble(runs: Runs) -> list[Row]:
   alone = runs.accuracies(DIGITS, "alone")
-  last = summary(runs.folders(DIGITS, "one")[0])["stages"]["distilled"]["test"]
-  branches = sum(name.startswith("branch_") for name in last)
-  _, single = costs(runs, "alone", DIGITS)
-  _, together = costs(runs, "one", DIGITS, "ensemble")
+  branches = len(predictors(runs.folders(DIGITS, "one")[0], "branch"))
+  _, single = costs(runs, DIGITS, "alone")
+  _, together = costs(runs, DIGITS, "one", "ensemble")
   share = 100 * (1 - together / (branches * single))
   return [
     paired("mean branch - one alone", runs.accuracies(DIGITS, "one", "mean branch"), alone),
@@ -62,17 +59,13 @@ def _native_ensemble(runs: Runs) -> list[Row]:
 
 def _own_teacher(runs: Runs) -> list[Row]:
   alone = runs.accuracies(DIGITS, "alone")
-  test = summary(runs.folders(DIGITS, "byot")[0])["stages"]["distilled"]["test"]
-  exits = sorted(name for name in test if name.startswith("exit_"))
+  exits = runs.exits(DIGITS, "byot")
   rows = []
-  for name in [*exits, "ensemble"]:
-    called = (
-      f"{name.replace('_', ' ')}, the deepest" if name == exits[-1] else name.replace("_", " ")
-    )
-    rows.append(
-      paired(f"{called} - the plain network", runs.accuracies(DIGITS, "byot", name), alone)
-    )
-  return rows
+  for k, accuracies in enumerate(exits):
+    deepest = ", the deepest" if k == len(exits) - 1 else ""
+    rows.append(paired(f"exit {k}{deepest} - the plain network", accuracies, alone))
+  ensemble = runs.accuracies(DIGITS, "byot", "ensemble")
+  return [*rows, paired("ensemble - the plain network", ensemble, alone)]
 
 
 CLAIMS = (

@@ -19,6 +19,7 @@ from jaxkd.models.ensembles import (
   cut_at_exit,
   ensemble_of,
   exit_ensemble,
+  exits_inside,
 )
 from jaxkd.models.exits import MultiExit, plain_network
 from jaxkd.models.fitted_exits import with_exits
@@ -74,6 +75,7 @@ __all__ = [
   "cut_at_exit",
   "ensemble_of",
   "exit_ensemble",
+  "exits_inside",
   "from_torch",
   "gated_branches",
   "names",

@@ -154,6 +154,19 @@ def exit_ensemble(module: nn.Module, variables: Mapping[str, Any]) -> Network:
   return Network(ExitEnsemble(separate(module)), nested({"network": variables}))
 
 
+def exits_inside(ensemble: Network) -> Network:
+  """The network whose exits an `exit_ensemble` averages, with its variables.
+
+  Raises:
+    ConfigError: if it is another network, or one of branches.
+  """
+  module = ensemble.module
+  if not isinstance(module, ExitEnsemble) or not hasattr(module.network, "run_block"):
+    raise ConfigError(f"a {type(module).__name__}, expected an ensemble of one network's exits")
+  variables = {c: tree["network"] for c, tree in ensemble.variables.items() if "network" in tree}
+  return Network(module.network, variables)
+
+
 def _member_weights(module: Ensemble) -> list[float] | None:
   """The weights in the order of the members; None if there are none."""
   if module.combine not in _COMBINATIONS:

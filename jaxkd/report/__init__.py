@@ -8,23 +8,23 @@ from jaxkd.report.comparisons import (
   choice_table,
   comparison_table,
   run_accuracies,
+  validated_stages,
 )
 from jaxkd.report.console import Lines, ProgressBar
 from jaxkd.report.curves import draw_curves
 from jaxkd.report.exit_curves import Curve, draw_exit_curves
 from jaxkd.report.files import MetricsFile, TensorBoard, write_atomically
 from jaxkd.report.histograms import draw_histograms
-from jaxkd.report.paired import MeanInterval, Paired, mean_interval, paired_difference, verdict
+from jaxkd.report.paired import Interval, mean_interval, paired_difference, verdict
 from jaxkd.report.table import closing_table, comparison
 
 __all__ = [
   "Accuracies",
   "Bar",
   "Curve",
+  "Interval",
   "Lines",
-  "MeanInterval",
   "MetricsFile",
-  "Paired",
   "ProgressBar",
   "TensorBoard",
   "anytime_table",
@@ -42,6 +42,7 @@ __all__ = [
   "mean_interval",
   "paired_difference",
   "run_accuracies",
+  "validated_stages",
   "verdict",
   "write_atomically",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Row of a table -> its accuracy in every seed.
@@ -54,6 +54,23 @@ def run_accuracies(
       if kind and len(each) > 1:
         rows[f"{prefix}: mean {kind}"] = statistics.mean(each)
   return rows
+
+
+def validated_stages(
+  stages: Mapping[str, Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+  """A run's stages with their last validation scores for "test", but for those that have none.
+
+  Args:
+    stages: of its summary.
+    rows: of its metrics.jsonl.
+
+  >>> row = {"stage": "alone", "validation": {"student": {"accuracy": 0.5}}}
+  >>> validated_stages({"alone": {"predictor": "student"}}, [row])["alone"]["test"]
+  {'student': {'accuracy': 0.5}}
+  """
+  last = {row["stage"]: row.get("validation") for row in rows}
+  return {s: {**result, "test": last[s]} for s, result in stages.items() if last.get(s)}
 
 
 def comparison_table(

@@ -72,7 +72,11 @@ class TensorBoard(Silent):
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either the old one or the new one, whenever it is read."""
+  """Writes a file that is either the old one or the new one, whenever it is read.
+
+  Its folder is made if it is not there.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + ".partial")
   partial.write_text(text)
   partial.replace(path)

@@ -12,33 +12,17 @@ from jaxkd.errors import ConfigError
 Verdict = Literal["holds", "not shown", "contradicted"]
 
 
-class Paired(NamedTuple):
-  """A mean difference between pairs of runs, and its confidence interval.
+class Interval(NamedTuple):
+  """A mean over runs, or over the differences of pairs of runs, and its confidence interval.
 
   Attributes:
-    difference: the mean of ours - theirs.
+    mean: of the values, or differences.
     low: the lower end of its interval.
     high: the upper end.
-    seeds: how many pairs.
+    seeds: how many runs, or pairs.
   """
 
-  difference: float
-  low: float
-  high: float
-  seeds: int
-
-
-class MeanInterval(NamedTuple):
-  """A mean over runs, and its confidence interval.
-
-  Attributes:
-    value: the mean.
-    low: the lower end of its interval.
-    high: the upper end.
-    seeds: how many runs.
-  """
-
-  value: float
+  mean: float
   low: float
   high: float
   seeds: int
@@ -46,7 +30,7 @@ class MeanInterval(NamedTuple):
 
 def paired_difference(
   ours: Sequence[float], theirs: Sequence[float], level: float = 0.95
-) -> Paired:
+) -> Interval:
   """The mean of ours - theirs, seed by seed, and its interval by Student's t.
 
   With d the n differences and s their sample standard deviation (divided by n - 1), the interval is
@@ -65,7 +49,7 @@ def paired_difference(
 
   Source: Student, "The Probable Error of a Mean", Biometrika 1908.
 
-  >>> paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).difference
+  >>> paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).mean
   2.0
   """
   if len(ours) != len(theirs):
@@ -73,10 +57,10 @@ def paired_difference(
   _check("ours", ours)
   _check("theirs", theirs)
   pairs = zip(ours, theirs, strict=True)
-  return Paired(*mean_interval([float(a) - float(b) for a, b in pairs], level))
+  return mean_interval([float(a) - float(b) for a, b in pairs], level)
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> MeanInterval:
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
   """The mean and its interval by Student's t, as `paired_difference` has it of the differences.
 
   Args:
@@ -87,7 +71,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> MeanInterval:
     ConfigError: for fewer than two values, some that are not finite, or a level out of range.
 
   >>> mean_interval([0.1, 0.1, 0.1])
-  MeanInterval(value=0.1, low=0.1, high=0.1, seeds=3)
+  Interval(mean=0.1, low=0.1, high=0.1, seeds=3)
   """
   _check("values", values)
   if not 0 < level < 1:
@@ -100,7 +84,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> MeanInterval:
   mean, spread = statistics.mean(numbers), statistics.stdev(numbers)
   count = len(numbers)
   reach = float(stdtrit(count - 1, (1 + level) / 2)) * spread / math.sqrt(count)
-  return MeanInterval(mean, mean - reach, mean + reach, count)
+  return Interval(mean, mean - reach, mean + reach, count)
 
 
 def verdict(low: float, high: float) -> Verdict:

@@ -42,6 +42,15 @@ def split_cpu(devices: int, batch_size: int) -> None:
   jax.config.update("jax_num_cpu_devices", devices)
 
 
+def compile_fast() -> None:
+  """Have XLA's CPU backend compile fast rather than well. To be called before jax is first used.
+
+  For what is compiled and hardly run. Processes that are started afterwards do the same.
+  """
+  flags = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+
+
 def local_devices(count: int, batch_size: int, accumulate: int = 1) -> list[jax.Device]:
   """The devices of this process that share each step's batch.
 

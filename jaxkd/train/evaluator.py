@@ -10,7 +10,6 @@ import jax
 from jaxkd.data.pipeline import evaluation_batches
 from jaxkd.train import devices as mapping
 from jaxkd.train.stages import Stage
-from jaxkd.train.step import evaluation_step
 from jaxkd.types import Participants
 
 Scores = dict[str, dict[str, float]]
@@ -20,10 +19,7 @@ def make_evaluator(
   stage: Stage, devices: Sequence[jax.Device]
 ) -> Callable[[Participants, Any], Scores]:
   """(participants, examples) -> {predictor: {metric: mean}}, compiled once for every split."""
-  step = mapping.map_evaluation_step(
-    evaluation_step(stage.scheme.predict, stage.prepare_evaluation, axis_name=mapping.AXIS_NAME),
-    devices,
-  )
+  step = mapping.map_evaluation_step(stage.evaluation_step(), devices)
 
   def evaluate(participants: Participants, examples: Any) -> Scores:
     participants = mapping.replicate(participants, devices)

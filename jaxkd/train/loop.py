@@ -18,7 +18,6 @@ from jaxkd.train.evaluator import Scores, make_evaluator
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.train.stages import Stage
 from jaxkd.train.state import TrainState, create_state, state_shapes
-from jaxkd.train.step import training_step
 from jaxkd.types import Batch, Participants
 
 
@@ -121,16 +120,7 @@ def _train(
 ) -> tuple[TrainState, Participants | None]:
   """The steps from `state` to the end of the stage; returns the last state and the best."""
   step = mapping.map_training_step(
-    training_step(
-      stage.scheme,
-      stage.optimizer,
-      stage.prepare_training,
-      axis_name=mapping.AXIS_NAME,
-      accumulate=stage.accumulate,
-      average_decay=stage.average_decay,
-    ),
-    devices,
-    frozen=frozen(state.participants, stage.scheme.learners),
+    stage.training_step(), devices, frozen=frozen(state.participants, stage.scheme.learners)
   )
   state = mapping.replicate(state, devices)
   in_flight = mapping.StepsInFlight()

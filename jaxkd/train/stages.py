@@ -9,7 +9,9 @@ from typing import Any
 import optax
 
 from jaxkd.errors import ConfigError
-from jaxkd.train.step import Prepare
+from jaxkd.train.devices import AXIS_NAME
+from jaxkd.train.state import TrainState
+from jaxkd.train.step import Metrics, Prepare, evaluation_step, training_step
 from jaxkd.types import Batch, Participants, Scheme
 
 
@@ -65,6 +67,21 @@ class Stage:
   def steps(self) -> int:
     """Updates of the whole stage."""
     return self.epochs * self.steps_per_epoch
+
+  def training_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Its update, per device, for `jaxkd.train.devices` to map."""
+    return training_step(
+      self.scheme,
+      self.optimizer,
+      self.prepare_training,
+      axis_name=AXIS_NAME,
+      accumulate=self.accumulate,
+      average_decay=self.average_decay,
+    )
+
+  def evaluation_step(self) -> Callable[[Participants, Batch], dict[str, Metrics]]:
+    """The scores of its predictors, per device, likewise."""
+    return evaluation_step(self.scheme.predict, self.prepare_evaluation, axis_name=AXIS_NAME)
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

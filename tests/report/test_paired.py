@@ -28,7 +28,7 @@ def test_the_interval_is_that_of_a_worked_example():
   """
   ours, theirs = [11, 7, 23, 9, 15], [10, 5, 20, 5, 10]
   found = paired_difference(ours, theirs)
-  assert (found.difference, found.seeds) == (3, 5)
+  assert (found.mean, found.seeds) == (3, 5)
   assert found.low == pytest.approx(3 - 1.96324, abs=1e-5)
   assert found.high == pytest.approx(3 + 1.96324, abs=1e-5)
   narrower = paired_difference(ours, theirs, level=0.9)
@@ -38,7 +38,7 @@ def test_the_interval_is_that_of_a_worked_example():
 def test_two_seeds_make_a_wide_interval():
   """Of 0 and 2 the standard error is 1, and t(0.975; 1) is 12.7062."""
   found = mean_interval([0, 2])
-  assert (found.value, found.seeds) == (1, 2)
+  assert (found.mean, found.seeds) == (1, 2)
   assert (found.low, found.high) == (pytest.approx(-11.7062, abs=1e-4), pytest.approx(13.7062))
 
 
@@ -61,10 +61,10 @@ def test_a_shift_of_ours_shifts_the_interval(drawn, shift):
 def test_the_other_way_round_the_interval_is_mirrored_and_the_verdict_swapped(drawn):
   ours, theirs = unzip(drawn)
   there, back = paired_difference(ours, theirs), paired_difference(theirs, ours)
-  assert back == (-there.difference, -there.high, -there.low, there.seeds)
+  assert back == (-there.mean, -there.high, -there.low, there.seeds)
   swapped = {"holds": "contradicted", "contradicted": "holds", "not shown": "not shown"}
   assert verdict(back.low, back.high) == swapped[verdict(there.low, there.high)]
-  assert there.low <= there.difference <= there.high
+  assert there.low <= there.mean <= there.high
 
 
 @hypothesis.given(accuracies, st.integers(2, 8))
