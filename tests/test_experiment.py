@@ -104,7 +104,9 @@ def assert_table(text, workdir):
 
 def test_without_a_terminal_the_log_is_short_and_plain_and_ends_in_the_table(uninterrupted):
   done, workdir = uninterrupted
-  assert done.stderr == ""
+  # Orbax's word on a slow disk is worth telling, and true where tests share the machine.
+  warnings = done.stderr.splitlines()
+  assert [line for line in warnings if "Waiting for previous save to complete" not in line] == []
   lines = done.stdout.splitlines()
   assert len(lines) < 40
   assert all(line.isprintable() for line in lines)

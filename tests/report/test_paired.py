@@ -53,7 +53,7 @@ def test_a_shift_of_ours_shifts_the_interval(drawn, shift):
   ours, theirs = unzip(drawn)
   before = paired_difference(ours, theirs)
   after = paired_difference([x + shift for x in ours], theirs)
-  for name in ("difference", "low", "high"):
+  for name in ("mean", "low", "high"):
     assert getattr(after, name) == pytest.approx(getattr(before, name) + shift, abs=1e-9)
 
 
