@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/installed
 WORKDIR ?= runs/digits-simkd
 
 .PHONY: run test test-long lint parity torch mutations digits-table fashion-search fashion-table \
-	together-search together-table digits-together cross-search cross-table claims claims-quick claims-search \
-	budget bench dry-run lock clean
+	together-search together-table digits-together cross-search cross-table claims claims-quick claims-search claims-why \
+	budget bench accelerator-check dry-run lock clean
 
 run: $(INSTALLED)
 	$(BIN)/python experiments/train.py --config configs/digits.py:simkd --workdir $(WORKDIR)
@@ -100,20 +100,33 @@ claims-quick: $(INSTALLED)
 claims-search: $(INSTALLED)
 	$(CLAIMS) --workdir runs/claims --search --output experiments/results
 
+# Looks into what was contradicted, by validation (half an hour).
+claims-why: $(INSTALLED)
+	$(CLAIMS) --workdir runs/claims --why --output experiments/results
+
 # Prediction under a budget by the first seed's MSDNet of `make together-table`.
 budget: $(INSTALLED)
 	$(BIN)/python experiments/budget.py --run runs/exits/seed0/multi_exit,rate=0.4 --output experiments/results/budget.md
 
 # Full-scale configs without their data and accelerators: every method of every pair of the published
-# tables lowered for TPU and CUDA, and two updates on noise (an hour and a half of one core, it is estimated).
+# tables lowered for TPU and CUDA, and two updates on noise (an hour on two cores). Two images a time would
+# leave a ResNet-110 whose features are too large for two of the losses.
+DRY_RUN := $(BIN)/python experiments/dry_run.py --configs configs/cifar100.py,configs/imagenet.py --workdir runs/dry-run
 dry-run: $(INSTALLED)
-	$(BIN)/python experiments/dry_run.py --configs configs/cifar100.py,configs/imagenet.py --workdir runs/dry-run --output experiments/results/dry_run.md
+	$(DRY_RUN) --batch_size=16 --only='(fsp|ft)@resnet110-resnet32$$'
+	$(DRY_RUN) --output experiments/results/dry_run.md
 
-# Times of our steps over others', measured side by side: a hand-written one's, and of four peers in
-# one step over four single networks' steps.
+# Our times over others', measured side by side: of losses, steps, whole runs and cohorts; FLOPs over
+# the fewest. PyTorch and torchdistill are for this alone (its other dependencies are not needed).
 bench: $(INSTALLED)
-	$(BIN)/python experiments/benchmarks/step.py
-	$(BIN)/python experiments/benchmarks/cohort.py
+	$(BIN)/pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+	$(BIN)/pip install --quiet --no-deps torchdistill==1.1.5
+	$(BIN)/python experiments/bench.py --output experiments/results/bench.json
+
+# Parity and property tests and the step of a ResNet-32x4 and 8x4 on the GPUs or TPUs that are here,
+# if any; with jax's own package for them in .venv, as the README says.
+accelerator-check: $(INSTALLED)
+	$(BIN)/python experiments/accelerator_check.py
 
 $(INSTALLED): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -108,7 +108,9 @@ def _own_teacher(config: ConfigDict) -> None:
   """That of the earlier published code (luanyunteng's), whose objective is the default here."""
   _schedule(config, 200, (75, 130, 180))
   config.batch_size = 128
-  config.method.feature_stage = "pooled"
+  # These widen their last map before they pool it; the exits are as wide as the map.
+  widened = config.student.model.startswith(("mobilenetv2", "shufflenetv2"))
+  config.method.feature_stage = "hint" if widened else "pooled"
 
 
 def _multi_exit(config: ConfigDict) -> None:

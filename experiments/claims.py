@@ -5,8 +5,9 @@
 Trains whatever is missing of what `configs/claims.py` lists, spread over the machine's cores or
 devices, and writes claims*.md, claims.json and claims_*.png to --output. The same command goes on
 where it stopped. With --search it trains the candidates of every hyperparameter instead, and
-writes their validation accuracies to claims_search.md and .json, to choose by. With --quick
-everything runs for seconds, to show that it runs.
+writes their validation accuracies to claims_search.md and .json, to choose by; with --why what the
+config asks about contradicted claims, to claims_why.md. With --quick everything runs for seconds,
+to show that it runs.
 
 A row holds if its whole 95% interval lies above 0, is contradicted if it lies below, and is not
 shown otherwise.
@@ -35,6 +36,7 @@ _CONFIG = flags.DEFINE_string("config", "configs/claims.py", "What is run, and h
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results; default the workdir.")
 _SEARCH = flags.DEFINE_bool("search", False, "Train the candidates of hyperparameters instead.")
+_WHY = flags.DEFINE_bool("why", False, "Look into contradicted claims instead.")
 _QUICK = flags.DEFINE_bool("quick", False, "Few short runs, which show nothing of the claims.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0 is one per core or device.")
 flags.mark_flag_as_required("workdir")
@@ -60,6 +62,13 @@ def main(argv: list[str]) -> None:
     report.write_atomically(output / "claims_search.json", search.as_json(tried))
     report.write_atomically(output / "claims_search.md", f"Written by `{command}`.\n\n{text}\n")
     return
+  if _WHY.value:
+    asked, planned = planning.questions(config, workdir)
+    make(planned, workdir, console)
+    text = search.every_predictor(asked)
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    report.write_atomically(output / "claims_why.md", f"Written by `{command}`.\n\n{text}\n")
+    return
   if _QUICK.value:
     devices.compile_fast()
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
@@ -84,7 +93,8 @@ def make(planned: Sequence[sweep.Planned], workdir: pathlib.Path, console: Conso
   finally:
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "durations.jsonl").open("a") as file:
-      file.write(json.dumps({"search": _SEARCH.value, "seconds": time.time() - started}) + "\n")
+      aside = _SEARCH.value or _WHY.value
+      file.write(json.dumps({"search": aside, "seconds": time.time() - started}) + "\n")
 
 
 def facts(runs: Runs, planned: Sequence[sweep.Planned]) -> dict[str, str]:

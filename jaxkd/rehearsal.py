@@ -7,9 +7,7 @@ is one that runs, at the cost of minutes.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,14 +18,15 @@ import numpy as np
 
 from jaxkd import plan, recipes
 from jaxkd.data import Dataset, stand_in, training_batches
-from jaxkd.participants import frozen, select
+from jaxkd.participants import frozen, select, update
 from jaxkd.train import Stage, devices, starting_variables
+from jaxkd.train.precision import precision
 from jaxkd.train.state import TrainState, create_state, state_shapes
-from jaxkd.types import Batch, Participants
+from jaxkd.types import Batch, Context, Participants
 
 PLATFORMS = ("tpu", "cuda")
-
-_CONVOLUTION = re.compile(r"stablehlo\.convolution\(.*-> tensor<(?:\d+x)*(\w+)>")
+# After so many, less than a hundredth of the running statistics is what they began with.
+_PASSES = 50
 
 
 class RehearsalFailed(Exception):
@@ -42,12 +41,14 @@ class Lowered(NamedTuple):
     step: "training" or "evaluation".
     platforms: for which.
     convolutions: element type -> how many of them compute in it, all platforms' counted.
+    losses: element type -> how many operations of losses and metrics do.
   """
 
   stage: str
   step: str
   platforms: tuple[str, ...]
   convolutions: Mapping[str, int]
+  losses: Mapping[str, int]
 
 
 class Ran(NamedTuple):
@@ -115,7 +116,8 @@ def lower(
     or nothing is trained.
 
   Raises:
-    RehearsalFailed: naming the stage, if a convolution does not compute in `compute_dtype`.
+    RehearsalFailed: naming the stage, if a convolution does not compute in `compute_dtype`, or if
+      a loss, a metric, the variables or the optimizer's state are not float32.
   """
   settings, data, stages = rehearsal
   batch = _stored(data, settings.batch_size)
@@ -124,13 +126,18 @@ def lower(
 
   def lowered(stage: Stage, kind: str, step: Callable[[Any, Any], Any], state: Any) -> Lowered:
     exported = devices.lower(step, state, batch, devices=device_count, platforms=platforms)
-    convolutions = collections.Counter(_CONVOLUTION.findall(exported.mlir_module()))
+    convolutions, losses, low = precision(exported)
     if set(convolutions) - {expected}:
       raise RehearsalFailed(
-        f"stage {stage.name!r}: convolutions of its {kind} step compute in {dict(convolutions)}, "
+        f"stage {stage.name!r}: convolutions of its {kind} step compute in {convolutions}, "
         f"expected {expected} with compute_dtype={settings.compute_dtype!r}"
       )
-    return Lowered(stage.name, kind, tuple(exported.platforms), dict(convolutions))
+    if set(losses) - {"f32"} or low:
+      raise RehearsalFailed(
+        f"stage {stage.name!r}: losses and metrics of its {kind} step compute in {losses}, and "
+        f"{len(low)} results are not float32 ({', '.join(low[:3])}); expected f32 of all"
+      )
+    return Lowered(stage.name, kind, tuple(exported.platforms), convolutions, losses)
 
   for stage in stages:
     if stage.name in skip:
@@ -195,6 +202,8 @@ def dry_run(
     state, losses = _updated(stage, state, drawn)
     left[stage.name] = devices.host_copy(state.participants)
     _check_learners(stage, before, left[stage.name])
+    if len(rehearsal.stages) == 1 or any(_comes_from(stage, s) for s in rehearsal.stages):
+      left[stage.name] = _settled(stage, left[stage.name], drawn[-1])
     done.append(Ran(stage.name, losses, left[stage.name]))
   return done
 
@@ -227,9 +236,43 @@ def _updated(
   return state, tuple(losses)
 
 
+def _comes_from(stage: Stage, later: Stage) -> bool:
+  return any(source.partition("/")[0] == stage.name for source in later.inherit.values())
+
+
+def _settled(stage: Stage, participants: Participants, batch: Batch) -> Participants:
+  """The participants with the running statistics of many more passes, as a trained network's are.
+
+  After two updates they are those of no network: a deep one's signal then grows without bounds.
+  """
+
+  def passed(participants: Participants, batch: Batch) -> Participants:
+    batch = stage.prepare_evaluation(batch)
+    _, aux = stage.scheme.loss(
+      select(participants, stage.scheme.learners),
+      participants,
+      batch,
+      stage.scheme.targets(participants, batch),
+      Context(jax.random.key(0), jnp.int32(0), devices.AXIS_NAME),
+    )
+    return update(participants, aux.state)
+
+  # As if over the devices, by whose axis statistics are pooled.
+  mapped = jax.jit(
+    jax.vmap(passed, in_axes=(None, 0), axis_name=devices.AXIS_NAME),
+    compiler_options={"xla_backend_optimization_level": 0},
+  )
+  one_device = jax.tree.map(lambda x: np.asarray(x)[None], batch)
+  for _ in range(_PASSES):
+    participants = jax.tree.map(lambda x: x[0], mapped(participants, one_device))
+  return devices.host_copy(participants)
+
+
 def _check_learners(stage: Stage, before: Participants, after: Participants) -> None:
   for learner in stage.scheme.learners:
-    if not _differ(select(before, [learner]), select(after, [learner])):
+    own = select(before, [learner])
+    # One without parameters, such as a temperature that adapts, moves by other rules.
+    if jax.tree.leaves(own) and not _differ(own, select(after, [learner])):
       raise RehearsalFailed(f"stage {stage.name!r}: {learner!r} is to learn and did not move")
   if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after)):
     raise RehearsalFailed(f"stage {stage.name!r}: variables are not finite after its updates")

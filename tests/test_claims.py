@@ -133,6 +133,31 @@ def test_quick_runs_are_short(reproduction, config, tmp_path):
   assert max(images) <= 1000
 
 
+def test_questions_are_asked_of_what_was_chosen_with_seeds_of_their_own(
+  reproduction, config, tmp_path
+):
+  asked, planned = reproduction["planning"].questions(config, tmp_path)
+  assert len(planned) == 1 + sum(len(f) for tried in asked.values() for f in tried.values())
+  by_folder = {run.folder: run.settings for run in planned}
+  [*_, three] = asked["fashion", "exits_constant"]["temperature=3.0"]
+  settings = by_folder[three]
+  assert (settings.method.temperature, settings.method.adapt_temperature) == (3.0, False)
+  chosen = config.get_config("multi_exit@fashion")
+  assert settings.student.epochs == chosen.student.epochs
+  for setting, seeds in config.WHY_SEEDS.items():
+    assert not set(seeds) & set(config.SEEDS[setting])
+
+
+def test_every_predictor_has_a_validation_accuracy(reproduction, tmp_path):
+  folder = tmp_path / "run"
+  finished(folder, {"exit_0": 0.25, "student": 0.75})
+  scores = {"exit_0": {"accuracy": 0.5}, "student": {"accuracy": 1.0}}
+  row = {"stage": "distilled", "validation": scores}
+  (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+  text = reproduction["search"].every_predictor({("fashion", "byot"): {"": [folder]}})
+  assert text.splitlines()[-1] == "| fashion | byot | as chosen | exit_0 50.00; student 100.00 |"
+
+
 def test_a_run_for_which_nothing_was_chosen_is_refused(reproduction, config, tmp_path, monkeypatch):
   monkeypatch.delitem(config.CHOSEN["fashion"], "simkd")
   with pytest.raises(ConfigError, match=r"CHOSEN\['fashion'\] has no 'simkd'"):

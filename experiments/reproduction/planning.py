@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -52,16 +53,36 @@ Candidates = dict[tuple[str, str], dict[str, list[pathlib.Path]]]
 
 def candidates(config: Any, workdir: pathlib.Path) -> tuple[Candidates, list[sweep.Planned]]:
   """What is tried of every run: (setting, run) -> changes -> the runs' folders; and those runs."""
+  return _tried(config, workdir, "search", config.SEARCH, config.SEARCH_SEEDS, config.RUNS)
+
+
+def questions(config: Any, workdir: pathlib.Path) -> tuple[Candidates, list[sweep.Planned]]:
+  """As `candidates`, of what is asked about runs with the hyperparameters that were chosen."""
+  chosen = {
+    setting: {run: f"{name}/{config.CHOSEN[setting][run]}" for run, name in runs.items()}
+    for setting, runs in config.RUNS.items()
+  }
+  return _tried(config, workdir, "why", config.WHY, config.WHY_SEEDS, chosen)
+
+
+def _tried(
+  config: Any,
+  workdir: pathlib.Path,
+  part: str,
+  tries: Mapping[str, Mapping[str, Sequence[str]]],
+  seeds: Mapping[str, Sequence[int]],
+  runs: Mapping[str, Mapping[str, str]],
+) -> tuple[Candidates, list[sweep.Planned]]:
   found: Candidates = {}
   planned = [_teacher(config, workdir / TEACHER, quick=False)]
-  for setting, of_setting in config.SEARCH.items():
+  for setting, of_setting in tries.items():
     for run, tried in of_setting.items():
       for changes in tried:
-        settings = _settings(config, setting, f"{config.RUNS[setting][run]}/{changes}")
+        settings = _settings(config, setting, "/".join(filter(None, (runs[setting][run], changes))))
         folders = found.setdefault((setting, run), {}).setdefault(changes, [])
-        for seed in config.SEARCH_SEEDS[setting]:
-          name = f"{setting}-{run},{changes.replace('/', ',')}"
-          folders.append(workdir / "search" / f"seed{seed}" / name)
+        name = ",".join([f"{setting}-{run}", *filter(None, changes.split("/"))])
+        for seed in seeds[setting]:
+          folders.append(workdir / part / f"seed{seed}" / name)
           planned.append(_planned(settings, folders[-1], seed, workdir / TEACHER))
   return found, planned
 

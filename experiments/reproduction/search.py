@@ -6,6 +6,7 @@ import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxkd import report
 
@@ -51,9 +52,37 @@ def as_markdown(tried: Tried) -> str:
   return "\n".join(lines)
 
 
+def every_predictor(
+  candidates: Mapping[tuple[str, str], Mapping[str, Sequence[pathlib.Path]]],
+) -> str:
+  """A row for each run and change: the validation accuracy of every predictor."""
+  lines = [
+    "| setting | run | beside what was chosen | validation accuracy, % |",
+    "|---|---|---|---|",
+  ]
+  for (setting, run), tried in candidates.items():
+    for changes, folders in tried.items():
+      of_seeds = [
+        report.run_accuracies(run, _scored(folder), every_predictor=True) for folder in folders
+      ]
+      cells = []
+      for predictor in of_seeds[0]:
+        values = [100 * accuracies[predictor] for accuracies in of_seeds]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        label = predictor.removeprefix(run).removeprefix(": ")
+        label = f"{label} " if label else ""
+        cells.append(f"{label}{statistics.mean(values):.2f}{spread}")
+      told = changes.replace("/", ", ") or "as chosen"
+      lines.append(f"| {setting} | {run} | {told} | {'; '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def _validation(folder: pathlib.Path) -> float:
+  (accuracy,) = report.run_accuracies("", _scored(folder)).values()
+  return accuracy
+
+
+def _scored(folder: pathlib.Path) -> Any:
   stages = json.loads((folder / "summary.json").read_text())["stages"]
   lines = (folder / "metrics.jsonl").read_text().splitlines()
-  scored = report.validated_stages(stages, map(json.loads, lines))
-  (accuracy,) = report.run_accuracies("", scored).values()
-  return accuracy
+  return report.validated_stages(stages, map(json.loads, lines))
