@@ -145,6 +145,11 @@ COMMON: Fields = {
   "checkpoint_seconds": number(60.0),
   "keep": choice("last", ("last", "best")),
   "baseline": flag(True),
+  # Whether what the losses need of frozen networks is computed once per example and view and read
+  # back; and how much of it, with the training images, is held on each device. The rest of it all
+  # is on disk.
+  "cached_targets": flag(False),
+  "resident_megabytes": integer(1024),
   "data": {
     "name": text("digits"),
     "directory": text(""),
@@ -163,6 +168,8 @@ COMMON: Fields = {
     "flip": flag(False),
     "cutout": integer(0),
     "mixup": number(0.0),
+    # How many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
+    "views": integer(0),
   },
   "teacher": {
     **training_fields("resnet32x4"),

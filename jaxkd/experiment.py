@@ -22,6 +22,9 @@ from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stag
 from jaxkd.train.loop import Finished
 from jaxkd.train.reporting import Row
 
+# A run may go on on other hardware than it was begun on.
+_MAY_CHANGE = ("devices", "cpu_devices", "checkpoint_seconds", "resident_megabytes")
+
 
 def run(
   settings: ml_collections.ConfigDict,
@@ -137,6 +140,8 @@ def _train_all(
       test=data.test,
       evaluate_every=settings.evaluate_every,
       checkpoint_seconds=settings.checkpoint_seconds,
+      # Of each process its own: it may be a disk of its own.
+      targets=workdir / "targets" / stage.name / f"process_{jax.process_index()}",
     )
     if devices.is_first_process():
       _save_bundles(settings, stage, results[stage.name], data, workdir)
@@ -214,11 +219,15 @@ def _as_json(settings: ml_collections.ConfigDict) -> str:
 
 
 def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config without the network that its method does not train."""
+  """A config without the network that its method does not train, and without where it is run."""
   name = config["method"]["name"]
   teacherless = name == "alone" or any(m.without_teacher for m in recipes.methods(name).values())
   unused = "student" if name == "teacher" else "teacher" if teacherless else None
-  return {section: fields for section, fields in config.items() if section != unused}
+  return {
+    section: fields
+    for section, fields in config.items()
+    if section != unused and section not in _MAY_CHANGE
+  }
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -238,6 +247,10 @@ class _Everyone:
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     for reporter in self._reporters:
       reporter.stage_started(stage, steps, rows)
+
+  def told(self, line: str) -> None:
+    for reporter in self._reporters:
+      reporter.told(line)
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
     for reporter in self._reporters:

@@ -74,6 +74,7 @@ def stages(
     ConfigError: naming the field and what would be accepted.
   """
   data = as_seen(settings, data)
+  _check_views(settings)
   name = settings.method.name
   methods = recipes.methods(name).values()
   distils = all(method.distils for method in methods)
@@ -149,6 +150,23 @@ def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
   return dataclasses.replace(data, image_shape=(size, size, channels))
 
 
+def _check_views(settings: ml_collections.ConfigDict) -> None:
+  """Raises a ConfigError if targets are to be cached of images that never come again."""
+  own = settings.data
+  if not settings.cached_targets:
+    return
+  if own.mixup:
+    raise ConfigError(
+      f"data.mixup={own.mixup}: expected 0 with cached_targets=True, since every epoch mixes others"
+    )
+  random = [name for name in ("crop", "resized_crop", "flip", "cutout") if own[name]]
+  if random and not own.views:
+    raise ConfigError(
+      f"data.views=0: expected an integer >= 1 with cached_targets=True, since data.{random[0]}="
+      f"{own[random[0]]} makes an image a new one every time"
+    )
+
+
 def _teaching(
   called: str,
   number: int,
@@ -209,6 +227,7 @@ def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) ->
     labels=number,
     weights=jax.ShapeDtypeStruct(leading, jnp.float32),
     indices=number,
+    epochs=number,
   )
 
 
@@ -300,6 +319,9 @@ def _stage(
     keep=settings.keep,
     accumulate=settings.accumulate,
     average_decay=recipe.average_decay or None,
+    views=settings.data.views,
+    cached_targets=settings.cached_targets,
+    resident_bytes=settings.resident_megabytes * 2**20,
   )
 
 

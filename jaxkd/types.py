@@ -93,12 +93,28 @@ class Batch:
     labels: class numbers (B,), int32; or class probabilities (B, C) after mixing augmentations.
     weights: (B,) float32; 0 marks padding and unlabelled examples.
     indices: (B,) int32, the examples' places in their data set (cached targets, memory banks).
+    epochs: (B,) int32, how often each was trained on before (views of it); None where not asked.
   """
 
   images: Any
   labels: Any
   weights: Any
   indices: Any
+  epochs: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """Examples of one step by their places, where the device has the examples themselves.
+
+  Attributes:
+    positions: (B,) int32, within the N examples that are trained on.
+    epochs: (B,) int32, as a Batch's.
+  """
+
+  positions: Any
+  epochs: Any
 
 
 @jax.tree_util.register_dataclass

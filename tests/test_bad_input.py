@@ -119,6 +119,14 @@ def refuse(monkeypatch, tmp_path):
       settings_for(data={"per_class": 3, "unlabelled": 8}),
       r"^data.unlabelled=8: only 2 examples are left$",
     ),
+    (
+      settings_for(cached_targets=True, data={"flip": True}),
+      r"^data.views=0: expected an integer >= 1 with cached_targets=True, since data.flip=True",
+    ),
+    (
+      settings_for(cached_targets=True, data={"mixup": 0.2, "views": 2}),
+      r"^data.mixup=0.2: expected 0 with cached_targets=True",
+    ),
   ],
   ids=lambda value: None if hasattr(value, "items") else value[:40],
 )
@@ -220,6 +228,12 @@ def test_a_teachers_run_goes_on_whatever_the_student(tmp_path):
   experiment.refuse_other_run(settings_for("teacher", student={"epochs": 7}), tmp_path / "run")
   with pytest.raises(ConfigError, match=r"teacher.epochs=240 there, 7 asked"):
     experiment.refuse_other_run(settings_for("teacher", teacher={"epochs": 7}), tmp_path / "run")
+
+
+def test_a_run_goes_on_on_other_devices(tmp_path):
+  hold(tmp_path / "run", settings_for())
+  elsewhere = settings_for(devices=4, cpu_devices=3, checkpoint_seconds=5.0)
+  experiment.refuse_other_run(elsewhere, tmp_path / "run")
 
 
 def test_a_finished_run_of_another_config_is_not_shown_as_this_ones(refuse, tmp_path):

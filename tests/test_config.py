@@ -225,6 +225,7 @@ def test_cifar100_is_repdistillers_recipe(method):
     "teacher_per_class": 0,
     "crop": 4,
     "resized_crop": 0,
+    "views": 0,
     "flip": True,
     "cutout": 0,
     "mixup": 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +23,17 @@ class TinyNet(nn.Module):
   num_classes: int = 3
   norm: bool = True
   axis_name: str | None = None
+  dtype: Any = None  # what it computes in
 
   stages = ("stage1", "stage2", "pooled")
 
   def setup(self):
-    self.conv1 = nn.Conv(self.width, (3, 3))
-    self.conv2 = nn.Conv(2 * self.width, (3, 3), strides=2)
+    self.conv1 = nn.Conv(self.width, (3, 3), dtype=self.dtype)
+    self.conv2 = nn.Conv(2 * self.width, (3, 3), strides=2, dtype=self.dtype)
     if self.norm:
-      self.bn1 = nn.BatchNorm(momentum=0.9, axis_name=self.axis_name)
-      self.bn2 = nn.BatchNorm(momentum=0.9, axis_name=self.axis_name)
-    self.classifier = nn.Dense(self.num_classes)
+      self.bn1 = nn.BatchNorm(momentum=0.9, axis_name=self.axis_name, dtype=self.dtype)
+      self.bn2 = nn.BatchNorm(momentum=0.9, axis_name=self.axis_name, dtype=self.dtype)
+    self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
 
   def __call__(self, images, train=False):
     return self._classified(self.encode(images, train))

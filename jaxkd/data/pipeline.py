@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.subsets import check_seed, permutation
 from jaxkd.errors import ConfigError
-from jaxkd.types import Batch
+from jaxkd.types import Batch, Places
 
 if TYPE_CHECKING:
   import grain
@@ -27,7 +27,8 @@ def training_batches(
   process_index: int = 0,
   process_count: int = 1,
   threads: int | None = None,
-) -> grain.DatasetIterator[Batch]:
+  places: bool = False,
+) -> grain.DatasetIterator[Any]:
   """An endless stream of full batches that passes over the examples epoch after epoch.
 
   The stream is the concatenation of epochs, each a fresh permutation given by (seed, epoch), cut
@@ -46,10 +47,12 @@ def training_batches(
     process_index: this process.
     process_count: how many processes share each global batch.
     threads: threads that read ahead; by default none for examples in memory, else 8.
+    places: whether to give Places for batches, for a device that has the examples.
 
   Returns:
     A grain iterator of Batch with numpy leaves: images (B, H, W, C) uint8, labels (B,) int32,
-    weights (B,) float32, 1 for the labelled and 0 for the unlabelled, indices (B,) int32.
+    weights (B,) float32, 1 for the labelled and 0 for the unlabelled, indices (B,) int32, epochs
+    (B,) int32; or of Places.
 
   Raises:
     ConfigError: naming the argument that is out of range.
@@ -58,10 +61,10 @@ def training_batches(
 
   _check(examples, batch_size, process_index, process_count)
   if threads is None:
-    threads = 0 if isinstance(examples, ArrayExamples) else 8
+    threads = 0 if places or isinstance(examples, ArrayExamples) else 8
   if threads < 0:
     raise ConfigError(f"threads: expected an integer >= 0, got {threads}")
-  stream = _Stream(examples, batch_size, check_seed(seed), process_index, process_count)
+  stream = _Stream(examples, batch_size, check_seed(seed), process_index, process_count, places)
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   return iter(grain.MapDataset.source(stream).to_iter_dataset(ahead))
 
@@ -100,14 +103,19 @@ class _Stream:
   seed: int
   process_index: int
   process_count: int
+  places: bool
 
   def __len__(self) -> int:
     return sys.maxsize  # grain's own number for an endless data set
 
-  def __getitem__(self, step: int) -> Batch:
+  def __getitem__(self, step: int) -> Batch | Places:
     first = (step * self.process_count + self.process_index) * self.batch_size
     positions = self._positions(first, first + self.batch_size)
-    return _gather(self.examples, positions, np.ones(self.batch_size, bool))
+    epochs = ((first + np.arange(self.batch_size)) // len(self.examples)).astype(np.int32)
+    if self.places:
+      return Places(positions.astype(np.int32), epochs)
+    batch = _gather(self.examples, positions, np.ones(self.batch_size, bool))
+    return dataclasses.replace(batch, epochs=epochs)
 
   def _positions(self, start: int, stop: int) -> np.ndarray:
     n = len(self.examples)

@@ -44,6 +44,10 @@ class ProgressBar(Silent):
     self._task = self._progress.add_task(stage, total=steps, completed=done, figures="compiling")
     self._speed, self._validation = _Speed(), _validation(rows[-1]) if rows else ""
 
+  def told(self, line: str) -> None:
+    """Prints the line."""
+    self._console.print(line, highlight=False, soft_wrap=True)
+
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
     """Moves the bar."""
     assert self._progress is not None
@@ -79,6 +83,10 @@ class Lines(Silent):
     self._steps, self._speed = steps, _Speed()
     self._printed_share = _LINES_PER_STAGE * done // steps if steps else 0
     self._printed_at = time.monotonic()
+
+  def told(self, line: str) -> None:
+    """Prints the line."""
+    self._console.print(line, highlight=False, soft_wrap=True)
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
     """Counts images for the speed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from grain import checkpoint as grain_checkpoint
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError
@@ -38,6 +38,10 @@ class Checkpoints:
 
   State, best participants, data iterator and progress are items of one checkpoint, which orbax
   makes visible only once it is complete: they can never disagree. The last `keep` are kept.
+
+  Nothing in a checkpoint depends on how many processes or devices wrote it, and any number of
+  them can read it: arrays are the same everywhere, and so is the iterator's position in its stream
+  of global batches.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int = 2) -> None:
@@ -69,7 +73,7 @@ class Checkpoints:
         best=ocp.args.StandardSave(savable(best)),
         # A copy: it is written in the background, while the loop goes on counting.
         progress=ocp.args.JsonSave(copy.deepcopy(progress)),
-        data=grain_checkpoint.CheckpointSave(iterator),
+        data=ocp.args.JsonSave(copy.deepcopy(iterator.get_state())),
       ),
     )
     if not saved:
@@ -107,10 +111,19 @@ class Checkpoints:
         state=ocp.args.StandardRestore(template),
         best=ocp.args.StandardRestore(template.participants),
         progress=ocp.args.JsonRestore(),
-        data=grain_checkpoint.CheckpointRestore(iterator),
       ),
     )
+    iterator.set_state(self._iterator_state(step))
     return Restored(items["state"], items["best"], items["progress"])
+
+  def _iterator_state(self, step: int) -> dict[str, Any]:
+    """Where the data iterator stood."""
+    folder = epath.Path(self._directory.absolute()) / str(step) / "data"
+    # Earlier versions let every process write a file of its own; their contents are the same.
+    files = sorted(folder.glob("process_*-of-*.json"))
+    if files:
+      return json.loads(files[0].read_text())
+    return self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
 
   def wait(self) -> None:
     """Returns once every save begun is on disk; raises what a save raised."""

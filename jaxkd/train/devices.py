@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax import export
 from jax.experimental import multihost_utils
-from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError
 from jaxkd.train.state import TrainState, put_back, take_aside
@@ -40,6 +39,41 @@ def split_cpu(devices: int, batch_size: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = next(n for n in range(max(1, cores or 1), 0, -1) if batch_size % n == 0)
   jax.config.update("jax_num_cpu_devices", devices)
+
+
+def join_processes(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  mpi: bool = False,
+) -> None:
+  """Makes this process one of several. To be called before jax is first used.
+
+  What is not given is asked of the cluster: jax knows TPU pods, Slurm, and Open MPI up to version
+  4 by their environment. On GPUs the latter two then give each process the one device that is its
+  own on its host.
+
+  Args:
+    coordinator: HOST:PORT of the first process.
+    num_processes: how many processes take part.
+    process_id: which of them this one is, from 0.
+    mpi: whether to ask MPI itself, whichever it is, through the package mpi4py.
+
+  Raises:
+    ConfigError: if jax finds no cluster, or what it found is not enough.
+  """
+  try:
+    jax.distributed.initialize(
+      coordinator, num_processes, process_id, cluster_detection_method="mpi4py" if mpi else None
+    )
+  except ImportError as error:
+    raise ConfigError(f"--mpi needs a package that is not installed: {error}") from error
+  except ValueError as error:
+    raise ConfigError(
+      f"no cluster was found here ({error}); give --coordinator=HOST:PORT, --num_processes and "
+      "--process_id"
+    ) from error
 
 
 def compile_fast() -> None:
@@ -74,12 +108,15 @@ def local_devices(count: int, batch_size: int, accumulate: int = 1) -> list[jax.
 
 
 def map_training_step(
-  step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+  step: Callable[..., tuple[TrainState, Any]],
   devices: Sequence[jax.Device],
   *,
   frozen: Sequence[str] = (),
-) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+) -> Callable[..., tuple[TrainState, Any]]:
   """(state, sharded batch) -> (state, metrics), on every device; the given state is consumed.
+
+  What is given beyond the batch is the same on all devices (`replicate`), and kept. The shapes of
+  all arguments are those of the first call, by which the step is compiled.
 
   Args:
     step: per device, with the axis AXIS_NAME.
@@ -88,22 +125,34 @@ def map_training_step(
       handling their many arrays at every step, and they are not consumed.
   """
 
-  def apart(state: TrainState, aside: Participants, batch: Any) -> tuple[TrainState, Any]:
-    state, metrics = step(put_back(state, aside), batch)
+  def apart(
+    state: TrainState, beside: tuple[Participants, tuple[Any, ...]], batch: Any
+  ) -> tuple[TrainState, Any]:
+    aside, shared = beside
+    state, metrics = step(put_back(state, aside), batch, *shared)
     return take_aside(state, frozen)[0], metrics
 
   mapped = jax.pmap(
     apart,
     axis_name=AXIS_NAME,
+    # No more arguments than this: with as many arrays as arguments, pmap takes each for an array.
     in_axes=(None, None, 0),
     out_axes=None,
     devices=devices if jax.process_count() == 1 else None,
     donate_argnums=0,
   )
 
-  def whole(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+  call: Callable[..., tuple[TrainState, Any]] | None = None
+
+  def whole(state: TrainState, batch: Any, *shared: Any) -> tuple[TrainState, Any]:
+    nonlocal call
     moving, aside = take_aside(state, frozen)
-    moving, metrics = mapped(moving, aside, batch)
+    if call is None:
+      # At every call, pmap goes over all arguments in Python before it comes to what it compiled,
+      # which shows in the steps of small networks. Only several processes need it to.
+      alone = jax.process_count() == 1
+      call = mapped.lower(moving, (aside, shared), batch).compile() if alone else mapped
+    moving, metrics = call(moving, (aside, shared), batch)
     return put_back(moving, aside), metrics
 
   return whole
@@ -120,6 +169,16 @@ def map_evaluation_step(
     out_axes=None,
     devices=devices if jax.process_count() == 1 else None,
   )
+
+
+def map_over_examples(
+  step: Callable[[Any, Any], Any], devices: Sequence[jax.Device]
+) -> Callable[[Any, Any], Any]:
+  """(tree, sharded batch) -> results for each example, sharded as the batch; nothing is consumed.
+
+  On this process's devices alone, where there are several processes.
+  """
+  return jax.pmap(step, axis_name=AXIS_NAME, in_axes=(None, 0), devices=devices)
 
 
 def lower(
@@ -177,16 +236,12 @@ def host_copy(tree: Any) -> Any:
 
 
 def savable(tree: Any) -> Any:
-  """The tree as orbax can save it: with several processes it refuses process-local arrays."""
-  if jax.process_count() == 1:
-    return tree
+  """The tree as orbax can save it, by the first process alone where there are several.
 
-  def convert(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
-      return ocp.utils.fully_replicated_host_local_array_to_global_array(leaf)
-    return leaf
-
-  return jax.tree.map(convert, tree)
+  It refuses arrays that are one process's; of arrays that are everyone's, every process would write
+  a part.
+  """
+  return tree if jax.process_count() == 1 else host_copy(tree)
 
 
 def is_first_process() -> bool:

@@ -15,7 +15,9 @@ from jaxkd.participants import frozen
 from jaxkd.train import devices as mapping
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluator import Scores, make_evaluator
+from jaxkd.train.feeding import Feed
 from jaxkd.train.reporting import Reporter, Row
+from jaxkd.train.resident import reading
 from jaxkd.train.stages import Stage
 from jaxkd.train.state import TrainState, create_state, state_shapes
 from jaxkd.types import Batch, Participants
@@ -46,6 +48,7 @@ def train_stage(
   test: Any = None,
   evaluate_every: int = 1,
   checkpoint_seconds: float = 60.0,
+  targets: pathlib.Path | None = None,
 ) -> Finished:
   """Trains a stage to its end, resuming exactly from the newest checkpoint in `directory`.
 
@@ -59,6 +62,7 @@ def train_stage(
     test: examples scored once, after everything is chosen.
     evaluate_every: epochs between validations.
     checkpoint_seconds: least time between checkpoints; 0 saves after every step.
+    targets: where cached targets go that devices do not hold; needed with `stage.cached_targets`.
 
   Returns:
     Finished.
@@ -66,19 +70,17 @@ def train_stage(
   Raises:
     ConfigError: if given variables do not fit, or no checkpoint present can be read.
   """
-  iterator = training_batches(
-    stage.examples,
-    batch_size=stage.batch_size // jax.process_count(),
-    seed=stage.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+  example = _example_batch(stage)
+  shapes = state_shapes(
+    stage.scheme, stage.optimizer, example, average=stage.average_decay is not None
   )
+  feed = Feed(stage, shapes, devices, directory=targets)
   evaluate = make_evaluator(stage, devices)
   if not stage.reported:
     validation = test = None
   checkpoints = Checkpoints(directory)
   try:
-    state, best, progress = _start(stage, checkpoints, iterator, given or {})
+    state, best, progress = _start(stage, shapes, example, checkpoints, feed, given or {})
     reporter.stage_started(stage.name, stage.steps, progress["rows"])
     if int(state.step) < stage.steps:
       state, best = _train(
@@ -86,7 +88,7 @@ def train_stage(
         state,
         best,
         progress,
-        iterator,
+        feed,
         checkpoints,
         devices,
         reporter,
@@ -109,7 +111,7 @@ def _train(
   state: TrainState,
   best: Participants | None,
   progress: dict[str, Any],
-  iterator: Any,
+  feed: Feed,
   checkpoints: Checkpoints,
   devices: Sequence[jax.Device],
   reporter: Reporter,
@@ -120,8 +122,11 @@ def _train(
 ) -> tuple[TrainState, Participants | None]:
   """The steps from `state` to the end of the stage; returns the last state and the best."""
   step = mapping.map_training_step(
-    stage.training_step(), devices, frozen=frozen(state.participants, stage.scheme.learners)
+    reading(stage.training_step(), stage.views),
+    devices,
+    frozen=frozen(state.participants, stage.scheme.learners),
   )
+  resident = feed.open(state, reporter)
   state = mapping.replicate(state, devices)
   in_flight = mapping.StepsInFlight()
   saved_at = time.monotonic()
@@ -131,7 +136,7 @@ def _train(
       reporter.stepped(_add(progress["sums"], metrics), stage.batch_size)
 
   for done in range(int(state.step) + 1, stage.steps + 1):
-    state, metrics = step(state, mapping.shard(next(iterator), devices))
+    state, metrics = step(state, mapping.shard(feed.next(), devices), resident)
     read(in_flight.push(metrics))
     epoch, within = divmod(done, stage.steps_per_epoch)
     save = _save_is_due(done, stage, time.monotonic() - saved_at >= checkpoint_seconds)
@@ -150,7 +155,7 @@ def _train(
       progress["rows"].append(row)
       reporter.epoch_ended(row)
     if save:
-      checkpoints.save(done, state, best or state.predicting, progress, iterator)
+      checkpoints.save(done, state, best or state.predicting, progress, feed.iterator)
       saved_at = time.monotonic()
   return state, best
 
@@ -165,14 +170,15 @@ def _save_is_due(done: int, stage: Stage, time_is_up: bool) -> bool:
 
 
 def _start(
-  stage: Stage, checkpoints: Checkpoints, iterator: Any, given: Mapping[str, Any]
+  stage: Stage,
+  shapes: TrainState,
+  example: Batch,
+  checkpoints: Checkpoints,
+  feed: Feed,
+  given: Mapping[str, Any],
 ) -> tuple[TrainState, Participants | None, dict[str, Any]]:
   """The newest checkpoint's state, or a fresh one."""
-  example = _example_batch(stage)
-
-  average = stage.average_decay is not None
-  shapes = state_shapes(stage.scheme, stage.optimizer, example, average=average)
-  restored = checkpoints.restore(shapes, iterator)
+  restored = checkpoints.restore(shapes, feed.iterator)
   if restored is None:
     state = create_state(
       stage.scheme,
@@ -180,7 +186,7 @@ def _start(
       jax.random.key(stage.seed),
       example,
       given=given,
-      average=average,
+      average=stage.average_decay is not None,
     )
     return state, None, {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
   best = restored.best if restored.progress["best_accuracy"] is not None else None

@@ -15,6 +15,9 @@ class Reporter(Protocol):
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """`rows` are the epochs already behind: none, or those before the checkpoint resumed from."""
 
+  def told(self, line: str) -> None:
+    """Something else that whoever watches may want to know, in words."""
+
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
     """One more update is finished: the means over its `images`."""
 
@@ -29,6 +32,9 @@ class Silent:
   """A reporter that tells nobody."""
 
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+    """Says nothing."""
+
+  def told(self, line: str) -> None:
     """Says nothing."""
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:

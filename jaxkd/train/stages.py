@@ -37,6 +37,11 @@ class Stage:
     keep: "last" hands on the final participants, "best" those with the best validation accuracy.
     accumulate: parts into which each batch is cut to save memory.
     average_decay: of a moving average of the learners, with which they then predict.
+    views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
+    cached_targets: whether what the losses need of frozen participants is computed but once per
+      example and view (`jaxkd.train.cached_targets`).
+    resident_bytes: of the examples and cached targets, how much a device holds from the first step
+      to the last; what is more comes from the host and the disk.
     notes: lines for the reader, shown before training.
   """
 
@@ -56,6 +61,9 @@ class Stage:
   keep: str = "last"
   accumulate: int = 1
   average_decay: float | None = None
+  views: int = 0
+  cached_targets: bool = False
+  resident_bytes: int = 2**30
   notes: tuple[str, ...] = ()
 
   @property
@@ -68,7 +76,7 @@ class Stage:
     """Updates of the whole stage."""
     return self.epochs * self.steps_per_epoch
 
-  def training_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  def training_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
     """Its update, per device, for `jaxkd.train.devices` to map."""
     return training_step(
       self.scheme,
@@ -77,6 +85,7 @@ class Stage:
       axis_name=AXIS_NAME,
       accumulate=self.accumulate,
       average_decay=self.average_decay,
+      views=self.views,
     )
 
   def evaluation_step(self) -> Callable[[Participants, Batch], dict[str, Metrics]]:

@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxkd import participants as trees
 from jaxkd.evaluate.accuracy import score
+from jaxkd.train.halves import halves
 from jaxkd.train.state import TrainState
 from jaxkd.types import Array, Aux, Batch, Context, Participants, Scheme
 
@@ -32,7 +33,8 @@ def training_step(
   axis_name: str | None,
   accumulate: int = 1,
   average_decay: float | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  views: int = 0,
+) -> Callable[..., tuple[TrainState, Metrics]]:
   """A step that makes one update of all learners from one batch.
 
   Targets are computed outside the differentiated function. Gradients, the learners' new
@@ -41,20 +43,32 @@ def training_step(
   Args:
     scheme: who learns what from whom.
     optimizer: over the learners' parameters.
-    prepare: normalisation and augmentation, on the device. Its keys depend on an image's place in
-      the global batch only, so that results do not depend on the number of devices.
+    prepare: normalisation and augmentation, on the device. Its keys depend on the step and an
+      image's place in the global batch, or with `views` on the example and the view, so that
+      results do not depend on the number of devices.
     axis_name: the device axis, or None for an unmapped step.
     accumulate: parts into which the batch is cut to save memory; gradients are averaged over
       them. Batch statistics are then those of a part.
     average_decay: decay of the exponential moving average of the learners' parameters.
+    views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
 
   Returns:
-    (state, batch) -> (state, metrics), metrics as name -> (sum, count).
+    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `stored`, what
+    `jaxkd.train.cached_targets` keeps for the batch's examples, targets are not computed.
   """
 
-  def gradient(participants: Participants, learning: Participants, batch: Batch, context: Context):
-    targets = lax.stop_gradient(scheme.targets(participants, batch))
-    (loss, aux), grads = jax.value_and_grad(scheme.loss, has_aux=True)(
+  def gradient(
+    participants: Participants,
+    learning: Participants,
+    batch: Batch,
+    stored: Any,
+    context: Context,
+  ):
+    if stored is None:
+      objective, targets = scheme.loss, lax.stop_gradient(scheme.targets(participants, batch))
+    else:
+      objective, targets = halves(scheme, participants, batch, context).finish, stored
+    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(
       learning, participants, batch, targets, context
     )
     strangers = trees.frozen(aux.state, scheme.learners)
@@ -62,20 +76,24 @@ def training_step(
       raise ValueError(f"the scheme's loss changes the state of {strangers}, who do not learn")
     return grads, lax.stop_gradient((aux.state, _metrics(loss, aux)))
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  def step(state: TrainState, batch: Batch, stored: Any = None) -> tuple[TrainState, Metrics]:
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     device = lax.axis_index(axis_name) if axis_name else 0
     image_key, loss_key = jax.random.split(step_key)
-    place = device * len(batch.indices) + jnp.arange(len(batch.indices))
-    batch = prepare(jax.vmap(jax.random.fold_in, (None, 0))(image_key, place), batch)
+    if views:
+      keys = view_keys(state.rng, batch, views)
+    else:
+      place = device * len(batch.indices) + jnp.arange(len(batch.indices))
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, place)
+    batch = prepare(keys, batch)
     context = Context(jax.random.fold_in(loss_key, device), state.step, axis_name)
     learning = trees.select(state.participants, scheme.learners)
 
     if accumulate == 1:
-      grads, (changes, metrics) = gradient(state.participants, learning, batch, context)
+      grads, (changes, metrics) = gradient(state.participants, learning, batch, stored, context)
     else:
       grads, changes, metrics = _accumulated(
-        gradient, state.participants, learning, batch, context, accumulate
+        gradient, state.participants, learning, (batch, stored), context, accumulate
       )
     if axis_name:
       grads = lax.pmean(grads, axis_name)
@@ -93,6 +111,20 @@ def training_step(
     return state, metrics
 
   return step
+
+
+def view_keys(rng: Array, batch: Batch, views: int) -> Array:
+  """One key per image (B,): of its example and view, whenever and wherever that comes.
+
+  Args:
+    rng: the stage's PRNG key data.
+    batch: with `epochs`, by which the views take turns.
+    views: how many there are.
+  """
+  # No step has this number.
+  key = jax.random.fold_in(jax.random.wrap_key_data(rng), jnp.uint32(2**32 - 1))
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  return jax.vmap(jax.random.fold_in)(fold(key, batch.indices), batch.epochs % views)
 
 
 def evaluation_step(
@@ -140,7 +172,7 @@ def _accumulated(
   gradient: Callable[..., Any],
   participants: Participants,
   learning: Participants,
-  batch: Batch,
+  fed: tuple[Batch, Any],
   context: Context,
   parts: int,
 ) -> tuple[Participants, Participants, Metrics]:
@@ -149,18 +181,18 @@ def _accumulated(
   def cut(leaf: Array) -> Array:
     return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
 
-  def one_part(changes: Participants, part: Batch, number: Array):
+  def one_part(changes: Participants, part: tuple[Batch, Any], number: Array):
     rng = jax.random.fold_in(context.rng, number)
     grads, (changes, metrics) = gradient(
-      trees.update(participants, changes), learning, part, dataclasses.replace(context, rng=rng)
+      trees.update(participants, changes), learning, *part, dataclasses.replace(context, rng=rng)
     )
     return changes, grads, metrics
 
-  def next_part(carry, part_and_number: tuple[Batch, Array]):
+  def next_part(carry, part_and_number: tuple[tuple[Batch, Any], Array]):
     changes, grads, metrics = one_part(carry[0], *part_and_number)
     return (changes, *jax.tree.map(jnp.add, carry[1:], (grads, metrics))), None
 
-  numbered = (jax.tree.map(cut, batch), jnp.arange(parts))
+  numbered = (jax.tree.map(cut, fed), jnp.arange(parts))
   # The first part runs outside the loop: it tells which state changes, the loop's carry.
   carry = one_part({}, *jax.tree.map(lambda leaf: leaf[0], numbered))
   rest = jax.tree.map(lambda leaf: leaf[1:], numbered)

@@ -1,7 +1,9 @@
 import subprocess
 import sys
 
+import chex
 import grain
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -23,6 +25,10 @@ def make(n):
   places = np.arange(n)
   images = np.broadcast_to(places.astype(np.uint8)[:, None, None, None], (n, 2, 2, 1)).copy()
   return ArrayExamples(images, (places % 3).astype(np.int32), (places + 100).astype(np.int32))
+
+
+def together(shares):
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
 
 
 def take(batches, count):
@@ -82,19 +88,42 @@ def test_unlabelled_examples_weigh_nothing_and_do_not_show_their_labels():
   assert seen - {(6, 0.0)} == {(place, float(place not in (0, 3, 4))) for place in range(7)}
 
 
-@given(n=st.integers(1, 12), processes=st.sampled_from([1, 2, 4]))
-def test_processes_share_the_same_global_batches(n, processes):
-  examples, total = make(n), 8
-  whole = training_batches(examples, batch_size=total, seed=5)
+@given(
+  n=st.integers(1, 23),
+  batch_size=st.integers(1, 6),
+  processes=st.integers(1, 4),
+  position=st.integers(0, 3),
+)
+def test_processes_share_the_batches_of_one_wherever_any_number_goes_on(
+  n, batch_size, processes, position
+):
+  examples = make(n).hide_labels(np.array([0]))
+  whole = training_batches(examples, batch_size=batch_size * processes, seed=5)
   parts = [
     training_batches(
-      examples, batch_size=total // processes, seed=5, process_index=i, process_count=processes
+      examples, batch_size=batch_size, seed=5, process_index=i, process_count=processes
     )
     for i in range(processes)
   ]
-  for _ in range(4):
-    shares = [next(part).indices for part in parts]
-    np.testing.assert_array_equal(np.concatenate(shares), next(whole).indices)
+  take(whole, position)
+  for part in parts:
+    part.set_state(whole.get_state())
+  for _ in range(3):
+    shares = [next(part) for part in parts]
+    chex.assert_trees_all_equal(together(shares), next(whole))
+  assert all(part.get_state() == whole.get_state() for part in parts)
+
+
+@given(n=st.integers(1, 23), batch_size=st.integers(1, 6), processes=st.integers(1, 4))
+def test_processes_share_the_batches_that_one_evaluates(n, batch_size, processes):
+  examples = make(n)
+  whole = evaluation_batches(examples, batch_size=batch_size * processes)
+  parts = [
+    evaluation_batches(examples, batch_size=batch_size, process_index=i, process_count=processes)
+    for i in range(processes)
+  ]
+  for batch, *shares in zip(whole, *parts, strict=True):
+    chex.assert_trees_all_equal(together(shares), batch)
 
 
 @pytest.mark.parametrize("threads", [0, 3])

@@ -125,6 +125,22 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, uninterru
   assert resumed.rows == uninterrupted.rows
 
 
+def test_checkpoints_in_which_every_process_kept_its_own_position_are_read(
+  tmp_path, uninterrupted, stopped
+):
+  """As earlier versions left them, here by two processes."""
+  copied(stopped, tmp_path)
+  positions = list(tmp_path.glob("*/data/metadata"))
+  assert len(positions) == 2
+  for position in positions:
+    for process in (0, 1):
+      shutil.copy(position, position.with_name(f"process_{process}-of-2.json"))
+    position.unlink()
+  resumed = train(tmp_path)
+  assert_same(resumed.participants, uninterrupted.participants)
+  assert resumed.rows == uninterrupted.rows
+
+
 def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tmp_path, stopped):
   copied(stopped, tmp_path)
   steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())

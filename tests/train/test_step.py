@@ -67,16 +67,40 @@ def distilling(axis_name=devices.AXIS_NAME, norm=True):
   )
 
 
-@pytest.mark.parametrize("norm", [True, False], ids=["synced-norm", "no-norm"])
-def test_eight_devices_give_the_parameters_of_one(norm):
-  run = functools.partial(run_steps, distilling(devices.AXIS_NAME, norm), **AUGMENTED)
+@functools.cache
+def unequal_peers():
+  peers = {f"peer_{width}": TinyNet(width, axis_name=devices.AXIS_NAME) for width in (4, 3)}
+  return schemes.mutual(peers)
+
+
+SCHEMES = {
+  "offline": distilling,
+  "offline-no-norm": functools.partial(distilling, norm=False),
+  "online": unequal_peers,
+}
+
+
+@pytest.mark.parametrize(
+  ("name", "count"),
+  [
+    ("offline", 2),
+    pytest.param("offline", 4, marks=pytest.mark.long),
+    ("offline", 8),
+    ("offline-no-norm", 8),
+    ("online", 2),
+    pytest.param("online", 4, marks=pytest.mark.long),
+    ("online", 8),
+  ],
+)
+def test_several_devices_give_the_parameters_of_one(name, count):
+  run = functools.partial(run_steps, SCHEMES[name](), **AUGMENTED)
   one, one_metrics = run(1)
-  eight, eight_metrics = run(8)
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+  several, several_metrics = run(count)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-  for name, (total, count) in one_metrics.items():
-    mean = eight_metrics[name][0] / eight_metrics[name][1]
-    np.testing.assert_allclose(mean, total / count, rtol=1e-4, err_msg=name)
+  for name, (total, number) in one_metrics.items():
+    mean = several_metrics[name][0] / several_metrics[name][1]
+    np.testing.assert_allclose(mean, total / number, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("axis_name", [devices.AXIS_NAME, None], ids=["synced", "per-device"])

@@ -1,0 +1,156 @@
+"""Targets of frozen participants: computed once per example and view, then read back.
+
+What is kept is not the targets but what the scheme's loss needs of them (`jaxkd.train.halves`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.data.pipeline import evaluation_batches, training_batches
+from jaxkd.errors import ConfigError
+from jaxkd.train import devices as mapping
+from jaxkd.train.company import company_matters
+from jaxkd.train.halves import halves
+from jaxkd.train.reporting import Reporter
+from jaxkd.train.stages import Stage
+from jaxkd.train.state import TrainState
+from jaxkd.train.step import view_keys
+from jaxkd.train.stored_targets import StoredTargets, fingerprint
+from jaxkd.types import Batch, Context
+
+
+class CachedTargets:
+  """What a stage's loss needs of its targets, for every example and view.
+
+  Attributes:
+    bytes: of all of it.
+  """
+
+  def __init__(self, stage: Stage, shapes: TrainState, devices: Sequence[jax.Device]) -> None:
+    """Looks at shapes only.
+
+    Args:
+      stage: whose targets.
+      shapes: of its state.
+      devices: of this process.
+
+    Raises:
+      ConfigError: naming the stage, if its targets come from networks that learn in it, or do not
+        have the examples along their first axis.
+    """
+    self._stage = stage
+    self._devices = devices
+    self._views = max(stage.views, 1)
+    self._axis_size = len(devices) * jax.process_count()
+    # Of one trace of the loss: a device's share, or a part of it.
+    self._part = stage.batch_size // self._axis_size // stage.accumulate
+    self._halves = halves(
+      stage.scheme,
+      shapes.participants,
+      _as_seen(stage, self._part),
+      Context(jax.random.key(0), jnp.int32(0), mapping.AXIS_NAME),
+      axis_size=self._axis_size,
+    )
+    if self._halves.changing:
+      raise ConfigError(
+        f"cached_targets=True: the targets of stage {stage.name!r} depend on "
+        f"{self._halves.changing[0]}, which changes in it; expected False"
+      )
+    self.bytes = self._halves.bytes_stored * self._views * len(stage.examples)
+
+  def in_memory(self, state: TrainState, reporter: Reporter) -> Any:
+    """All of it: arrays (views, N, ...) on the host.
+
+    Args:
+      state: the stage's, whose frozen participants are final.
+      reporter: told how much there is, and how long it took.
+
+    Raises:
+      ConfigError: naming the stage, if an example's targets depend on which others are in a batch.
+    """
+    started = time.monotonic()
+    size = (self._views, len(self._stage.examples))
+    found = tuple(np.empty((*size, *x.shape[1:]), x.dtype) for x in self._halves.stored)
+    for view, start, arrays in self._computed(state):
+      for whole, part in zip(found, arrays, strict=True):
+        whole[view, start : start + len(part)] = part
+    self._tell(reporter, "on each device", time.monotonic() - started)
+    return found
+
+  def on_disk(
+    self, state: TrainState, directory: pathlib.Path, reporter: Reporter
+  ) -> Callable[[np.ndarray, np.ndarray], Any]:
+    """A function that reads it back: (positions (B,), epochs (B,)) -> arrays (B, ...).
+
+    Args:
+      state: as `in_memory`.
+      directory: where it is kept; what is there is used again if it is the same.
+      reporter: as `in_memory`.
+
+    Raises:
+      ConfigError: as `in_memory`.
+    """
+    started = time.monotonic()
+    leaves = jax.tree.leaves_with_path(state.participants)
+    paths = {f"participants{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
+    read = {path: leaf for path, leaf in paths.items() if path in self._halves.reads}
+    layout = [[*x.shape[1:], str(x.dtype)] for x in self._halves.stored]
+    examples = self._stage.examples.indices
+    about = fingerprint(state.rng, read, examples, self._views, repr(layout))
+    kept = StoredTargets(directory, self._halves.stored, about)
+    if not kept.complete:
+      kept.write(arrays for _, _, arrays in self._computed(state))
+      self._tell(reporter, f"in {directory}", time.monotonic() - started)
+    count = len(self._stage.examples)
+    return lambda positions, epochs: kept.read(epochs % self._views * count + positions)
+
+  def _computed(self, state: TrainState) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+    """(view, first position, arrays of the examples from there on), in order."""
+    stage = self._stage
+
+    def reduced(state: Any, batch: Batch) -> Any:
+      rng, participants = state
+      batch = stage.prepare_training(view_keys(rng, batch, self._views), batch)
+      return self._halves.reduce(stage.scheme.targets(participants, batch))
+
+    mapped = mapping.map_over_examples(reduced, self._devices)
+    everyone = mapping.replicate((state.rng, state.participants), self._devices)
+    size, count = self._part * len(self._devices), len(stage.examples)
+
+    def run(batch: Batch) -> list[np.ndarray]:
+      found = jax.device_get(mapped(everyone, mapping.shard(batch, self._devices)))
+      return [x.reshape(size, *x.shape[2:]) for x in found]
+
+    for view in range(self._views):
+      batches = evaluation_batches(stage.examples, batch_size=size)
+      for start, batch in zip(range(0, count, size), batches, strict=True):
+        batch = dataclasses.replace(batch, epochs=np.full(size, view, np.int32))
+        if view == start == 0 and size > 1 and company_matters(run, batch):
+          raise ConfigError(
+            f"cached_targets=True: the targets of stage {stage.name!r} depend on which examples "
+            "meet in a batch; expected False"
+          )
+        yield view, start, [x[: count - start] for x in run(batch)]
+
+  def _tell(self, reporter: Reporter, where: str, seconds: float) -> None:
+    views = f"{self._views} views" if self._views > 1 else "one view"
+    reporter.told(
+      f"{self._stage.name}: targets of {views} of {len(self._stage.examples)} examples, "
+      f"{self.bytes / 2**20:.1f} MiB {where}, computed in {seconds:.1f} s"
+    )
+
+
+def _as_seen(stage: Stage, size: int) -> Batch:
+  """The shapes of a batch of the stage, as its networks see it."""
+  batch = next(training_batches(stage.examples, batch_size=2, seed=0, threads=0))
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
+  return jax.eval_shape(stage.prepare_evaluation, batch)

@@ -1,0 +1,58 @@
+"""What a lowered step computes in: the mixed-precision policy, read off its StableHLO.
+
+Networks compute in `compute_dtype`; what is learned, and every loss, is float32. A loss is told
+from a network by what only losses do: exponentials and logarithms of scores of whole examples
+(arrays of at most two axes; attention has four), sums over everything, and single numbers that are
+raised to float32 once they are there.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+_CONVOLUTION = re.compile(r"stablehlo\.convolution\(.* -> tensor<(?:\d+x)*([a-z]\w*)>")
+_SCORES = re.compile(
+  r"stablehlo\.(?:exponential|exponential_minus_one|log|log_plus_one)\b"
+  r".* : tensor<(?:\d+x){0,2}([a-z]\w*)>"
+)
+_SUM = re.compile(r"stablehlo\.reduce\(.* -> tensor<([a-z]\w*)>")
+_RAISED = re.compile(r"stablehlo\.convert .* : \(tensor<(bf16|f16)>\) -> tensor<f32>")
+
+
+class Precision(NamedTuple):
+  """The element types of a step.
+
+  Attributes:
+    convolutions: element type -> how many convolutions compute in it, all platforms' counted.
+    losses: element type -> how many operations of losses and metrics do.
+    low_results: paths of floating-point results that are not float32.
+  """
+
+  convolutions: Mapping[str, int]
+  losses: Mapping[str, int]
+  low_results: tuple[str, ...]
+
+
+def precision(step: export.Exported) -> Precision:
+  """What an exported step computes in."""
+  text = step.mlir_module()
+  losses: collections.Counter[str] = collections.Counter()
+  for pattern in (_SCORES, _SUM, _RAISED):
+    losses.update(kind for kind in pattern.findall(text) if "f" in kind)  # no integers
+  results = jax.tree.unflatten(step.out_tree, step.out_avals)
+  return Precision(
+    convolutions=dict(collections.Counter(_CONVOLUTION.findall(text))),
+    losses=dict(losses),
+    low_results=tuple(
+      jax.tree_util.keystr(path)
+      for path, leaf in jax.tree.leaves_with_path(results)
+      if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != jnp.float32
+    ),
+  )

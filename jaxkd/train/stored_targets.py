@@ -1,0 +1,86 @@
+"""Cached targets on disk, one record for each example and view."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+_ABOUT, _RECORDS = "about.json", "targets.array_record"
+
+
+class StoredTargets:
+  """Arrays of examples in a directory, read by number.
+
+  Attributes:
+    complete: whether they are all there, and are what is asked for.
+  """
+
+  def __init__(
+    self, directory: pathlib.Path, shapes: Sequence[jax.ShapeDtypeStruct], about: str
+  ) -> None:
+    """Looks whether they are there.
+
+    Args:
+      directory: that is theirs alone.
+      shapes: of the arrays of a batch.
+      about: what they were computed from (`fingerprint`).
+    """
+    self._directory = directory
+    self._shapes = [(shape.shape[1:], np.dtype(shape.dtype)) for shape in shapes]
+    self._about = about
+    self._reader: Any = None
+
+  @property
+  def complete(self) -> bool:
+    """See the class."""
+    file = self._directory / _ABOUT
+    return file.exists() and json.loads(file.read_text()) == {"of": self._about}
+
+  def write(self, parts: Iterable[Sequence[np.ndarray]]) -> None:
+    """Writes the arrays of one batch after the other, in place of what is there."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    self._directory.mkdir(parents=True, exist_ok=True)
+    (self._directory / _ABOUT).unlink(missing_ok=True)
+    # Groups of one: records are read one by one, in no order.
+    writer = ArrayRecordWriter(str(self._directory / _RECORDS), "group_size:1")
+    for arrays in parts:
+      flat = [np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8) for x in arrays]
+      for record in np.concatenate(flat, axis=1):
+        writer.write(record.tobytes())
+    writer.close()
+    # Written last: its presence says that the records are whole.
+    (self._directory / _ABOUT).write_text(json.dumps({"of": self._about}))
+
+  def read(self, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays (B, ...) of these examples and views, numbered in the order of writing."""
+    if self._reader is None:
+      from array_record.python.array_record_module import ArrayRecordReader
+
+      self._reader = ArrayRecordReader(str(self._directory / _RECORDS), "readahead_buffer_size:0")
+    records = self._reader.read([int(number) for number in numbers])
+    rows = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)
+    found, start = [], 0
+    for shape, dtype in self._shapes:
+      stop = start + math.prod(shape) * dtype.itemsize
+      part = np.ascontiguousarray(rows[:, start:stop]).view(dtype)
+      found.append(part.reshape(len(records), *shape))
+      start = stop
+    return tuple(found)
+
+
+def fingerprint(*parts: Any) -> str:
+  """A digest of arrays, numbers and texts, in any pytrees."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree.leaves_with_path(parts):
+    value = np.asarray(leaf)
+    digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape} ".encode())
+    digest.update(value.tobytes())
+  return digest.hexdigest()
