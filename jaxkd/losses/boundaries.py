@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,7 @@ from jaxkd.types import Output, Terms
 
 Reduction = Literal["sum", "batch", "mean"]
 
-_REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "sum": jnp.sum,
-  "batch": lambda x: jnp.sum(x) / x.shape[0],
-  "mean": jnp.mean,
-}
+_REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 _HINT = "a connector (jaxkd.connectors.Regressor without activation) brings one to the other"
 
 
@@ -59,7 +55,9 @@ def boundary_margin(
   if reduction not in _REDUCTIONS:
     raise unknown_name("reduction", reduction, _REDUCTIONS)
   s, t = _sides("boundary_margin", student, teacher)
-  return _REDUCTIONS[reduction](jnp.square(jnp.maximum(margin - jnp.where(t > 0, s, -s), 0)))
+  # What is left of the teacher is one bit a neuron, before anything meets the student.
+  total = _sum_of_squared_hinges(s, t > 0, margin)
+  return total / {"sum": 1, "batch": s.shape[0], "mean": s.size}[reduction]
 
 
 def boundary_disagreement(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
@@ -139,6 +137,26 @@ def activation_boundaries(
 
   total = over_stages(kernel, student, teacher, stages, weights=stage_weights, where=where)
   return Terms(feature=scale * total)
+
+
+@jax.custom_jvp
+def _sum_of_squared_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
+  """The sum over every element of max(m - s, 0)^2 where `on` and max(m + s, 0)^2 elsewhere."""
+  return jnp.sum(jnp.square(_signed_hinges(s, on, margin)))
+
+
+@_sum_of_squared_hinges.defjvp
+def _sum_of_squared_hinges_jvp(primals, tangents):
+  # One array gives value and gradient; the derivatives of `where` and `maximum` are four.
+  hinges = _signed_hinges(*primals)
+  moved = jnp.sum(hinges * tangents[0]) + jnp.sum(jnp.abs(hinges)) * tangents[2]
+  return jnp.sum(jnp.square(hinges)), 2.0 * moved
+
+
+def _signed_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
+  """By how much each neuron of the student is too large."""
+  hinges = jnp.maximum(margin - jnp.where(on, s, -s), 0)
+  return jnp.where(on, -hinges, hinges)
 
 
 def _sides(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -48,7 +48,7 @@ def factor_l1(student: ArrayLike, teacher: ArrayLike, *, eps: float = 1e-12) -> 
   >>> round(float(factor_l1(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0]]))), 4)
   0.6
   """
-  return jnp.mean(jnp.abs(_difference("factor_l1", student, teacher, eps)))
+  return _mean_absolute_gap(*_unit_factors("factor_l1", student, teacher, eps))
 
 
 def factor_lp(
@@ -76,7 +76,7 @@ def factor_lp(
   1.4142
   """
   _check_order(order)
-  powers = _absolute_power(_difference("factor_lp", student, teacher, eps), order)
+  powers = _absolute_power(_gap(*_unit_factors("factor_lp", student, teacher, eps)), order)
   total = jnp.sum(powers, axis=1)
   positive = total > 0
   # The inner where keeps the root's infinite slope at 0 out of the backward pass.
@@ -219,12 +219,27 @@ def factor_transfer(
   return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
 
 
-def _difference(what: str, student: ArrayLike, teacher: ArrayLike, eps: float) -> jax.Array:
-  """n(f_s) - n(f_t), (B, D); the teacher's takes no gradient."""
+def _unit_factors(
+  what: str, student: ArrayLike, teacher: ArrayLike, eps: float
+) -> tuple[jax.Array, jax.Array]:
+  """n(f_s) and n(f_t), (B, D); the teacher's takes no gradient."""
   s, t = widen(student, lax.stop_gradient(teacher))
   check_same_shape(what, s, t, _HINT)
   s, t = (f.reshape(f.shape[0], -1) for f in (s, t))
-  return _gap(l2_normalize(s, 1, eps=eps), l2_normalize(t, 1, eps=eps))
+  return l2_normalize(s, 1, eps=eps), l2_normalize(t, 1, eps=eps)
+
+
+@jax.custom_jvp
+def _mean_absolute_gap(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """Mean over every element of |student - teacher|; the teacher is constant."""
+  return jnp.mean(jnp.abs(_gap(student, teacher)))
+
+
+@_mean_absolute_gap.defjvp
+def _mean_absolute_gap_jvp(primals, tangents):
+  # The sign is the only array that the gradient needs.
+  gap = _gap(*primals)
+  return jnp.mean(jnp.abs(gap)), jnp.mean(jnp.sign(gap) * tangents[0])
 
 
 def _gap(student: jax.Array, teacher: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_maps, check_same_shape
 from jaxkd.losses.norms import l2_norm
 from jaxkd.losses.precision import widen
+from jaxkd.losses.products import channel_products
 from jaxkd.losses.spatial import adaptive_average_pool, adaptive_max_pool
 from jaxkd.losses.stages import Stages, Where, stage_arrays, stage_pairs
 from jaxkd.types import Output, Terms
@@ -61,7 +62,7 @@ def flow_matrix(first: ArrayLike, second: ArrayLike, *, pool: Pool = "average") 
     raise unknown_name("pool", pool, _POOLS)
   rows, columns = (min(first.shape[axis], second.shape[axis]) for axis in (1, 2))
   first, second = (_POOLS[pool](x, rows, columns) for x in (first, second))
-  products = jnp.einsum("bhwi,bhwj->bij", first, second, precision=lax.Precision.HIGHEST)
+  products = channel_products(first, second)
   return products / (rows * columns)
 
 

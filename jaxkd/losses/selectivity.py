@@ -19,6 +19,7 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_maps, check_positive, is_number
 from jaxkd.losses.norms import l2_norm
 from jaxkd.losses.precision import widen
+from jaxkd.losses.products import channel_gram, channel_products
 from jaxkd.losses.spatial import match_sizes
 from jaxkd.losses.stages import Stages, Where, over_stages
 from jaxkd.types import Output, Terms
@@ -27,6 +28,8 @@ Kernel = Literal["polynomial", "gaussian", "linear"]
 
 # Where all maps coincide up to rounding, a smaller variance would turn the rounding into a signal.
 _SMALLEST_VARIANCE = 1e-4
+# A channel's map is divided by no less.
+_SMALLEST_NORM = 1e-12
 
 
 def polynomial_mmd(
@@ -72,18 +75,23 @@ def polynomial_mmd(
     raise ConfigError(f"degree is {degree!r}: it must be an integer greater than 0")
   if is_number(offset) and not 0 <= offset < float("inf"):
     raise ConfigError(f"offset is {offset}: it must be a finite number, 0 or greater")
-  s, t = _unit_maps("polynomial_mmd", student, teacher)
+  s, t = _comparable("polynomial_mmd", student, teacher)
   positions, channels = s.shape[1] * s.shape[2], s.shape[3] + t.shape[3]
   if degree == 2 and is_number(offset) and offset == 0 and 2 * positions < channels:
     # mean (x.y)^2 is the inner product of the sets' mean outer products x x': the same value from
     # smaller matrices, without a difference of large means.
-    return _distance_of_means(_mean_outer_product(s), _mean_outer_product(t), teacher_term)
+    means = _mean_outer_product(_unit(s)), _mean_outer_product(_unit(t))
+    return _distance_of_means(*means, teacher_term)
+  # The norms are on the matrices' diagonals, so the maps themselves need not be divided.
+  within, across, constant = channel_gram(s), channel_products(s, t), channel_gram(t)
+  s_scale, t_scale = _scales(within), _scales(constant)
 
-  def mean_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.mean(lax.integer_pow(_inner_products(x, y) + offset, int(degree)))
+  def mean_kernel(products: jax.Array, x_scale: jax.Array, y_scale: jax.Array) -> jax.Array:
+    cosines = products * x_scale[:, :, None] * y_scale[:, None, :]
+    return jnp.mean(lax.integer_pow(cosines + offset, int(degree)))
 
-  value = mean_kernel(s, s) - 2.0 * mean_kernel(s, t)
-  return value + mean_kernel(t, t) if teacher_term else value
+  value = mean_kernel(within, s_scale, s_scale) - 2.0 * mean_kernel(across, s_scale, t_scale)
+  return value + mean_kernel(constant, t_scale, t_scale) if teacher_term else value
 
 
 def gaussian_mmd(
@@ -234,28 +242,37 @@ def neuron_selectivity_transfer(
 
 def _unit_maps(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """Both sides' channel maps at one size, each divided by its norm over the image."""
+  student, teacher = _comparable(what, student, teacher)
+  return _unit(student), _unit(teacher)
+
+
+def _comparable(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
+  """Both sides' maps at one size; the teacher's takes no gradient."""
   student, teacher = widen(student, lax.stop_gradient(teacher))
   check_maps(what, student, teacher)
-  student, teacher = match_sizes(student, teacher)
-  return _unit(student), _unit(teacher)
+  return match_sizes(student, teacher)
 
 
 def _unit(maps: jax.Array) -> jax.Array:
   norm = l2_norm(maps, (1, 2), keepdims=True)
   # Dead channels are common after a ReLU. Under kernels that are not flat at 0 their gradient
   # would be 1e12 times that of others.
-  return jnp.where(norm > 0, maps / jnp.maximum(norm, 1e-12), 0.0)
+  return jnp.where(norm > 0, maps / jnp.maximum(norm, _SMALLEST_NORM), 0.0)
 
 
-def _inner_products(x: jax.Array, y: jax.Array) -> jax.Array:
-  """(B, C, C'): of every channel of x with every channel of y."""
-  return jnp.einsum("bhwi,bhwj->bij", x, y, precision=lax.Precision.HIGHEST)
+def _scales(gram: jax.Array) -> jax.Array:
+  """(B, C): 1 / norm of every channel, as `_unit` has it; 0 for an all-zero map."""
+  # A mask, because the derivative of `diagonal` is a scatter.
+  squares = jnp.sum(jnp.where(jnp.eye(gram.shape[1], dtype=bool), gram, 0), axis=2)
+  positive = squares > 0
+  norm = jnp.sqrt(jnp.where(positive, squares, 1.0))
+  return jnp.where(positive, 1.0 / jnp.maximum(norm, _SMALLEST_NORM), 0.0)
 
 
 def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
   """(B, C, C'): between every channel of x and every channel of y."""
   of_x, of_y = (jnp.sum(z * z, axis=(1, 2)) for z in (x, y))
-  return of_x[:, :, None] + of_y[:, None, :] - 2.0 * _inner_products(x, y)
+  return of_x[:, :, None] + of_y[:, None, :] - 2.0 * channel_products(x, y)
 
 
 def _mean_outer_product(maps: jax.Array) -> jax.Array:

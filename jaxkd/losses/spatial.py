@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,9 @@ def adaptive_max_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
     raise ConfigError(f"adaptive_max_pool: x {x.shape} is not a feature map (B, H, W, C)")
   if height < 1 or width < 1:
     raise ConfigError(f"adaptive_max_pool: no map has the size ({height}, {width})")
+  rows, columns = x.shape[1:3]
+  if rows % height == 0 and columns % width == 0:
+    return _max_of_blocks(height, width, x)
   # Columns first: of equal maxima, the first of the first row is then the one that is left.
   return _max_of_bins(_max_of_bins(x, 2, width), 1, height)
 
@@ -134,6 +139,44 @@ def _averaging_matrix(size: int, bins: int) -> np.ndarray:
   for row, (start, stop) in zip(matrix, _bins(size, bins), strict=True):
     row[start:stop] = 1.0 / (stop - start)
   return matrix
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _max_of_blocks(height: int, width: int, x: jax.Array) -> jax.Array:
+  """The maximum of each of height x width equal blocks; the first of equal ones counts."""
+  return _largest(_blocks(height, width, x))[0]
+
+
+@_max_of_blocks.defjvp
+def _max_of_blocks_jvp(height, width, primals, tangents):
+  (x,), (dx,) = primals, tangents
+  largest, which = _largest(_blocks(height, width, x))
+  moved = _blocks(height, width, dx)
+  columns = moved.shape[4]
+  # The place in the block of every element, in row-major order.
+  places = columns * lax.broadcasted_iota(which.dtype, moved.shape, 2)
+  places = places + lax.broadcasted_iota(which.dtype, moved.shape, 4)
+  there = places == which[:, :, None, :, None]
+  return largest, jnp.sum(jnp.where(there, moved, 0), (2, 4), dtype=x.dtype)
+
+
+def _blocks(height: int, width: int, x: jax.Array) -> jax.Array:
+  """(B, H, W, C) -> (B, height, H / height, width, W / width, C)."""
+  batch, rows, columns, channels = x.shape
+  return x.reshape(batch, height, rows // height, width, columns // width, channels)
+
+
+def _largest(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The first of the largest elements of each block, and its place; a NaN is larger than all."""
+  rows, columns = blocks.shape[2], blocks.shape[4]
+  # Slice by slice: an argmax costs XLA's CPU several times as much.
+  largest = blocks[:, :, 0, :, 0]
+  which = jnp.zeros(largest.shape, jnp.int32)
+  for place in range(1, rows * columns):
+    other = blocks[:, :, place // columns, :, place % columns]
+    larger = (other > largest) | ((other != other) & (largest == largest))
+    largest, which = jnp.where(larger, other, largest), jnp.where(larger, place, which)
+  return largest, which
 
 
 def _max_of_bins(x: jax.Array, axis: int, bins: int) -> jax.Array:
