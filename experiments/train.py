@@ -9,7 +9,6 @@ With --summary in place of --workdir it only prints what it would train.
 import pathlib
 import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
@@ -33,6 +32,7 @@ _SUMMARY = flags.DEFINE_bool(
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Run as one of several processes; see the README on several hosts."
 )
+_MPI = flags.DEFINE_bool("mpi", False, "The same, as any mpirun starts them; needs mpi4py.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
@@ -53,9 +53,12 @@ def main(argv: list[str]) -> None:
   if _WORKDIR.value is None:
     raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
   devices.split_cpu(settings.cpu_devices, settings.batch_size)
-  if _DISTRIBUTED.value or _COORDINATOR.value:
-    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  experiment.run(settings, pathlib.Path(_WORKDIR.value), Console())
+  if _DISTRIBUTED.value or _MPI.value or _COORDINATOR.value:
+    devices.join_processes(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, mpi=_MPI.value
+    )
+  console = Console(quiet=not devices.is_first_process())
+  experiment.run(settings, pathlib.Path(_WORKDIR.value), console)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Eight XLA devices on the CPU for every test, and strict rank promotion."""
+"""Eight XLA devices on the CPU for every test, and strict rank promotion.
+
+With JAXKD_TESTS_ON=accelerator tests run on what jax finds, as `make accelerator-check` has them.
+"""
 
 import collections
 import os
@@ -9,14 +12,17 @@ import tempfile
 import hypothesis
 import jax
 
-# Compiling is most of what tests do, and the older emitters without optimisation do it faster.
-# Tests that start subprocesses and set no flags of their own hand these on.
-os.environ["XLA_FLAGS"] = (
-  f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-  " --xla_backend_optimization_level=0"
-)
+if os.environ.get("JAXKD_TESTS_ON") != "accelerator":
+  # Compiling is most of what tests do, and the older emitters without optimisation do it faster.
+  # Tests that start subprocesses and set no flags of their own hand these on.
+  os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    " --xla_backend_optimization_level=0"
+  )
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", 8)
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Tests build the same small programs again and again: each is compiled once. Every worker has its

@@ -1,11 +1,17 @@
-"""Two processes with one device each train as one process with two devices does."""
+"""Two processes with one device each train as one process with two devices does.
+
+Runs go on with another number of processes than they began with, and find each other as Slurm's
+and Open MPI's environments say.
+"""
 
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,29 +21,91 @@ ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.long
 
 
-def start(workdir: pathlib.Path, devices: int, *flags: str) -> subprocess.Popen:
+def start(
+  workdir: pathlib.Path, devices: int, *flags: str, epochs: int = 3, **environment: str
+) -> subprocess.Popen:
   command = [sys.executable, "experiments/train.py", "--config=configs/digits.py:alone"]
-  command += [f"--workdir={workdir}", "--config.student.epochs=3", "--config.evaluate_every=3"]
-  command += [f"--config.cpu_devices={devices}", *flags]
+  command += [f"--workdir={workdir}", f"--config.student.epochs={epochs}"]
+  command += [f"--config.evaluate_every={epochs}", f"--config.cpu_devices={devices}", *flags]
+  environment |= {"TFDS_DATA_DIR": str(workdir.parent / "tfds"), "PYTHONPATH": str(ROOT)}
   return subprocess.Popen(
     command,
     cwd=ROOT,
-    env={**os.environ, "TFDS_DATA_DIR": str(workdir.parent / "tfds"), "PYTHONPATH": str(ROOT)},
+    env={**os.environ, **environment},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
 
 
-def finish(run: subprocess.Popen) -> None:
-  output, _ = run.communicate(timeout=240)
-  assert run.returncode == 0, output
+def finish(*runs: subprocess.Popen) -> str:
+  """What the first process said."""
+  said = [run.communicate(timeout=540)[0] for run in runs]
+  assert not any(run.returncode for run in runs), said
+  return said[0]
 
 
-def free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
+def stop_when_saved(workdir: pathlib.Path, step: int, *runs: subprocess.Popen) -> int:
+  """Kills a run once a checkpoint of that step or a later one is there; returns its step."""
+  saved = workdir / "checkpoints" / "alone"
+  for _ in range(5400):
+    steps = [int(path.name) for path in saved.glob("*") if path.name.isdigit()]
+    if max(steps, default=0) >= step or any(run.poll() is not None for run in runs):
+      break
+    time.sleep(0.1)
+  for run in runs:
+    run.send_signal(signal.SIGKILL)
+  said = [run.communicate()[0] for run in runs]
+  assert max(steps, default=0) >= step and not (workdir / "summary.json").exists(), said
+  return max(int(path.name) for path in saved.glob("*") if path.name.isdigit())
+
+
+def free_port(first: int = 0, last: int = 0) -> int:
+  for port in range(first, last + 1):
+    with socket.socket() as probe:
+      try:
+        probe.bind(("127.0.0.1", port))
+      except OSError:
+        continue
+      return probe.getsockname()[1]
+  raise OSError(f"no free port from {first} to {last}")
+
+
+def started_by_hand(process: int, port: int) -> tuple[list[str], dict[str, str]]:
+  flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={process}"]
+  return flags, {}
+
+
+def started_by_slurm(process: int, port: int) -> tuple[list[str], dict[str, str]]:
+  """What `srun` with two tasks on one node sets; jax makes the port of the job's number."""
+  return ["--distributed"], {
+    "SLURM_JOB_ID": str(7 * 2**12 + port - (2**16 - 2**12)),
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": str(process),
+    "SLURM_LOCALID": str(process),
+  }
+
+
+def started_by_open_mpi(process: int, port: int) -> tuple[list[str], dict[str, str]]:
+  """What `mpirun -n 2` of Open MPI 4 sets; jax makes the port of the job's number."""
+  job = (port - (2**16 - 2**12)) * 2**12
+  return ["--distributed"], {
+    "OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:{port}",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": str(process),
+    "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
+  }
+
+
+def start_two(workdir: pathlib.Path, how, *flags: str, epochs: int = 3) -> list[subprocess.Popen]:
+  """A run by two processes of one device each."""
+  port = free_port(2**16 - 2**12, 2**16 - 1)
+  runs = []
+  for process in (0, 1):
+    own, environment = how(process, port)
+    runs.append(start(workdir, 1, *flags, *own, epochs=epochs, **environment))
+  return runs
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +113,89 @@ def workdirs(tmp_path_factory):
   """The work directories of a run by one process and of the same run by two."""
   base = tmp_path_factory.mktemp("processes")
   finish(start(base / "one", 2))
-  cluster = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-  first, second = (
-    start(base / "two", 1, *cluster, f"--process_id={process}") for process in (0, 1)
-  )
-  finish(first)
-  finish(second)
+  finish(*start_two(base / "two", started_by_hand))
   return base / "one", base / "two"
 
 
+# Where rounding differs, the difference grows with every update, and with their size.
+SLOWLY = ["--config.student.learning_rate=0.002", "--config.student.warmup_epochs=0"]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+  """Of a longer run: by one process, begun by two and finished by one, and the other way round.
+
+  Returns the folder of their work directories, and of the last two the updates that they had made
+  when they were killed, and what was said by who finished them.
+  """
+  base = tmp_path_factory.mktemp("resumed")
+  finish(start(base / "one", 2, *SLOWLY, epochs=30))
+  often = [*SLOWLY, "--config.checkpoint_seconds=0"]
+  begun = start_two(base / "two_then_one", started_by_slurm, *often, epochs=30)
+  made = stop_when_saved(base / "two_then_one", 20, *begun)
+  told = {"two_then_one": (made, finish(start(base / "two_then_one", 2, *SLOWLY, epochs=30)))}
+  begun = [start(base / "one_then_two", 2, *often, epochs=30)]
+  made = stop_when_saved(base / "one_then_two", 3, *begun)
+  runs = start_two(base / "one_then_two", started_by_open_mpi, *SLOWLY, epochs=30)
+  return base, {**told, "one_then_two": (made, finish(*runs))}
+
+
+def weights(workdir):
+  return load_file(workdir / "bundles" / "alone" / "student" / "weights.safetensors")
+
+
+def history(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_two_processes_train_the_same_weights(workdirs):
-  one, two = (
-    load_file(workdir / "bundles" / "alone" / "student" / "weights.safetensors")
-    for workdir in workdirs
-  )
+  one, two = map(weights, workdirs)
   assert one.keys() == two.keys()
-  for name, weights in one.items():
-    np.testing.assert_allclose(two[name], weights, rtol=1e-3, atol=1e-4, err_msg=name)
+  for name, values in one.items():
+    np.testing.assert_allclose(two[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_two_processes_write_one_history(workdirs):
-  one, two = (
-    [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for workdir in workdirs
-  )
+  one, two = map(history, workdirs)
   assert [row["step"] for row in one] == [row["step"] for row in two] == [2, 4, 6]
   for a, b in zip(one, two, strict=True):
     assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-3)
   assert json.loads((workdirs[1] / "summary.json").read_text())["devices"]["processes"] == 2
+
+
+def test_only_the_first_process_leaves_files(workdirs):
+  """A checkpoint names those who wrote it, as TensorBoard does."""
+  one, two = workdirs
+  assert list(one.rglob("*process_0*")) and not list(two.rglob("*process_1*"))
+  assert [len(list(folder.rglob("events.*"))) for folder in (one, two)] == [1, 1]
+  names = [
+    sorted(str(path.relative_to(folder)) for path in folder.glob("*")) for folder in (one, two)
+  ]
+  assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(("name", "processes"), [("two_then_one", 1), ("one_then_two", 2)])
+def test_a_run_goes_on_with_another_number_of_processes(resumed, name, processes):
+  resumed, told = resumed
+  made, said = told[name]
+  assert made < 60 and f"60 steps, resumed after {made - made % 2}\n" in said
+  whole, parted = weights(resumed / "one"), weights(resumed / name)
+  assert whole.keys() == parted.keys()
+  for path, values in whole.items():
+    np.testing.assert_allclose(parted[path], values, rtol=1e-3, atol=1e-4, err_msg=path)
+  one, two = history(resumed / "one"), history(resumed / name)
+  assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(2, 61, 2))
+  for a, b in zip(one, two, strict=True):
+    assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
+  summary = json.loads((resumed / name / "summary.json").read_text())
+  assert summary["devices"]["processes"] == processes
+
+
+def test_where_there_is_no_cluster_one_line_says_so(tmp_path):
+  run = start(tmp_path / "run", 1, "--distributed")
+  output, _ = run.communicate(timeout=240)
+  assert run.returncode != 0
+  assert output.startswith(
+    "error: no cluster was found here (coordinator_address should be defined"
+  )
+  assert output.count("\n") == 1 and not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """Rehearsals: configs are lowered for accelerators and tried on noise, and what fails is said."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxkd import models, plan, recipes, rehearsal
@@ -24,7 +26,8 @@ def tiny_models(monkeypatch):
   """The recipes get networks that compile fast; the teacher is the wider one."""
 
   def create(name, *, num_classes, axis_name, dtype):
-    return tiny.TinyNet(3 if "34" in name else 2, num_classes=num_classes, axis_name=axis_name)
+    width = 3 if "34" in name else 2
+    return tiny.TinyNet(width, num_classes=num_classes, axis_name=axis_name, dtype=dtype)
 
   monkeypatch.setattr(models, "create", create)
 
@@ -38,7 +41,7 @@ def settings_for(method, **changes):
 
 
 def test_every_step_is_lowered_for_tpu_and_cuda(tiny_models):
-  planned = rehearsal.prepare(settings_for("rkd"))
+  planned = rehearsal.prepare(settings_for("kd"))
   assert [stage.name for stage in planned.stages] == ["teacher", "alone", "distilled"]
   lowered = rehearsal.lower(planned, skip=("teacher", "alone"))
   assert [(x.stage, x.step) for x in lowered] == [
@@ -46,11 +49,89 @@ def test_every_step_is_lowered_for_tpu_and_cuda(tiny_models):
     ("distilled", "evaluation"),
   ]
   assert all(x.platforms == ("tpu", "cuda") for x in lowered)
-  assert all(set(x.convolutions) == {"f32"} for x in lowered)
+  assert all(set(x.convolutions) == set(x.losses) == {"f32"} for x in lowered)
 
 
-def test_a_convolution_in_another_type_is_told(tiny_models):
-  # TinyNet does not ask what to compute in.
+# What a method needs to know of networks of two stages, and every stage that it can have.
+ON_TWO_STAGES = {
+  "nst": {"stages": ("stage2",)},
+  "fsp": {"stages": ("stage1", "stage2")},
+  "ft": {"stage": "stage2"},
+  "fitnets": {"two_stage": True},
+  "born_again": {"generations": 1},
+}
+STAGES = {
+  "teacher": ["teacher"],
+  "alone": ["alone"],
+  "fitnets": ["warmup", "distilled"],
+  "fsp": ["warmup", "distilled"],
+  "ft": ["paraphraser", "distilled"],
+  "ab": ["warmup", "distilled"],
+  "born_again": ["alone", "generation_1"],
+}
+# One for each kind of scheme; a method takes a second.
+ALWAYS = ("kd", "ft", "simkd", "dml", "one", "byot")
+
+
+@pytest.mark.parametrize(
+  "method",
+  [
+    pytest.param(method, marks=() if method in ALWAYS else pytest.mark.long)
+    for method in recipes.METHODS
+  ],
+)
+def test_in_bfloat16_networks_are_lowered_in_it_and_losses_in_float32(tiny_models, method):
+  settings = settings_for(method, compute_dtype="bfloat16", baseline=False)
+  settings.method.update(ON_TWO_STAGES.get(method, {}))
+  planned = rehearsal.prepare(settings)
+  lowered = rehearsal.lower(planned, skip=() if method == "teacher" else ("teacher",))
+  trained = [x.stage for x in lowered if x.step == "training"]
+  assert trained == STAGES.get(method, ["distilled"])
+  for found in lowered:
+    assert found.platforms == ("tpu", "cuda")
+    assert set(found.convolutions) == {"bf16"} and set(found.losses) == {"f32"}
+
+
+LOW = {
+  "its value": (lambda w, x: w.astype(jnp.bfloat16) ** 2, optax.sgd(0.1)),
+  "its softmax": (
+    lambda w, x: jax.nn.logsumexp(w.astype(jnp.bfloat16) * x[:, 0]).astype(jnp.float32),
+    optax.sgd(0.1),
+  ),
+  "its sum": (
+    lambda w, x: jax.lax.reduce(
+      w.astype(jnp.bfloat16) * x[0, 0], jnp.bfloat16(0), jax.lax.add, (0,)
+    ).astype(jnp.float32),
+    optax.sgd(0.1),
+  ),
+  "the optimizer": (
+    lambda w, x: w**2,
+    optax.sgd(0.1, momentum=0.9, accumulator_dtype=jnp.bfloat16),
+  ),
+}
+
+
+@pytest.mark.parametrize("what", LOW)
+def test_a_loss_or_a_state_in_bfloat16_is_told(what):
+  value, optimizer = LOW[what]
+
+  def loss(learning, participants, batch, targets, context):
+    images = batch.images[..., 0].astype(jnp.bfloat16)
+    return value(learning["student"]["w"], images), Aux({}, {}, {})
+
+  stage = stage_of_one_number("alone", "student", optimizer=optimizer)
+  stage = dataclasses.replace(stage, scheme=stage.scheme._replace(loss=loss))
+  planned = Rehearsal(settings_for("alone"), stand_in("digits"), [stage])
+  named = r"1 results are not float32 \(.*trace.*w" if what == "the optimizer" else r"'bf16': \d"
+  with pytest.raises(RehearsalFailed, match=f"^stage 'alone': losses and metrics of .*{named}"):
+    rehearsal.lower(planned, device_count=2)
+
+
+def test_a_convolution_in_another_type_is_told(tiny_models, monkeypatch):
+  # It does not ask what to compute in.
+  monkeypatch.setattr(
+    models, "create", lambda name, *, num_classes, **_: tiny.TinyNet(2, num_classes)
+  )
   planned = rehearsal.prepare(settings_for("alone", compute_dtype="bfloat16"))
   with pytest.raises(
     RehearsalFailed,

@@ -1,0 +1,186 @@
+"""The measuring behind `make bench`: turns, ratios, the fewest FLOPs, and what parts consist of."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import models
+from jaxkd.evaluate import multiply_adds
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = ("alternating", "cohort", "flops", "machine", "pairs", "record", "whole_runs")
+
+
+@pytest.fixture(scope="module")
+def benchmarks():
+  """The modules of experiments/benchmarks, by name."""
+  before = set(sys.modules)
+  sys.path.insert(0, str(ROOT / "experiments"))
+  try:
+    yield {name: importlib.import_module(f"benchmarks.{name}") for name in MODULES}
+  finally:
+    sys.path.remove(str(ROOT / "experiments"))
+    for name in set(sys.modules) - before:
+      if name.split(".")[0] == "benchmarks":
+        del sys.modules[name]
+
+
+def test_contestants_take_turns_at_going_first_and_warming_up_does_not_count(benchmarks):
+  calls = []
+  contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
+  found = benchmarks["alternating"].alternate(contestants, rounds=3, warmup=1, block=2)
+  assert "".join(calls) == "bbaa" + "aabb" + "bbaa" + "aabb"
+  assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
+
+
+def test_time_runs_out_only_after_the_least_rounds(benchmarks):
+  alternating = benchmarks["alternating"]
+  found = alternating.alternate({"a": lambda: None}, rounds=100, seconds=0.0)
+  assert len(found["a"]) == alternating.LEAST_ROUNDS
+
+
+def test_a_ratio_is_the_median_over_rounds_not_of_medians(benchmarks):
+  times = {"ours": [1.0, 4.0, 30.0], "other": [2.0, 1.0, 10.0]}
+  row = benchmarks["alternating"].compared(times, "ours", "other")
+  assert (row["ratio"], row["middle_half"], row["rounds"]) == (3.0, [1.75, 3.5], 3)
+  assert benchmarks["alternating"].compared({"ours": [1.0], "other": [2.0]}, "ours", "other") == {
+    "ratio": 0.5,
+    "middle_half": [0.5, 0.5],
+    "rounds": 1,
+  }
+
+
+def _multiplied(benchmarks, function, *args):
+  flops = benchmarks["flops"]
+  return sum(flops.products_of(equation) for equation in flops.equations(function, *args))
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(5, 3, 1), (6, 3, 2), (7, 1, 2), (4, 5, 1)])
+def test_products_with_padding_are_not_counted(benchmarks, size, kernel, stride):
+  """All ones: every multiply-add that meets a pixel adds 1 to the sum of the outputs."""
+  images, weights = np.ones((2, size, size, 3)), np.ones((kernel, kernel, 3, 4))
+
+  def convolve(images, weights):
+    padding = [(kernel // 2, kernel // 2)] * 2
+    return jax.lax.conv_general_dilated(
+      images, weights, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  counted = _multiplied(benchmarks, convolve, images, weights)
+  assert counted == int(convolve(images, weights).sum())
+  padded = multiply_adds(convolve, images, weights)
+  assert counted < padded if kernel > 1 else counted == padded
+
+
+def test_the_gradient_of_a_convolution_multiplies_as_often_as_the_convolution(benchmarks):
+  """The holes that a stride leaves in the input's gradient are no products either."""
+
+  def convolve(images, weights):
+    return jax.lax.conv_general_dilated(
+      images, weights, (2, 2), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  args = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 4))
+  once = _multiplied(benchmarks, convolve, *args)
+  for argument in (0, 1):
+    gradient = jax.grad(lambda *args: convolve(*args).sum(), argument)
+    assert _multiplied(benchmarks, gradient, *args) == once
+
+
+def test_the_fewest_flops_are_those_of_teacher_and_students_gradient(benchmarks):
+  """What autodiff itself needs, traced."""
+  flops, pairs = benchmarks["flops"], benchmarks["pairs"]
+  pair = pairs.Pair("resnet8_w8", "resnet8_w4", (8, 8, 1))
+  networks = [models.create(name, num_classes=10) for name in (pair.teacher, pair.student)]
+  images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+  variables = [jax.eval_shape(n.init, jax.random.key(0), images) for n in networks]
+
+  def step(teacher, student, images):
+    def loss(params):
+      whole = {**student, "params": params}
+      output, _ = networks[1].apply(whole, images, train=True, mutable=["batch_stats"])
+      return jnp.square(output.logits - networks[0].apply(teacher, images).logits).sum()
+
+    return jax.grad(loss)(student["params"])
+
+  assert flops.minimum(pair) == 2 * _multiplied(benchmarks, step, *variables, images)
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_a_trunk_and_branches_are_the_parts_of_the_branched_network(benchmarks, members):
+  """As many weights and products, but for what gives the parts a loss of their own."""
+  cohort = benchmarks["cohort"]
+  network = models.create("resnet8_w4", num_classes=10)
+  images = jnp.zeros((2, 8, 8, 1))
+  stage = cohort.FROM_STAGE
+  features = jax.eval_shape(
+    lambda x: network.init_with_output(jax.random.key(0), x)[0].features[stage], images
+  )
+  trunk, branch = cohort.TrunkAlone(network, stage), cohort.BranchAlone(network, stage)
+
+  def facts(module, inputs, tidy):
+    shapes = jax.eval_shape(module.init, jax.random.key(0), inputs)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+    def total(variables, inputs):
+      outputs = module.apply(variables, inputs)
+      outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+      return sum(output.logits.sum() for output in outputs)
+
+    products = multiply_adds(jax.grad(total), shapes, inputs)
+    return np.array([weights, products]) - tidy
+
+  channels = features.shape[-1]
+  # The trunk's own classifier, of which a gradient needs two products; the branch's bias has none.
+  trunk_own = np.array([(channels + 1) * 10, 2 * len(images) * channels * 10])
+  parts = facts(trunk, images, trunk_own)
+  parts = parts + members * facts(branch, features, np.array([channels, 0]))
+  whole = facts(models.Branched(network, members, stage), images, 0)
+  np.testing.assert_array_equal(parts, whole)
+
+
+def test_a_section_measured_anew_replaces_its_own_figures_alone(benchmarks):
+  record = benchmarks["record"]
+  taken = {"seconds": 1.0, "versions": {"jax": "1"}, "machine": {"cores": 2}}
+  rows = {"a": {"ratio": 0.9}, "b": {"ratio": 1.2}}
+  results = record.merged({}, "cohort_over_parts", {"found": rows, **taken})
+  assert results["cohort_over_parts"] == 1.2
+  runs = {"cached": {"ratio": 0.7}, "uncached": {"ratio": 1.5}}
+  results = record.merged(results, "run_over_pytorch", {"found": runs, **taken})
+  assert results["run_over_pytorch"] == 0.7
+  kd = {"losses": {"kd, batch 64": {"ratio": 2.0}}, "summary": {"slower": 0}}
+  later = {**taken, "versions": {"jax": "2"}}
+  results = record.merged(results, "losses", {"found": kd, **later})
+  assert results["losses"] == kd["losses"]
+  assert results["details"]["losses"]["summary"] == {"slower": 0}
+  assert results["details"]["cohort_over_parts"]["rows"] == rows
+  assert results["details"]["cohort_over_parts"]["versions"] == {"jax": "1"}
+  assert results["versions"] == {"jax": "2"}
+  assert json.loads(json.dumps(results)) == results
+
+
+def test_a_run_takes_its_overrides_into_the_config(benchmarks):
+  job = {"config": "kd@fashion", "overrides": {"student.epochs": 3, "data.views": 4}}
+  settings = benchmarks["whole_runs"].settings_of(job)
+  assert (settings.student.epochs, settings.data.views, settings.method.name) == (3, 4, "kd")
+
+
+def test_rows_of_runs_tell_the_first_from_the_later_ones(benchmarks):
+  def runs(seconds, compiling):
+    keys = ("seconds", "compile_seconds")
+    made = [dict(zip(keys, two, strict=True)) for two in zip(seconds, compiling, strict=True)]
+    return [{**run, "steps": 5, "accuracy": 0.5, "read_seconds": 1.0} for run in made]
+
+  ours, theirs = runs([30.0, 8.0, 6.0], [25.0, 2.0, 2.0]), runs([10.0, 10.0, 10.0], [0, 0, 0])
+  row = benchmarks["whole_runs"]._row(ours, theirs)
+  assert (row["first"], row["ratio"], row["without_compiling"]) == (3.0, 0.7, 0.5)
+  with pytest.raises(AssertionError, match="different numbers of steps"):
+    benchmarks["whole_runs"]._row(ours, [{**run, "steps": 4} for run in theirs])
