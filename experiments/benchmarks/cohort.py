@@ -1,107 +1,140 @@
-"""The time of a training step of several peers over that of as many single networks' steps.
+"""The time of one step of several networks that learn together, over that of its parts."""
 
-    python experiments/benchmarks/cohort.py
+from __future__ import annotations
 
-Deep mutual learning of `--peers` equal networks, against the same networks each in a supervised
-step of its own, on the same batch and devices. Rounds alternate between the two, so that whatever
-else the machine does hits both; the ratio is the median over the rounds.
-"""
-
-import json
-import statistics
-import time
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
-from absl import app, flags, logging
+from flax import linen as nn
 
+from benchmarks import pairs
+from benchmarks.alternating import alternate, compared, milliseconds
+from benchmarks.pairs import Stepper
 from jaxkd import models, schemes
-from jaxkd.train import create_state, devices, training_step
-from jaxkd.types import Batch, Scheme
+from jaxkd.connectors import Gate
+from jaxkd.models.copies import separate
+from jaxkd.train import devices
+from jaxkd.types import Array, Batch, Output
 
-_ROUNDS = flags.DEFINE_integer("rounds", 100, "Rounds that are timed.", lower_bound=1)
-_PEERS = flags.DEFINE_integer("peers", 4, "Networks that learn together.", lower_bound=1)
-_CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "XLA devices on the CPU; 0: one per core.")
+MEMBERS = 4
+FROM_STAGE = "stage2"
 
-# model, image shape, batch size
-_SETTINGS = (
-  ("resnet8_w4", (28, 28, 1), 64),
-  ("resnet8", (32, 32, 3), 64),
-)
-
-
-def main(argv: list[str]) -> None:
-  """Prints one JSON line per setting."""
-  del argv
-  logging.set_verbosity(logging.WARNING)
-  devices.split_cpu(_CPU_DEVICES.value, 64)
-  for model, shape, batch_size in _SETTINGS:
-    together, apart = measure(model, shape, batch_size, _PEERS.value, _ROUNDS.value)
-    ratios = [a / b for a, b in zip(together, apart, strict=True)]
-    row = {
-      "model": model,
-      "image_shape": shape,
-      "batch_size": batch_size,
-      "peers": _PEERS.value,
-      "together_ms": round(1000 * statistics.median(together), 2),
-      "apart_ms": round(1000 * statistics.median(apart), 2),
-      "cohort_over_parts": round(statistics.median(ratios), 3),
-      "rounds": _ROUNDS.value,
-      "device": jax.devices()[0].device_kind,
-      "devices": jax.local_device_count(),
-    }
-    print(json.dumps(row), flush=True)
+# model -> shape of its images
+SETTINGS: dict[str, tuple[int, int, int]] = {
+  "resnet8_w8_s2": (28, 28, 1),
+  "resnet8": (32, 32, 3),
+}
 
 
 def measure(
-  model: str, shape: tuple[int, int, int], batch_size: int, peers: int, rounds: int
-) -> tuple[list[float], list[float]]:
-  """Seconds of each step of all peers, and of each round of single steps, one per peer."""
-  network = models.create(model, num_classes=10, axis_name=devices.AXIS_NAME)
-  rng = np.random.default_rng(0)
-  batch = Batch(
-    rng.normal(size=(batch_size, *shape)).astype(np.float32),
-    rng.integers(0, 10, batch_size).astype(np.int32),
-    np.ones(batch_size, np.float32),
-    np.arange(batch_size, dtype=np.int32),
+  settings: dict[str, tuple[int, int, int]] = SETTINGS,
+  *,
+  members: int = MEMBERS,
+  batch_size: int = 64,
+  rounds: int = 100,
+  seconds: float = 15.0,
+) -> dict[str, Any]:
+  """Scheme and model -> the step's time over the sum of its parts.
+
+  The schemes are "dml" and "one". Parts of `members` peers are as many supervised steps of the
+  network. Parts of a network with `members` branches are a step of the trunk and a step per branch,
+  see `TrunkAlone` and `BranchAlone`. All are mapped over all devices and wait for their end.
+  """
+  found = {}
+  for model, shape in settings.items():
+    network = models.create(model, num_classes=pairs.CLASSES, axis_name=devices.AXIS_NAME)
+    batch = pairs.random_batch(shape, batch_size)
+    for kind, make in (("dml", _peers), ("one", _branches)):
+      together, parts = make(network, batch, members)
+      contestants = {"together": together, "parts": lambda parts=parts: _each(parts)}
+      times = alternate(contestants, rounds=rounds, seconds=seconds, warmup=3)
+      row = compared(times, "together", "parts")
+      row |= {f"{name}_ms": milliseconds(values) for name, values in times.items()}
+      found[f"{kind} {model}"] = row | {"members": members, "devices": jax.local_device_count()}
+  return found
+
+
+_Step = Callable[[], None]
+
+
+def _each(steps: list[_Step]) -> None:
+  for step in steps:
+    step()
+
+
+def _peers(network: nn.Module, batch: Batch, members: int) -> tuple[_Step, list[_Step]]:
+  everywhere = jax.local_devices()
+  cohort = schemes.mutual({f"peer_{k}": network for k in range(members)})
+  single = Stepper(schemes.supervised(network), batch, everywhere)
+  return Stepper(cohort, batch, everywhere).step, members * [single.step]
+
+
+def _branches(network: nn.Module, batch: Batch, members: int) -> tuple[_Step, list[_Step]]:
+  everywhere = jax.local_devices()
+  gate = Gate(members, axis_name=devices.AXIS_NAME)
+  cohort = schemes.native_ensemble(network, gate, branches=members, from_stage=FROM_STAGE)
+  trunk = Stepper(schemes.supervised(TrunkAlone(network, FROM_STAGE)), batch, everywhere)
+  branch = Stepper(
+    schemes.supervised(BranchAlone(network, FROM_STAGE)),
+    dataclasses.replace(batch, images=_features(network, batch)),
+    everywhere,
   )
-  names = [f"peer_{number}" for number in range(peers)]
-  cohort = _Stepper(schemes.mutual(dict.fromkeys(names, network)), batch)
-  single = _Stepper(schemes.supervised(network), batch)
-  together, apart = [], []
-  for number in range(-5, rounds):
-    # Who goes first alternates: the second finds the caches as the first left them.
-    order = [(cohort, 1, together), (single, peers, apart)]
-    for stepper, steps, seconds in order if number % 2 else reversed(order):
-      start = time.perf_counter()
-      for _ in range(steps):
-        stepper.step()
-      if number >= 0:  # the first ones compile and warm up
-        seconds.append(time.perf_counter() - start)
-  return together, apart
+  return Stepper(cohort, batch, everywhere).step, [trunk.step, *(members * [branch.step])]
 
 
-class _Stepper:
-  """A scheme's compiled step, and the state it has come to."""
+class TrunkAlone(nn.Module):
+  """The layers up to a stage, and a mean and a linear layer for their gradient to start from.
 
-  def __init__(self, scheme: Scheme, batch: Batch) -> None:
-    everywhere = jax.local_devices()
-    optimizer = optax.sgd(0.05, momentum=0.9)
-    state = create_state(scheme, optimizer, jax.random.key(0), batch)
-    self._state = devices.replicate(state, everywhere)
-    self._batch = devices.shard(batch, everywhere)
-    self._step = devices.map_training_step(
-      training_step(scheme, optimizer, lambda keys, data: data, axis_name=devices.AXIS_NAME),
-      everywhere,
-      frozen=[],
-    )
+  Attributes:
+    network: a model with `encode`.
+    stage: the last one.
+  """
 
-  def step(self) -> None:
-    """Makes one update, and waits for it."""
-    self._state, metrics = self._step(self._state, self._batch)
-    jax.block_until_ready(metrics)
+  network: nn.Module
+  stage: str
+
+  def setup(self) -> None:
+    """Makes the copy."""
+    self.trunk = separate(self.network)
+    self.linear = nn.Dense(pairs.CLASSES)
+
+  def __call__(self, images: Array, train: bool = False) -> Output:
+    """Images to logits."""
+    features = self.trunk.encode(images, train, self.stage).features[self.stage]
+    return Output(self.linear(jnp.mean(features, axis=(1, 2))))
 
 
-if __name__ == "__main__":
-  app.run(main)
+class BranchAlone(nn.Module):
+  """The layers after a stage; what they are fed has a bias, so that its gradient is computed.
+
+  Attributes:
+    network: a model with `resume`.
+    stage: the one whose features the branch is fed.
+  """
+
+  network: nn.Module
+  stage: str
+
+  def setup(self) -> None:
+    """Makes the copy."""
+    self.branch = separate(self.network)
+    self.bias = self.param("bias", nn.initializers.zeros, (self.network.channels[self.stage],))
+
+  def __call__(self, features: Array, train: bool = False) -> Output:
+    """Features (B, H, W, C) to logits."""
+    return self.branch.resume(features + self.bias[None, None, None], self.stage, train)
+
+
+def _features(network: nn.Module, batch: Batch) -> np.ndarray:
+  """Noise in the shape of the trunk's features, half of it cut off as by a ReLU."""
+
+  def run(images: Array) -> Array:
+    output, _ = network.init_with_output(jax.random.key(0), images, train=False)
+    return output.features[FROM_STAGE]
+
+  shape = jax.eval_shape(run, batch.images).shape
+  return np.maximum(np.random.default_rng(1).normal(size=shape), 0).astype(np.float32)

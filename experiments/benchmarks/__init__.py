@@ -1,0 +1,1 @@
+"""What `make bench` measures, one module per section; `experiments/bench.py` runs them."""

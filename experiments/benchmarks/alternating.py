@@ -1,0 +1,77 @@
+"""Times of several ways to do the same, taken in turns, and their ratio."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# However long a round takes, a median needs some.
+LEAST_ROUNDS = 5
+
+
+def alternate(
+  contestants: Mapping[str, Callable[[], None]],
+  *,
+  rounds: int = 100,
+  seconds: float = 20.0,
+  block: int = 1,
+  warmup: int = 2,
+) -> dict[str, list[float]]:
+  """Seconds per call of each contestant, one number per round.
+
+  Every round calls all of them, so that whatever else the machine does hits all; who goes first
+  rotates, since each finds the caches as the one before left them.
+
+  Args:
+    contestants: name -> what to time; it returns when its work is done.
+    rounds: at most so many.
+    seconds: after so many no further round starts, though at least LEAST_ROUNDS (or `rounds`, if
+      that is fewer) are made.
+    block: calls in a row, of which the mean counts: two pools of threads that wait actively
+      disturb each other less.
+    warmup: rounds before those that count.
+  """
+  names = list(contestants)
+  found: dict[str, list[float]] = {name: [] for name in names}
+  started = time.perf_counter()
+  for number in range(-warmup, rounds):
+    if number == 0:
+      started = time.perf_counter()
+    if number >= LEAST_ROUNDS and time.perf_counter() - started > seconds:
+      break
+    first = number % len(names)
+    for name in names[first:] + names[:first]:
+      start = time.perf_counter()
+      for _ in range(block):
+        contestants[name]()
+      if number >= 0:
+        found[name].append((time.perf_counter() - start) / block)
+  return found
+
+
+def compared(seconds: Mapping[str, list[float]], ours: str, other: str) -> dict[str, Any]:
+  """One contestant's time over another's.
+
+  Args:
+    seconds: of `alternate`.
+    ours: the numerator's name.
+    other: the denominator's.
+
+  Returns:
+    "ratio", the median over the rounds of the ratio within a round; "middle_half" of those ratios;
+    "rounds".
+  """
+  ratios = [a / b for a, b in zip(seconds[ours], seconds[other], strict=True)]
+  quarters = statistics.quantiles(ratios, n=4, method="inclusive") if ratios[1:] else 3 * ratios
+  return {
+    "ratio": round(statistics.median(ratios), 3),
+    "middle_half": [round(quarters[0], 3), round(quarters[2], 3)],
+    "rounds": len(ratios),
+  }
+
+
+def milliseconds(seconds: list[float]) -> float:
+  """The median, in milliseconds."""
+  return round(1000 * statistics.median(seconds), 3)
