@@ -163,6 +163,7 @@ def test_a_killed_run_goes_on_to_the_same_end(command, uninterrupted, tmp_path):
   assert "teacher: 5 steps, resumed after 5\n" in resumed.stdout
 
 
+@pytest.mark.long
 def test_a_bundle_teaches_in_another_run_without_training_or_a_baseline(
   command, uninterrupted, tmp_path
 ):

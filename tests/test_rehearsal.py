@@ -70,7 +70,7 @@ STAGES = {
   "born_again": ["alone", "generation_1"],
 }
 # One for each kind of scheme; a method takes a second.
-ALWAYS = ("kd", "ft", "simkd", "dml", "one", "byot")
+ALWAYS = ("kd", "ft", "simkd", "dml")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def uncached(tmp_path_factory):
   return train(tmp_path_factory.mktemp("uncached"), taught(KD, AT))
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_that_reads_its_targets_back_is_the_run_that_computes_them(
   devices, uncached, tmp_path
 ):
@@ -97,6 +97,7 @@ def test_what_devices_cannot_hold_is_read_from_disk_and_used_again(uncached, tmp
   assert f"in {tmp_path / 'targets'}" in heard.lines[0]
 
 
+@pytest.mark.long
 def test_targets_of_another_teacher_are_not_used_again(tmp_path):
   options = {"cached_targets": True, "resident_bytes": 0, "epochs": 1}
   train(tmp_path / "one", taught(KD), **options)
@@ -114,12 +115,14 @@ def test_targets_of_another_teacher_are_not_used_again(tmp_path):
   assert len(heard.lines) == 1
 
 
+@pytest.mark.long
 def test_a_batch_in_parts_reads_each_part_s_targets(tmp_path):
   options = {"accumulate": 2, "devices": 1}
   plain = train(tmp_path / "plain", taught(KD, AT), **options)
   assert_close(plain, train(tmp_path / "cached", taught(KD, AT), cached_targets=True, **options))
 
 
+@pytest.mark.long
 def test_simkd_s_features_are_read_back(tmp_path):
   scheme = schemes.simkd(
     TinyNet(axis_name=AXIS_NAME),

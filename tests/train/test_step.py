@@ -87,7 +87,7 @@ SCHEMES = {
     pytest.param("offline", 4, marks=pytest.mark.long),
     ("offline", 8),
     ("offline-no-norm", 8),
-    ("online", 2),
+    pytest.param("online", 2, marks=pytest.mark.long),
     pytest.param("online", 4, marks=pytest.mark.long),
     ("online", 8),
   ],
