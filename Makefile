@@ -100,7 +100,7 @@ claims-quick: $(INSTALLED)
 claims-search: $(INSTALLED)
 	$(CLAIMS) --workdir runs/claims --search --output experiments/results
 
-# Looks into what was contradicted, by validation (half an hour).
+# Looks into what was contradicted, by validation.
 claims-why: $(INSTALLED)
 	$(CLAIMS) --workdir runs/claims --why --output experiments/results
 
@@ -109,8 +109,8 @@ budget: $(INSTALLED)
 	$(BIN)/python experiments/budget.py --run runs/exits/seed0/multi_exit,rate=0.4 --output experiments/results/budget.md
 
 # Full-scale configs without their data and accelerators: every method of every pair of the published
-# tables lowered for TPU and CUDA, and two updates on noise (an hour on two cores). Two images a time would
-# leave a ResNet-110 whose features are too large for two of the losses.
+# tables lowered for TPU and CUDA, and two updates on noise. Two images a time would leave
+# a ResNet-110 whose features are too large for two of the losses.
 DRY_RUN := $(BIN)/python experiments/dry_run.py --configs configs/cifar100.py,configs/imagenet.py --workdir runs/dry-run
 dry-run: $(INSTALLED)
 	$(DRY_RUN) --batch_size=16 --only='(fsp|ft)@resnet110-resnet32$$'

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxkd.data.pipeline import training_batches
+from jaxkd.errors import ConfigError
 from jaxkd.train import devices as mapping
 from jaxkd.train.cached_targets import CachedTargets
 from jaxkd.train.reporting import Reporter
@@ -43,13 +44,19 @@ class Feed:
       directory: where cached targets go that devices do not hold.
 
     Raises:
-      ConfigError: if the stage is to cache targets that cannot be (`CachedTargets`).
+      ConfigError: if the stage is to cache targets that cannot be (`CachedTargets`), or that need a
+        directory and have none.
     """
     self._devices = devices
     cache = CachedTargets(stage, shapes, devices) if stage.cached_targets else None
     self._cache = cache if cache and cache.bytes else None
     left = stage.resident_bytes - (self._cache.bytes if self._cache else 0)
     self._examples = resident_examples(stage.examples, left)
+    if self._cache is not None and self._examples is None and directory is None:
+      raise ConfigError(
+        f"targets=None: expected a directory, since images and targets of stage {stage.name!r} are "
+        f"more than the {stage.resident_bytes} bytes that devices hold"
+      )
     self._all = stage.examples.indices
     self._directory = directory
     self._stored: Callable[[Batch], Any] | None = None
@@ -73,7 +80,7 @@ class Feed:
     if self._cache is not None and self._examples is not None:
       targets = self._cache.in_memory(state, reporter)
     elif self._cache is not None:
-      assert self._directory is not None, "cached targets need a directory"
+      assert self._directory is not None
       read = self._cache.on_disk(state, self._directory, reporter)
       order = np.argsort(self._all)
       self._stored = lambda batch: read(

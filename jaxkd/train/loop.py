@@ -62,13 +62,14 @@ def train_stage(
     test: examples scored once, after everything is chosen.
     evaluate_every: epochs between validations.
     checkpoint_seconds: least time between checkpoints; 0 saves after every step.
-    targets: where cached targets go that devices do not hold; needed with `stage.cached_targets`.
+    targets: directory of cached targets that devices do not hold.
 
   Returns:
     Finished.
 
   Raises:
-    ConfigError: if given variables do not fit, or no checkpoint present can be read.
+    ConfigError: if given variables do not fit, no checkpoint present can be read, or targets that
+      are to be cached cannot be.
   """
   example = _example_batch(stage)
   shapes = state_shapes(

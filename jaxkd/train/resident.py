@@ -47,7 +47,7 @@ def reading(
 
   Args:
     step: (state, batch, stored targets) -> results, per device.
-    views: how many ways an example is augmented; 0 without cached targets is any number.
+    views: in how many ways targets are stored of an example; 0 is one.
 
   Returns:
     (state, places or (batch, stored targets or None), resident) -> results.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-_ABOUT, _RECORDS = "about.json", "targets.array_record"
+_ABOUT, _RECORDS = "fingerprint", "targets.array_record"
 
 
 class StoredTargets:
@@ -41,7 +40,7 @@ class StoredTargets:
   def complete(self) -> bool:
     """See the class."""
     file = self._directory / _ABOUT
-    return file.exists() and json.loads(file.read_text()) == {"of": self._about}
+    return file.exists() and file.read_text() == self._about
 
   def write(self, parts: Iterable[Sequence[np.ndarray]]) -> None:
     """Writes the arrays of one batch after the other, in place of what is there."""
@@ -57,7 +56,7 @@ class StoredTargets:
         writer.write(record.tobytes())
     writer.close()
     # Written last: its presence says that the records are whole.
-    (self._directory / _ABOUT).write_text(json.dumps({"of": self._about}))
+    (self._directory / _ABOUT).write_text(self._about)
 
   def read(self, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
     """The arrays (B, ...) of these examples and views, numbered in the order of writing."""

@@ -168,6 +168,17 @@ def test_targets_of_learners_are_refused(tmp_path):
   )
 
 
+def test_targets_that_devices_cannot_hold_need_a_directory(tmp_path):
+  options = {"views": 2, "cached_targets": True, "resident_bytes": 0}
+  with pytest.raises(ConfigError, match="targets=None: expected a directory"):
+    train_stage(
+      stage(scheme=taught(KD), **options),
+      directory=tmp_path,
+      devices=jax.local_devices()[:1],
+      reporter=Silent(),
+    )
+
+
 def test_targets_that_mix_examples_are_refused(tmp_path):
   plain = taught(KD)
 
