@@ -19,7 +19,7 @@ from jaxkd.train import check_stages
 from jaxkd.types import Context
 from tests.models.drawn import drawn
 from tests.schemes.one_step import assert_all_moved, assert_same, jit, updated
-from tests.tiny import TinyNet
+from tests.tiny import create
 from tests.torch_weights import regenerate
 
 GOLDEN_MODELS = Path(__file__).parent / "golden" / "models"
@@ -80,11 +80,6 @@ def planned(variant, **changes):
 @pytest.fixture
 def tiny_models(monkeypatch):
   """The recipes get networks that compile fast; the teacher is the wider one."""
-  widths = {"resnet8_w8": 6, "resnet8_w4": 4}
-
-  def create(name, *, num_classes, axis_name, dtype):
-    return TinyNet(width=widths[name], num_classes=num_classes, axis_name=axis_name)
-
   monkeypatch.setattr(models, "create", create)
 
 

@@ -13,13 +13,12 @@ from jaxkd import losses, models
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.participants import select
-from jaxkd.train.company import company_matters
 from jaxkd.train.halves import halves, table_of_bytes
 from jaxkd.types import Context, Output, Terms
 from tests.models.drawn import drawn
 from tests.schemes.one_step import jit
 from tests.test_recipes import ON_TWO_STAGES, planned
-from tests.tiny import TinyNet
+from tests.tiny import create
 from tests.train.halves.split_losses import (
   assert_close,
   batch_of,
@@ -360,24 +359,8 @@ def test_statistics_that_learners_change_are_no_ground_for_targets():
   assert found.changing == ("participants['student']['batch_stats']['mean']",)
 
 
-@pytest.mark.parametrize("size", [2, 5, 6])
-def test_company_that_matters_is_found_also_where_order_does_not(size):
-  batch = batch_of(normal(size, 3))
-  assert not company_matters(lambda b: [np.sin(b.images), b.indices], batch)
-  # Batch statistics are the same in any order.
-  assert company_matters(lambda b: b.images - b.images.mean(0), batch)
-  assert company_matters(lambda b: b.images * np.arange(len(b.images))[:, None], batch)
-  assert company_matters(lambda b: np.roll(b.images, 1, axis=0), batch)
-  assert company_matters(lambda b: np.where(b.images > 9, 0, np.nan), batch)
-
-
 @pytest.fixture
 def tiny_models(monkeypatch):
-  widths = {"resnet8_w8": 6, "resnet8_w4": 4}
-
-  def create(name, *, num_classes, axis_name, dtype):
-    return TinyNet(width=widths[name], num_classes=num_classes, axis_name=axis_name)
-
   monkeypatch.setattr(models, "create", create)
 
 
