@@ -22,7 +22,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from reproduction import exits, large_and_tiny, offline, planning, plots, search, tables, together
 from reproduction.results import Runs, summary
@@ -30,7 +29,7 @@ from rich.console import Console
 
 from jaxkd import report, sweep, variants
 from jaxkd.errors import ConfigError
-from jaxkd.train import devices
+from jaxkd.train import compilation, devices
 
 _CONFIG = flags.DEFINE_string("config", "configs/claims.py", "What is run, and how.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
@@ -73,7 +72,7 @@ def main(argv: list[str]) -> None:
     devices.compile_fast()
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
   make(planned, workdir, console)
-  jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+  compilation.remember_programs_in(workdir / "compiled")
   results = [(claim, claim.rows(runs)) for claim in CLAIMS]
   overview, text = tables.overview(results), tables.as_markdown(results, runs, facts(runs, planned))
   console.print(f"{text}\n\n{overview}", soft_wrap=True, highlight=False, markup=False)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxkd import experiment, overview, recipes
 from jaxkd.errors import ConfigError
-from jaxkd.train import devices
+from jaxkd.train import compilation, devices, host_memory
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -52,6 +52,8 @@ def main(argv: list[str]) -> None:
     return
   if _WORKDIR.value is None:
     raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
+  compilation.remember_programs()
+  host_memory.keep_freed_memory()
   devices.split_cpu(settings.cpu_devices, settings.batch_size)
   if _DISTRIBUTED.value or _MPI.value or _COORDINATOR.value:
     devices.join_processes(

@@ -143,6 +143,8 @@ COMMON: Fields = {
   "compute_dtype": choice("float32", ("float32", "bfloat16")),
   "evaluate_every": integer(1, minimum=1),
   "checkpoint_seconds": number(60.0),
+  # Updates that one program makes before the host has the next word; 0 leaves it to the device.
+  "steps_per_dispatch": integer(0),
   "keep": choice("last", ("last", "best")),
   "baseline": flag(True),
   # Whether what the losses need of frozen networks is computed once per example and view and read

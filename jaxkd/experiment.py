@@ -19,11 +19,18 @@ from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
 from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stage
+from jaxkd.train.compilation import Stopwatch
 from jaxkd.train.loop import Finished
 from jaxkd.train.reporting import Row
 
 # A run may go on on other hardware than it was begun on.
-_MAY_CHANGE = ("devices", "cpu_devices", "checkpoint_seconds", "resident_megabytes")
+_MAY_CHANGE = (
+  "devices",
+  "cpu_devices",
+  "checkpoint_seconds",
+  "resident_megabytes",
+  "steps_per_dispatch",
+)
 
 
 def run(
@@ -71,8 +78,11 @@ def run(
       for note in stage.notes:
         console.print(f"{stage.name}: {note}", soft_wrap=True, highlight=False)
   started = time.monotonic()
-  results = _train_all(settings, stages, data, workdir, chosen, console)
-  summary = _summary(settings, stages, results, data, chosen, time.monotonic() - started)
+  with Stopwatch() as compiling:
+    results = _train_all(settings, stages, data, workdir, chosen, console)
+  summary = _summary(settings, stages, results, data, chosen)
+  seconds = time.monotonic() - started
+  summary |= {"seconds": round(seconds, 1), "compile_seconds": round(compiling.seconds, 1)}
   if not devices.is_first_process():
     return summary
   rows = [row for result in results.values() for row in result.rows]
@@ -81,6 +91,8 @@ def run(
   # Written last: its presence says that everything else is there.
   report.write_atomically(finished, json.dumps(summary, indent=2) + "\n")
   console.print(report.closing_table(summary))
+  told = f"{seconds:.0f} seconds, of which tracing and compiling took {compiling.seconds:.0f}"
+  console.print(told, highlight=False)
   return summary
 
 
@@ -140,6 +152,7 @@ def _train_all(
       test=data.test,
       evaluate_every=settings.evaluate_every,
       checkpoint_seconds=settings.checkpoint_seconds,
+      steps_per_dispatch=settings.steps_per_dispatch,
       # Of each process its own: it may be a disk of its own.
       targets=workdir / "targets" / stage.name / f"process_{jax.process_index()}",
     )
@@ -179,7 +192,6 @@ def _summary(
   results: Mapping[str, Finished],
   data: Dataset,
   chosen: Sequence[jax.Device],
-  seconds: float,
 ) -> dict[str, Any]:
   rows = {}
   for stage in stages:
@@ -205,7 +217,6 @@ def _summary(
       "count": len(chosen),
       "processes": jax.process_count(),
     },
-    "seconds": round(seconds, 1),
     "versions": {
       "jaxkd": jaxkd.__version__,
       "python": platform.python_version(),

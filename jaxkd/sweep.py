@@ -28,7 +28,7 @@ from rich.console import Console
 from jaxkd import experiment, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
-from jaxkd.train import devices
+from jaxkd.train import compilation, devices, host_memory
 from jaxkd.workers import Ended, Place, Workers, places
 
 
@@ -244,7 +244,8 @@ def _make(
 
 
 def _prepare_jax(compiled: pathlib.Path, cpu_devices: int, batch_size: int) -> None:
-  jax.config.update("jax_compilation_cache_dir", str(compiled))
+  compilation.remember_programs_in(compiled)
+  host_memory.keep_freed_memory()
   with contextlib.suppress(RuntimeError):  # where jax is in use already, its devices stay
     devices.split_cpu(cpu_devices, batch_size)
 

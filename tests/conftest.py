@@ -30,6 +30,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 COMPILED = tempfile.mkdtemp(prefix="jaxkd-tests-")
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # told to `remember_programs_in`
 jax.config.update("jax_persistent_cache_enable_xla_caches", "")
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)

@@ -14,7 +14,7 @@ from etils import epath
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError
-from jaxkd.train.devices import savable
+from jaxkd.train.devices import host_copy
 from jaxkd.train.state import TrainState
 from jaxkd.types import Participants
 
@@ -69,8 +69,10 @@ class Checkpoints:
     saved = self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(savable(state)),
-        best=ocp.args.StandardSave(savable(best)),
+        # Of arrays on several devices orbax would write a part from each, by slices compiled for
+        # every shape; and it refuses those that are one process's where there are several.
+        state=ocp.args.StandardSave(host_copy(state)),
+        best=ocp.args.StandardSave(host_copy(best)),
         # A copy: it is written in the background, while the loop goes on counting.
         progress=ocp.args.JsonSave(copy.deepcopy(progress)),
         data=ocp.args.JsonSave(copy.deepcopy(iterator.get_state())),

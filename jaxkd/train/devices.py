@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import export
+from jax import export, lax
 from jax.experimental import multihost_utils
 
 from jaxkd.errors import ConfigError
@@ -112,6 +112,7 @@ def map_training_step(
   devices: Sequence[jax.Device],
   *,
   frozen: Sequence[str] = (),
+  together: int = 1,
 ) -> Callable[..., tuple[TrainState, Any]]:
   """(state, sharded batch) -> (state, metrics), on every device; the given state is consumed.
 
@@ -123,14 +124,20 @@ def map_training_step(
     devices: that take part.
     frozen: participants that `step` leaves as they are. They go in but not out, which spares
       handling their many arrays at every step, and they are not consumed.
+    together: how many steps a call makes, one after the other in one program. If more than one,
+      batches are those of `shard_together`, and metrics have an axis of steps in front.
   """
 
   def apart(
     state: TrainState, beside: tuple[Participants, tuple[Any, ...]], batch: Any
   ) -> tuple[TrainState, Any]:
     aside, shared = beside
-    state, metrics = step(put_back(state, aside), batch, *shared)
-    return take_aside(state, frozen)[0], metrics
+
+    def one(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+      state, metrics = step(put_back(state, aside), batch, *shared)
+      return take_aside(state, frozen)[0], metrics
+
+    return one(state, batch) if together == 1 else lax.scan(one, state, batch)
 
   mapped = jax.pmap(
     apart,
@@ -219,6 +226,14 @@ def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
   return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), batch)
 
 
+def shard_together(batches: Sequence[Any], devices: Sequence[jax.Device]) -> Any:
+  """The batches of several steps as (devices, steps, B / devices, ...), or one as `shard` does."""
+  if len(batches) == 1:
+    return shard(batches[0], devices)
+  sharded = [shard(batch, devices) for batch in batches]
+  return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *sharded)
+
+
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
   """The tree on every device, laid out as a mapped step returns its state.
 
@@ -233,15 +248,6 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 def host_copy(tree: Any) -> Any:
   """The tree as numpy arrays: safe from donation, and independent of any device."""
   return jax.tree.map(np.asarray, jax.device_get(tree))
-
-
-def savable(tree: Any) -> Any:
-  """The tree as orbax can save it, by the first process alone where there are several.
-
-  It refuses arrays that are one process's; of arrays that are everyone's, every process would write
-  a part.
-  """
-  return tree if jax.process_count() == 1 else host_copy(tree)
 
 
 def is_first_process() -> bool:

@@ -10,7 +10,8 @@ import jax
 from jaxkd.data.pipeline import evaluation_batches
 from jaxkd.train import devices as mapping
 from jaxkd.train.stages import Stage
-from jaxkd.types import Participants
+from jaxkd.train.step import Metrics
+from jaxkd.types import Batch, Participants
 
 Scores = dict[str, dict[str, float]]
 
@@ -19,7 +20,15 @@ def make_evaluator(
   stage: Stage, devices: Sequence[jax.Device]
 ) -> Callable[[Participants, Any], Scores]:
   """(participants, examples) -> {predictor: {metric: mean}}, compiled once for every split."""
-  step = mapping.map_evaluation_step(stage.evaluation_step(), devices)
+  scores, predictors = stage.evaluation_step(), list[str]()
+
+  def nameless(participants: Participants, batch: Batch) -> list[Metrics]:
+    found = scores(participants, batch)
+    predictors[:] = found
+    return list(found.values())
+
+  # What equal networks are called would make their programs differ to jax's cache.
+  step = mapping.map_evaluation_step(nameless, devices)
 
   def evaluate(participants: Participants, examples: Any) -> Scores:
     participants = mapping.replicate(participants, devices)
@@ -29,7 +38,8 @@ def make_evaluator(
     # example once per process, above and below the fraction alike.
     for batch in evaluation_batches(examples, batch_size=_local_batch(stage, devices)):
       results += in_flight.push(step(participants, mapping.shard(batch, devices)))
-    return _means(results + in_flight.drain())
+    results += in_flight.drain()
+    return {name: _means([r[i] for r in results]) for i, name in enumerate(predictors)}
 
   return evaluate
 
@@ -38,12 +48,10 @@ def _local_batch(stage: Stage, devices: Sequence[jax.Device]) -> int:
   return -(-stage.batch_size // len(devices)) * len(devices)
 
 
-def _means(results: list[dict[str, dict[str, Any]]]) -> Scores:
-  scores: Scores = {}
-  for name in results[0]:
-    scores[name] = {}
-    for metric in results[0][name]:
-      total = sum(float(result[name][metric][0]) for result in results)
-      count = sum(float(result[name][metric][1]) for result in results)
-      scores[name][metric] = total / count
-  return scores
+def _means(results: list[dict[str, Any]]) -> dict[str, float]:
+  means = {}
+  for metric in results[0]:
+    total = sum(float(result[metric][0]) for result in results)
+    count = sum(float(result[metric][1]) for result in results)
+    means[metric] = total / count
+  return means

@@ -88,6 +88,11 @@ class Feed:
       )
     return mapping.replicate(Resident(self._examples, targets), self._devices)
 
+  @property
+  def is_resident(self) -> bool:
+    """Whether devices hold the examples, so that steps are fed a few numbers."""
+    return self._examples is not None
+
   def next(self) -> Any:
     """What the next step is fed, for `mapping.shard`."""
     fed = next(self.iterator)

@@ -14,6 +14,7 @@ from jaxkd.data.pipeline import training_batches
 from jaxkd.participants import frozen
 from jaxkd.train import devices as mapping
 from jaxkd.train.checkpoints import Checkpoints
+from jaxkd.train.dispatch import Dispatch, each_step
 from jaxkd.train.evaluator import Scores, make_evaluator
 from jaxkd.train.feeding import Feed
 from jaxkd.train.reporting import Reporter, Row
@@ -48,6 +49,7 @@ def train_stage(
   test: Any = None,
   evaluate_every: int = 1,
   checkpoint_seconds: float = 60.0,
+  steps_per_dispatch: int = 0,
   targets: pathlib.Path | None = None,
 ) -> Finished:
   """Trains a stage to its end, resuming exactly from the newest checkpoint in `directory`.
@@ -61,7 +63,8 @@ def train_stage(
     validation: examples scored every `evaluate_every` epochs and at the end; they choose "best".
     test: examples scored once, after everything is chosen.
     evaluate_every: epochs between validations.
-    checkpoint_seconds: least time between checkpoints; 0 saves after every step.
+    checkpoint_seconds: least time between checkpoints; 0 saves after every dispatch.
+    steps_per_dispatch: updates that one program makes (`jaxkd.train.dispatch`); 0 chooses.
     targets: directory of cached targets that devices do not hold.
 
   Returns:
@@ -96,6 +99,7 @@ def train_stage(
         evaluate=lambda state: evaluate(state.predicting, validation) if validation else {},
         evaluate_every=evaluate_every,
         checkpoint_seconds=checkpoint_seconds,
+        steps_per_dispatch=steps_per_dispatch,
       )
       checkpoints.wait()
     chosen = best if stage.keep == "best" and best else state.predicting
@@ -120,27 +124,34 @@ def _train(
   evaluate: Callable[[TrainState], Scores],
   evaluate_every: int,
   checkpoint_seconds: float,
+  steps_per_dispatch: int,
 ) -> tuple[TrainState, Participants | None]:
   """The steps from `state` to the end of the stage; returns the last state and the best."""
-  step = mapping.map_training_step(
+  dispatch = Dispatch(
     reading(stage.training_step(), stage.views),
+    feed,
     devices,
     frozen=frozen(state.participants, stage.scheme.learners),
+    together=steps_per_dispatch,
+    steps_per_epoch=stage.steps_per_epoch,
   )
   resident = feed.open(state, reporter)
+  done = int(state.step)
   state = mapping.replicate(state, devices)
   in_flight = mapping.StepsInFlight()
   saved_at = time.monotonic()
 
   def read(results: list[Any]) -> None:
     for metrics in results:
-      reporter.stepped(_add(progress["sums"], metrics), stage.batch_size)
+      for one in each_step(metrics):
+        reporter.stepped(_add(progress["sums"], one), stage.batch_size)
 
-  for done in range(int(state.step) + 1, stage.steps + 1):
-    state, metrics = step(state, mapping.shard(feed.next(), devices), resident)
+  while done < stage.steps:
+    state, metrics, made = dispatch.next(state, resident, done)
+    done += made
     read(in_flight.push(metrics))
     epoch, within = divmod(done, stage.steps_per_epoch)
-    save = _save_is_due(done, stage, time.monotonic() - saved_at >= checkpoint_seconds)
+    save = _save_is_due(done, made, stage, time.monotonic() - saved_at >= checkpoint_seconds)
     if within == 0 or save:
       read(in_flight.drain())
     if within == 0:
@@ -161,11 +172,11 @@ def _train(
   return state, best
 
 
-def _save_is_due(done: int, stage: Stage, time_is_up: bool) -> bool:
+def _save_is_due(done: int, made: int, stage: Stage, time_is_up: bool) -> bool:
   if done == stage.steps:
     return True
   # Agreeing between processes is a round trip, too dear for every step.
-  if jax.process_count() > 1 and done % 20:
+  if jax.process_count() > 1 and done % 20 >= made:
     return False
   return mapping.agree(time_is_up)
 

@@ -1,0 +1,67 @@
+"""Steps made together are the steps made one by one."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from jaxkd.train import Silent, train_stage
+from tests.tiny import examples, stage
+
+
+class Watching(Silent):
+  """Keeps the loss of every update, and may interrupt."""
+
+  def __init__(self, stop_after=None):
+    self.losses = []
+    self._stop_after = stop_after
+
+  def stepped(self, metrics, images):
+    self.losses.append(metrics["loss"])
+    if len(self.losses) == self._stop_after:
+      raise KeyboardInterrupt
+
+
+def train(directory, together, reporter, resident_bytes=2**30):
+  return train_stage(
+    # Seven steps an epoch.
+    stage(examples=examples(50), batch_size=8, epochs=3, resident_bytes=resident_bytes),
+    directory=directory,
+    devices=jax.local_devices()[:2],
+    reporter=reporter,
+    test=examples(9, seed=2),
+    checkpoint_seconds=0.0,
+    steps_per_dispatch=together,
+  )
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory):
+  watching = Watching()
+  return train(tmp_path_factory.mktemp("single"), 1, watching), watching.losses
+
+
+@pytest.mark.parametrize(
+  ("together", "resident_bytes"),
+  [
+    pytest.param(3, 2**30, id="two groups and a step"),
+    pytest.param(3, 0, id="fed from the host"),
+    pytest.param(100, 2**30, id="more than an epoch has"),
+  ],
+)
+def test_groups_of_steps_train_as_single_steps_do(tmp_path, one_by_one, together, resident_bytes):
+  watching = Watching()
+  finished = train(tmp_path, together, watching, resident_bytes)
+  expected, losses = one_by_one
+  np.testing.assert_allclose(watching.losses, losses, rtol=1e-4)
+  chex.assert_trees_all_close(finished.participants, expected.participants, rtol=1e-3, atol=1e-5)
+  assert [row["step"] for row in finished.rows] == [7, 14, 21]
+
+
+def test_a_run_of_groups_goes_on_in_the_same_bits(tmp_path):
+  whole = train(tmp_path / "whole", 3, Silent())
+  with pytest.raises(KeyboardInterrupt):
+    train(tmp_path / "stopped", 3, Watching(stop_after=12))
+  resumed = train(tmp_path / "stopped", 3, Silent())
+  chex.assert_trees_all_equal(resumed.participants, whole.participants)
+  assert resumed.rows == whole.rows
