@@ -65,13 +65,9 @@ def main(argv: list[str]) -> None:
 
 
 def _losses() -> dict[str, Any]:
-  # A script with flags of its own.
-  script = pathlib.Path(__file__).parent / "benchmarks" / "losses.py"
-  with tempfile.TemporaryDirectory(prefix="jaxkd-bench-") as folder:
-    result = pathlib.Path(folder, "losses.json")
-    own = [f"--losses={','.join(_ONLY.value)}"] if _ONLY.value else []
-    subprocess.run([sys.executable, str(script), f"--output={result}", *own], check=True)
-    return json.loads(result.read_text())
+  from benchmarks import losses
+
+  return losses.measure(_ONLY.value or tuple(losses.loss_cases.CASES))
 
 
 def _steps(module: str) -> dict[str, Any]:

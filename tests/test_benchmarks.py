@@ -41,6 +41,14 @@ def test_contestants_take_turns_at_going_first_and_warming_up_does_not_count(ben
   assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
 
 
+def test_primers_go_before_each_block_and_do_not_count(benchmarks):
+  calls = []
+  contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
+  found = benchmarks["alternating"].alternate(contestants, rounds=1, warmup=0, block=2, primers=1)
+  assert "".join(calls) == "aaabbb"
+  assert {name: len(times) for name, times in found.items()} == {"a": 1, "b": 1}
+
+
 def test_time_runs_out_only_after_the_least_rounds(benchmarks):
   alternating = benchmarks["alternating"]
   found = alternating.alternate({"a": lambda: None}, rounds=100, seconds=0.0)

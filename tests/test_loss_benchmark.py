@@ -16,13 +16,13 @@ FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 @pytest.fixture(scope="module")
 def modules():
-  """What experiments/benchmarks/losses.py imports, as it does."""
-  names = ("loss_cases", "loss_memory")
-  sys.path.insert(0, str(FOLDER))
+  """Those of experiments/benchmarks that need no PyTorch."""
+  names = ("benchmarks", "benchmarks.loss_cases", "benchmarks.loss_memory")
+  sys.path.insert(0, str(FOLDER.parent))
   try:
-    yield [importlib.import_module(name) for name in names]
+    yield [importlib.import_module(name) for name in names][1:]
   finally:
-    sys.path.remove(str(FOLDER))
+    sys.path.remove(str(FOLDER.parent))
     for name in names:
       sys.modules.pop(name, None)
 

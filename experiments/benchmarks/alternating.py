@@ -12,12 +12,13 @@ LEAST_ROUNDS = 5
 
 
 def alternate(
-  contestants: Mapping[str, Callable[[], None]],
+  contestants: Mapping[str, Callable[[], Any]],
   *,
   rounds: int = 100,
   seconds: float = 20.0,
   block: int = 1,
   warmup: int = 2,
+  primers: int = 0,
 ) -> dict[str, list[float]]:
   """Seconds per call of each contestant, one number per round.
 
@@ -32,6 +33,7 @@ def alternate(
     block: calls in a row, of which the mean counts: two pools of threads that wait actively
       disturb each other less.
     warmup: rounds before those that count.
+    primers: calls before each block that do not count, for caches that others have filled.
   """
   names = list(contestants)
   found: dict[str, list[float]] = {name: [] for name in names}
@@ -43,6 +45,8 @@ def alternate(
       break
     first = number % len(names)
     for name in names[first:] + names[:first]:
+      for _ in range(primers):
+        contestants[name]()
       start = time.perf_counter()
       for _ in range(block):
         contestants[name]()

@@ -18,8 +18,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import loss_cases
-
 SIDES = ("ours", "eager", "compiled")
 
 
@@ -60,6 +58,8 @@ def main(name: str, batch: int, side: str) -> None:
 
 def _call(name: str, batch: int, side: str) -> Callable[[], None]:
   """A function that computes value and gradient, and lets go of them."""
+  from benchmarks import loss_cases
+
   case = loss_cases.CASES[name]
   students, teachers, labels = loss_cases.arrays_of(case, batch)
   if side == "ours":
@@ -72,8 +72,9 @@ def _call(name: str, batch: int, side: str) -> Callable[[], None]:
       jax.block_until_ready(run(*arguments))
 
     return ours
-  import loss_peers
   import torch
+
+  from benchmarks import loss_peers
 
   s, t = (
     loss_peers.tensors(students, learning=True),
@@ -96,4 +97,6 @@ def _resident(field: str) -> int:
 
 
 if __name__ == "__main__":
+  # As for the scripts in experiments/, whose package this is a part of.
+  sys.path[0] = str(pathlib.Path(__file__).parents[1])
   main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
