@@ -261,8 +261,8 @@ WHY = {
   },
   "digits": {
     # Are exits a burden to a small network alone?
-    "alone": ("", "student.model=resnet8_w16", "student.model=resnet20_w8"),
-    "byot": ("", "student.model=resnet8_w16", "student.model=resnet20_w8"),
+    "alone": ("", "student.model=resnet8_w8", "student.model=resnet20_w8"),
+    "byot": ("", "student.model=resnet8_w8", "student.model=resnet20_w8"),
   },
 }
 # The temperature that was best, for comparisons of KD with other methods.

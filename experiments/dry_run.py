@@ -32,7 +32,6 @@ from absl import app, flags, logging
 
 from jaxkd import recipes, rehearsal, report
 from jaxkd.errors import ConfigError
-from jaxkd.train import devices
 from jaxkd.types import Participants
 from jaxkd.variants import load_module
 
@@ -249,7 +248,6 @@ def _mark(result: Mapping[str, Any] | None) -> str:
 
 if __name__ == "__main__":
   jax.config.update("jax_platforms", "cpu")
-  devices.compile_fast()
   try:
     app.run(main)
   except ConfigError as error:
