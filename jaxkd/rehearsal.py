@@ -21,7 +21,7 @@ from jaxkd.data import Dataset, stand_in, training_batches
 from jaxkd.participants import frozen, select, update
 from jaxkd.train import Stage, devices, starting_variables
 from jaxkd.train.precision import precision
-from jaxkd.train.state import TrainState, create_state, state_shapes
+from jaxkd.train.state import FirstState, TrainState, create_state
 from jaxkd.types import Batch, Context, Participants
 
 PLATFORMS = ("tpu", "cuda")
@@ -142,12 +142,12 @@ def lower(
   for stage in stages:
     if stage.name in skip:
       continue
-    state = state_shapes(
+    state = FirstState(
       stage.scheme,
       stage.optimizer,
       jax.eval_shape(stage.prepare_evaluation, _stored(data, 2)),
       average=stage.average_decay is not None,
-    )
+    ).shapes
     if stage.epochs:
       done.append(lowered(stage, "training", stage.training_step(), state))
     if stage.reported:

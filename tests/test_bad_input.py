@@ -18,7 +18,7 @@ from jaxkd.bundles import save_bundle
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
 from jaxkd.train.checkpoints import Checkpoints
-from jaxkd.train.state import state_shapes
+from jaxkd.train.state import FirstState
 from jaxkd.types import Batch, Network
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -260,7 +260,7 @@ def test_a_truncated_checkpoint_is_named_and_kept(refuse, tmp_path):
   settings, workdir = settings_for("alone"), tmp_path / "run"
   [stage] = plan.stages(settings, dataset())
   example = Batch(np.zeros((2, 8, 8, 1), np.float32), *np.zeros((3, 2), np.int32))
-  shapes = state_shapes(stage.scheme, stage.optimizer, example)
+  shapes = FirstState(stage.scheme, stage.optimizer, example).shapes
   state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   hold(workdir, settings)
   checkpoints = Checkpoints(workdir / "checkpoints" / "alone")

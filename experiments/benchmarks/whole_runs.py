@@ -28,7 +28,11 @@ _FAST = {"xla_backend_optimization_level": 0}
 # What ours is allowed to do that the plain loop does not.
 CACHED = {"cached_targets": True, "data.views": 4}
 # Name -> overrides of our run.
-VARIANTS: dict[str, Mapping[str, Any]] = {"cached": CACHED, "uncached": {}}
+VARIANTS: dict[str, Mapping[str, Any]] = {
+  "cached": CACHED,
+  "cached_one_device": {**CACHED, "cpu_devices": 1},
+  "uncached": {},
+}
 
 
 def measure(

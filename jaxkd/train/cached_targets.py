@@ -67,6 +67,11 @@ class CachedTargets:
       )
     self.bytes = self._halves.bytes_stored * self._views * len(stage.examples)
 
+  @property
+  def finish(self) -> Callable[..., Any]:
+    """(learning, participants, batch, cached targets, context) -> what the scheme's loss gives."""
+    return self._halves.finish
+
   def in_memory(self, state: TrainState, reporter: Reporter) -> Any:
     """All of it: arrays (views, N, ...) on the host.
 

@@ -149,32 +149,46 @@ def map_training_step(
     donate_argnums=0,
   )
 
-  call: Callable[..., tuple[TrainState, Any]] | None = None
+  call = _compiled_once(mapped)
 
   def whole(state: TrainState, batch: Any, *shared: Any) -> tuple[TrainState, Any]:
-    nonlocal call
     moving, aside = take_aside(state, frozen)
-    if call is None:
-      # At every call, pmap goes over all arguments in Python before it comes to what it compiled,
-      # which shows in the steps of small networks. Only several processes need it to.
-      alone = jax.process_count() == 1
-      call = mapped.lower(moving, (aside, shared), batch).compile() if alone else mapped
     moving, metrics = call(moving, (aside, shared), batch)
     return put_back(moving, aside), metrics
 
   return whole
 
 
+def _compiled_once(mapped: Any) -> Callable[..., Any]:
+  """A mapped function that is compiled by its first arguments, whose shapes all others have.
+
+  At every call, pmap goes over all arguments in Python before it comes to what it compiled, which
+  shows in the steps of small networks. Only several processes need it to.
+  """
+  compiled: Callable[..., Any] | None = None
+
+  def call(*arguments: Any) -> Any:
+    nonlocal compiled
+    if compiled is None:
+      alone = jax.process_count() == 1
+      compiled = mapped.lower(*arguments).compile() if alone else mapped
+    return compiled(*arguments)
+
+  return call
+
+
 def map_evaluation_step(
   step: Callable[[Any, Any], Any], devices: Sequence[jax.Device]
 ) -> Callable[[Any, Any], Any]:
   """(participants, sharded batch) -> results pooled over the devices; nothing is consumed."""
-  return jax.pmap(
-    step,
-    axis_name=AXIS_NAME,
-    in_axes=(None, 0),
-    out_axes=None,
-    devices=devices if jax.process_count() == 1 else None,
+  return _compiled_once(
+    jax.pmap(
+      step,
+      axis_name=AXIS_NAME,
+      in_axes=(None, 0),
+      out_axes=None,
+      devices=devices if jax.process_count() == 1 else None,
+    )
   )
 
 
@@ -185,7 +199,7 @@ def map_over_examples(
 
   On this process's devices alone, where there are several processes.
   """
-  return jax.pmap(step, axis_name=AXIS_NAME, in_axes=(None, 0), devices=devices)
+  return _compiled_once(jax.pmap(step, axis_name=AXIS_NAME, in_axes=(None, 0), devices=devices))
 
 
 def lower(

@@ -27,6 +27,8 @@ def make_evaluator(
     predictors[:] = found
     return list(found.values())
 
+  # Without a backward pass, more examples fit in the memory of a step and fewer steps start.
+  size = -(-4 * stage.batch_size // len(devices)) * len(devices)
   # What equal networks are called would make their programs differ to jax's cache.
   step = mapping.map_evaluation_step(nameless, devices)
 
@@ -36,16 +38,12 @@ def make_evaluator(
     results = []
     # Every process feeds the whole split to its own devices. Sums over all devices then count an
     # example once per process, above and below the fraction alike.
-    for batch in evaluation_batches(examples, batch_size=_local_batch(stage, devices)):
+    for batch in evaluation_batches(examples, batch_size=size):
       results += in_flight.push(step(participants, mapping.shard(batch, devices)))
     results += in_flight.drain()
     return {name: _means([r[i] for r in results]) for i, name in enumerate(predictors)}
 
   return evaluate
-
-
-def _local_batch(stage: Stage, devices: Sequence[jax.Device]) -> int:
-  return -(-stage.batch_size // len(devices)) * len(devices)
 
 
 def _means(results: list[dict[str, Any]]) -> dict[str, float]:

@@ -93,6 +93,11 @@ class Feed:
     """Whether devices hold the examples, so that steps are fed a few numbers."""
     return self._examples is not None
 
+  @property
+  def finish(self) -> Callable[..., Any] | None:
+    """How cached targets become the loss, for `Stage.training_step`; None if there are none."""
+    return self._cache.finish if self._cache is not None else None
+
   def next(self) -> Any:
     """What the next step is fed, for `mapping.shard`."""
     fed = next(self.iterator)

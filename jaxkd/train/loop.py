@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxkd.data.pipeline import training_batches
+from jaxkd.errors import ConfigError
 from jaxkd.participants import frozen
 from jaxkd.train import devices as mapping
 from jaxkd.train.checkpoints import Checkpoints
@@ -20,7 +21,7 @@ from jaxkd.train.feeding import Feed
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.train.resident import reading
 from jaxkd.train.stages import Stage
-from jaxkd.train.state import TrainState, create_state, state_shapes
+from jaxkd.train.state import FirstState, TrainState
 from jaxkd.types import Batch, Participants
 
 
@@ -75,16 +76,22 @@ def train_stage(
       are to be cached cannot be.
   """
   example = _example_batch(stage)
-  shapes = state_shapes(
-    stage.scheme, stage.optimizer, example, average=stage.average_decay is not None
+  first = FirstState(
+    stage.scheme,
+    stage.optimizer,
+    example,
+    given=given,
+    average=stage.average_decay is not None,
   )
-  feed = Feed(stage, shapes, devices, directory=targets)
   evaluate = make_evaluator(stage, devices)
   if not stage.reported:
     validation = test = None
+  if not stage.epochs:
+    return _untrained(stage, first.shapes, given or {}, reporter, evaluate, test)
+  feed = Feed(stage, first.shapes, devices, directory=targets)
   checkpoints = Checkpoints(directory)
   try:
-    state, best, progress = _start(stage, shapes, example, checkpoints, feed, given or {})
+    state, best, progress = _start(stage, first, checkpoints, feed)
     reporter.stage_started(stage.name, stage.steps, progress["rows"])
     if int(state.step) < stage.steps:
       state, best = _train(
@@ -111,6 +118,25 @@ def train_stage(
     checkpoints.close()
 
 
+def _untrained(
+  stage: Stage,
+  shapes: TrainState,
+  given: Mapping[str, Any],
+  reporter: Reporter,
+  evaluate: Callable[[Participants, Any], Scores],
+  test: Any,
+) -> Finished:
+  """What a stage of no epochs leaves: networks that came trained, as they came."""
+  missing = sorted(shapes.participants.keys() - given.keys())
+  if missing:
+    raise ConfigError(f"stage {stage.name!r} has epochs=0, but nothing is given for {missing[0]!r}")
+  reporter.stage_started(stage.name, 0, [])
+  participants = mapping.host_copy(dict(given))
+  scores = evaluate(participants, test) if test is not None else {}
+  reporter.stage_ended(stage.name)
+  return Finished(participants, [], scores)
+
+
 def _train(
   stage: Stage,
   state: TrainState,
@@ -128,7 +154,7 @@ def _train(
 ) -> tuple[TrainState, Participants | None]:
   """The steps from `state` to the end of the stage; returns the last state and the best."""
   dispatch = Dispatch(
-    reading(stage.training_step(), stage.views),
+    reading(stage.training_step(feed.finish), stage.views),
     feed,
     devices,
     frozen=frozen(state.participants, stage.scheme.learners),
@@ -182,24 +208,12 @@ def _save_is_due(done: int, made: int, stage: Stage, time_is_up: bool) -> bool:
 
 
 def _start(
-  stage: Stage,
-  shapes: TrainState,
-  example: Batch,
-  checkpoints: Checkpoints,
-  feed: Feed,
-  given: Mapping[str, Any],
+  stage: Stage, first: FirstState, checkpoints: Checkpoints, feed: Feed
 ) -> tuple[TrainState, Participants | None, dict[str, Any]]:
   """The newest checkpoint's state, or a fresh one."""
-  restored = checkpoints.restore(shapes, feed.iterator)
+  restored = checkpoints.restore(first.shapes, feed.iterator)
   if restored is None:
-    state = create_state(
-      stage.scheme,
-      stage.optimizer,
-      jax.random.key(stage.seed),
-      example,
-      given=given,
-      average=stage.average_decay is not None,
-    )
+    state = first.values(jax.random.key(stage.seed))
     return state, None, {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
   best = restored.best if restored.progress["best_accuracy"] is not None else None
   return restored.state, best, restored.progress

@@ -76,8 +76,10 @@ class Stage:
     """Updates of the whole stage."""
     return self.epochs * self.steps_per_epoch
 
-  def training_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Its update, per device, for `jaxkd.train.devices` to map."""
+  def training_step(
+    self, finish: Callable[..., Any] | None = None
+  ) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Its update, per device, for `jaxkd.train.devices` to map; with `finish` of cached targets."""
     return training_step(
       self.scheme,
       self.optimizer,
@@ -86,6 +88,7 @@ class Stage:
       accumulate=self.accumulate,
       average_decay=self.average_decay,
       views=self.views,
+      finish=finish,
     )
 
   def evaluation_step(self) -> Callable[[Participants, Batch], dict[str, Metrics]]:

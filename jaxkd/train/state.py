@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +54,62 @@ def put_back(state: TrainState, aside: Participants) -> TrainState:
   return dataclasses.replace(state, participants={**state.participants, **aside})
 
 
+class FirstState:
+  """What a stage starts from: its shapes at once, its values when asked, from one trace.
+
+  Attributes:
+    shapes: the state's shapes and types.
+  """
+
+  def __init__(
+    self,
+    scheme: Scheme,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    *,
+    given: Mapping[str, Any] | None = None,
+    average: bool = False,
+  ) -> None:
+    """Computes nothing.
+
+    Args:
+      scheme: whose participants to make.
+      optimizer: over the learners' parameters.
+      batch: an example batch, for its shapes.
+      given: participants that are not drawn afresh but start with these variables.
+      average: whether to keep a moving average of the learners' parameters.
+
+    Raises:
+      ConfigError: if given variables do not fit the participant, naming the first difference.
+    """
+
+    def create(rng: Array, batch: Batch, given: Mapping[str, Any]) -> TrainState:
+      init_rng, step_rng = jax.random.split(rng)
+      drawn = scheme.init(init_rng, batch)
+      for name, variables in given.items():
+        check_same_architecture(name, drawn, variables)
+      # XLA drops the work of drawing participants that are then replaced.
+      participants = {**drawn, **given}
+      learning = trees.select(participants, scheme.learners)
+      return TrainState(
+        step=jnp.int32(0),
+        rng=jax.random.key_data(step_rng),
+        participants=participants,
+        optimizer=optimizer.init(learning),
+        average=learning if average else None,
+      )
+
+    # Drawing many differently shaped arrays is compiled once and run once: on the CPU, optimising
+    # it took 14 seconds for a ResNet-8, and not optimising it 2.
+    self._create = jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})
+    self._arguments = (batch, dict(given or {}))
+    self.shapes: TrainState = self._create.eval_shape(jax.random.key(0), *self._arguments)
+
+  def values(self, rng: Array) -> TrainState:
+    """The state that a PRNG key draws."""
+    return self._create(rng, *self._arguments)
+
+
 def create_state(
   scheme: Scheme,
   optimizer: optax.GradientTransformation,
@@ -64,56 +119,8 @@ def create_state(
   given: Mapping[str, Any] | None = None,
   average: bool = False,
 ) -> TrainState:
-  """A stage's first state.
-
-  Args:
-    scheme: whose participants to make.
-    optimizer: over the learners' parameters.
-    rng: a PRNG key.
-    batch: an example batch, for its shapes.
-    given: participants that are not drawn afresh but start with these variables.
-    average: whether to keep a moving average of the learners' parameters.
-
-  Raises:
-    ConfigError: if given variables do not fit the participant, naming the first difference.
-  """
-  given = given or {}
-  expected = jax.eval_shape(scheme.init, rng, batch)
-  for name, variables in given.items():
-    check_same_architecture(name, expected, variables)
-  create = functools.partial(_create, scheme, optimizer, average)
-  # Drawing many differently shaped arrays is compiled once and run once: on the CPU, optimising
-  # it took 14 seconds for a ResNet-8, and not optimising it 2.
-  return jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})(rng, batch, given)
-
-
-def state_shapes(
-  scheme: Scheme, optimizer: optax.GradientTransformation, batch: Batch, *, average: bool = False
-) -> TrainState:
-  """The shapes and types of `create_state`'s result; nothing is computed."""
-  create = functools.partial(_create, scheme, optimizer, average)
-  return jax.eval_shape(create, jax.random.key(0), batch, {})
-
-
-def _create(
-  scheme: Scheme,
-  optimizer: optax.GradientTransformation,
-  average: bool,
-  rng: Array,
-  batch: Batch,
-  given: Mapping[str, Any],
-) -> TrainState:
-  init_rng, step_rng = jax.random.split(rng)
-  # XLA drops the work of drawing participants that are then replaced.
-  participants = {**scheme.init(init_rng, batch), **given}
-  learning = trees.select(participants, scheme.learners)
-  return TrainState(
-    step=jnp.int32(0),
-    rng=jax.random.key_data(step_rng),
-    participants=participants,
-    optimizer=optimizer.init(learning),
-    average=learning if average else None,
-  )
+  """A stage's first state, drawn by `rng`; see `FirstState`."""
+  return FirstState(scheme, optimizer, batch, given=given, average=average).values(rng)
 
 
 def check_same_architecture(name: str, expected: Participants, variables: Any) -> None:

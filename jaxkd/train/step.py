@@ -16,7 +16,6 @@ from jax import lax
 
 from jaxkd import participants as trees
 from jaxkd.evaluate.accuracy import score
-from jaxkd.train.halves import halves
 from jaxkd.train.state import TrainState
 from jaxkd.types import Array, Aux, Batch, Context, Participants, Scheme
 
@@ -34,6 +33,7 @@ def training_step(
   accumulate: int = 1,
   average_decay: float | None = None,
   views: int = 0,
+  finish: Callable[..., tuple[Array, Aux]] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """A step that makes one update of all learners from one batch.
 
@@ -51,10 +51,13 @@ def training_step(
       them. Batch statistics are then those of a part.
     average_decay: decay of the exponential moving average of the learners' parameters.
     views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
+    finish: the loss by what is stored of its targets, `jaxkd.train.halves.Halves.finish`, for
+      batches of the size of each device's, or of a part of it.
 
   Returns:
-    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `stored`, what
-    `jaxkd.train.cached_targets` keeps for the batch's examples, targets are not computed.
+    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `finish`,
+    `stored` is what `jaxkd.train.cached_targets` keeps for the batch's examples, and targets are
+    not computed.
   """
 
   def gradient(
@@ -64,10 +67,10 @@ def training_step(
     stored: Any,
     context: Context,
   ):
-    if stored is None:
+    if finish is None:
       objective, targets = scheme.loss, lax.stop_gradient(scheme.targets(participants, batch))
     else:
-      objective, targets = halves(scheme, participants, batch, context).finish, stored
+      objective, targets = finish, stored
     (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(
       learning, participants, batch, targets, context
     )

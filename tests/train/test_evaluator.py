@@ -37,4 +37,5 @@ def test_ragged_splits_neither_compile_twice_nor_bias_a_score(participants):
     assert scores["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == data.labels))
     expected = -log_p[np.arange(count), data.labels].mean()
     assert scores["cross_entropy"] == pytest.approx(expected, rel=1e-4)
-  assert traces == [(4, 6, 6, 1)]
+  # Four times the batch of a step, by two devices.
+  assert traces == [(16, 6, 6, 1)]

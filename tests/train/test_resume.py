@@ -194,3 +194,13 @@ def test_a_stage_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
   )
   assert scored.test == uninterrupted.test
   assert_same(scored.participants, uninterrupted.participants)
+
+
+def test_a_stage_of_no_epochs_needs_everything_given(tmp_path):
+  with pytest.raises(ConfigError, match="stage '.*' has epochs=0, but nothing is given for 'stud"):
+    train_stage(
+      stage(epochs=0, average_decay=None),
+      directory=tmp_path,
+      devices=jax.local_devices()[:2],
+      reporter=Silent(),
+    )
