@@ -1,5 +1,6 @@
 """What the README shows works as shown."""
 
+import json
 import pathlib
 import re
 
@@ -55,3 +56,18 @@ def test_tables_are_those_that_were_written(name):
   assert len(rows) >= 4
   for row in rows:
     assert row in TEXT
+
+
+@pytest.mark.parametrize(
+  ("row", "section"),
+  [
+    ("step over hand-written JAX, one device", "step_over_handwritten"),
+    ("step over hand-written PyTorch", "step_over_pytorch"),
+    ("run of 20 epochs with cached targets over PyTorch's without", "run_over_pytorch"),
+    ("step of 4 peers, or of 4 branches, over its parts", "cohort_over_parts"),
+    ("FLOPs over teacher + 3 students", "flops_over_minimum"),
+  ],
+)
+def test_ratios_are_those_that_were_measured(row, section):
+  measured = json.loads((ROOT / "experiments/results/bench.json").read_text())[section]
+  assert f"| {row} | {measured:.2f} |" in TEXT
