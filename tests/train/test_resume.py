@@ -197,7 +197,7 @@ def test_a_stage_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
 
 
 def test_a_stage_of_no_epochs_needs_everything_given(tmp_path):
-  with pytest.raises(ConfigError, match="stage '.*' has epochs=0, but nothing is given for 'stud"):
+  with pytest.raises(ConfigError, match=r"stage '.*' has epochs=0, but nothing is given for 'stud"):
     train_stage(
       stage(epochs=0, average_decay=None),
       directory=tmp_path,
