@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd.train import Silent, train_stage
+from jaxkd.train import Silent, devices, train_stage
 from tests.tiny import examples, stage
 
 
@@ -42,16 +42,25 @@ def one_by_one(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  ("together", "resident_bytes"),
+  ("together", "resident_bytes", "groups"),
   [
-    pytest.param(3, 2**30, id="two groups and a step"),
-    pytest.param(3, 0, id="fed from the host"),
-    pytest.param(100, 2**30, id="more than an epoch has"),
+    pytest.param(3, 2**30, [3, 3, 1], id="two groups and a step"),
+    pytest.param(3, 0, [3, 3, 1], id="fed from the host"),
+    pytest.param(100, 2**30, [7], id="more than an epoch has"),
   ],
 )
-def test_groups_of_steps_train_as_single_steps_do(tmp_path, one_by_one, together, resident_bytes):
-  watching = Watching()
+def test_groups_of_steps_train_as_single_steps_do(
+  tmp_path, monkeypatch, one_by_one, together, resident_bytes, groups
+):
+  watching, lengths, shard = Watching(), [], devices.shard_together
+
+  def counted(batches, chosen):
+    lengths.append(len(batches))
+    return shard(batches, chosen)
+
+  monkeypatch.setattr(devices, "shard_together", counted)
   finished = train(tmp_path, together, watching, resident_bytes)
+  assert lengths == 3 * groups
   expected, losses = one_by_one
   np.testing.assert_allclose(watching.losses, losses, rtol=1e-4)
   chex.assert_trees_all_close(finished.participants, expected.participants, rtol=1e-3, atol=1e-5)
