@@ -163,6 +163,8 @@ COMMON: Fields = {
     # Training images beyond per_class that a student sees without their labels.
     "unlabelled": integer(0),
     "teacher_per_class": integer(0),
+    # Test images of each class, 0 for all: a figure of fewer is for looking whether things work.
+    "test_per_class": integer(0),
     "crop": integer(0),
     # The side to which a random rectangle of an image is resized, in evaluation that of the middle
     # that is cut out; 0 leaves images at the size in which they come.

@@ -46,16 +46,24 @@ def dataset(
     load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
 
   Raises:
-    ConfigError: as `jaxkd.data.load`.
+    ConfigError: as `jaxkd.data.load`; or if a class has fewer test images than asked for.
   """
   own = settings.data
   split_seed = own.get("split_seed", -1)  # which configs of earlier runs have not
-  return load_data(
+  data = load_data(
     own.name,
     directory=own.directory or None,
     validation=own.validation,
     seed=settings.seed if split_seed < 0 else split_seed,
   )
+  few = own.get("test_per_class", 0)
+  if not few:
+    return data
+  try:
+    return dataclasses.replace(data, test=per_class(data.test, few, seed=0))  # for every seed
+  except ConfigError as error:
+    reason = str(error).partition(": ")[2]
+    raise ConfigError(f"data.test_per_class={few}: {reason} in the test split") from error
 
 
 def stages(

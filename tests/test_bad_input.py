@@ -120,6 +120,10 @@ def refuse(monkeypatch, tmp_path):
       r"^data.unlabelled=8: only 2 examples are left$",
     ),
     (
+      settings_for(data={"test_per_class": 9}),
+      r"^data.test_per_class=9: class 0 has only 2 examples in the test split$",
+    ),
+    (
       settings_for(cached_targets=True, data={"flip": True}),
       r"^data.views=0: expected an integer >= 1 with cached_targets=True, since data.flip=True",
     ),

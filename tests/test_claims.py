@@ -130,7 +130,7 @@ def test_quick_runs_are_short(reproduction, config, tmp_path):
   images = [
     run.settings.student.epochs * (run.settings.data.per_class or 3000) for run in planned[1:]
   ]
-  assert max(images) <= 1000
+  assert max(images) <= 500
 
 
 def test_questions_are_asked_of_what_was_chosen_with_seeds_of_their_own(

@@ -223,6 +223,7 @@ def test_cifar100_is_repdistillers_recipe(method):
     "per_class": 0,
     "unlabelled": 0,
     "teacher_per_class": 0,
+    "test_per_class": 0,
     "crop": 4,
     "resized_crop": 0,
     "views": 0,

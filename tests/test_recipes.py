@@ -300,6 +300,23 @@ def test_distilled_students_see_unlabelled_images_and_nobody_else_does(tiny_mode
   assert distilled.steps_per_epoch == 2
 
 
+def test_fewer_test_images_are_the_same_for_every_seed():
+  labels = np.arange(40, dtype=np.int32) % 4
+  images = np.zeros((40, 8, 8, 1), np.uint8)
+  examples = ArrayExamples(images, labels, np.arange(40, dtype=np.int32))
+  whole = Dataset("digits", examples, None, examples, 4, (8, 8, 1), (0.5,), (0.3,))
+  settings = recipes.base_config("kd")
+  settings.data.test_per_class = 2
+
+  def parts(seed):
+    settings.seed = seed
+    return plan.dataset(settings, lambda *args, **options: whole)
+
+  assert np.bincount(parts(0).test.labels).tolist() == [2] * 4
+  assert np.array_equal(parts(0).test.indices, parts(1).test.indices)
+  assert parts(0).train is whole.train
+
+
 def test_a_teacher_takes_pytorchs_weights(tmp_path):
   spec = json.loads((GOLDEN_MODELS / "specs.json").read_text())["resnet8"]["state_dict_spec"]
   file = tmp_path / "resnet8.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd import data, evaluate, models, plan
+from jaxkd import data, evaluate, models
 from reproduction.results import FASHION, Claim, Row, Runs, paired
 
 # The network that predicts under a budget.
@@ -76,10 +76,7 @@ def budgets(runs: Runs) -> list[Budgets]:
 
 
 def _budgets(runs: Runs, seed: int) -> Budgets:
-  settings = runs.settings(FASHION, _BUDGETED)
-  settings.seed = seed
-  parts = plan.dataset(settings)
-  stage = plan.stages(settings, parts)[-1]
+  parts, stage = runs.parts(FASHION, _BUDGETED, seed)
   ensemble, _ = runs.bundle(FASHION, _BUDGETED, seed, "ensemble")
   model, variables = models.exits_inside(ensemble)
 

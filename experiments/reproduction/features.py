@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd import data, evaluate, plan
+from jaxkd import data, evaluate
 from jaxkd.train import Stage
 from jaxkd.types import Array, Network
 from reproduction.results import FASHION, Runs, bundle
@@ -31,10 +31,7 @@ def distances(runs: Runs, run: str, *, fitted: bool = False) -> list[Mapping[str
   theirs = None
   found = []
   for seed in runs.seeds[FASHION]:
-    settings = runs.settings(FASHION, run)
-    settings.seed = seed
-    parts = plan.dataset(settings)
-    stage = plan.stages(settings, parts)[-1]
+    parts, stage = runs.parts(FASHION, run, seed)
     student, _ = runs.bundle(FASHION, run, seed)
     ours = _pooled(student, stage, parts.test)
     # The test images are the same in every seed.

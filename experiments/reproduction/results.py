@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxkd import bundles, report
+from jaxkd import bundles, data, plan, report
+from jaxkd.train import Stage
 from jaxkd.types import Network
 
 POINTS = "points"
@@ -145,6 +147,17 @@ class Runs:
   ) -> tuple[Network, dict[str, Any]]:
     """A trained network and its description; "" is what stands for the run."""
     return bundle(self.folder(setting, run, seed), predictor)
+
+  def parts(self, setting: str, run: str, seed: int) -> tuple[data.Dataset, Stage]:
+    """What a run was made of: its data and its last stage."""
+    settings = self.settings(setting, run)
+    settings.seed = seed
+    found = plan.dataset(settings, _load)
+    return found, plan.stages(settings, found, traced=False)[-1]
+
+
+# Reading a data set takes seconds, and most runs have the same.
+_load = functools.lru_cache(maxsize=1)(data.load)
 
 
 def summary(folder: pathlib.Path) -> dict[str, Any]:
