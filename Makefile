@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 WORKDIR ?= runs/digits-simkd
 
 .PHONY: run test test-long lint parity torch mutations digits-table fashion-search fashion-table \
-	together-search together-table digits-together cross-search cross-table claims claims-quick claims-search claims-why \
+	together-search together-table digits-together cross-search cross-table claims claims-quick claims-search claims-why faults \
 	budget bench accelerator-check dry-run lock clean
 
 run: $(INSTALLED)
@@ -19,6 +19,10 @@ test: lint
 # The tests that would not fit into ten minutes with the others.
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long -n auto --dist loadfile --no-loadscope-reorder tests
+
+# What happens to runs that are interrupted, damaged or starved, as a table.
+faults: $(INSTALLED)
+	$(BIN)/python experiments/faults.py --output experiments/results/faults.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
