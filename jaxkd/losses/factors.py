@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.attention import attention_map
 from jaxkd.losses.checks import check_maps, check_same_shape, is_number
 from jaxkd.losses.hints import hint_mse
-from jaxkd.losses.norms import l2_normalize
+from jaxkd.losses.norms import as_rows, l2_norm, l2_normalize
 from jaxkd.losses.precision import widen
 from jaxkd.losses.spatial import match_sizes
 from jaxkd.losses.stages import Stages, over_stages
@@ -48,7 +49,8 @@ def factor_l1(student: ArrayLike, teacher: ArrayLike, *, eps: float = 1e-12) -> 
   >>> round(float(factor_l1(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0]]))), 4)
   0.6
   """
-  return _mean_absolute_gap(*_unit_factors("factor_l1", student, teacher, eps))
+  s, t = _rows("factor_l1", student, teacher)
+  return _mean_absolute_gap(s, t, jnp.maximum(l2_norm(t, (1, 2), keepdims=True), eps), eps)
 
 
 def factor_lp(
@@ -76,8 +78,8 @@ def factor_lp(
   1.4142
   """
   _check_order(order)
-  powers = _absolute_power(_gap(*_unit_factors("factor_lp", student, teacher, eps)), order)
-  total = jnp.sum(powers, axis=1)
+  s, t = (l2_normalize(f, (1, 2), eps=eps) for f in _rows("factor_lp", student, teacher))
+  total = jnp.sum(_absolute_power(_gap(s, t), order), axis=(1, 2))
   positive = total > 0
   # The inner where keeps the root's infinite slope at 0 out of the backward pass.
   root = jnp.where(positive, total, 1.0) ** (1 / order)
@@ -219,27 +221,34 @@ def factor_transfer(
   return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
 
 
-def _unit_factors(
-  what: str, student: ArrayLike, teacher: ArrayLike, eps: float
-) -> tuple[jax.Array, jax.Array]:
-  """n(f_s) and n(f_t), (B, D); the teacher's takes no gradient."""
+def _rows(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
+  """Both sides' factors, (B, pieces, n); the teacher's takes no gradient."""
   s, t = widen(student, lax.stop_gradient(teacher))
   check_same_shape(what, s, t, _HINT)
-  s, t = (f.reshape(f.shape[0], -1) for f in (s, t))
-  return l2_normalize(s, 1, eps=eps), l2_normalize(t, 1, eps=eps)
+  return as_rows(s), as_rows(t)
 
 
-@jax.custom_jvp
-def _mean_absolute_gap(student: jax.Array, teacher: jax.Array) -> jax.Array:
-  """Mean over every element of |student - teacher|; the teacher is constant."""
-  return jnp.mean(jnp.abs(_gap(student, teacher)))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _mean_absolute_gap(s: jax.Array, t: jax.Array, t_norm: jax.Array, eps: float) -> jax.Array:
+  """Mean over every element of |s / max(|s|, eps) - t / t_norm|; t and its norm are constant."""
+  return jnp.mean(
+    jnp.abs(_gap(s / jnp.maximum(l2_norm(s, (1, 2), keepdims=True), eps), t / t_norm))
+  )
 
 
 @_mean_absolute_gap.defjvp
-def _mean_absolute_gap_jvp(primals, tangents):
-  # The sign is the only array that the gradient needs.
-  gap = _gap(*primals)
-  return jnp.mean(jnp.abs(gap)), jnp.mean(jnp.sign(gap) * tangents[0])
+def _mean_absolute_gap_jvp(eps, primals, tangents):
+  s, t, t_norm = primals
+  norm = l2_norm(s, (1, 2), keepdims=True)
+  bound = jnp.maximum(norm, eps)
+  gap = _gap(s / bound, t / t_norm)
+  along = jnp.sum(jnp.sign(gap) * s, (1, 2), keepdims=True) / bound
+  # Signs are taken anew: to write them all down and read them costs more.
+  s, t, t_norm, bound = lax.optimization_barrier((s, t, t_norm, bound))
+  unit = s / bound
+  sideways = jnp.where(norm > eps, along, 0) * unit
+  slope = (jnp.sign(_gap(unit, t / t_norm)) - sideways) / bound
+  return jnp.mean(jnp.abs(gap)), jnp.sum(slope * tangents[0]) / s.size
 
 
 def _gap(student: jax.Array, teacher: jax.Array) -> jax.Array:

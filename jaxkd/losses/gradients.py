@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_positive
-from jaxkd.losses.norms import l2_norm
+from jaxkd.losses.norms import as_rows, l2_norm
 from jaxkd.losses.precision import widen
 from jaxkd.losses.spatial import match_sizes
 from jaxkd.losses.stages import Stages, over_stages, stage_arrays
@@ -191,9 +191,8 @@ def gradient_symmetry(student: Output, *, normalize: bool = False, eps: float = 
 
 
 def _mean_distance(a: jax.Array, b: jax.Array) -> jax.Array:
-  # As vectors: three channels at a time are too few for a processor's registers.
-  a, b = (x.reshape(x.shape[0], -1) for x in (a, b))
-  return jnp.mean(l2_norm(a - b, 1))
+  # Three channels at a time are too few for a processor's registers.
+  return jnp.mean(l2_norm(as_rows(a) - as_rows(b), (1, 2)))
 
 
 def _comparable(

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 Axes = int | tuple[int, ...]
+
+
+def as_rows(x: jax.Array) -> jax.Array:
+  """Every example (B, ...) as a row that is cut in pieces: (B, pieces, n), to reduce over (1, 2).
+
+  XLA's loop over a long last axis on CPU takes two to three times as long as one over pieces of 64.
+  """
+  size = math.prod(x.shape[1:])
+  piece = math.gcd(size, 64)
+  return x.reshape(x.shape[0], -1, piece if piece >= 16 else size)
 
 
 def l2_norm(x: jax.Array, axis: Axes, keepdims: bool = False) -> jax.Array:
