@@ -16,7 +16,7 @@ from jaxkd import models
 from jaxkd.evaluate import multiply_adds
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODULES = ("alternating", "cohort", "flops", "machine", "pairs", "record", "whole_runs")
+MODULES = ("alternating", "cohort", "flops", "machine", "pairs", "profiles", "record", "whole_runs")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,21 @@ def test_a_ratio_is_the_median_over_rounds_not_of_medians(benchmarks):
 def _multiplied(benchmarks, function, *args):
   flops = benchmarks["flops"]
   return sum(flops.products_of(equation) for equation in flops.equations(function, *args))
+
+
+def test_what_is_inside_of_a_span_is_not_its_own_time(benchmarks):
+  span = benchmarks["profiles"].Span
+  spans = [span("inner", 2, 5), span("outer", 0, 10), span("inner", 6, 7), span("next", 10, 12)]
+  own = benchmarks["profiles"].own_times(spans)
+  assert own == {"outer": 6, "inner": 4, "next": 2}
+
+
+def test_a_profile_tells_products_from_the_rest(benchmarks):
+  x = jnp.ones((64, 64))
+  run = jax.jit(lambda x: jnp.sin(jnp.dot(x, x)))
+  found = benchmarks["profiles"].of_xla(lambda: jax.block_until_ready(run(x)), calls=2)
+  assert all(milliseconds >= 0 for milliseconds in found.values())
+  assert found[benchmarks["profiles"].REST] > 0 and len(found) > 1
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(5, 3, 1), (6, 3, 2), (7, 1, 2), (4, 5, 1)])

@@ -25,6 +25,9 @@ def measure(
 ) -> dict[str, Any]:
   """Pair -> our step's time over PyTorch's, and both in images/s and GFLOP/s.
 
+  "cached" is the ratio of our step with cached targets, which does not run the teacher, over
+  PyTorch's, which does.
+
   PyTorch uses a thread per core and whichever of its two layouts is faster; ours runs over all XLA
   devices. They take turns in blocks of steps. "alone_ms" is each without the other in between: were
   it much less than the other figure, the two pools of threads would disturb each other.
@@ -45,6 +48,7 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   batch = pairs.random_batch(pair.image_shape, pair.batch_size)
   ours = Stepper(pairs.distilling(pair), batch, jax.local_devices())
   people = ours.participants
+  cached = Stepper(pairs.distilling(pair), batch, jax.local_devices(), cached=True)
   images = torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)))
   labels = torch.from_numpy(batch.labels.astype(np.int64))
   theirs = {layout: torch_step(pair, people, layout) for layout in (False, True)}
@@ -52,18 +56,20 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
     layout: (lambda layout=layout: theirs[layout].step(images, labels)) for layout in theirs
   }
   ours.step()
+  cached.step()
   for run in steppers.values():
     run()
   # Of the first update from the same weights: the same networks, the same objective.
   for step in theirs.values():
     np.testing.assert_allclose(ours.loss, step.loss, rtol=1e-3)
+  np.testing.assert_allclose(cached.loss, ours.loss, rtol=1e-5)
 
   block = _block(ours.step)
   trial = alternate(
     {str(layout): run for layout, run in steppers.items()}, rounds=5, block=block, seconds=seconds
   )
   last = statistics.median(trial["True"]) < statistics.median(trial["False"])
-  contestants = {"ours": ours.step, "pytorch": steppers[last]}
+  contestants = {"ours": ours.step, "cached": cached.step, "pytorch": steppers[last]}
   times = alternate(contestants, rounds=rounds, seconds=seconds, block=block)
   alone = {
     name: alternate({name: run}, rounds=10, block=block, seconds=seconds / 8)[name]
@@ -73,10 +79,11 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   medians = {name: statistics.median(values) for name, values in times.items()}
   return {
     **compared(times, "ours", "pytorch"),
+    "cached": compared(times, "cached", "pytorch")["ratio"],
     "milliseconds": {name: milliseconds(values) for name, values in times.items()},
     "alone_ms": {name: milliseconds(values) for name, values in alone.items()},
     "images_per_second": {name: round(pair.batch_size / s) for name, s in medians.items()},
-    "gflops": {name: round(work / s / 1e9, 1) for name, s in medians.items()},
+    "gflops": {name: round(work / medians[name] / 1e9, 1) for name in ("ours", "pytorch")},
     "pytorch_layout": "channels_last" if last else "contiguous",
     "devices": jax.local_device_count(),
     "threads": torch.get_num_threads(),

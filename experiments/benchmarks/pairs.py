@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxkd import losses, models, schemes
 from jaxkd import participants as trees
 from jaxkd.train import create_state, devices, training_step
-from jaxkd.types import Batch, Scheme
+from jaxkd.train.halves import halves
+from jaxkd.types import Batch, Context, Scheme
 
 CLASSES = 10
 TEMPERATURE = 4.0
@@ -70,6 +73,7 @@ class Stepper:
     on: Sequence[jax.Device],
     *,
     given: Mapping[str, Any] | None = None,
+    cached: bool = False,
   ) -> None:
     """Makes the state; the step is compiled when it is first called.
 
@@ -78,17 +82,37 @@ class Stepper:
       batch: of every step.
       on: the devices that share it.
       given: participants that start with these variables.
+      cached: what the loss needs of the targets is computed here, and the step reads it.
     """
     optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     state = create_state(scheme, optimizer, jax.random.key(0), batch, given=given)
     self._state = devices.replicate(state, on)
     self._batch = devices.shard(batch, on)
-    frozen = trees.frozen(state.participants, scheme.learners)
-    self.function = training_step(
-      scheme, optimizer, lambda keys, data: data, axis_name=devices.AXIS_NAME
+    step = functools.partial(
+      training_step, scheme, optimizer, lambda keys, data: data, axis_name=devices.AXIS_NAME
     )
+    self.function = step()
+    if cached:
+      finish, stored = self._targets(scheme, on)
+      with_stored = step(finish=finish)
+      self._batch = self._batch, stored
+      self.function = lambda state, fed: with_stored(state, *fed)
+    frozen = trees.frozen(state.participants, scheme.learners)
     self._step = devices.map_training_step(self.function, on, frozen=frozen)
     self._metrics: Any = None
+
+  def _targets(self, scheme: Scheme, on: Sequence[jax.Device]) -> tuple[Callable[..., Any], Any]:
+    """The loss by stored targets, and the batch's, for every device its own."""
+    people = self._state.participants
+    part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._batch)
+    context = Context(jax.random.key(0), jnp.int32(0), devices.AXIS_NAME)
+    split = halves(scheme, people, part, context, axis_size=len(on))
+
+    def reduced(people: Any, batch: Batch) -> Any:
+      return split.reduce(scheme.targets(people, batch))
+
+    stored = devices.map_over_examples(reduced, on)(people, self._batch)
+    return split.finish, jax.device_get(stored)
 
   @property
   def participants(self) -> dict[str, Any]:
