@@ -126,6 +126,7 @@ bench: $(INSTALLED)
 	$(BIN)/pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
 	$(BIN)/pip install --quiet --no-deps torchdistill==1.1.5
 	$(BIN)/python experiments/bench.py --output experiments/results/bench.json
+	$(BIN)/python experiments/bench_profiles.py --output experiments/results/bench_profiles.md
 
 # Parity and property tests and the step of a ResNet-32x4 and 8x4 on the GPUs or TPUs that are here,
 # if any; with jax's own package for them in .venv, as the README says.

@@ -34,16 +34,13 @@ def measure(
   names: Sequence[str] = tuple(loss_cases.CASES),
   batches: Sequence[int] = (64, 256),
   seconds: float = 3.0,
-  *,
-  torch_compile: bool = True,
 ) -> dict[str, Any]:
   """Everything, as JSON has it.
 
   Args:
     names: of `loss_cases.CASES`.
     batches: their sizes.
-    seconds: for each loss and size, beside compilation.
-    torch_compile: also try torch.compile, which needs g++.
+    seconds: for each loss and size, beside compilation. torch.compile needs g++.
 
   Returns:
     {"losses": {"kd, batch 64": {"ratio", "memory_ratio", "over_limit", ...}}, "limits": ...,
@@ -57,7 +54,7 @@ def measure(
   rows = {}
   for name in names:
     for batch in batches:
-      row = compare(name, batch, seconds, limits, torch_compile)
+      row = compare(name, batch, seconds, limits)
       rows[f"{name}, batch {batch}"] = row
       print(_line(name, row), flush=True)
   ratios = [row["ratio"] for row in rows.values()]
@@ -79,9 +76,7 @@ def measure(
   return found
 
 
-def compare(
-  name: str, batch: int, seconds: float, limits: Mapping[str, float], torch_compile: bool
-) -> dict[str, Any]:
+def compare(name: str, batch: int, seconds: float, limits: Mapping[str, float]) -> dict[str, Any]:
   """One loss at one batch size."""
   case = loss_cases.CASES[name]
   students, teachers, labels = loss_cases.arrays_of(case, batch)
@@ -93,7 +88,7 @@ def compare(
   runs: dict[str, Callable[[], Any]] = {"ours": lambda: jax.block_until_ready(compiled(*arguments))}
   failure = None
   torch.compiler.reset()  # compiles one function for a few cases only, and then runs it as it is
-  for side in ("eager", "compiled") if torch_compile else ("eager",):
+  for side in ("eager", "compiled"):
     theirs = loss_peers.value_and_gradient(name, compiled=side == "compiled")
     try:
       _check_agreement(name, runs["ours"](), theirs(s, t, numbers), list(students))
