@@ -4,18 +4,41 @@
 
 Any field can be set on the command line: --config.student.learning_rate=0.1
 With --summary in place of --workdir it only prints what it would train.
+
+SIGTERM has a run save what it has made and exit with status 75, Ctrl-C with 130; the same command
+goes on from there. A second signal ends it at once.
 """
 
+# ruff: noqa: E402 - signals are heeded before the imports that take seconds
+import os
 import pathlib
 import sys
+import time
+import traceback
+from typing import NoReturn
+
+from rich.console import Console
+
+from jaxkd.interruption import Interrupted, Interruption, heed_signals
+
+_CONSOLE = Console()
+_STOP = Interruption()
+
+
+def _say(line: str) -> None:
+  _CONSOLE.print(line, soft_wrap=True, highlight=False, markup=False)
+  _CONSOLE.show_cursor(True)  # which a progress bar hides
+
+
+if __name__ == "__main__":
+  heed_signals(_STOP, _say)  # first of all, for the other imports take seconds
 
 from absl import app, flags, logging
 from ml_collections import config_flags
-from rich.console import Console
 
 from jaxkd import experiment, overview, recipes
 from jaxkd.errors import ConfigError
-from jaxkd.train import compilation, devices, host_memory
+from jaxkd.train import compilation, devices, host_memory, lost_processes
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,7 +71,7 @@ def main(argv: list[str]) -> None:
   settings.lock()
   logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save
   if _SUMMARY.value:
-    overview.overview(settings, Console())
+    overview.overview(settings, _CONSOLE)
     return
   if _WORKDIR.value is None:
     raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
@@ -59,8 +82,41 @@ def main(argv: list[str]) -> None:
     devices.join_processes(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, mpi=_MPI.value
     )
-  console = Console(quiet=not devices.is_first_process())
-  experiment.run(settings, pathlib.Path(_WORKDIR.value), console)
+    lost_processes.on_abort(_end_alone)
+  _CONSOLE.quiet = not devices.is_first_process()
+  try:
+    experiment.run(settings, pathlib.Path(_WORKDIR.value), _CONSOLE, stop=_STOP)
+  except Interrupted as where:
+    _say(f"stopped by {_STOP.asked_by} in {where}, saved; the same command goes on")
+    sys.exit(_STOP.status)
+  except Exception as error:
+    if devices.are_alone():
+      raise
+    # An orderly exit would wait for the others, which may be waiting for this process.
+    if lost_processes.is_of_lost_process(error):
+      _end_alone()
+    _end(_last_words(error))
+
+
+def _last_words(error: Exception) -> str:
+  if isinstance(error, ConfigError):
+    if devices.is_first_process():
+      time.sleep(3)  # its end is theirs, and they are to tell of their mistake, not of its end
+    return _one_line(error)
+  return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _end(line: str) -> NoReturn:
+  """Ends one of several processes, without waiting for the others."""
+  os.write(2, f"{line}\n".encode())
+  os._exit(1)
+
+
+def _end_alone() -> NoReturn:
+  """Ends one of several processes after another one is gone."""
+  if _STOP.asked:  # as the other one was, which was quicker
+    os._exit(_STOP.status)
+  _end(lost_processes.MESSAGE)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -97,7 +153,11 @@ def guarded_main() -> None:
   try:
     app.run(main, flags_parser=parse_flags)
   except ConfigError as error:
-    sys.exit(f"error: {' '.join(str(error).split())}")
+    sys.exit(_one_line(error))
+
+
+def _one_line(error: ConfigError) -> str:
+  return f"error: {' '.join(str(error).split())}"
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ import jaxkd
 from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
+from jaxkd.interruption import Interruption
 from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stage
 from jaxkd.train.compilation import Stopwatch
 from jaxkd.train.loop import Finished
 from jaxkd.train.reporting import Row
+from jaxkd.workdir import LOCK, claimed
 
 # A run may go on on other hardware than it was begun on.
 _MAY_CHANGE = (
@@ -39,6 +41,7 @@ def run(
   console: Console,
   *,
   load_data: Callable[..., Dataset] | None = None,
+  stop: Interruption | None = None,
 ) -> dict[str, Any]:
   """Trains every stage of a config in `workdir`, or goes on where an earlier run stopped.
 
@@ -50,6 +53,7 @@ def run(
     workdir: made if absent; refused if it holds the run of another config.
     console: where progress and the closing table go.
     load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
+    stop: asked to stop, the run saves what it has made and raises Interrupted.
 
   Returns:
     The summary, as in summary.json.
@@ -67,19 +71,35 @@ def run(
     return summary
 
   chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
+  if (workdir / "config.json").exists():
+    with claimed(workdir):
+      pass  # Whoever comes second is told before data are loaded.
   data = plan.dataset(settings, load_data or load)
   stages = plan.stages(settings, data)
   # Nobody writes before everybody has looked.
   devices.wait_for_everyone("work directory checked")
+  with claimed(workdir):
+    return _make(settings, stages, data, workdir, chosen, console, stop or Interruption())
+
+
+def _make(
+  settings: ml_collections.ConfigDict,
+  stages: Sequence[Stage],
+  data: Dataset,
+  workdir: pathlib.Path,
+  chosen: Sequence[jax.Device],
+  console: Console,
+  stop: Interruption,
+) -> dict[str, Any]:
+  """The run, once nothing speaks against it; returns the summary."""
   if devices.is_first_process():
-    workdir.mkdir(parents=True, exist_ok=True)
     report.write_atomically(workdir / "config.json", _as_json(settings))
     for stage in stages:
       for note in stage.notes:
         console.print(f"{stage.name}: {note}", soft_wrap=True, highlight=False)
   started = time.monotonic()
   with Stopwatch() as compiling:
-    results = _train_all(settings, stages, data, workdir, chosen, console)
+    results = _train_all(settings, stages, data, workdir, chosen, console, stop)
   summary = _summary(settings, stages, results, data, chosen)
   seconds = time.monotonic() - started
   summary |= {"seconds": round(seconds, 1), "compile_seconds": round(compiling.seconds, 1)}
@@ -89,7 +109,7 @@ def run(
   title = f"{settings.method.name} on {settings.data.name}, seed {settings.seed}"
   report.draw_curves(workdir / "curves.png", rows, summary["stages"], title)
   # Written last: its presence says that everything else is there.
-  report.write_atomically(finished, json.dumps(summary, indent=2) + "\n")
+  report.write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
   console.print(report.closing_table(summary))
   told = f"{seconds:.0f} seconds, of which tracing and compiling took {compiling.seconds:.0f}"
   console.print(told, highlight=False)
@@ -104,7 +124,8 @@ def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path)
   path = workdir / "config.json"
   if not path.exists():
     if workdir.exists() and (
-      not workdir.is_dir() or any(p.suffix != ".partial" for p in workdir.iterdir())
+      not workdir.is_dir()
+      or any(p.suffix != ".partial" and p.name != LOCK for p in workdir.iterdir())
     ):
       raise ConfigError(f"workdir {workdir} is not empty and holds no run; choose another")
     return
@@ -129,6 +150,7 @@ def _train_all(
   workdir: pathlib.Path,
   chosen: Sequence[jax.Device],
   console: Console,
+  stop: Interruption,
 ) -> dict[str, Finished]:
   reporter = _Everyone([])
   if devices.is_first_process():
@@ -155,6 +177,7 @@ def _train_all(
       steps_per_dispatch=settings.steps_per_dispatch,
       # Of each process its own: it may be a disk of its own.
       targets=workdir / "targets" / stage.name / f"process_{jax.process_index()}",
+      stop=stop,
     )
     if devices.is_first_process():
       _save_bundles(settings, stage, results[stage.name], data, workdir)

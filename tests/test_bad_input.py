@@ -20,6 +20,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.state import FirstState
 from jaxkd.types import Batch, Network
+from jaxkd.workdir import LOCK, claimed
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -46,7 +47,8 @@ def dataset(shape=(8, 8, 1), classes=10):
 
 
 def contents(folder):
-  files = sorted(path for path in folder.rglob("*") if path.is_file())
+  """All but the lock, which says nothing."""
+  files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
   return {str(path): path.read_bytes() for path in files}
 
 
@@ -252,6 +254,36 @@ def test_a_workdir_of_something_else_is_refused(refuse, tmp_path):
   refuse(settings_for(), f"^workdir {tmp_path}/run is not empty and holds no run; choose another$")
   file = tmp_path / "run" / "thesis.tex"
   refuse(settings_for(), f"^workdir {file} is not empty and holds no run", workdir=file)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(refuse, tmp_path):
+  (tmp_path / "file").write_text("everything")
+  workdir = tmp_path / "file" / "run"
+  message = rf"^workdir {workdir} cannot be written \(Not a directory\); choose another$"
+  refuse(settings_for(), message, workdir=workdir)
+
+
+def test_the_workdir_of_a_run_in_progress_is_refused(refuse, tmp_path, monkeypatch):
+  workdir = tmp_path / "run"
+  message = f"^workdir {workdir} is in use by another run; wait for its end or choose another$"
+  with claimed(workdir):
+    with pytest.raises(ConfigError, match=message), claimed(workdir):
+      raise AssertionError("two have it")
+    (workdir / "config.json").write_text(json.dumps(settings_for().to_dict()))
+    monkeypatch.delattr(experiment, "load")  # it is refused before data are loaded
+    refuse(settings_for(), message)
+    # Reading what is finished is nobody's business but the reader's.
+    (workdir / "summary.json").write_text("{}")
+    monkeypatch.setattr(experiment.report, "closing_table", lambda summary: "table")
+    assert experiment.run(settings_for(), workdir, Console(quiet=True)) == {}
+
+
+def test_a_lock_left_behind_is_not_in_the_way(tmp_path):
+  with claimed(tmp_path / "run"):
+    pass
+  experiment.refuse_other_run(settings_for(), tmp_path / "run")
+  with claimed(tmp_path / "run"):
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
 def test_a_damaged_config_of_a_run_is_named(refuse, tmp_path):

@@ -7,6 +7,7 @@ import pathlib
 from types import TracebackType
 from typing import Any
 
+import filelock
 import jax
 
 # The least recently used programs go when there are more.
@@ -49,6 +50,21 @@ def remember_programs_in(folder: pathlib.Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   # XLA's own files beside jax's would neither be locked nor ever go.
   jax.config.update("jax_persistent_cache_enable_xla_caches", "")
+  _remove_half_written(folder)
+
+
+def _remove_half_written(folder: pathlib.Path) -> None:
+  """Removes programs whose writing was cut short, such as by SIGKILL.
+
+  Jax would warn of them at every start and never replace them. It writes when a program was used
+  after the program itself, and as long as one lacks that it fails to add any other.
+  """
+  if not folder.is_dir():
+    return
+  with filelock.FileLock(folder / ".lockfile"):  # jax's own
+    for program in folder.glob("*-cache"):
+      if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+        program.unlink()
 
 
 class Stopwatch:

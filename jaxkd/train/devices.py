@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ from jaxkd.train.state import TrainState, put_back, take_aside
 from jaxkd.types import Participants
 
 AXIS_NAME = "devices"
+
+# Seconds after which a process that is not heard of is taken for dead, and the others end.
+_SILENCE = 30
 
 
 def split_cpu(devices: int, batch_size: int) -> None:
@@ -63,9 +67,14 @@ def join_processes(
   Raises:
     ConfigError: if jax finds no cluster, or what it found is not enough.
   """
+  handler = signal.getsignal(signal.SIGTERM)
   try:
     jax.distributed.initialize(
-      coordinator, num_processes, process_id, cluster_detection_method="mpi4py" if mpi else None
+      coordinator,
+      num_processes,
+      process_id,
+      cluster_detection_method="mpi4py" if mpi else None,
+      heartbeat_timeout_seconds=_SILENCE,
     )
   except ImportError as error:
     raise ConfigError(f"--mpi needs a package that is not installed: {error}") from error
@@ -74,6 +83,8 @@ def join_processes(
       f"no cluster was found here ({error}); give --coordinator=HOST:PORT, --num_processes and "
       "--process_id"
     ) from error
+  # Jax has taken it for a service of its own, which nobody here asks.
+  signal.signal(signal.SIGTERM, handler)
 
 
 def compile_fast() -> None:
@@ -269,6 +280,11 @@ def is_first_process() -> bool:
   return jax.process_index() == 0
 
 
+def are_alone() -> bool:
+  """Whether this is the only process of its run."""
+  return jax.process_count() == 1
+
+
 def wait_for_everyone(reason: str) -> None:
   """Returns once every process has come to the same place."""
   if jax.process_count() > 1:
@@ -280,6 +296,13 @@ def agree(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
+
+
+def anyone(flag: bool) -> bool:
+  """Whether the flag is set in any process."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 class StepsInFlight:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
+from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.participants import frozen
 from jaxkd.train import devices as mapping
 from jaxkd.train.checkpoints import Checkpoints
@@ -23,6 +24,9 @@ from jaxkd.train.resident import reading
 from jaxkd.train.stages import Stage
 from jaxkd.train.state import FirstState, TrainState
 from jaxkd.types import Batch, Participants
+
+# Agreeing between processes is a round trip, too dear for every step.
+_AGREE_EVERY = 20
 
 
 class Finished(NamedTuple):
@@ -52,6 +56,7 @@ def train_stage(
   checkpoint_seconds: float = 60.0,
   steps_per_dispatch: int = 0,
   targets: pathlib.Path | None = None,
+  stop: Interruption | None = None,
 ) -> Finished:
   """Trains a stage to its end, resuming exactly from the newest checkpoint in `directory`.
 
@@ -67,14 +72,17 @@ def train_stage(
     checkpoint_seconds: least time between checkpoints; 0 saves after every dispatch.
     steps_per_dispatch: updates that one program makes (`jaxkd.train.dispatch`); 0 chooses.
     targets: directory of cached targets that devices do not hold.
+    stop: asked to stop, the stage saves what it has made and ends.
 
   Returns:
     Finished.
 
   Raises:
+    Interrupted: once all is saved, if `stop` was asked to stop.
     ConfigError: if given variables do not fit, no checkpoint present can be read, or targets that
       are to be cached cannot be.
   """
+  stop = stop or Interruption()
   example = _example_batch(stage)
   first = FirstState(
     stage.scheme,
@@ -107,8 +115,13 @@ def train_stage(
         evaluate_every=evaluate_every,
         checkpoint_seconds=checkpoint_seconds,
         steps_per_dispatch=steps_per_dispatch,
+        stop=stop,
       )
       checkpoints.wait()
+      stop.release()
+      if mapping.anyone(stop.asked):
+        reporter.stage_ended(stage.name)
+        raise Interrupted(f"{stage.name}, after its last update")
     chosen = best if stage.keep == "best" and best else state.predicting
     participants = mapping.host_copy(chosen)
     scores = evaluate(participants, test) if test is not None else {}
@@ -151,6 +164,7 @@ def _train(
   evaluate_every: int,
   checkpoint_seconds: float,
   steps_per_dispatch: int,
+  stop: Interruption,
 ) -> tuple[TrainState, Participants | None]:
   """The steps from `state` to the end of the stage; returns the last state and the best."""
   dispatch = Dispatch(
@@ -175,9 +189,12 @@ def _train(
   while done < stage.steps:
     state, metrics, made = dispatch.next(state, resident, done)
     done += made
+    stop.hold()
     read(in_flight.push(metrics))
     epoch, within = divmod(done, stage.steps_per_epoch)
-    save = _save_is_due(done, made, stage, time.monotonic() - saved_at >= checkpoint_seconds)
+    stopping = _stop_is_due(done, made, stop)
+    time_is_up = time.monotonic() - saved_at >= checkpoint_seconds
+    save = stopping or _save_is_due(done, made, stage, time_is_up)
     if within == 0 or save:
       read(in_flight.drain())
     if within == 0:
@@ -195,14 +212,23 @@ def _train(
     if save:
       checkpoints.save(done, state, best or state.predicting, progress, feed.iterator)
       saved_at = time.monotonic()
+    if stopping:
+      checkpoints.wait()
+      reporter.stage_ended(stage.name)
+      raise Interrupted(f"{stage.name}, after update {done} of {stage.steps}")
   return state, best
+
+
+def _stop_is_due(done: int, made: int, stop: Interruption) -> bool:
+  if jax.process_count() > 1 and done % _AGREE_EVERY >= made:
+    return False
+  return mapping.anyone(stop.asked)
 
 
 def _save_is_due(done: int, made: int, stage: Stage, time_is_up: bool) -> bool:
   if done == stage.steps:
     return True
-  # Agreeing between processes is a round trip, too dear for every step.
-  if jax.process_count() > 1 and done % 20 >= made:
+  if jax.process_count() > 1 and done % _AGREE_EVERY >= made:
     return False
   return mapping.agree(time_is_up)
 

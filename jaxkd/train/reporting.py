@@ -25,7 +25,7 @@ class Reporter(Protocol):
     """An epoch is over."""
 
   def stage_ended(self, stage: str) -> None:
-    """All updates are made and saved."""
+    """All updates are made and saved, or those before an interruption are."""
 
 
 class Silent:

@@ -45,6 +45,33 @@ def test_where_no_folder_can_be_made_nothing_is_kept(tmp_path):
   assert asked(XDG_CACHE_HOME=file) == ["None", "None"]
 
 
+COMPILE = """
+import warnings
+import jax
+from jaxkd.train import compilation
+warnings.simplefilter("error")
+compilation.remember_programs()
+jax.jit(lambda x: x + 1)(1.0)
+"""
+
+
+def test_programs_that_a_kill_left_half_written_are_made_anew(tmp_path):
+  environment = {"PATH": "", "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
+  environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  kept = tmp_path / "jaxkd" / "programs"
+
+  def compile_one():
+    subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True)
+    return {path.name: path.stat().st_size for path in kept.glob("*-cache")}
+
+  whole = compile_one()
+  assert whole
+  for name, size in whole.items():
+    (kept / name).write_bytes((kept / name).read_bytes()[: size // 2])
+    (kept / f"{name.removesuffix('-cache')}-atime").unlink()
+  assert compile_one() == whole
+
+
 @pytest.mark.parametrize(
   ("spans", "seconds"),
   [

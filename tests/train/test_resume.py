@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 
 from jaxkd import schemes
 from jaxkd.errors import ConfigError
+from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.train import Silent, check_stages, starting_variables, train_stage
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples, stage
 
 
-class Interruption(Exception):
+class Broken(Exception):
   pass
 
 
@@ -27,10 +29,25 @@ class StopAfter(Silent):
   def stepped(self, metrics, images):
     self.left -= 1
     if self.left == 0:
-      raise Interruption
+      raise Broken
 
 
-def train(directory: pathlib.Path, reporter=None, checkpoint_seconds=60.0, **changes):
+class AskAfter(Silent):
+  """Asks a stage to stop once so many updates are reported."""
+
+  def __init__(self, updates):
+    self.left, self.stop, self.ended = updates, Interruption(), []
+
+  def stepped(self, metrics, images):
+    self.left -= 1
+    if self.left == 0:
+      assert not self.stop.ask(signal.SIGTERM)  # there is something to save
+
+  def stage_ended(self, stage):
+    self.ended.append(stage)
+
+
+def train(directory: pathlib.Path, reporter=None, checkpoint_seconds=60.0, stop=None, **changes):
   return train_stage(
     stage(**changes),
     directory=directory,
@@ -40,12 +57,13 @@ def train(directory: pathlib.Path, reporter=None, checkpoint_seconds=60.0, **cha
     test=examples(9, seed=2),
     evaluate_every=2,
     checkpoint_seconds=checkpoint_seconds,
+    stop=stop,
   )
 
 
 def interrupt(directory: pathlib.Path, updates):
   """Leaves a stage that saved after every step and stopped after so many."""
-  with pytest.raises(Interruption):
+  with pytest.raises(Broken):
     train(directory, StopAfter(updates), checkpoint_seconds=0.0)
 
 
@@ -88,6 +106,22 @@ def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, stopped,
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
   assert resumed.test == uninterrupted.test
+
+
+@pytest.mark.parametrize("updates", [1, 5, 12])
+def test_a_stage_asked_to_stop_saves_what_it_made(tmp_path, uninterrupted, updates):
+  asking = AskAfter(updates)
+  with pytest.raises(Interrupted) as raised:
+    train(tmp_path, asking, stop=asking.stop)  # no checkpoint is due by time
+  saved = max(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+  # Results are read two updates late.
+  assert saved == min(updates + 2, 12)
+  where = "its last update" if saved == 12 else f"update {saved} of 12"
+  assert str(raised.value) == f"alone, after {where}" and asking.ended == ["alone"]
+  assert asking.stop.ask(signal.SIGINT) == (saved == 12)
+  resumed = train(tmp_path)
+  assert_same(resumed.participants, uninterrupted.participants)
+  assert resumed.rows == uninterrupted.rows
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path, finished):

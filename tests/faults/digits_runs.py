@@ -1,0 +1,111 @@
+"""Short runs of the real script on the digits, and whether two of them ended in the same bits."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from orbax import checkpoint as ocp
+
+from jaxkd.bundles import load_bundle
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = [
+  "--config.batch_size=32",
+  "--config.cpu_devices=1",
+  "--config.checkpoint_seconds=0",
+  "--config.data.per_class=8",
+  "--config.data.teacher_per_class=16",
+  "--config.teacher.model=resnet8_w4",
+  "--config.teacher.epochs=1",
+  "--config.student.model=mlp",
+  "--config.student.epochs=2",
+]
+# Every run is short: the compiler's time is what counts.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def start(workdir: pathlib.Path, *flags: str, method: str = "kd", home=None) -> subprocess.Popen:
+  """The script; data and compiled programs are kept in `home`, by default beside `workdir`."""
+  home = home or workdir.parent / "home"
+  command = [sys.executable, "experiments/train.py", f"--config=configs/digits.py:{method}"]
+  command += [f"--workdir={workdir}", f"--config.data.directory={home}/tfds", *SMALL, *flags]
+  environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TFDS_"))}
+  environment |= {"XLA_FLAGS": XLA_FLAGS, "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)}
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def start_two(workdir: pathlib.Path, *flags: str, **options) -> list[subprocess.Popen]:
+  """One run by two processes on this machine."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  together = [*flags, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+  return [start(workdir, *together, f"--process_id={i}", **options) for i in (0, 1)]
+
+
+def finish(*runs: subprocess.Popen) -> list[str]:
+  """Waits for runs that must end well; what each said."""
+  said = [run.communicate(timeout=300) for run in runs]
+  assert not any(run.returncode for run in runs), said
+  return [out for out, _ in said]
+
+
+@contextlib.contextmanager
+def ended_after(*runs: subprocess.Popen):
+  """Leaves none of them behind, whatever happens."""
+  try:
+    yield
+  finally:
+    for run in runs:
+      run.kill()
+      run.wait()
+      for pipe in (run.stdout, run.stderr):
+        pipe.close()
+
+
+def assert_same_bits(one: pathlib.Path, other: pathlib.Path) -> None:
+  """Summaries but for times, histories, bundles, and everything in the last checkpoints."""
+  took = {"seconds": None, "compile_seconds": None}
+  first, second = ({**json.loads((w / "summary.json").read_text()), **took} for w in (one, other))
+  for summary in (first, second):
+    summary["config"]["data"]["directory"] = None
+  assert first == second
+  assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+  bundles = _folders(one, "bundles/*/*")
+  assert bundles and bundles == _folders(other, "bundles/*/*")
+  for bundle in bundles:
+    _same(*(load_bundle(w / bundle)[0].variables for w in (one, other)))
+  stages = _folders(one, "checkpoints/*")
+  assert stages and stages == _folders(other, "checkpoints/*")
+  for stage in stages:
+    _same(*(_last_checkpoint(w / stage) for w in (one, other)))
+
+
+def _folders(workdir: pathlib.Path, pattern: str) -> list[str]:
+  return sorted(str(path.relative_to(workdir)) for path in workdir.glob(pattern))
+
+
+def _last_checkpoint(directory: pathlib.Path):
+  with ocp.CheckpointManager(directory) as manager:
+    step = manager.latest_step()
+    kinds = {"state": ocp.args.StandardRestore(), "best": ocp.args.StandardRestore()}
+    kinds |= {"progress": ocp.args.JsonRestore(), "data": ocp.args.JsonRestore()}
+    items = manager.restore(step, args=ocp.args.Composite(**kinds))
+    return step, {name: items[name] for name in kinds}
+
+
+def _same(one, other) -> None:
+  (leaves, structure), (others, other_structure) = map(jax.tree.flatten, (one, other))
+  assert leaves and structure == other_structure
+  for a, b in zip(leaves, others, strict=True):
+    if isinstance(a, str):
+      assert a == b
+    else:
+      np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)

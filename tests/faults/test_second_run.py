@@ -1,0 +1,41 @@
+"""Who starts a run in the work directory of another is told at once, and disturbs nobody."""
+
+import time
+
+import pytest
+
+from tests.faults.digits_runs import assert_same_bits, ended_after, finish, start, start_two
+
+pytestmark = pytest.mark.faults
+
+
+def refused(*runs):
+  """How long it took until each ended in the one line."""
+  since = time.monotonic()
+  said = [run.communicate(timeout=100) for run in runs]
+  for run, (out, errors) in zip(runs, said, strict=True):
+    assert run.returncode == 1 and "steps" not in out
+    (line,) = errors.splitlines()
+    assert line.startswith("error: workdir ")
+  assert "is in use by another run; wait for its end or choose another" in said[0][1]
+  return time.monotonic() - since
+
+
+def test_two_runs_on_one_workdir(tmp_path, record_property):
+  record_property("fault", "a second run on the same work directory")
+  whole, workdir = tmp_path / "whole", tmp_path / "run"
+  finish(start(whole))
+  first = start(workdir)
+  with ended_after(first):
+    while not (workdir / "config.json").exists():
+      assert first.poll() is None
+      time.sleep(0.05)
+    refused(start(workdir))
+    refused(*start_two(workdir))
+    assert first.poll() is None
+    finish(first)
+  assert_same_bits(whole, workdir)
+  (said,) = finish(start(workdir))
+  assert "is complete" in said
+  record_property("tries", 2)
+  record_property("outcome", "refused in a line by one and by two processes; the first undisturbed")

@@ -1,0 +1,101 @@
+"""A scheduler's SIGTERM and Ctrl-C: the run saves, says so in a line, and can go on."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from jaxkd.interruption import STATUS
+from tests.faults.digits_runs import assert_same_bits, ended_after, finish, start, start_two
+
+pytestmark = pytest.mark.faults
+
+GRACE = 30.0  # seconds that schedulers commonly leave
+SELDOM = "--config.checkpoint_seconds=3600"  # nothing is saved but because of the signal
+
+
+def until(process, text):
+  """Reads what a run says up to a line with that text."""
+  said = []
+  for line in process.stdout:
+    said.append(line)
+    if text in line:
+      return
+  raise AssertionError((said, process.communicate()))
+
+
+def saved_steps(workdir, stage):
+  return [int(p.name) for p in (workdir / "checkpoints" / stage).glob("*") if p.name.isdigit()]
+
+
+def stopped(process, number, text=None):
+  """Signals a run once it says `text`; its last line, and how long it took to end."""
+  with ended_after(process):
+    if text:
+      until(process, text)
+    process.send_signal(number)
+    since = time.monotonic()
+    said, errors = process.communicate(timeout=120)
+  seconds = time.monotonic() - since
+  assert (process.returncode, "Traceback" in errors) == (STATUS[number], False), errors
+  return said.splitlines()[-1], seconds
+
+
+def test_signals_in_every_part_of_a_run(tmp_path, record_property):
+  record_property("fault", "SIGTERM or Ctrl-C, each saved within 30 s")
+  whole, workdir = tmp_path / "whole" / "run", tmp_path / "stopped" / "run"
+  long = ["--config.student.epochs=12", SELDOM]
+  finish(start(whole, *long))
+  tried, slowest = 0, 0.0
+  lines = [
+    ("teacher: 5 steps", signal.SIGINT, "holding nothing unsaved"),  # its step is compiled
+    ("alone: epoch 3", signal.SIGTERM, "in alone, after update "),
+    ("alone: epoch 8", signal.SIGINT, "in alone, after update "),
+    ("distilled: 36 steps", signal.SIGTERM, "holding nothing unsaved"),
+    ("distilled: epoch 5", signal.SIGTERM, "in distilled, after update "),
+  ]
+  for text, number, where in lines:
+    line, seconds = stopped(start(workdir, *long), number, text)
+    assert line.startswith(f"stopped by {number.name}") and where in line
+    if "update" in where:
+      stage, update = line.split()[4].strip(","), int(line.split()[7])
+      assert max(saved_steps(workdir, stage)) == update
+    tried, slowest = tried + 1, max(slowest, seconds)
+    assert slowest < GRACE
+  finish(start(workdir, *long))
+  assert_same_bits(whole, workdir)
+  record_property("tries", tried)
+  record_property("outcome", f"stopped within {slowest:.1f} s, ended in the same bits")
+
+
+def test_ctrl_c_while_the_script_is_being_imported(tmp_path):
+  process = start(tmp_path / "run")
+  time.sleep(1.0)
+  line, _ = stopped(process, signal.SIGINT)
+  assert line.startswith("stopped by SIGINT")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("told", [(0,), (1,), (0, 1)])
+def test_two_processes_stop_at_one_update(tmp_path, record_property, told):
+  which = "both" if len(told) == 2 else f"process {told[0]} alone"
+  record_property("fault", f"SIGTERM to {which} of two processes")
+  record_property("tries", 1)
+  workdir = tmp_path / "run"
+  flags = ["--config.student.epochs=60", SELDOM]
+  runs = start_two(workdir, *flags, method="alone")
+  with ended_after(*runs):
+    until(runs[0], "alone: epoch 12")
+    for process in told:
+      runs[process].send_signal(signal.SIGTERM)
+    said = [run.communicate(timeout=GRACE) for run in runs]
+  assert [run.returncode for run in runs] == [75, 75], said
+  (update,) = saved_steps(workdir, "alone")
+  assert f"in alone, after update {update} of 180, saved" in said[0][0] and update % 20 == 0
+  assert "stopped" not in said[1][0]
+  rows = (workdir / "metrics.jsonl").read_text().splitlines()
+  assert json.loads(rows[-1])["step"] == update - update % 3
+  told = finish(*start_two(workdir, *flags, method="alone"))
+  assert f"180 steps, resumed after {update - update % 3}" in told[0]
+  record_property("outcome", f"both stopped after update {update} with status 75, and went on")
