@@ -1,0 +1,256 @@
+"""Reading what steps report, and what becomes of a stage whose steps are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxkd.errors import ConfigError
+from jaxkd.train import devices as mapping
+from jaxkd.train.dispatch import each_step
+from jaxkd.train.nonfinite import GRADIENT, STATISTICS, UPDATE
+from jaxkd.train.reporting import Reporter, Row
+from jaxkd.train.stages import Stage
+from jaxkd.types import Participants
+
+POLICIES = ("stop", "skip", "rollback")
+
+
+class NonFinite(NamedTuple):
+  """What becomes of a stage when a step is not finite. No such step is ever applied.
+
+  Attributes:
+    policy: "stop" with an error; "skip" such steps, which count in no mean, until a whole epoch
+      consists of them; or "rollback" to the last checkpoint, at a lower learning rate.
+    factor: by which "rollback" multiplies the rate, each time.
+    most: how many times it does before it stops with the error.
+  """
+
+  policy: str = "stop"
+  factor: float = 0.5
+  most: int = 3
+
+
+class Diverged(ConfigError):
+  """A stage that cannot go on, since something is not finite, in one line: where, what, a way."""
+
+
+class GoBack(Exception):
+  """Asks for a rollback; the message tells what was not finite."""
+
+
+class Watch:
+  """Reads the metrics of a stage's steps, in order and late, and acts where they are not finite.
+
+  What it counts is in the loop's saved progress: sums of metrics by (sum, count), how many steps of
+  the running epoch were skipped, how often the stage was rolled back, to which step, and what its
+  learning rate is multiplied by since.
+  """
+
+  def __init__(
+    self,
+    stage: Stage,
+    nonfinite: NonFinite,
+    progress: dict[str, Any],
+    reporter: Reporter,
+    *,
+    done: int,
+    frozen: Participants,
+  ) -> None:
+    """Reads nothing yet.
+
+    Args:
+      stage: whose steps are made.
+      nonfinite: what to do.
+      progress: the loop's, which this changes.
+      reporter: told of every step.
+      done: how many steps were read before.
+      frozen: the participants that do not learn, looked at when something is not finite.
+    """
+    self._stage, self._nonfinite, self._progress = stage, nonfinite, progress
+    self._reporter, self._read, self._frozen = reporter, done, frozen
+    self._in_flight = mapping.StepsInFlight()
+    self._before: dict[str, float] = {}
+
+  def push(self, results: Any) -> None:
+    """Takes what a dispatch returned, and reads an earlier one's.
+
+    Raises:
+      Diverged: if a step was not finite, and the stage is not to go on.
+      GoBack: if it is to go on from its last checkpoint.
+    """
+    self._note(self._in_flight.push(results))
+
+  def drain(self) -> None:
+    """Reads all that is in flight; raises as `push`."""
+    self._note(self._in_flight.drain())
+
+  def end_epoch(self, epoch: int, done: int) -> Row:
+    """The row of an epoch that is read to its end: means over its finite steps; empties the sums.
+
+    The row tells, where there were any, how many steps were skipped and rollbacks made.
+    """
+    sums, self._progress["sums"] = self._progress["sums"], {}
+    train = {name: total / count for name, (total, count) in sums.items() if count}
+    row: Row = {"stage": self._stage.name, "epoch": epoch, "step": done, "train": train}
+    if skipped := self._progress.pop("skipped", 0):
+      row["skipped"] = skipped
+    if rollbacks := self._progress.get("rollbacks", 0):
+      row["rollbacks"] = rollbacks
+    return row
+
+  def _note(self, results: list[Any]) -> None:
+    for result in results:
+      for metrics, found in each_step(result):
+        self._read += 1
+        means = {name: _mean(*pair) for name, pair in metrics.items()}
+        if any(found.values()) or not all(np.isfinite(total) for total, _ in metrics.values()):
+          self._act(f"stage {self._stage.name!r}: {self._told(means, found)}")
+        else:
+          self._before = means
+          _add(self._progress["sums"], metrics)
+        self._reporter.stepped(means, self._stage.batch_size)
+
+  def _told(self, means: Mapping[str, float], found: Mapping[str, int]) -> str:
+    wrong = ", ".join(_wrong(means, found, self._frozen))
+    return f"step {self._read} of {self._stage.steps} is not finite: {wrong}{self._largest()}"
+
+  def _largest(self) -> str:
+    """Where everything is lost at once, the step before says more of what was on its way."""
+    terms = {name: abs(self._before[name]) for name in _terms(self._before)}
+    if len(terms) < 2:
+      return ""
+    name = max(terms, key=lambda name: terms[name])
+    return f" (the largest term of the last finite step: {name}, {self._before[name]:.3g})"
+
+  def _act(self, told: str) -> None:
+    """What the policy says of a step that is not finite."""
+    policy, factor, most = self._nonfinite
+    if policy == "skip":
+      return self._skip(told)
+    self._in_flight.drain()  # before other programs start
+    if policy == "stop":
+      raise Diverged(
+        f"{told}; nothing of it was kept. Try a lower learning_rate or a clip_norm, or go on from "
+        "the last checkpoint with nonfinite=skip or nonfinite=rollback"
+      )
+    made = self._progress.get("rollbacks", 0)
+    if made == most:
+      raise Diverged(
+        f"{told}; it was rolled back {made} times, to {_scale(self._progress):.3g} times the "
+        "learning rate, and no more is allowed (rollbacks). Try a lower learning_rate or a "
+        f"clip_norm, or a lower rollback_factor than {factor:g}"
+      )
+    raise GoBack(told)
+
+  def _skip(self, told: str) -> None:
+    skipped = self._progress.get("skipped", 0) + 1
+    if skipped == 1 and not any("skipped" in row for row in self._progress["rows"]):
+      self._reporter.told(f"{told}; such steps are skipped, and counted in metrics.jsonl")
+    self._progress["skipped"] = skipped
+    if skipped == self._stage.steps_per_epoch:
+      self._in_flight.drain()
+      raise Diverged(
+        f"{told}, as were all {skipped} of this epoch, which were skipped. Try a lower "
+        "learning_rate or a clip_norm, or nonfinite=rollback"
+      )
+
+
+def gone_back(
+  reason: GoBack,
+  lost: Mapping[str, Any],
+  restored: dict[str, Any],
+  nonfinite: NonFinite,
+  stage: Stage,
+  step: int,
+  reporter: Reporter,
+) -> None:
+  """Lowers the rate in the progress that a stage goes on from, and tells so.
+
+  Args:
+    reason: why.
+    lost: the progress until then. It may have gone back to the same checkpoint before.
+    restored: that of the checkpoint, or of the stage's start; changed.
+    nonfinite: what to do.
+    stage: which.
+    step: of the checkpoint.
+    reporter: told.
+  """
+  made, scale = lost.get("rollbacks", 0) + 1, _scale(lost) * nonfinite.factor
+  restored |= {"rollbacks": made, "scale": scale, "back_to": step}
+  reporter.told(
+    f"{reason}; back to step {step}, with {scale:.3g} times the learning rate (rollback {made} of "
+    f"at most {nonfinite.most})"
+  )
+  reporter.went_back(stage.name, restored["rows"])
+
+
+def at_lower_rate(
+  optimizer: optax.GradientTransformation, progress: Mapping[str, Any]
+) -> optax.GradientTransformation:
+  """The optimizer at the rate that rollbacks left; its state is as before."""
+  scale = _scale(progress)
+  if scale == 1:
+    return optimizer
+
+  def update(gradients: Any, state: Any, learning: Any = None) -> tuple[Any, Any]:
+    updates, state = optimizer.update(gradients, state, learning)
+    return jax.tree.map(lambda x: scale * x, updates), state
+
+  return optax.GradientTransformation(optimizer.init, update)
+
+
+def check_finite(stage: str, tree: Any) -> None:
+  """Raises Diverged, naming the place, if arrays on the host that are to be kept are not finite."""
+  for path, leaf in jax.tree.leaves_with_path(tree):
+    if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+      place = jax.tree_util.keystr(path, simple=True, separator="/")
+      raise Diverged(
+        f"stage {stage!r}: {place} is not finite and not saved. Try a lower learning_rate or a "
+        "clip_norm, or other weights if it came with them"
+      )
+
+
+def _wrong(
+  means: Mapping[str, float], found: Mapping[str, int], frozen: Participants
+) -> Iterator[str]:
+  """What is not finite, in the order in which one leads to the other."""
+  for name, variables in frozen.items():
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(mapping.host_copy(variables))):
+      yield f"the weights of {name!r}, which does not learn"
+  terms = [name for name in _terms(means) if not math.isfinite(means[name])]
+  yield from (f"the term {name}" for name in terms)
+  if not terms:
+    norm = "gradient_norm"  # told by participant
+    yield from (f"{name}" for name, x in means.items() if name != norm and not math.isfinite(x))
+  # Statistics are a participant's own; gradients of others may follow from what it says.
+  for bit, part in ((STATISTICS, "statistics"), (GRADIENT, "gradient"), (UPDATE, "update")):
+    names = [name for name, faults in found.items() if int(faults) & bit]
+    if names:
+      yield f"the {part} of {' and '.join(map(repr, names))}"
+      return
+
+
+def _terms(means: Mapping[str, float]) -> list[str]:
+  return [name for name in means if name.endswith(("_feature", "_logit"))]
+
+
+def _scale(progress: Mapping[str, Any]) -> float:
+  return progress.get("scale", 1.0)
+
+
+def _mean(total: Any, count: Any) -> float:
+  return float(total) / float(count) if count else 0.0
+
+
+def _add(sums: dict[str, list[float]], metrics: Mapping[str, Any]) -> None:
+  """Adds one step's (sum, count) pairs to the running epoch's."""
+  for name, (total, count) in metrics.items():
+    before = sums.get(name, [0.0, 0.0])
+    sums[name] = [before[0] + float(total), before[1] + float(count)]
