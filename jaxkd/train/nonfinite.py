@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,26 @@ import optax
 
 from jaxkd.types import Array, Participants
 
-# What of a participant is not finite, as bits of one number: the host reads one per learner.
+# What of a participant is not finite, as bits of one number: the host reads few per learner.
 STATISTICS, GRADIENT, UPDATE = 1, 2, 4
 
 
-def faults(
+class Learner(NamedTuple):
+  """How one learner came through a step.
+
+  Attributes:
+    faults: which of its parts are not finite, a sum of STATISTICS, GRADIENT and UPDATE.
+    gradient_norm: of its own gradient.
+  """
+
+  faults: Array
+  gradient_norm: Array
+
+
+def looked_at(
   gradients: Participants, changes: Participants, learning: Participants
-) -> dict[str, Array]:
-  """Learner -> which of its parts are not finite, a sum of STATISTICS, GRADIENT and UPDATE.
+) -> dict[str, Learner]:
+  """How each learner came through a step.
 
   A gradient whose norm float32 does not hold, of 1.8e19 and more, counts as not finite, too: to
   clip it would make it zero, and Adam's second moment would stay infinite for good.
@@ -28,33 +40,28 @@ def faults(
     changes: the learners' new state that is no parameter.
     learning: their parameters after the update.
   """
-  none = jnp.int32(0)
   found = {}
   for name in sorted(gradients.keys() | changes.keys()):
-    gradient = jnp.isfinite(optax.tree.norm(gradients.get(name, ())))
-    found[name] = sum(
-      (
-        jnp.where(fine, 0, bit)
-        for bit, fine in (
-          (STATISTICS, _finite(changes.get(name))),
-          (GRADIENT, gradient),
-          (UPDATE, _finite(learning.get(name))),
-        )
-      ),
-      start=none,
+    norm = jnp.asarray(optax.tree.norm(gradients.get(name, ())), jnp.float32)
+    bits = (
+      jnp.where(_finite(changes.get(name)), 0, STATISTICS),
+      jnp.where(jnp.isfinite(norm), 0, GRADIENT),
+      jnp.where(_finite(learning.get(name)), 0, UPDATE),
     )
+    found[name] = Learner(sum(bits, start=jnp.int32(0)), norm)
   return found
 
 
-def is_fine(metrics: Mapping[str, tuple[Array, Array]], found: Mapping[str, Array]) -> Array:
+def is_fine(metrics: Mapping[str, tuple[Array, Array]], found: Mapping[str, Learner]) -> Array:
   """Whether a step may count: all its metrics are finite, and no learner is at fault.
 
   Args:
     metrics: name -> (sum, count), the loss, its terms and the gradient's norm among them.
-    found: see `faults`.
+    found: see `looked_at`.
   """
   sums = jnp.stack([jnp.asarray(total, jnp.float32) for total, _ in metrics.values()])
-  return jnp.isfinite(sums).all() & (sum(found.values(), start=jnp.int32(0)) == 0)
+  faults = sum((learner.faults for learner in found.values()), start=jnp.int32(0))
+  return jnp.isfinite(sums).all() & (faults == 0)
 
 
 def unless(fine: Array, after: Any, before: Any) -> Any:

@@ -58,12 +58,12 @@ def training_step(
     views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
     finish: the loss by what is stored of its targets, `jaxkd.train.halves.Halves.finish`, for
       batches of the size of each device's, or of a part of it.
-    watched: whether to tell which learners were not finite.
+    watched: whether to tell how each learner came through.
 
   Returns:
     (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `finish`,
     `stored` is what `jaxkd.train.cached_targets` keeps for the batch's examples, and targets are
-    not computed. With `watched`, (metrics, `jaxkd.train.nonfinite.faults`) in place of metrics.
+    not computed. With `watched`, (metrics, `jaxkd.train.nonfinite.looked_at`) in place of metrics.
   """
 
   def gradient(
@@ -116,7 +116,7 @@ def training_step(
     if average_decay is not None:
       average = optax.incremental_update(learning, average, 1 - average_decay)
     participants = trees.update(trees.merge(state.participants, learning), changes)
-    found = nonfinite.faults(grads, changes, learning)
+    found = nonfinite.looked_at(grads, changes, learning)
     after = TrainState(state.step, state.rng, participants, optimizer_state, average)
     after = nonfinite.unless(nonfinite.is_fine(metrics, found), after, state)
     after = dataclasses.replace(after, step=state.step + 1)

@@ -14,7 +14,7 @@ import optax
 from jaxkd.errors import ConfigError
 from jaxkd.train import devices as mapping
 from jaxkd.train.dispatch import each_step
-from jaxkd.train.nonfinite import GRADIENT, STATISTICS, UPDATE
+from jaxkd.train.nonfinite import GRADIENT, STATISTICS, UPDATE, Learner
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.train.stages import Stage
 from jaxkd.types import Participants
@@ -76,7 +76,9 @@ class Watch:
     self._stage, self._nonfinite, self._progress = stage, nonfinite, progress
     self._reporter, self._read, self._frozen = reporter, done, frozen
     self._in_flight = mapping.StepsInFlight()
-    self._before: dict[str, float] = {}
+    # Sizes of terms and of learners' gradients in the last step that was finite.
+    self._terms: dict[str, float] = {}
+    self._gradients: dict[str, float] = {}
 
   def push(self, results: Any) -> None:
     """Takes what a dispatch returned, and reads an earlier one's.
@@ -110,24 +112,46 @@ class Watch:
       for metrics, found in each_step(result):
         self._read += 1
         means = {name: _mean(*pair) for name, pair in metrics.items()}
-        if any(found.values()) or not all(np.isfinite(total) for total, _ in metrics.values()):
+        faults = any(learner.faults for learner in found.values())
+        if faults or not all(np.isfinite(total) for total, _ in metrics.values()):
           self._act(f"stage {self._stage.name!r}: {self._told(means, found)}")
         else:
-          self._before = means
+          self._terms = {name: abs(means[name]) for name in _terms(means)}
+          self._gradients = {name: float(x.gradient_norm) for name, x in found.items()}
           _add(self._progress["sums"], metrics)
         self._reporter.stepped(means, self._stage.batch_size)
 
-  def _told(self, means: Mapping[str, float], found: Mapping[str, int]) -> str:
-    wrong = ", ".join(_wrong(means, found, self._frozen))
-    return f"step {self._read} of {self._stage.steps} is not finite: {wrong}{self._largest()}"
+  def _told(self, means: Mapping[str, float], found: Mapping[str, Learner]) -> str:
+    wrong = ", ".join(self._wrong(means, found))
+    # Where all is lost at once, the step before says more of what was on its way.
+    kinds = {"term": self._terms, "gradient": self._gradients}
+    largest = [
+      f"{kind} {name}, {sizes[name]:.3g}"
+      for kind, sizes in kinds.items()
+      for name in sorted(sizes, key=lambda name: -sizes[name])[:1]
+      if len(sizes) > 1
+    ]
+    before = f" (before, the largest were {' and '.join(largest)})" if largest else ""
+    return f"step {self._read} of {self._stage.steps} is not finite: {wrong}{before}"
 
-  def _largest(self) -> str:
-    """Where everything is lost at once, the step before says more of what was on its way."""
-    terms = {name: abs(self._before[name]) for name in _terms(self._before)}
-    if len(terms) < 2:
-      return ""
-    name = max(terms, key=lambda name: terms[name])
-    return f" (the largest term of the last finite step: {name}, {self._before[name]:.3g})"
+  def _wrong(self, means: Mapping[str, float], found: Mapping[str, Learner]) -> Iterator[str]:
+    """What is not finite, in the order in which one leads to the other."""
+    for name, variables in self._frozen.items():
+      if not all(np.isfinite(x).all() for x in jax.tree.leaves(mapping.host_copy(variables))):
+        yield f"the weights of {name!r}, which does not learn"
+    terms = [name for name in _terms(means) if not math.isfinite(means[name])]
+    for name in sorted(terms, key=lambda name: -self._terms.get(name, 0.0)):
+      yield f"the term {name}"
+    if not terms:
+      norm = "gradient_norm"  # told by learner
+      yield from (name for name, x in means.items() if name != norm and not math.isfinite(x))
+    # Statistics are a learner's own; gradients of others may follow from what it says.
+    for bit, part in ((STATISTICS, "statistics"), (GRADIENT, "gradient"), (UPDATE, "update")):
+      names = [name for name, learner in found.items() if int(learner.faults) & bit]
+      if names:
+        names.sort(key=lambda name: -self._gradients.get(name, 0.0))
+        yield f"the {part} of {' and '.join(map(repr, names))}"
+        return
 
   def _act(self, told: str) -> None:
     """What the policy says of a step that is not finite."""
@@ -215,26 +239,6 @@ def check_finite(stage: str, tree: Any) -> None:
         f"stage {stage!r}: {place} is not finite and not saved. Try a lower learning_rate or a "
         "clip_norm, or other weights if it came with them"
       )
-
-
-def _wrong(
-  means: Mapping[str, float], found: Mapping[str, int], frozen: Participants
-) -> Iterator[str]:
-  """What is not finite, in the order in which one leads to the other."""
-  for name, variables in frozen.items():
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(mapping.host_copy(variables))):
-      yield f"the weights of {name!r}, which does not learn"
-  terms = [name for name in _terms(means) if not math.isfinite(means[name])]
-  yield from (f"the term {name}" for name in terms)
-  if not terms:
-    norm = "gradient_norm"  # told by participant
-    yield from (f"{name}" for name, x in means.items() if name != norm and not math.isfinite(x))
-  # Statistics are a participant's own; gradients of others may follow from what it says.
-  for bit, part in ((STATISTICS, "statistics"), (GRADIENT, "gradient"), (UPDATE, "update")):
-    names = [name for name, faults in found.items() if int(faults) & bit]
-    if names:
-      yield f"the {part} of {' and '.join(map(repr, names))}"
-      return
 
 
 def _terms(means: Mapping[str, float]) -> list[str]:

@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxkd.report import MetricsFile
 from jaxkd.train import Silent, create_state, devices, nonfinite, train_stage, training_step
+from jaxkd.train.nonfinite import Learner
 from jaxkd.train.watch import Diverged, NonFinite, Watch
 from jaxkd.types import Aux, Scheme, Terms
 from tests.schemes.one_step import assert_same
@@ -121,7 +122,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(device_count, 
   for step, (before, after) in enumerate(itertools.pairwise(states)):
     assert after.step == step + 1
     poison = POISONS.get(step)
-    assert told[step][1] == (FAULTS[poison] if poison else FINE), poison
+    faults = {name: learner.faults for name, learner in told[step][1].items()}
+    assert faults == (FAULTS[poison] if poison else FINE), poison
     if poison:
       for field in ("participants", "optimizer", "average"):
         assert_same(getattr(before, field), getattr(after, field))
@@ -184,8 +186,13 @@ NAN = np.float32("nan")
   ("metrics", "found", "named"),
   [
     ({"kd_logit": NAN}, {"student": 6}, "the term kd_logit, the gradient of 'student'"),
-    ({"kd_logit": NAN, "at_feature": NAN}, {}, "the term at_feature, the term kd_logit"),
-    ({}, {"student": 2, "connector": 2}, "the gradient of 'connector' and 'student'"),
+    # Of several at once, the largest of the step before.
+    (
+      {"at_feature": NAN, "kd_logit": NAN},
+      {"student": 0},
+      "the term kd_logit, the term at_feature",
+    ),
+    ({}, {"connector": 2, "student": 2}, "the gradient of 'student' and 'connector'"),
     ({"loss": np.inf}, {"student": 0}, "loss"),
     ({"share": NAN}, {"student": 0}, "share"),
     # What is the peer's own comes before what it may have done to the other.
@@ -199,14 +206,18 @@ def test_what_went_first_is_named(metrics, found, named):
   usual = {"loss": 2.5, "kd_logit": 2.0, "at_feature": 0.5, "share": 1.0, "gradient_norm": 1.0}
   for own, faults in (({}, dict.fromkeys(found, 0)), (metrics, found)):
     pairs = {name: (np.float32(x), np.float32(1)) for name, x in {**usual, **own}.items()}
-    watch.push((pairs, faults))
+    norms = {"student": 7.0, "connector": 3.0}
+    watch.push(
+      (pairs, {name: Learner(np.int32(x), norms.get(name, 1.0)) for name, x in faults.items()})
+    )
   with pytest.raises(Diverged) as caught:
     watch.drain()
   message = str(caught.value)
   assert message.startswith(
-    f"stage 'alone': step 7 of 8 is not finite: {named} (the largest term of the last finite "
-    "step: kd_logit, 2); nothing of it was kept. Try "
+    f"stage 'alone': step 7 of 8 is not finite: {named} (before, the largest were term kd_logit, 2"
   )
+  assert ("and gradient student, 7)" in message) == ("connector" in found)
+  assert "; nothing of it was kept. Try " in message
   for way in ("lower learning_rate", "clip_norm", "nonfinite=skip", "nonfinite=rollback"):
     assert way in message
 
@@ -339,7 +350,7 @@ def test_a_teacher_that_is_not_finite_is_named_when_a_step_is_not(tmp_path):
     done=0,
     frozen={"teacher": {"params": {"w": jnp.asarray([1.0, jnp.nan])}}},
   )
-  watch.push(({"kd_logit": (NAN, np.float32(1))}, {"student": 2}))
+  watch.push(({"kd_logit": (NAN, np.float32(1))}, {"student": Learner(np.int32(2), NAN)}))
   with pytest.raises(
     Diverged,
     match=r"finite: the weights of 'teacher', which does not learn, the term kd_logit, the gradien",
