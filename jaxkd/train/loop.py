@@ -118,8 +118,9 @@ def train_stage(
           nonfinite=nonfinite,
         )
       except GoBack as reason:
+        below = reason.below(progress)
         lost = progress
-        state, best, progress = _back(stage, first, checkpoints, feed, beginning, lost)
+        state, best, progress = _back(stage, first, checkpoints, feed, beginning, below)
         gone_back(reason, lost, progress, nonfinite, stage, int(state.step), reporter)
       checkpoints.wait()
     chosen = best if stage.keep == "best" and best else state.predicting
@@ -241,21 +242,17 @@ def _back(
   checkpoints: Checkpoints,
   feed: Feed,
   beginning: dict[str, Any],
-  lost: Mapping[str, Any],
+  below: float,
 ) -> tuple[TrainState, Participants | None, dict[str, Any]]:
-  """The last checkpoint's state or a fresh one, as `_start`, after training went wrong.
-
-  A checkpoint that was gone back to before, without another since, was in ruins already: it goes,
-  and the one before it is taken.
-  """
+  """The last checkpoint's state before the step `below`, or a fresh one; later ones are deleted."""
   checkpoints.wait()
-  feed.iterator.set_state(beginning)
-  state, best, progress = _start(stage, first, checkpoints, feed)
-  step = int(state.step)
-  if not step or step != lost.get("back_to"):
-    return state, best, progress
-  checkpoints.forget(step)
-  return _back(stage, first, checkpoints, feed, beginning, lost)
+  while True:
+    feed.iterator.set_state(beginning)
+    state, best, progress = _start(stage, first, checkpoints, feed)
+    step = int(state.step)
+    if step == 0 or step < below:
+      return state, best, progress
+    checkpoints.forget(step)
 
 
 def _example_batch(stage: Stage) -> Batch:

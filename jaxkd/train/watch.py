@@ -42,15 +42,33 @@ class Diverged(ConfigError):
 
 
 class GoBack(Exception):
-  """Asks for a rollback; the message tells what was not finite."""
+  """Asks for a rollback.
+
+  Attributes:
+    step: how many steps were made before the one that was not finite.
+  """
+
+  def __init__(self, told: str, step: int) -> None:
+    """With what was not finite, in words."""
+    super().__init__(told)
+    self.step = step
+
+  def below(self, progress: Mapping[str, Any]) -> float:
+    """The step before which a checkpoint must be for the stage to go on from it.
+
+    Where a stage fails once more and came no further than the last time, what it went back to was
+    in ruins already, and so is what it saved since.
+    """
+    no_further = self.step <= progress.get("failed_after", -1)
+    return progress["back_to"] if no_further else math.inf
 
 
 class Watch:
   """Reads the metrics of a stage's steps, in order and late, and acts where they are not finite.
 
   What it counts is in the loop's saved progress: sums of metrics by (sum, count), how many steps of
-  the running epoch were skipped, how often the stage was rolled back, to which step, and what its
-  learning rate is multiplied by since.
+  the running epoch were skipped, how often the stage was rolled back, from and to which step, and
+  what its learning rate is multiplied by since.
   """
 
   def __init__(
@@ -171,7 +189,7 @@ class Watch:
         "learning rate, and no more is allowed (rollbacks). Try a lower learning_rate or a "
         f"clip_norm, or a lower rollback_factor than {factor:g}"
       )
-    raise GoBack(told)
+    raise GoBack(told, self._read - 1)
 
   def _skip(self, told: str) -> None:
     skipped = self._progress.get("skipped", 0) + 1
@@ -207,7 +225,7 @@ def gone_back(
     reporter: told.
   """
   made, scale = lost.get("rollbacks", 0) + 1, _scale(lost) * nonfinite.factor
-  restored |= {"rollbacks": made, "scale": scale, "back_to": step}
+  restored |= {"rollbacks": made, "scale": scale, "back_to": step, "failed_after": reason.step}
   reporter.told(
     f"{reason}; back to step {step}, with {scale:.3g} times the learning rate (rollback {made} of "
     f"at most {nonfinite.most})"

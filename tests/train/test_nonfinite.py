@@ -1,7 +1,9 @@
 """What is not finite is found, named, never applied and never saved; policies say what follows."""
 
+import io
 import itertools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,12 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from rich.console import Console
 
-from jaxkd.report import MetricsFile
+from jaxkd.report import MetricsFile, ProgressBar
 from jaxkd.train import Silent, create_state, devices, nonfinite, train_stage, training_step
 from jaxkd.train.nonfinite import Learner
-from jaxkd.train.watch import Diverged, NonFinite, Watch
+from jaxkd.train.watch import Diverged, GoBack, NonFinite, Watch
 from jaxkd.types import Aux, Scheme, Terms
 from tests.schemes.one_step import assert_same
 from tests.tiny import batch, examples, stage
@@ -316,6 +319,26 @@ def test_a_rollback_survives_an_interruption_in_the_same_bits(tmp_path, rolled_b
   resumed = train(tmp_path, seconds=0.0, **TOO_FAST)
   assert_same(resumed.participants, rolled_back[0].participants)
   assert resumed.rows == rolled_back[0].rows
+
+
+def test_who_comes_no_further_goes_back_further():
+  lost = {"failed_after": 3, "back_to": 2}
+  assert GoBack("", 3).below({}) == math.inf
+  assert GoBack("", 3).below(lost) == 2
+  assert GoBack("", 4).below(lost) == math.inf
+
+
+def test_the_bar_goes_back_too():
+  bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
+  bar.stage_started("alone", 8, [])
+  row = {"stage": "alone", "epoch": 1, "step": 2, "train": {"loss": 1.0}}
+  for _ in range(5):
+    bar.stepped({"loss": 1.0}, 8)
+  bar.went_back("alone", [row])
+  assert [task.completed for task in bar._progress.tasks] == [2]
+  bar.went_back("alone", [])
+  assert [task.completed for task in bar._progress.tasks] == [0]
+  bar.stage_ended("alone")
 
 
 def test_rollbacks_come_to_an_end(tmp_path):
