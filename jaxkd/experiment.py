@@ -18,11 +18,10 @@ import jaxkd
 from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
-from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stage
+from jaxkd.train import NonFinite, Reporter, Stage, devices, starting_variables, train_stage
 from jaxkd.train.compilation import Stopwatch
 from jaxkd.train.loop import Finished
 from jaxkd.train.reporting import Row
-from jaxkd.train.watch import NonFinite
 
 # A run may go on on other hardware than it was begun on, and after a step that was not finite under
 # another policy, which says nothing of those before.
