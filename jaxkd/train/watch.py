@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -154,9 +155,7 @@ class Watch:
 
   def _wrong(self, means: Mapping[str, float], found: Mapping[str, Learner]) -> Iterator[str]:
     """What is not finite, in the order in which one leads to the other."""
-    for name, variables in self._frozen.items():
-      if not all(np.isfinite(x).all() for x in jax.tree.leaves(mapping.host_copy(variables))):
-        yield f"the weights of {name!r}, which does not learn"
+    yield from self._ruined
     terms = [name for name in _terms(means) if not math.isfinite(means[name])]
     for name in sorted(terms, key=lambda name: -self._terms.get(name, 0.0)):
       yield f"the term {name}"
@@ -170,6 +169,15 @@ class Watch:
         names.sort(key=lambda name: -self._gradients.get(name, 0.0))
         yield f"the {part} of {' and '.join(map(repr, names))}"
         return
+
+  @functools.cached_property
+  def _ruined(self) -> list[str]:
+    """Those who do not learn, but came with what is not finite; looked at once."""
+    return [
+      f"the weights of {name!r}, which does not learn"
+      for name, variables in mapping.host_copy(self._frozen).items()
+      if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+    ]
 
   def _act(self, told: str) -> None:
     """What the policy says of a step that is not finite."""

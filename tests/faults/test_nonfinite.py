@@ -23,7 +23,7 @@ pytestmark = pytest.mark.faults
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
   "--config.batch_size=32",
-  "--config.cpu_devices=2",
+  "--config.cpu_devices=1",
   "--config.checkpoint_seconds=0",
   "--config.evaluate_every=2",
   "--config.data.per_class=16",
@@ -55,8 +55,8 @@ Distillation.terms = poisoned
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  """run(workdir, *flags): the finished subprocess."""
+def command(tmp_path_factory):
+  """command(workdir, *flags): the arguments and environment of a subprocess."""
   common = tmp_path_factory.mktemp("common")
   environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TFDS_"))}
   environment |= {
@@ -69,16 +69,16 @@ def run(tmp_path_factory):
   def make(workdir, *flags, config="configs/digits.py:fsp"):
     arguments = [sys.executable, "experiments/train.py", "--config", config]
     arguments += ["--workdir", str(workdir), f"--config.data.directory={common / 'tfds'}"]
-    return subprocess.run(
-      [*arguments, *SMALL, *flags],
-      cwd=ROOT,
-      env=environment,
-      capture_output=True,
-      text=True,
-      timeout=280,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return {"args": [*arguments, *SMALL, *flags], "cwd": ROOT, "env": environment, **pipes}
 
   return make
+
+
+@pytest.fixture(scope="module")
+def run(command):
+  """run(workdir, *flags): the finished subprocess."""
+  return lambda *args, **options: subprocess.run(**command(*args, **options), timeout=280)
 
 
 def rows(workdir):
@@ -132,15 +132,29 @@ def test_stop(run, tmp_path, record_property):
   )
 
 
-def test_rollback(run, tmp_path, record_property):
+ROLLBACK = [
+  *TOO_FAST,
+  "--config.nonfinite=rollback",
+  "--config.rollback_factor=0.1",
+  "--config.rollbacks=4",
+]
+
+
+@pytest.fixture(scope="module")
+def rolled_back(run, tmp_path_factory):
+  """(what the command said, its workdir) of a run that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp("rollback") / "run"
+  done = run(workdir, *ROLLBACK)
+  assert done.returncode == 0, done.stderr
+  return done.stdout, workdir
+
+
+def test_rollback(rolled_back, record_property):
   record_property("fault", "FSP diverges, nonfinite=rollback")
   record_property("tries", 1)
-  workdir = tmp_path / "run"
-  flags = ["--config.nonfinite=rollback", "--config.rollback_factor=0.1", "--config.rollbacks=4"]
-  done = run(workdir, *TOO_FAST, *flags)
-  assert done.returncode == 0, done.stderr
-  told = [line for line in done.stdout.splitlines() if "back to step" in line]
-  assert told and all("fsp_feature" in line or "of 'student'" in line for line in told)
+  said, workdir = rolled_back
+  told = [line for line in said.splitlines() if "back to step" in line]
+  assert told and all("fsp_feature" in line or "'student'" in line for line in told)
   count, wrong = not_finite(workdir)
   assert wrong == []
   made = rows(workdir)
@@ -153,6 +167,27 @@ def test_rollback(run, tmp_path, record_property):
   record_property(
     "outcome", f"{len(told)} rollbacks, then to the end ({accuracy:.1%}); {count} arrays finite"
   )
+
+
+def test_a_rollback_that_is_killed_is_made_again(
+  command, run, rolled_back, tmp_path, record_property
+):
+  record_property("fault", "SIGKILL at once after a rollback")
+  record_property("tries", 1)
+  _, whole = rolled_back
+  workdir = tmp_path / "killed"
+  with subprocess.Popen(**command(workdir, *ROLLBACK)) as process:
+    assert any("back to step" in line for line in process.stdout)
+    process.kill()
+  assert not (workdir / "summary.json").exists()
+  resumed = run(workdir, *ROLLBACK)
+  assert resumed.returncode == 0, resumed.stderr
+  assert (workdir / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+  files = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
+  assert files
+  same = [(workdir / file).read_bytes() == (whole / file).read_bytes() for file in files]
+  record_property("outcome", f"resumed; {sum(same)} of {len(same)} networks are the same bits")
+  assert all(same)
 
 
 def test_skip_ends_where_nothing_but_skipped_steps_is_left(run, tmp_path, record_property):
