@@ -16,6 +16,7 @@ import ml_collections
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES
+from jaxkd.train.watch import POLICIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,12 @@ COMMON: Fields = {
   "checkpoint_seconds": number(60.0),
   # Updates that one program makes before the host has the next word; 0 leaves it to the device.
   "steps_per_dispatch": integer(0),
+  # What becomes of a stage when a step is not finite, which is never applied: "stop" with an error,
+  # "skip" it, or "rollback" to the last checkpoint, with the learning rates times rollback_factor,
+  # at most so many times.
+  "nonfinite": choice("stop", POLICIES),
+  "rollback_factor": number(0.5, exclusive=True, maximum=0.99),
+  "rollbacks": integer(3, minimum=1),
   "keep": choice("last", ("last", "best")),
   "baseline": flag(True),
   # Whether what the losses need of frozen networks is computed once per example and view and read

@@ -19,19 +19,23 @@ from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
 from jaxkd.interruption import Interruption
-from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stage
+from jaxkd.train import NonFinite, Reporter, Stage, devices, starting_variables, train_stage
 from jaxkd.train.compilation import Stopwatch
 from jaxkd.train.loop import Finished
 from jaxkd.train.reporting import Row
 from jaxkd.workdir import LOCK, claimed
 
-# A run may go on on other hardware than it was begun on.
+# A run may go on on other hardware than it was begun on, and after a step that was not finite under
+# another policy, which says nothing of those before.
 _MAY_CHANGE = (
   "devices",
   "cpu_devices",
   "checkpoint_seconds",
   "resident_megabytes",
   "steps_per_dispatch",
+  "nonfinite",
+  "rollback_factor",
+  "rollbacks",
 )
 
 
@@ -178,6 +182,7 @@ def _train_all(
       # Of each process its own: it may be a disk of its own.
       targets=workdir / "targets" / stage.name / f"process_{jax.process_index()}",
       stop=stop,
+      nonfinite=NonFinite(settings.nonfinite, settings.rollback_factor, settings.rollbacks),
     )
     if devices.is_first_process():
       _save_bundles(settings, stage, results[stage.name], data, workdir)
@@ -293,6 +298,10 @@ class _Everyone:
   def epoch_ended(self, row: Row) -> None:
     for reporter in self._reporters:
       reporter.epoch_ended(row)
+
+  def went_back(self, stage: str, rows: list[Row]) -> None:
+    for reporter in self._reporters:
+      reporter.went_back(stage, rows)
 
   def stage_ended(self, stage: str) -> None:
     for reporter in self._reporters:

@@ -58,6 +58,12 @@ class ProgressBar(Silent):
     """Shows the newest validation accuracy from here on."""
     self._validation = _validation(row) or self._validation
 
+  def went_back(self, stage: str, rows: list[Row]) -> None:
+    """Moves the bar back."""
+    assert self._progress is not None
+    self._progress.update(self._task, completed=rows[-1]["step"] if rows else 0)
+    self._validation = _validation(rows[-1]) if rows else ""
+
   def stage_ended(self, stage: str) -> None:
     """Leaves the finished bar on the screen."""
     assert self._progress is not None
@@ -81,7 +87,12 @@ class Lines(Silent):
       f"{stage}: {steps} steps{resumed}" if steps else f"{stage}: comes trained", highlight=False
     )
     self._steps, self._speed = steps, _Speed()
-    self._printed_share = _LINES_PER_STAGE * done // steps if steps else 0
+    self.went_back(stage, rows)
+
+  def went_back(self, stage: str, rows: list[Row]) -> None:
+    """Prints the epochs that come again once more."""
+    done = rows[-1]["step"] if rows else 0
+    self._printed_share = _LINES_PER_STAGE * done // self._steps if self._steps else 0
     self._printed_at = time.monotonic()
 
   def told(self, line: str) -> None:

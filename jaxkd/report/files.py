@@ -22,10 +22,16 @@ class MetricsFile(Silent):
   def __init__(self, path: pathlib.Path) -> None:
     self._path = path
     self._rows: list[Row] = []
+    self._behind = 0  # rows of earlier stages
 
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Writes all rows known so far."""
-    self._rows += rows
+    self._behind = len(self._rows)
+    self.went_back(stage, rows)
+
+  def went_back(self, stage: str, rows: list[Row]) -> None:
+    """Writes the rows that still count."""
+    self._rows[self._behind :] = rows
     write_atomically(self._path, "".join(_line(row) for row in self._rows))
 
   def epoch_ended(self, row: Row) -> None:
@@ -45,7 +51,14 @@ class TensorBoard(Silent):
 
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Opens the stage's events; those after the checkpoint resumed from are hidden."""
-    purge = rows[-1]["step"] + 1 if rows else None
+    self._open(stage, rows[-1]["step"] + 1 if rows else None)
+
+  def went_back(self, stage: str, rows: list[Row]) -> None:
+    """Hides the events after the checkpoint gone back to."""
+    self.stage_ended(stage)
+    self._open(stage, rows[-1]["step"] + 1 if rows else 1)
+
+  def _open(self, stage: str, purge: int | None) -> None:
     self._writer = tensorboardX.SummaryWriter(str(self._directory / stage), purge_step=purge)
     self._since, self._images = time.monotonic(), 0
 

@@ -6,9 +6,12 @@ from jaxkd.train.reporting import Reporter, Silent
 from jaxkd.train.stages import Stage, check_stages, starting_variables, steps_per_epoch
 from jaxkd.train.state import TrainState, create_state
 from jaxkd.train.step import evaluation_step, training_step
+from jaxkd.train.watch import Diverged, NonFinite
 
 __all__ = [
+  "Diverged",
   "Finished",
+  "NonFinite",
   "Reporter",
   "Silent",
   "Stage",

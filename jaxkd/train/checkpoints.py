@@ -127,6 +127,10 @@ class Checkpoints:
       return json.loads(files[0].read_text())
     return self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
 
+  def forget(self, step: int) -> None:
+    """Deletes one checkpoint."""
+    self._manager.delete(step)
+
   def wait(self) -> None:
     """Returns once every save begun is on disk; raises what a save raised."""
     self._manager.wait_until_finished()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,14 @@ from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.participants import frozen
 from jaxkd.train import devices as mapping
 from jaxkd.train.checkpoints import Checkpoints
-from jaxkd.train.dispatch import Dispatch, each_step
+from jaxkd.train.dispatch import Dispatch
 from jaxkd.train.evaluator import Scores, make_evaluator
 from jaxkd.train.feeding import Feed
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.train.resident import reading
 from jaxkd.train.stages import Stage
 from jaxkd.train.state import FirstState, TrainState
+from jaxkd.train.watch import GoBack, NonFinite, Watch, at_lower_rate, check_finite, gone_back
 from jaxkd.types import Batch, Participants
 
 # Agreeing between processes is a round trip, too dear for every step.
@@ -57,6 +59,7 @@ def train_stage(
   steps_per_dispatch: int = 0,
   targets: pathlib.Path | None = None,
   stop: Interruption | None = None,
+  nonfinite: NonFinite | None = None,
 ) -> Finished:
   """Trains a stage to its end, resuming exactly from the newest checkpoint in `directory`.
 
@@ -73,6 +76,7 @@ def train_stage(
     steps_per_dispatch: updates that one program makes (`jaxkd.train.dispatch`); 0 chooses.
     targets: directory of cached targets that devices do not hold.
     stop: asked to stop, the stage saves what it has made and ends.
+    nonfinite: what to do about steps that are not finite; None stops.
 
   Returns:
     Finished.
@@ -81,8 +85,10 @@ def train_stage(
     Interrupted: once all is saved, if `stop` was asked to stop.
     ConfigError: if given variables do not fit, no checkpoint present can be read, or targets that
       are to be cached cannot be.
+    Diverged: if a step was not finite, or what is to be saved is not.
   """
   stop = stop or Interruption()
+  nonfinite = nonfinite or NonFinite()
   example = _example_batch(stage)
   first = FirstState(
     stage.scheme,
@@ -98,25 +104,33 @@ def train_stage(
     return _untrained(stage, first.shapes, given or {}, reporter, evaluate, test)
   feed = Feed(stage, first.shapes, devices, directory=targets)
   checkpoints = Checkpoints(directory)
+  beginning = feed.iterator.get_state()
   try:
     state, best, progress = _start(stage, first, checkpoints, feed)
     reporter.stage_started(stage.name, stage.steps, progress["rows"])
-    if int(state.step) < stage.steps:
-      state, best = _train(
-        stage,
-        state,
-        best,
-        progress,
-        feed,
-        checkpoints,
-        devices,
-        reporter,
-        evaluate=lambda state: evaluate(state.predicting, validation) if validation else {},
-        evaluate_every=evaluate_every,
-        checkpoint_seconds=checkpoint_seconds,
-        steps_per_dispatch=steps_per_dispatch,
-        stop=stop,
-      )
+    while int(state.step) < stage.steps:
+      try:
+        state, best = _train(
+          dataclasses.replace(stage, optimizer=at_lower_rate(stage.optimizer, progress)),
+          state,
+          best,
+          progress,
+          feed,
+          checkpoints,
+          devices,
+          reporter,
+          evaluate=lambda state: evaluate(state.predicting, validation) if validation else {},
+          evaluate_every=evaluate_every,
+          checkpoint_seconds=checkpoint_seconds,
+          steps_per_dispatch=steps_per_dispatch,
+          stop=stop,
+          nonfinite=nonfinite,
+        )
+      except GoBack as reason:
+        below = reason.below(progress)
+        lost = progress
+        state, best, progress = _back(stage, first, checkpoints, feed, beginning, below)
+        gone_back(reason, lost, progress, nonfinite, stage, int(state.step), reporter)
       checkpoints.wait()
       stop.release()
       if mapping.anyone(stop.asked):
@@ -124,6 +138,7 @@ def train_stage(
         raise Interrupted(f"{stage.name}, after its last update")
     chosen = best if stage.keep == "best" and best else state.predicting
     participants = mapping.host_copy(chosen)
+    check_finite(stage.name, participants)
     scores = evaluate(participants, test) if test is not None else {}
     reporter.stage_ended(stage.name)
     return Finished(participants, progress["rows"], scores)
@@ -145,6 +160,7 @@ def _untrained(
     raise ConfigError(f"stage {stage.name!r} has epochs=0, but nothing is given for {missing[0]!r}")
   reporter.stage_started(stage.name, 0, [])
   participants = mapping.host_copy(dict(given))
+  check_finite(stage.name, participants)
   scores = evaluate(participants, test) if test is not None else {}
   reporter.stage_ended(stage.name)
   return Finished(participants, [], scores)
@@ -165,40 +181,38 @@ def _train(
   checkpoint_seconds: float,
   steps_per_dispatch: int,
   stop: Interruption,
+  nonfinite: NonFinite,
 ) -> tuple[TrainState, Participants | None]:
   """The steps from `state` to the end of the stage; returns the last state and the best."""
+  bystanders = frozen(state.participants, stage.scheme.learners)
   dispatch = Dispatch(
-    reading(stage.training_step(feed.finish), stage.views),
+    reading(stage.training_step(feed.finish, watched=True), stage.views),
     feed,
     devices,
-    frozen=frozen(state.participants, stage.scheme.learners),
+    frozen=bystanders,
     together=steps_per_dispatch,
     steps_per_epoch=stage.steps_per_epoch,
   )
   resident = feed.open(state, reporter)
   done = int(state.step)
   state = mapping.replicate(state, devices)
-  in_flight = mapping.StepsInFlight()
+  aside = {name: state.participants[name] for name in bystanders}
+  watch = Watch(stage, nonfinite, progress, reporter, done=done, frozen=aside)
   saved_at = time.monotonic()
-
-  def read(results: list[Any]) -> None:
-    for metrics in results:
-      for one in each_step(metrics):
-        reporter.stepped(_add(progress["sums"], one), stage.batch_size)
 
   while done < stage.steps:
     state, metrics, made = dispatch.next(state, resident, done)
     done += made
     stop.hold()
-    read(in_flight.push(metrics))
+    watch.push(metrics)
     epoch, within = divmod(done, stage.steps_per_epoch)
     stopping = _stop_is_due(done, made, stop)
     time_is_up = time.monotonic() - saved_at >= checkpoint_seconds
     save = stopping or _save_is_due(done, made, stage, time_is_up)
     if within == 0 or save:
-      read(in_flight.drain())
+      watch.drain()
     if within == 0:
-      row = _end_epoch(stage, epoch, done, progress)
+      row = watch.end_epoch(epoch, done)
       due = done == stage.steps or epoch % evaluate_every == 0
       scores = evaluate(state) if due else {}
       if scores:
@@ -210,7 +224,10 @@ def _train(
       progress["rows"].append(row)
       reporter.epoch_ended(row)
     if save:
-      checkpoints.save(done, state, best or state.predicting, progress, feed.iterator)
+      held = mapping.host_copy(state)
+      check_finite(stage.name, held)
+      check_finite(stage.name, best)
+      checkpoints.save(done, held, best or held.predicting, progress, feed.iterator)
       saved_at = time.monotonic()
     if stopping:
       checkpoints.wait()
@@ -245,26 +262,27 @@ def _start(
   return restored.state, best, restored.progress
 
 
+def _back(
+  stage: Stage,
+  first: FirstState,
+  checkpoints: Checkpoints,
+  feed: Feed,
+  beginning: dict[str, Any],
+  below: float,
+) -> tuple[TrainState, Participants | None, dict[str, Any]]:
+  """The last checkpoint's state before the step `below`, or a fresh one; later ones are deleted."""
+  checkpoints.wait()
+  while True:
+    feed.iterator.set_state(beginning)
+    state, best, progress = _start(stage, first, checkpoints, feed)
+    step = int(state.step)
+    if step == 0 or step < below:
+      return state, best, progress
+    checkpoints.forget(step)
+
+
 def _example_batch(stage: Stage) -> Batch:
   """Zeros in the shapes the networks see; initialisation needs no more."""
   batch = next(training_batches(stage.examples, batch_size=2, seed=0))
   shapes = jax.eval_shape(stage.prepare_evaluation, batch)
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def _add(sums: dict[str, list[float]], metrics: Any) -> dict[str, float]:
-  """Adds one step's (sum, count) pairs to the running epoch's; returns the step's means."""
-  means = {}
-  for name, (total, count) in metrics.items():
-    total, count = float(total), float(count)
-    means[name] = total / count if count else 0.0
-    before = sums.get(name, [0.0, 0.0])
-    sums[name] = [before[0] + total, before[1] + count]
-  return means
-
-
-def _end_epoch(stage: Stage, epoch: int, done: int, progress: dict[str, Any]) -> Row:
-  """The epoch's row of mean training metrics; empties the sums."""
-  sums, progress["sums"] = progress["sums"], {}
-  train = {name: total / count for name, (total, count) in sums.items() if count}
-  return {"stage": stage.name, "epoch": epoch, "step": done, "train": train}

@@ -24,6 +24,9 @@ class Reporter(Protocol):
   def epoch_ended(self, row: Row) -> None:
     """An epoch is over."""
 
+  def went_back(self, stage: str, rows: list[Row]) -> None:
+    """The stage goes on from an earlier checkpoint; of its epochs, `rows` alone still count."""
+
   def stage_ended(self, stage: str) -> None:
     """All updates are made and saved, or those before an interruption are."""
 
@@ -41,6 +44,9 @@ class Silent:
     """Says nothing."""
 
   def epoch_ended(self, row: Row) -> None:
+    """Says nothing."""
+
+  def went_back(self, stage: str, rows: list[Row]) -> None:
     """Says nothing."""
 
   def stage_ended(self, stage: str) -> None:

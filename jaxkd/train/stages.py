@@ -77,9 +77,12 @@ class Stage:
     return self.epochs * self.steps_per_epoch
 
   def training_step(
-    self, finish: Callable[..., Any] | None = None
-  ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Its update, per device, for `jaxkd.train.devices` to map; with `finish` of cached targets."""
+    self, finish: Callable[..., Any] | None = None, *, watched: bool = False
+  ) -> Callable[..., tuple[TrainState, Any]]:
+    """Its update, per device, for `jaxkd.train.devices` to map; with `finish` of cached targets.
+
+    With `watched` it tells beside its metrics what was not finite (`jaxkd.train.step`).
+    """
     return training_step(
       self.scheme,
       self.optimizer,
@@ -89,6 +92,7 @@ class Stage:
       average_decay=self.average_decay,
       views=self.views,
       finish=finish,
+      watched=watched,
     )
 
   def evaluation_step(self) -> Callable[[Participants, Batch], dict[str, Metrics]]:

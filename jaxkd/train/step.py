@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxkd import participants as trees
 from jaxkd.evaluate.accuracy import score
+from jaxkd.train import nonfinite
 from jaxkd.train.state import TrainState
 from jaxkd.types import Array, Aux, Batch, Context, Participants, Scheme
 
@@ -34,11 +35,15 @@ def training_step(
   average_decay: float | None = None,
   views: int = 0,
   finish: Callable[..., tuple[Array, Aux]] | None = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+  watched: bool = False,
+) -> Callable[..., tuple[TrainState, Any]]:
   """A step that makes one update of all learners from one batch.
 
   Targets are computed outside the differentiated function. Gradients, the learners' new
   non-parameter state and the metrics are pooled over `axis_name`, so that replicas stay equal.
+
+  Where a metric, a gradient or the learners after the update are not finite
+  (`jaxkd.train.nonfinite`), the step is counted and nothing else changes.
 
   Args:
     scheme: who learns what from whom.
@@ -53,11 +58,12 @@ def training_step(
     views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
     finish: the loss by what is stored of its targets, `jaxkd.train.halves.Halves.finish`, for
       batches of the size of each device's, or of a part of it.
+    watched: whether to tell how each learner came through.
 
   Returns:
     (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `finish`,
     `stored` is what `jaxkd.train.cached_targets` keeps for the batch's examples, and targets are
-    not computed.
+    not computed. With `watched`, (metrics, `jaxkd.train.nonfinite.looked_at`) in place of metrics.
   """
 
   def gradient(
@@ -79,7 +85,7 @@ def training_step(
       raise ValueError(f"the scheme's loss changes the state of {strangers}, who do not learn")
     return grads, lax.stop_gradient((aux.state, _metrics(loss, aux)))
 
-  def step(state: TrainState, batch: Batch, stored: Any = None) -> tuple[TrainState, Metrics]:
+  def step(state: TrainState, batch: Batch, stored: Any = None) -> tuple[TrainState, Any]:
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     device = lax.axis_index(axis_name) if axis_name else 0
     image_key, loss_key = jax.random.split(step_key)
@@ -110,8 +116,11 @@ def training_step(
     if average_decay is not None:
       average = optax.incremental_update(learning, average, 1 - average_decay)
     participants = trees.update(trees.merge(state.participants, learning), changes)
-    state = TrainState(state.step + 1, state.rng, participants, optimizer_state, average)
-    return state, metrics
+    found = nonfinite.looked_at(grads, changes, learning)
+    after = TrainState(state.step, state.rng, participants, optimizer_state, average)
+    after = nonfinite.unless(nonfinite.is_fine(metrics, found), after, state)
+    after = dataclasses.replace(after, step=state.step + 1)
+    return after, (metrics, found) if watched else metrics
 
   return step
 

@@ -1,0 +1,381 @@
+"""What is not finite is found, named, never applied and never saved; policies say what follows."""
+
+import io
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from rich.console import Console
+
+from jaxkd.report import MetricsFile, ProgressBar
+from jaxkd.train import Silent, create_state, devices, nonfinite, train_stage, training_step
+from jaxkd.train.nonfinite import Learner
+from jaxkd.train.watch import Diverged, GoBack, NonFinite, Watch
+from jaxkd.types import Aux, Scheme, Terms
+from tests.schemes.one_step import assert_same
+from tests.tiny import batch, examples, stage
+
+
+def two_learners(poisons=None, *, device=None):
+  """Vectors without a network, "first" drawn to an image's mean, "second" to where its term is low.
+
+  The second's term is a logarithm that has no value above 1.5: the rate may be too high. `poisons`
+  says at which steps what is not finite, on one device or on all.
+  """
+  poisons = poisons or {}
+
+  def loss(learning, participants, data, targets, context):
+    def hit(kind):
+      steps = [step for step, poison in poisons.items() if poison == kind]
+      now = jnp.isin(context.step, jnp.asarray(steps or [-1]))
+      here = device is None or lax.axis_index(devices.AXIS_NAME) == device
+      return now & here
+
+    target = data.images.mean()
+    first, second = learning["first"]["w"], learning["second"]["w"]
+    one = 0.1 * jnp.sum((first - target) ** 2)
+    two = jnp.sum(second**2 / 2 - jnp.log(1.5 - second)) * jnp.where(hit("term"), jnp.nan, 1)
+    # The root of 0 is 0, its gradient is not.
+    two += jnp.sqrt(jnp.where(hit("gradient"), 0, 1) * (1 + jnp.sum(second**2))) * 1e-3
+    large = jnp.where(hit("large gradient"), 1e25, 0) + jnp.where(hit("update"), 1e15, 0)
+    two += jnp.sum(second - lax.stop_gradient(second)) * large
+    statistics = participants["first"]["batch_stats"]
+    mean = jnp.where(hit("statistics"), jnp.inf, 0.9 * statistics["mean"] + 0.1 * target)
+    state = {"first": {"batch_stats": {"mean": mean, "count": statistics["count"] + 1}}}
+    share = jnp.where(hit("metric"), jnp.nan, 1.0)
+    terms = {"one": Terms(feature=one), "two": Terms(logit=two)}
+    return one + two, Aux(terms, {"share": (share, jnp.float32(1))}, state)
+
+  def init(rng, data):
+    statistics = {"mean": jnp.float32(0), "count": jnp.int32(0)}
+    return {
+      "first": {"params": {"w": jnp.ones(3)}, "batch_stats": statistics},
+      "second": {"params": {"w": 0.5 * jnp.ones(2)}},
+      "bystander": {"params": {"w": jnp.ones(2)}},
+    }
+
+  return Scheme(
+    init=init,
+    targets=lambda participants, data: None,
+    loss=loss,
+    predict=lambda participants, images: {},
+    learners=("first", "second"),
+    export=lambda participants: {},
+  )
+
+
+FAULTS = {
+  "term": {"first": 0, "second": nonfinite.GRADIENT | nonfinite.UPDATE},
+  "gradient": {"first": 0, "second": nonfinite.GRADIENT | nonfinite.UPDATE},
+  # Finite, but its square is more than float32 holds.
+  "large gradient": {"first": 0, "second": nonfinite.GRADIENT | nonfinite.UPDATE},
+  "update": {"first": 0, "second": nonfinite.UPDATE},
+  "statistics": {"first": nonfinite.STATISTICS, "second": 0},
+  "metric": {"first": 0, "second": 0},
+}
+# Every second step is poisoned.
+POISONS = {2 * number + 1: poison for number, poison in enumerate(FAULTS)}
+FINE = {"first": 0, "second": 0}
+
+
+def steps(device_count, accumulate, poisons):
+  """The states from the first to the last of 13 steps on several devices, and what steps told."""
+  # Updates by large gradients leave what float32 holds.
+  out_of_bounds = optax.stateless(
+    lambda updates, _: jax.tree.map(lambda u: jnp.where(abs(u) > 1e9, 1e30 * u, u), updates)
+  )
+  optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), out_of_bounds)
+  scheme = two_learners(poisons, device=device_count - 1)
+  state = create_state(scheme, optimizer, jax.random.key(0), batch(), average=True)
+  chosen = jax.local_devices()[:device_count]
+  step = training_step(
+    scheme,
+    optimizer,
+    lambda keys, data: data,
+    axis_name=devices.AXIS_NAME,
+    accumulate=accumulate,
+    average_decay=0.9,
+    watched=True,
+  )
+  mapped = devices.map_training_step(step, chosen)
+  data = devices.shard(jax.tree.map(np.asarray, batch(16)), chosen)
+  state = devices.replicate(state, chosen)
+  states, told = [devices.host_copy(state)], []
+  for _ in range(13):
+    state, watched = mapped(state, data)
+    for leaf in jax.tree.leaves(state):
+      one, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+      assert all(np.array_equal(one, other, equal_nan=True) for other in others)
+    states.append(devices.host_copy(state))
+    told.append(jax.device_get(watched))
+  return states, told
+
+
+@pytest.mark.parametrize(
+  ("device_count", "accumulate"), [(4, 1), (2, 2), pytest.param(1, 1, marks=pytest.mark.long)]
+)
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(device_count, accumulate):
+  states, told = steps(device_count, accumulate, POISONS)
+  for step, (before, after) in enumerate(itertools.pairwise(states)):
+    assert after.step == step + 1
+    poison = POISONS.get(step)
+    faults = {name: learner.faults for name, learner in told[step][1].items()}
+    assert faults == (FAULTS[poison] if poison else FINE), poison
+    if poison:
+      for field in ("participants", "optimizer", "average"):
+        assert_same(getattr(before, field), getattr(after, field))
+    else:
+      assert np.all(before.participants["second"]["params"]["w"] != 0)
+      moved = jax.tree.map(np.not_equal, before.average, after.average)
+      assert all(np.all(leaf) for leaf in jax.tree.leaves(moved))
+  assert states[-1].participants["first"]["batch_stats"]["count"] == 7 * accumulate
+
+
+def test_finite_steps_are_those_of_a_step_without_a_guard(monkeypatch):
+  guarded, _ = steps(2, 1, {})
+  monkeypatch.setattr(nonfinite, "unless", lambda fine, after, before: after)
+  plain, _ = steps(2, 1, {})
+  assert_same(guarded, plain)
+
+
+class Told(Silent):
+  """Keeps what is told, and may interrupt."""
+
+  def __init__(self, stop_after=None):
+    self.lines, self.losses = [], []
+    self._stop_after = stop_after
+
+  def told(self, line):
+    self.lines.append(line)
+
+  def stepped(self, metrics, images):
+    self.losses.append(metrics["loss"])
+    if len(self.losses) == self._stop_after:
+      raise KeyboardInterrupt
+
+
+SMALL = {"examples": examples(16), "reported": "", "optimizer": optax.sgd(0.1)}
+
+
+def train(
+  directory, reporter=None, policy=None, *, poisons=None, seconds=60.0, together=1, **changes
+):
+  """Four epochs of two steps."""
+  return train_stage(
+    stage(**{**SMALL, "scheme": two_learners(poisons), **changes}),
+    directory=directory,
+    devices=jax.local_devices()[:2],
+    reporter=reporter or Silent(),
+    checkpoint_seconds=seconds,
+    steps_per_dispatch=together,
+    nonfinite=policy,
+  )
+
+
+def saved(directory):
+  return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+NAN = np.float32("nan")
+
+
+@pytest.mark.parametrize(
+  ("metrics", "found", "named"),
+  [
+    ({"kd_logit": NAN}, {"student": 6}, "the term kd_logit, the gradient of 'student'"),
+    # Of several at once, the largest of the step before.
+    (
+      {"at_feature": NAN, "kd_logit": NAN},
+      {"student": 0},
+      "the term kd_logit, the term at_feature",
+    ),
+    ({}, {"connector": 2, "student": 2}, "the gradient of 'student' and 'connector'"),
+    ({"loss": np.inf}, {"student": 0}, "loss"),
+    ({"share": NAN}, {"student": 0}, "share"),
+    # What is the peer's own comes before what it may have done to the other.
+    ({}, {"peer_0": 2, "peer_1": 3}, "the statistics of 'peer_1'"),
+    ({}, {"student": 4}, "the update of 'student'"),
+  ],
+)
+def test_what_went_first_is_named(metrics, found, named):
+  progress = {"sums": {}, "rows": []}
+  watch = Watch(stage(**SMALL), NonFinite(), progress, Silent(), done=5, frozen={})
+  usual = {"loss": 2.5, "kd_logit": 2.0, "at_feature": 0.5, "share": 1.0, "gradient_norm": 1.0}
+  for own, faults in (({}, dict.fromkeys(found, 0)), (metrics, found)):
+    pairs = {name: (np.float32(x), np.float32(1)) for name, x in {**usual, **own}.items()}
+    norms = {"student": 7.0, "connector": 3.0}
+    watch.push(
+      (pairs, {name: Learner(np.int32(x), norms.get(name, 1.0)) for name, x in faults.items()})
+    )
+  with pytest.raises(Diverged) as caught:
+    watch.drain()
+  message = str(caught.value)
+  assert message.startswith(
+    f"stage 'alone': step 7 of 8 is not finite: {named} (before, the largest were term kd_logit, 2"
+  )
+  assert ("and gradient student, 7)" in message) == ("connector" in found)
+  assert "; nothing of it was kept. Try " in message
+  for way in ("lower learning_rate", "clip_norm", "nonfinite=skip", "nonfinite=rollback"):
+    assert way in message
+
+
+def test_stop_saves_nothing_afterwards_and_another_policy_goes_on_from_there(tmp_path):
+  poisons = {4: "term"}
+  with pytest.raises(Diverged, match=r"step 5 of 8 .* two_logit, the gradient of 'second' \("):
+    train(tmp_path, seconds=0.0, poisons=poisons)
+  assert saved(tmp_path) == [3, 4]
+  skip = NonFinite("skip")
+  gone_on = train(tmp_path, policy=skip, poisons=poisons)
+  whole = train(tmp_path / "whole", policy=skip, poisons=poisons)
+  assert_same(gone_on.participants, whole.participants)
+  assert gone_on.rows == whole.rows
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_skipped_steps_count_in_no_mean_and_are_told_once(tmp_path, together):
+  told = Told()
+  poisons = {2: "gradient", 5: "term"}
+  finished = train(tmp_path, told, NonFinite("skip"), poisons=poisons, together=together)
+  assert [row.get("skipped") for row in finished.rows] == [None, 1, 1, None]
+  [line] = told.lines
+  assert line.startswith("stage 'alone': step 3 of 8 is not finite: the gradient of 'second' (")
+  assert "such steps are skipped" in line
+  losses = np.asarray(told.losses)
+  assert np.flatnonzero(np.isnan(losses)).tolist() == [5]
+  means = [losses[:2].mean(), losses[3], losses[4], losses[6:].mean()]
+  np.testing.assert_allclose([row["train"]["loss"] for row in finished.rows], means, rtol=1e-6)
+
+
+def test_an_epoch_of_skipped_steps_is_an_error(tmp_path):
+  poisons = dict.fromkeys(range(3, 8), "term")
+  with pytest.raises(Diverged, match=r"step 6 of 8 .*two_logit.*, as were all 2 of this epoch"):
+    train(tmp_path, policy=NonFinite("skip"), poisons=poisons)
+
+
+def test_where_all_is_finite_policies_do_not_differ(tmp_path):
+  one, other = (train(tmp_path / p, policy=NonFinite(p)) for p in ("stop", "rollback"))
+  assert_same(one.participants, other.participants)
+  assert one.rows == other.rows
+  assert all(row.keys() == {"stage", "epoch", "step", "train"} for row in one.rows)
+
+
+# The first step goes to -2.5, the second to 2, of which the third has no logarithm.
+TOO_FAST = {"optimizer": optax.sgd(2.0), "policy": NonFinite("rollback")}
+
+
+@pytest.mark.parametrize("together", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_rollback_starts_again_at_a_lower_rate_and_forgets_the_epochs_between(tmp_path, together):
+  class Both(MetricsFile, Told):
+    def __init__(self, path):
+      MetricsFile.__init__(self, path)
+      Told.__init__(self)
+
+  both = Both(tmp_path / "metrics.jsonl")
+  both.stage_started("before", 1, [{"stage": "before", "epoch": 1}])
+  finished = train(tmp_path / "stage", both, together=together, **TOO_FAST)
+  [line] = both.lines
+  assert line.startswith("stage 'alone': step 3 of 8 is not finite: the term two_logit (")
+  assert line.endswith("back to step 0, with 0.5 times the learning rate (rollback 1 of at most 3)")
+  slower = train(tmp_path / "slower", together=together, optimizer=optax.sgd(1.0))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+    finished.participants,
+    slower.participants,
+  )
+  assert [row.pop("rollbacks") for row in finished.rows] == [1, 1, 1, 1]
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [row.get("epoch") for row in rows] == [1, 1, 2, 3, 4]
+  assert [row["step"] for row in finished.rows] == [2, 4, 6, 8]
+
+
+@pytest.fixture(scope="module")
+def rolled_back(tmp_path_factory):
+  """What a stage ends in that saves at every step; the last state saved is beyond help."""
+  told = Told()
+  finished = train(tmp_path_factory.mktemp("whole"), told, seconds=0.0, **TOO_FAST)
+  return finished, told.lines
+
+
+def test_a_checkpoint_that_is_beyond_help_makes_way_for_the_one_before(rolled_back):
+  finished, lines = rolled_back
+  assert [line.split("; ")[1] for line in lines] == [
+    "back to step 2, with 0.5 times the learning rate (rollback 1 of at most 3)",
+    "back to step 1, with 0.25 times the learning rate (rollback 2 of at most 3)",
+  ]
+  assert [row["step"] for row in finished.rows] == [2, 4, 6, 8]
+  assert finished.rows[-1]["rollbacks"] == 2
+
+
+@pytest.mark.parametrize("updates", [3, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 5))])
+def test_a_rollback_survives_an_interruption_in_the_same_bits(tmp_path, rolled_back, updates):
+  with pytest.raises(KeyboardInterrupt):
+    train(tmp_path, Told(stop_after=updates), seconds=0.0, **TOO_FAST)
+  resumed = train(tmp_path, seconds=0.0, **TOO_FAST)
+  assert_same(resumed.participants, rolled_back[0].participants)
+  assert resumed.rows == rolled_back[0].rows
+
+
+def test_who_comes_no_further_goes_back_further():
+  lost = {"failed_after": 3, "back_to": 2}
+  assert GoBack("", 3).below({}) == math.inf
+  assert GoBack("", 3).below(lost) == 2
+  assert GoBack("", 4).below(lost) == math.inf
+
+
+def test_the_bar_goes_back_too():
+  bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
+  bar.stage_started("alone", 8, [])
+  row = {"stage": "alone", "epoch": 1, "step": 2, "train": {"loss": 1.0}}
+  for _ in range(5):
+    bar.stepped({"loss": 1.0}, 8)
+  bar.went_back("alone", [row])
+  assert [task.completed for task in bar._progress.tasks] == [2]
+  bar.went_back("alone", [])
+  assert [task.completed for task in bar._progress.tasks] == [0]
+  bar.stage_ended("alone")
+
+
+def test_rollbacks_come_to_an_end(tmp_path):
+  changes = {**TOO_FAST, "policy": NonFinite("rollback", factor=0.9, most=2)}
+  with pytest.raises(Diverged, match=r"step \d of 8 .* rolled back 2 times, to 0.81 times the lea"):
+    train(tmp_path, **changes)
+
+
+def test_what_never_enters_a_loss_is_not_saved_either(tmp_path):
+  """A checkpoint is looked at as a whole."""
+  given = {"bystander": {"params": {"w": np.asarray([1.0, np.inf], np.float32)}}}
+  with pytest.raises(
+    Diverged, match=r"participants/bystander/params/w is not finite and not saved"
+  ):
+    train_stage(
+      stage(**SMALL, scheme=two_learners()),
+      directory=tmp_path,
+      devices=jax.local_devices()[:2],
+      reporter=Silent(),
+      given=given,
+      checkpoint_seconds=0.0,
+    )
+  assert saved(tmp_path) == []
+
+
+def test_a_teacher_that_is_not_finite_is_named_when_a_step_is_not(tmp_path):
+  watch = Watch(
+    stage(**SMALL),
+    NonFinite(),
+    {"sums": {}, "rows": []},
+    Silent(),
+    done=0,
+    frozen={"teacher": {"params": {"w": jnp.asarray([1.0, jnp.nan])}}},
+  )
+  watch.push(({"kd_logit": (NAN, np.float32(1))}, {"student": Learner(np.int32(2), NAN)}))
+  with pytest.raises(
+    Diverged,
+    match=r"finite: the weights of 'teacher', which does not learn, the term kd_logit, the gradien",
+  ):
+    watch.drain()
