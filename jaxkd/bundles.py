@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -123,8 +124,9 @@ def load_bundle(
       unknown class or field, or weights of another architecture.
   """
   source = Path(directory)
-  if not (source / _MODEL).is_file():
-    hint = f"; an earlier one lies at {source}{_REPLACED}" if _aside(source).exists() else ""
+  # Those of os.path take any text for a path, one that is too long, too.
+  if not os.path.isfile(source / _MODEL):
+    hint = f"; an earlier one lies at {source}{_REPLACED}" if os.path.exists(_aside(source)) else ""
     raise ConfigError(f"{source} is not a bundle: no {_MODEL}{hint}")
   try:
     document = json.loads((source / _MODEL).read_text())

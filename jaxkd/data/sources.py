@@ -173,7 +173,11 @@ def _parted(
   """What is left to train on, and what is held out."""
   held_out = None
   if validation:
-    train, held_out = subsets.split_off(train, validation, seed=seed)
+    try:
+      train, held_out = subsets.split_off(train, validation, seed=seed)
+    except ConfigError as error:
+      reason = str(error).partition(": ")[2]
+      raise ConfigError(f"validation={validation!r}: {reason}") from error
   if per_class is not None:
     train = subsets.per_class(train, per_class, seed=seed)
   return train, held_out
