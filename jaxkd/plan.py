@@ -129,13 +129,14 @@ def stages(
     trainings = recipes.trainings(pair) if distils else []
     if (settings.baseline or not distils) and not any(t.name == ALONE for t in trainings):
       trainings = [recipes.alone(pair), *trainings]
+    # What takes no tracing comes before what does.
+    plan += [_learning(training, settings, data, teachers) for training in trainings]
     for training in trainings if traced else []:
       _rehearse(training.scheme, data)
   except ConfigError:
     raise
   except ValueError as error:
     raise ConfigError(f"method {name!r}: {error}") from error
-  plan += [_learning(training, settings, data, teachers) for training in trainings]
   check_stages(plan)
   return plan
 
