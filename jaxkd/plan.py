@@ -16,6 +16,7 @@ from jaxkd.data import (
   Examples,
   augmentation,
   centre_crop,
+  check_dataset,
   load,
   normalize,
   per_class,
@@ -46,15 +47,18 @@ def dataset(
     load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
 
   Raises:
-    ConfigError: as `jaxkd.data.load`; or if a class has fewer test images than asked for.
+    ConfigError: as `jaxkd.data.load` and `check_dataset`; or if a class has fewer test images than
+      asked for.
   """
   own = settings.data
   split_seed = own.get("split_seed", -1)  # which configs of earlier runs have not
-  data = load_data(
-    own.name,
-    directory=own.directory or None,
-    validation=own.validation,
-    seed=settings.seed if split_seed < 0 else split_seed,
+  data = check_dataset(
+    load_data(
+      own.name,
+      directory=own.directory or None,
+      validation=own.validation,
+      seed=settings.seed if split_seed < 0 else split_seed,
+    )
   )
   few = own.get("test_per_class", 0)
   if not few:

@@ -28,8 +28,14 @@ COMMANDS = {
   "int64": ([*KD, "--config.seed=99999999999"], "seed=99999999999: expected an integer >= 0"),
   "model": ([*KD, "--config.student.model=resnet9"], "unknown model 'resnet9': did you mean"),
   "stage": ([*SIMKD, "--config.method.stage=stage9"], "unknown stage of the student 'stage9'"),
-  "data set": ([*KD, "--config.data.name=digit"], "unknown data set 'digit': did you mean 'digits'"),
-  "batch": ([*KD, "--config.batch_size=30", "--config.cpu_devices=4"], "batch_size=30: not divisibl"),
+  "data set": (
+    [*KD, "--config.data.name=digit"],
+    "unknown data set 'digit': did you mean 'digits'",
+  ),
+  "batch": (
+    [*KD, "--config.batch_size=30", "--config.cpu_devices=4"],
+    "batch_size=30: not divisibl",
+  ),
   "bundle": ([*KD, "--config.teacher.bundle=nowhere"], "nowhere is not a bundle: no model.json"),
   "momentum": (
     [*KD, "--config.student.nesterov=True", "--config.student.momentum=0"],
