@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES
@@ -37,19 +37,26 @@ class Field:
 Fields = Mapping[str, Any]  # name -> Field, or a nested Fields
 
 
-def integer(default: int, *, minimum: int = 0) -> Field:
-  """A whole number of at least `minimum`."""
+# What the int32 of a device can count, or name a draw by.
+_LARGEST = 2**31 - 1
+# What its float32 can tell from zero and from infinity.
+_SMALLEST, _GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
+def integer(default: int, *, minimum: int = 0, maximum: int = _LARGEST) -> Field:
+  """A whole number in a range."""
+  upper = "< 2**31" if maximum == _LARGEST else f"<= {maximum}"
   return Field(
     default,
-    lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum,
-    f"an integer >= {minimum}",
+    lambda v: isinstance(v, int) and not isinstance(v, bool) and minimum <= v <= maximum,
+    f"an integer >= {minimum} and {upper}",
   )
 
 
 def number(
   default: float, *, minimum: float = 0.0, maximum: float = math.inf, exclusive: bool = False
 ) -> Field:
-  """A finite number in a range; `exclusive` leaves the minimum itself out."""
+  """A number of float32 in a range; `exclusive` leaves the minimum itself out."""
 
   def accepts(v: Any) -> bool:
     if not _is_finite(v):
@@ -71,8 +78,8 @@ def choice(default: str, names: Sequence[str]) -> Field:
 
 
 def text(default: str) -> Field:
-  """Any text."""
-  return Field(default, lambda v: isinstance(v, str), "a text")
+  """Any text in one line."""
+  return Field(default, _is_line, "a text of printable characters")
 
 
 def numbers(default: tuple[float, ...]) -> Field:
@@ -100,16 +107,21 @@ def names(default: tuple[str, ...]) -> Field:
   """A tuple of at least one name."""
   return Field(
     default,
-    lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(isinstance(x, str) for x in v),
+    lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(map(_is_line, v)),
     "a tuple of names",
   )
 
 
+def _is_line(v: Any) -> bool:
+  # Without what no file system takes (NUL) and what would break an error message in two.
+  return isinstance(v, str) and v.isprintable()
+
+
 def _is_finite(v: Any) -> bool:
-  """Whether `v` is a number, and one that a float can hold."""
+  """Whether `v` is a number, and one that float32 holds, which devices compute in."""
   if not isinstance(v, int | float) or isinstance(v, bool):
     return False
-  return abs(v) <= sys.float_info.max  # math.isfinite raises at larger integers
+  return v == 0 or _SMALLEST <= abs(v) <= _GREATEST  # of any integer, at which math.isfinite raises
 
 
 def training_fields(model: str) -> Fields:
@@ -136,10 +148,10 @@ def training_fields(model: str) -> Fields:
 # What every experiment has; a method adds its own fields under "method".
 COMMON: Fields = {
   "seed": integer(0),
-  "batch_size": integer(64, minimum=1),
+  "batch_size": integer(64, minimum=1, maximum=2**20),
   "accumulate": integer(1, minimum=1),
   "devices": integer(0),
-  "cpu_devices": integer(0),
+  "cpu_devices": integer(0, maximum=256),
   "sync_batch_norm": flag(True),
   "compute_dtype": choice("float32", ("float32", "bfloat16")),
   "evaluate_every": integer(1, minimum=1),
@@ -178,7 +190,7 @@ COMMON: Fields = {
     "resized_crop": integer(0),
     "flip": flag(False),
     "cutout": integer(0),
-    "mixup": number(0.0),
+    "mixup": number(0.0, maximum=1000.0),
     # How many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
     "views": integer(0),
   },
@@ -188,7 +200,7 @@ COMMON: Fields = {
     # teacher.model (.pth, .safetensors).
     "bundle": text(""),
     "weights": text(""),
-    "count": integer(1, minimum=1),
+    "count": integer(1, minimum=1, maximum=64),
     # Whether one that comes trained is scored again; many runs with one teacher need not.
     "rescore": flag(True),
   },
@@ -215,7 +227,7 @@ def check(config: Mapping[str, Any], fields: Fields, path: str = "") -> None:
 
   >>> check({"epochs": 0}, {"epochs": integer(3, minimum=1)})
   Traceback (most recent call last):
-  jaxkd.errors.ConfigError: epochs=0: expected an integer >= 1
+  jaxkd.errors.ConfigError: epochs=0: expected an integer >= 1 and < 2**31
   """
   for name in config:
     if name not in fields:

@@ -16,6 +16,7 @@ from jaxkd.data import (
   Examples,
   augmentation,
   centre_crop,
+  check_dataset,
   load,
   normalize,
   per_class,
@@ -46,15 +47,18 @@ def dataset(
     load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
 
   Raises:
-    ConfigError: as `jaxkd.data.load`; or if a class has fewer test images than asked for.
+    ConfigError: as `jaxkd.data.load` and `check_dataset`; or if a class has fewer test images than
+      asked for.
   """
   own = settings.data
   split_seed = own.get("split_seed", -1)  # which configs of earlier runs have not
-  data = load_data(
-    own.name,
-    directory=own.directory or None,
-    validation=own.validation,
-    seed=settings.seed if split_seed < 0 else split_seed,
+  data = check_dataset(
+    load_data(
+      own.name,
+      directory=own.directory or None,
+      validation=own.validation,
+      seed=settings.seed if split_seed < 0 else split_seed,
+    )
   )
   few = own.get("test_per_class", 0)
   if not few:
@@ -82,7 +86,6 @@ def stages(
     ConfigError: naming the field and what would be accepted.
   """
   data = as_seen(settings, data)
-  _check_views(settings)
   name = settings.method.name
   methods = recipes.methods(name).values()
   distils = all(method.distils for method in methods)
@@ -130,13 +133,14 @@ def stages(
     trainings = recipes.trainings(pair) if distils else []
     if (settings.baseline or not distils) and not any(t.name == ALONE for t in trainings):
       trainings = [recipes.alone(pair), *trainings]
+    # What takes no tracing comes before what does.
+    plan += [_learning(training, settings, data, teachers) for training in trainings]
     for training in trainings if traced else []:
       _rehearse(training.scheme, data)
   except ConfigError:
     raise
   except ValueError as error:
     raise ConfigError(f"method {name!r}: {error}") from error
-  plan += [_learning(training, settings, data, teachers) for training in trainings]
   check_stages(plan)
   return plan
 
@@ -145,34 +149,21 @@ def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
   """The data set, its `image_shape` that of the images as the networks see them.
 
   Raises:
-    ConfigError: if `data.resized_crop` is more than the images have, or comes with `data.crop`.
+    ConfigError: if `data.crop`, `resized_crop` or `cutout` is more than the images have.
   """
   size = settings.data.resized_crop
+  height, width, channels = data.image_shape
+  for field in ("crop", "cutout"):
+    if settings.data[field] > max(height, width):
+      raise ConfigError(
+        f"data.{field}={settings.data[field]}: expected an integer <= {max(height, width)}, as the "
+        f"images of {data.name} are {height}x{width}"
+      )
   if not size:
     return data
-  if settings.data.crop:
-    raise ConfigError(f"data.crop={settings.data.crop}: expected 0 with data.resized_crop={size}")
-  height, width, channels = data.image_shape
   if size > min(height, width):
     raise ConfigError(f"data.resized_crop={size}: the images of {data.name} are {height}x{width}")
   return dataclasses.replace(data, image_shape=(size, size, channels))
-
-
-def _check_views(settings: ml_collections.ConfigDict) -> None:
-  """Raises a ConfigError if targets are to be cached of images that never come again."""
-  own = settings.data
-  if not settings.cached_targets:
-    return
-  if own.mixup:
-    raise ConfigError(
-      f"data.mixup={own.mixup}: expected 0 with cached_targets=True, since every epoch mixes others"
-    )
-  random = [name for name in ("crop", "resized_crop", "flip", "cutout") if own[name]]
-  if random and not own.views:
-    raise ConfigError(
-      f"data.views=0: expected an integer >= 1 with cached_targets=True, since data.{random[0]}="
-      f"{own[random[0]]} makes an image a new one every time"
-    )
 
 
 def _teaching(
@@ -271,6 +262,10 @@ def _stage(
   # Who learns from labels alone learns nothing from images without.
   examples = _examples(settings, role, data, labelled=name == ALONE)
   steps = count_steps(len(examples), settings.batch_size)
+  if epochs * steps >= 2**31:
+    raise ConfigError(
+      f"stage {name!r}: {epochs} epochs of {steps} updates each are more than int32 counts"
+    )
   schedule = learning_rate_schedule(
     recipe.schedule,
     learning_rate=learning_rate or recipe.learning_rate,
@@ -339,8 +334,6 @@ def _examples(
   """What the teacher, or a student, is trained on; `labelled` leaves out images without labels."""
   field = "teacher_per_class" if role == "teacher" else "per_class"
   limit, unlabelled = settings.data[field], settings.data.unlabelled
-  if role == "student" and unlabelled and not limit:
-    raise ConfigError(f"data.unlabelled={unlabelled}: data.per_class=0 leaves no image unlabelled")
   if not limit:
     return data.train
   try:

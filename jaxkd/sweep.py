@@ -26,8 +26,8 @@ from absl import logging
 from rich.console import Console
 
 from jaxkd import experiment, recipes, report
-from jaxkd.data import Dataset, load
-from jaxkd.errors import ConfigError
+from jaxkd.data import DATASETS, Dataset, load
+from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.train import compilation, devices, host_memory
 from jaxkd.workers import Ended, Place, Workers, places
 
@@ -151,6 +151,8 @@ def _check(runs: Sequence[Planned], home: pathlib.Path, workers: int) -> None:
       recipes.check_config(run.settings)
     except ConfigError as error:
       raise ConfigError(f"{name}: {error}") from error
+    if (data := run.settings.data.name) not in DATASETS:
+      raise unknown_name(f"data set of {name}:", data, DATASETS)
     experiment.refuse_other_run(run.settings, run.folder)
     if workers != 1 and run.settings.devices > 1:
       raise ConfigError(f"{name}: devices={run.settings.devices} needs workers=1, not {workers}")

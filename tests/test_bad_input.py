@@ -113,7 +113,25 @@ def refuse(monkeypatch, tmp_path):
     ),
     (
       settings_for(student={"momentum": 0.0, "nesterov": True}),
-      r"^nesterov=True needs momentum > 0, got momentum=0$",
+      r"^student.nesterov=True: needs momentum > 0, got student.momentum=0$",
+    ),
+    (settings_for(data={"crop": 9}), r"^data.crop=9: expected an integer <= 8, as the images of "),
+    (settings_for(data={"cutout": 9}), r"^data.cutout=9: expected an integer <= 8, as the images"),
+    (
+      settings_for(data={"crop": 2, "resized_crop": 8}),
+      r"^data.crop=2: expected 0 with data.resized_crop=8$",
+    ),
+    (
+      settings_for(student={"epochs": 2**31 - 1}),
+      r"^stage 'alone': 2147483647 epochs of 2 updates each are more than int32 counts$",
+    ),
+    (
+      settings_for(student={"warmup_epochs": 1e30}),
+      r"^warmup_epochs=1e\+30: more updates than int32 counts$",
+    ),
+    (
+      settings_for("dml", method={"models": ("student",) * 3}),
+      r"^method.models=\('student', 'student', 'student'\): expected at most 2, as method.peers",
     ),
     (settings_for(data={"per_class": 100}), r"^data.per_class=100: class 0 has only 4 examples$"),
     (settings_for(data={"unlabelled": 8}), r"^data.unlabelled=8: data.per_class=0 leaves no image"),

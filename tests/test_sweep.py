@@ -158,12 +158,14 @@ def test_after_a_failure_nothing_starts_and_the_same_command_goes_on(made, tmp_p
 
 
 MISTAKES = {
-  "settings": "x: student.epochs=0: expected an integer >= 1",
+  "settings": "x: student.epochs=0: expected an integer >= 1 and < 2",
   "another's folder": "workdir {0}/full is not empty and holds no run; choose another",
   "two settings": "{0}/kd is planned twice, with different settings",
   "unmet need": "x needs the run in {0}/nowhere, which is not complete",
   "circle": "runs that need each other: x, y, x",
   "devices": "x: devices=2 needs workers=1, not 2",
+  "model": "x: unknown model 'resnet9': did you mean 'resnet8' or ",
+  "data set": "unknown data set of x: 'digit': did you mean 'digits'? known: ",
 }
 
 
@@ -178,15 +180,22 @@ def test_mistakes_are_told_before_anything_starts(made, tmp_path, mistake):
     "unmet need": ([Planned(settings, x, (tmp_path / "nowhere",))], {}),
     "circle": ([Planned(settings, x, (y,)), Planned(settings, y, (x,))], {}),
     "devices": ([Planned(settings_for("alone", "devices=2"), x)], {"workers": 2}),
+    "model": ([Planned(GET_CONFIG("kd"), x)], {}),
+    "data set": ([Planned(GET_CONFIG("alone"), x)], {}),
   }[mistake]
   if mistake == "settings":
     wrong[0].settings.student.epochs = 0
+  elif mistake == "model":
+    wrong[0].settings.teacher.model = "resnet9"
+  elif mistake == "data set":
+    wrong[0].settings.data.name = "digit"
   full.mkdir()
   (full / "thesis.tex").write_text("everything")
   planned = [Planned(settings, tmp_path / "kd"), *wrong]
   told, error = swept(planned, tmp_path, **{"workers": 1, **options})
   assert isinstance(error, ConfigError)
-  assert str(error) == MISTAKES[mistake].format(tmp_path) or mistake == "circle"
+  whole = mistake not in ("circle", "settings", "model", "data set")
+  assert str(error) == MISTAKES[mistake].format(tmp_path) or not whole
   assert str(error).startswith(MISTAKES[mistake].format(tmp_path).partition(" x, y")[0])
   assert (told, made) == ([], [])
 

@@ -55,7 +55,7 @@ class ArrayExamples:
     indices: (N,) int32.
 
   Raises:
-    ValueError: naming the argument, if a type or shape is another.
+    ConfigError: naming the argument, if a type or shape is another.
 
   >>> images = np.zeros((3, 8, 8, 1), np.uint8)
   >>> examples = ArrayExamples(images, np.int32([0, 1, 0]), np.arange(3, dtype=np.int32))
@@ -69,10 +69,10 @@ class ArrayExamples:
 
   def __post_init__(self) -> None:
     if self.images.dtype != np.uint8 or self.images.ndim != 4:
-      raise ValueError(f"images: expected uint8 (N, H, W, C), got {_describe(self.images)}")
+      raise ConfigError(f"images: expected uint8 (N, H, W, C), got {_describe(self.images)}")
     _check_names(self.labels, self.indices)
     if len(self.images) != len(self.labels):
-      raise ValueError(f"images: {len(self.images)} of them for {len(self.labels)} labels")
+      raise ConfigError(f"images: {len(self.images)} of them for {len(self.labels)} labels")
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -112,8 +112,20 @@ class RecordExamples:
 
   def fetch(self, positions: np.ndarray) -> np.ndarray:
     """The images at these positions, (n, H, W, C) uint8."""
-    records = self.source.__getitems__(self.indices[positions].tolist())
-    return np.stack([_pixels(record) for record in records])
+    wanted = self.indices[positions].tolist()
+    try:
+      return np.stack([_pixels(record) for record in self.source.__getitems__(wanted)])
+    except (OSError, RuntimeError, ValueError) as error:  # the readers' own, of damaged records
+      raise self._which(wanted, error) from error
+
+  def _which(self, wanted: Sequence[int], error: Exception) -> ConfigError:
+    """The error of the first of some records that cannot be read, by itself."""
+    for index in wanted:
+      try:
+        _pixels(self.source.__getitems__([index])[0])
+      except (OSError, RuntimeError, ValueError) as own:
+        return ConfigError(f"record {index} of the split cannot be read: {_in_a_line(own)}")
+    return ConfigError(f"records {wanted[:3]}, ... do not fit together: {_in_a_line(error)}")
 
   def take(self, positions: np.ndarray) -> RecordExamples:
     """The subset at these positions, in their order."""
@@ -194,10 +206,17 @@ def _pixels(record: Any) -> np.ndarray:
 def _check_names(labels: np.ndarray, indices: np.ndarray) -> None:
   for name, array in (("labels", labels), ("indices", indices)):
     if array.dtype != np.int32 or array.ndim != 1:
-      raise ValueError(f"{name}: expected int32 (N,), got {_describe(array)}")
+      raise ConfigError(f"{name}: expected int32 (N,), got {_describe(array)}")
   if len(labels) != len(indices):
-    raise ValueError(f"labels {labels.shape} and indices {indices.shape} differ in length")
+    raise ConfigError(f"labels {labels.shape} and indices {indices.shape} differ in length")
 
 
 def _describe(array: np.ndarray) -> str:
-  return f"{array.dtype} {array.shape}"
+  told = f"{array.dtype} {array.shape}"
+  if array.dtype.kind == "f" and (wrong := int(np.sum(~np.isfinite(array)))):
+    told += f", of which {wrong} are not finite"
+  return told
+
+
+def _in_a_line(error: Exception) -> str:
+  return " ".join(str(error).split()) or type(error).__name__

@@ -115,9 +115,14 @@ def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
     if _is_prepared(finished):
       return finished
     raise DataUnavailable(
-      f"{builder.info.full_name} could not be prepared in {builder.data_dir}: {error}"
+      f"{builder.info.full_name} could not be prepared in {builder.data_dir}: {one_line(error)}"
     ) from error
   return builder
+
+
+def one_line(error: Exception) -> str:
+  """What an error says, tfds's in many lines too."""
+  return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from jaxkd.data import prepare, subsets
 from jaxkd.data.examples import Examples, RecordExamples, read_examples
 from jaxkd.data.photographs import Labels, Photographs
 from jaxkd.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+  import tensorflow_datasets as tfds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,7 +176,11 @@ def _parted(
   """What is left to train on, and what is held out."""
   held_out = None
   if validation:
-    train, held_out = subsets.split_off(train, validation, seed=seed)
+    try:
+      train, held_out = subsets.split_off(train, validation, seed=seed)
+    except ConfigError as error:
+      reason = str(error).partition(": ")[2]
+      raise ConfigError(f"validation={validation!r}: {reason}") from error
   if per_class is not None:
     train = subsets.per_class(train, per_class, seed=seed)
   return train, held_out
@@ -184,12 +191,16 @@ def _splits(
 ) -> tuple[Examples, Examples]:
   import tensorflow_datasets as tfds
 
-  if name == "digits":
-    builder = prepare.prepared_digits(directory)
-  elif name == "imagenet":
-    builder = prepare.prepared_imagenet(directory)
-  else:
-    builder = prepare.prepared_files(name, directory)
+  try:
+    builder = _builder(name, directory)
+  except ConfigError:
+    raise
+  except Exception as error:  # of many kinds, for a damaged description of what is there
+    where = directory or "TFDS's directory"
+    raise prepare.DataUnavailable(
+      f"{name}: the copy in {where} cannot be read ({prepare.one_line(error)}); remove its folder "
+      "to have it prepared anew"
+    ) from error
   encoded = {"image": tfds.decode.SkipDecoding()}
 
   def read(split: str) -> Examples:
@@ -211,9 +222,17 @@ def _splits(
     return read("train"), read("validation" if name == "imagenet" else "test")
   except (OSError, RuntimeError) as error:  # array_record's own for truncated and missing files
     raise prepare.DataUnavailable(
-      f"{name}: the copy in {builder.data_dir} cannot be read ({error}); remove that folder to "
-      "have it prepared anew"
+      f"{name}: the copy in {builder.data_dir} cannot be read ({prepare.one_line(error)}); remove "
+      "that folder to have it prepared anew"
     ) from error
+
+
+def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
+  if name == "digits":
+    return prepare.prepared_digits(directory)
+  if name == "imagenet":
+    return prepare.prepared_imagenet(directory)
+  return prepare.prepared_files(name, directory)
 
 
 def _tfds_directory(directory: str | os.PathLike[str] | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read_torch_file(path: str | Path) -> Any:
       names anything else than tensors need, or where safetensors is not installed.
   """
   path = Path(path)
-  if not path.is_file():
+  if not os.path.isfile(path):  # unlike Path's, of a name that is too long, too
     raise ConfigError(f"{path}: no such file")
   if path.suffix == ".safetensors":
     return _read_safetensors(path)

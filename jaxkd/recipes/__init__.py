@@ -13,7 +13,16 @@ import ml_collections
 from jaxkd import config, schemes
 from jaxkd.config import Fields, text
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.recipes import exits, features, logits, objective, simkd, together, transforms
+from jaxkd.recipes import (
+  consistency,
+  exits,
+  features,
+  logits,
+  objective,
+  simkd,
+  together,
+  transforms,
+)
 from jaxkd.recipes.method import Method, Pair, Teacher, Training
 from jaxkd.recipes.objective import ALONE
 from jaxkd.types import Output
@@ -103,10 +112,20 @@ def section(settings: ml_collections.ConfigDict, method: str) -> ml_collections.
 
 
 def check_config(settings: ml_collections.ConfigDict) -> None:
-  """Raises a ConfigError if a field is unknown, missing or out of range."""
+  """Raises a ConfigError if a field is unknown, missing or out of range, or contradicts another.
+
+  What takes data or networks to tell is the plan's matter.
+  """
   method = settings.get("method", {})
   name = method.get("name", "") if hasattr(method, "get") else method
   config.check(settings, fields(name))
+  consistency.check(settings, with_teacher=_has_teacher(name))
+
+
+def _has_teacher(name: str) -> bool:
+  found = methods(name).values()
+  taught = any(m.distils for m in found) and not any(m.without_teacher for m in found)
+  return taught or name == "teacher"
 
 
 def alone(pair: Pair) -> Training:

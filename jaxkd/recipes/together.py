@@ -70,6 +70,10 @@ def _from_generation(pair: Pair, teacher: str) -> Distillation:
 
 def _mutual(pair: Pair) -> list[Training]:
   own = pair.hyperparameters
+  if len(own.models) > own.peers:
+    raise ConfigError(
+      f"method.models={tuple(own.models)}: expected at most {own.peers}, as method.peers says"
+    )
   peers = {}
   for place in range(own.peers):
     name = own.models[place % len(own.models)]
@@ -138,7 +142,7 @@ METHODS = {
     "born-again networks: each generation taught by the one before (Furlanello et al., 2018)",
     {
       # Those after the first, which has only labels.
-      "generations": config.integer(3, minimum=1),
+      "generations": config.integer(3, minimum=1, maximum=64),
       # What a generation learns of its teacher: its distribution, how sure it is of each example
       # (a weight of the labels: CWTM), or its distribution with all but the largest entry
       # permuted (DKPP).
@@ -154,7 +158,7 @@ METHODS = {
   "dml": Method(
     "deep mutual learning: peers that teach each other (Zhang et al., 2018)",
     {
-      "peers": config.integer(2, minimum=1),
+      "peers": config.integer(2, minimum=1, maximum=64),
       # Peer i is a models[i % len(models)]; "student" is student.model.
       "models": config.names(("student",)),
       "weight": number(1.0),
@@ -173,7 +177,7 @@ METHODS = {
   "one": Method(
     "ONE: branches that learn from their gated ensemble (Lan et al., 2018)",
     {
-      "branches": config.integer(3, minimum=1),
+      "branches": config.integer(3, minimum=1, maximum=64),
       "from_stage": text(AUTO),
       "weight": number(1.0),
       "temperature": number(3.0, exclusive=True),

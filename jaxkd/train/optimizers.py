@@ -36,6 +36,9 @@ def learning_rate_schedule(
     drop_factor: what "step" multiplies by.
     warmup_epochs: the rate rises linearly over so many epochs, whatever the schedule.
 
+  Raises:
+    ConfigError: for an unknown name, or a warmup of 2**31 updates or more.
+
   >>> rate = learning_rate_schedule(
   ...   "step", learning_rate=0.5, epochs=4, steps_per_epoch=10, drops=(2,))
   >>> [round(float(rate(step)), 3) for step in (0, 19, 20)]
@@ -44,7 +47,9 @@ def learning_rate_schedule(
   if name == "constant":
     base = optax.constant_schedule(learning_rate)
   elif name == "step":
-    boundaries = {round(epoch * steps_per_epoch): drop_factor for epoch in drops}
+    places = [round(epoch * steps_per_epoch) for epoch in drops]
+    # Counts of updates are int32, and never come to what is more.
+    boundaries = {place: drop_factor for place in places if place < 2**31}
     base = optax.piecewise_constant_schedule(learning_rate, boundaries)
   elif name == "cosine":
     base = optax.cosine_decay_schedule(learning_rate, max(1, round(epochs * steps_per_epoch)))
@@ -53,6 +58,8 @@ def learning_rate_schedule(
   warmup = round(warmup_epochs * steps_per_epoch)
   if not warmup:
     return base
+  if warmup >= 2**31:
+    raise ConfigError(f"warmup_epochs={warmup_epochs:g}: more updates than int32 counts")
   return lambda count: base(count) * jnp.minimum(1.0, (count + 1) / warmup)
 
 

@@ -81,11 +81,41 @@ def test_images_must_be_uint8_of_the_known_shape():
 
 def test_array_examples_name_the_argument_that_does_not_fit():
   images, labels = np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
-  with pytest.raises(ValueError, match="images: expected uint8"):
+  with pytest.raises(ConfigError, match=r"^images: expected uint8 \(N, H, W, C\), got float32 \("):
     ArrayExamples(images.astype(np.float32), labels, labels)
+  wrong = np.where(np.arange(4).reshape(2, 2, 1) == 1, np.nan, images)
+  with pytest.raises(ConfigError, match=r"got float64 \(3, 2, 2, 1\), of which 3 are not finite$"):
+    ArrayExamples(wrong, labels, labels)
   with pytest.raises(ValueError, match=r"labels: expected int32 \(N,\), got int64"):
     ArrayExamples(images, labels.astype(np.int64), labels)
   with pytest.raises(ValueError, match="indices"):
     ArrayExamples(images, labels, labels[:2])
   with pytest.raises(ValueError, match="images: 2 of them for 3 labels"):
     ArrayExamples(images[:2], labels, labels)
+
+
+class Damaged(Records):
+  """Of which record 3 cannot be read, and record 4 is of another size."""
+
+  def __getitems__(self, keys):
+    if 3 in keys:
+      raise RuntimeError("chunk data hash\nmismatch")
+    records = super().__getitems__(keys)
+    for key, record in zip(keys, records, strict=True):
+      if key == 4:
+        record["image"] = np.zeros((3, 2, 1), np.uint8)
+    return records
+
+
+def test_a_record_that_cannot_be_read_is_named():
+  labels = np.zeros(6, np.int32)
+  examples = RecordExamples(Damaged(labels), labels, np.arange(6, dtype=np.int32)[::-1].copy())
+  assert len(examples.fetch(np.array([5, 4]))) == 2
+  with pytest.raises(
+    ConfigError, match=r"^record 3 of the split cannot be read: chunk data hash mis"
+  ):
+    examples.fetch(np.array([5, 4, 2]))
+  with pytest.raises(
+    ConfigError, match=r"^records \[0, 4\], \.\.\. do not fit together: all input"
+  ):
+    examples.fetch(np.array([5, 1]))

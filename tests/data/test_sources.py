@@ -217,6 +217,42 @@ def test_a_damaged_copy_is_named(tmp_path):
     load("digits", directory=tmp_path)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999])
+def test_a_truncated_file_is_named_in_one_line_wherever_it_ends(tmp_path, share):
+  load("digits", directory=tmp_path)
+  (file,) = tmp_path.glob("digits/1.0.0/digits-train*")
+  file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+  for memory_limit in (1000, 2**31):
+    with pytest.raises(DataUnavailable, match=r"cannot be read .*; remove that folder") as error:
+      load("digits", directory=tmp_path, memory_limit=memory_limit)
+    assert "\n" not in str(error.value)
+
+
+def test_a_record_that_was_damaged_later_is_named_in_one_line(tmp_path):
+  load("digits", directory=tmp_path)
+  data = load("digits", directory=tmp_path, memory_limit=1000)
+  (file,) = tmp_path.glob("digits/1.0.0/digits-train*")
+  content = bytearray(file.read_bytes())
+  content[1000:100_000] = bytes(99_000)
+  file.write_bytes(content)
+  with pytest.raises(
+    ConfigError, match=r"^record \d+ of the split cannot be read: .*hash mismatch"
+  ):
+    data.train.fetch(np.arange(300))
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "dig', None])
+def test_a_damaged_description_is_named_in_one_line(tmp_path, content):
+  load("digits", directory=tmp_path)
+  file = tmp_path / "digits/1.0.0/dataset_info.json"
+  file.unlink()
+  if content is not None:
+    file.write_text(content)
+  with pytest.raises(DataUnavailable, match=r"^digits: the copy in .* cannot be read") as error:
+    load("digits", directory=tmp_path)
+  assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits", "imagenet"}))
 def test_stock_data_sets_have_the_shape_and_classes_that_tfds_gives_them(name, monkeypatch):
   monkeypatch.setattr(prepare, "_is_prepared", lambda builder: True)

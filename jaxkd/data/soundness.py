@@ -1,0 +1,60 @@
+"""Whether a data set is one that can be learnt from, whoever made it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from jaxkd.data.examples import UNLABELLED, Examples
+from jaxkd.data.sources import Dataset
+from jaxkd.errors import ConfigError
+
+
+def check_dataset(data: Dataset) -> Dataset:
+  """The data set, if its parts fit what it says of itself.
+
+  Raises:
+    ConfigError: naming the data set and the part, for a part without examples, a class without
+      training examples, a label that is no class, images of another type or shape, or a
+      normalisation that is not finite.
+  """
+  channels = data.image_shape[-1]
+  for name, values, least in (("mean", data.mean, -math.inf), ("std", data.std, 0.0)):
+    if len(values) != channels or not all(math.isfinite(v) and v > least for v in values):
+      wanted = "finite numbers" if name == "mean" else "finite numbers > 0"
+      raise ConfigError(
+        f"data set {data.name!r}: {name}={values}: expected {channels} {wanted}, one per channel"
+      )
+  for part in ("train", "validation", "test"):
+    examples = getattr(data, part)
+    if examples is not None:
+      _check_part(f"data set {data.name!r}: {part}", examples, data, part == "train")
+  seen = np.unique(data.train.labels[data.train.labels != UNLABELLED])
+  missing = np.setdiff1d(np.arange(data.num_classes), seen)
+  if missing.size:
+    more = f" and {missing.size - 1} more" if missing.size > 1 else ""
+    raise ConfigError(
+      f"data set {data.name!r}: train: class {missing[0]}{more} of {data.num_classes} has no "
+      "example"
+    )
+  return data
+
+
+def _check_part(where: str, examples: Examples, data: Dataset, unlabelled: bool) -> None:
+  if len(examples) == 0:
+    raise ConfigError(f"{where}: there are no examples")
+  least = UNLABELLED if unlabelled else 0
+  labels = examples.labels
+  outside = np.flatnonzero((labels < least) | (labels >= data.num_classes))
+  if outside.size:
+    raise ConfigError(
+      f"{where}: label of example {outside[0]} is {labels[outside[0]]}, not in "
+      f"0..{data.num_classes - 1}"
+    )
+  # One stands for all: those of a set too large for memory are not read through.
+  image = examples.fetch(np.array([0]))
+  if image.dtype != np.uint8 or image.shape[1:] != tuple(data.image_shape):
+    raise ConfigError(
+      f"{where}: images are {image.dtype} {image.shape[1:]}, expected uint8 {data.image_shape}"
+    )

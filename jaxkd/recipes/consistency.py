@@ -1,0 +1,62 @@
+"""What fields of a config say of each other: contradictions that show before data is read."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from jaxkd import models
+from jaxkd.errors import ConfigError, unknown_name
+
+
+def check(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> None:
+  """Raises a ConfigError for a model that nobody knows, and for fields that contradict each other.
+
+  Args:
+    settings: a config whose fields are all there, each valid by itself.
+    with_teacher: whether a teacher is trained, or comes trained.
+  """
+  used = ["student"] if settings.method.name != "teacher" else []
+  used += ["teacher"] if with_teacher else []
+  for role in used:
+    own = settings[role]
+    # A bundle may hold a model of anybody's.
+    if not own.get("bundle"):
+      _check_model(own.model)
+    if own.optimizer == "sgd" and own.nesterov and not own.momentum:
+      raise ConfigError(f"{role}.nesterov=True: needs momentum > 0, got {role}.momentum=0")
+  for name in settings.method.get("models", ()):
+    if name != "student":
+      _check_model(name)
+  _check_data(settings)
+
+
+def _check_model(name: str) -> None:
+  if name not in models.names():
+    raise unknown_name("model", name, models.names())
+
+
+def _check_data(settings: ml_collections.ConfigDict) -> None:
+  own = settings.data
+  if own.crop and own.resized_crop:
+    raise ConfigError(f"data.crop={own.crop}: expected 0 with data.resized_crop={own.resized_crop}")
+  if own.unlabelled and not own.per_class and settings.method.name != "teacher":
+    raise ConfigError(
+      f"data.unlabelled={own.unlabelled}: data.per_class=0 leaves no image unlabelled"
+    )
+  if settings.cached_targets:
+    _check_views(settings)
+
+
+def _check_views(settings: ml_collections.ConfigDict) -> None:
+  """Raises a ConfigError if targets are to be cached of images that never come again."""
+  own = settings.data
+  if own.mixup:
+    raise ConfigError(
+      f"data.mixup={own.mixup}: expected 0 with cached_targets=True, since every epoch mixes others"
+    )
+  random = [name for name in ("crop", "resized_crop", "flip", "cutout") if own[name]]
+  if random and not own.views:
+    raise ConfigError(
+      f"data.views=0: expected an integer >= 1 with cached_targets=True, since data.{random[0]}="
+      f"{own[random[0]]} makes an image a new one every time"
+    )

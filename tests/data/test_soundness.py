@@ -1,0 +1,71 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxkd import plan, recipes
+from jaxkd.data import UNLABELLED, ArrayExamples, Dataset, RecordExamples, check_dataset
+from jaxkd.errors import ConfigError
+
+
+def examples(labels):
+  labels = np.int32(labels)
+  images = np.zeros((len(labels), 2, 2, 1), np.uint8)
+  return ArrayExamples(images, labels, np.arange(len(labels), dtype=np.int32))
+
+
+def dataset(**changes):
+  some = examples([0, 1, 2, 1])
+  return dataclasses.replace(
+    Dataset("own", some, some, some, 3, (2, 2, 1), (0.5,), (0.2,)), **changes
+  )
+
+
+def test_a_sound_data_set_passes():
+  data = dataset(train=examples([0, 1, 2, UNLABELLED]), validation=None)
+  assert check_dataset(data) is data
+
+
+class Floats:
+  """A source of images of another type, which only reading them tells."""
+
+  def __getitems__(self, keys):
+    return [{"image": np.full((2, 2, 1), np.nan, np.float32)} for _ in keys]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"train": examples([0, 1, 3, 2])}, "train: label of example 2 is 3, not in 0..2"),
+    ({"train": examples([0, -2, 1, 2])}, "train: label of example 1 is -2, not in 0..2"),
+    ({"test": examples([0, UNLABELLED])}, "test: label of example 1 is -1, not in 0..2"),
+    ({"validation": examples([9])}, "validation: label of example 0 is 9, not in 0..2"),
+    ({"train": examples([0, 0, 2])}, "train: class 1 of 3 has no example"),
+    ({"train": examples([0])}, "train: class 1 and 1 more of 3 has no example"),
+    ({"test": examples([])}, "test: there are no examples"),
+    (
+      {"image_shape": (2, 3, 1)},
+      "train: images are uint8 (2, 2, 1), expected uint8 (2, 3, 1)",
+    ),
+    ({"mean": (float("nan"),)}, "mean=(nan,): expected 1 finite numbers, one per channel"),
+    ({"std": (0.0,)}, "std=(0.0,): expected 1 finite numbers > 0, one per channel"),
+    ({"std": (0.1, 0.1)}, "std=(0.1, 0.1): expected 1 finite numbers > 0, one per channel"),
+  ],
+)
+def test_what_does_not_fit_is_named(changes, message):
+  with pytest.raises(ConfigError) as error:
+    check_dataset(dataset(**changes))
+  assert str(error.value) == f"data set 'own': {message}"
+
+
+def test_images_of_another_type_on_disk_are_named():
+  some = examples([0, 1, 2])
+  on_disk = RecordExamples(Floats(), some.labels, some.indices)
+  with pytest.raises(ConfigError, match=r"images must be uint8, got float32 .*4 are not finite$"):
+    check_dataset(dataset(train=on_disk))
+
+
+def test_an_experiment_looks_at_data_that_it_is_handed():
+  settings = recipes.base_config("kd")
+  with pytest.raises(ConfigError, match=r"^data set 'own': train: class 1 of 3 has no example$"):
+    plan.dataset(settings, lambda name, **options: dataset(train=examples([0, 2, 0])))

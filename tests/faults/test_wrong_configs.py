@@ -1,0 +1,258 @@
+"""Hundreds of wrong configs, drawn from the schema itself: each is one line, at once."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import time
+
+import hypothesis
+import jax
+import ml_collections
+import pytest
+from hypothesis import strategies as st
+from rich.console import Console
+
+import jaxkd.train.loop
+from jaxkd import experiment, models, plan, recipes
+from jaxkd.data import DATASETS, load
+from jaxkd.errors import ConfigError
+from tests.test_config import leaves, wrong_values
+
+pytestmark = pytest.mark.faults
+
+EXAMPLES, SECONDS = 600, 5.0
+METHODS = (*sorted(recipes.METHODS), "kd+at")
+TEACHERLESS = ("alone", *(n for n, method in recipes.METHODS.items() if method.without_teacher))
+# What no device holds, no file system takes, or would break the line in two.
+BEYOND = {
+  int: (2**31, 10**30),
+  float: (1e39, 1e300, 1e-300, 10**30 * 10**10),
+  str: ("no\0thing", "two\nlines", "\ud800"),
+  tuple: ((1e39,), (1e-300,), ("two\nlines",)),
+}
+# Texts that are no names, or name what a run may bring with it.
+FREE = (("data", "directory"), ("method", "name"))
+PATHS = (("teacher", "bundle"), ("teacher", "weights"))
+
+CONTRADICTIONS = {
+  "momentum": {"student.nesterov": True, "student.momentum": 0.0},
+  "mixup": {"cached_targets": True, "data.mixup": 0.2},
+  "views": {"cached_targets": True, "data.flip": True},
+  "resized_crop": {"data.crop": 2, "data.resized_crop": 8},
+  "crop": {"data.crop": 9},
+  "cutout": {"data.cutout": 9},
+  "batch_size": {"batch_size": 20, "accumulate": 3},
+  "devices": {"devices": 9},
+  "not divisible": {"batch_size": 30},
+  "per_class": {"data.per_class": 1000},
+  "test_per_class": {"data.test_per_class": 1000},
+  "unlabelled": {"data.unlabelled": 5},
+  "examples are left": {"data.per_class": 100, "data.unlabelled": 5000},
+  "validation": {"keep": "best", "data.validation": 0.0},
+  "validation=1e-20": {"data.validation": 1e-20},
+  "epochs": {"student.epochs": 2**31 - 1},
+  "warmup_epochs": {"student.warmup_epochs": 1e30},
+  "dropout": {"student.model": "vgg8", "student.dropout": 0.1},
+  "images": {"student.model": "imagenet_mobilenetv1"},
+}
+OF_TEACHERS = {
+  "exits": {"teacher.model": "msdnet_small"},
+  "teacher.count": {"teacher.count": 2, "teacher.bundle": "one,two,three"},
+  "one of them": {"teacher.bundle": "one", "teacher.weights": "two.pth"},
+  "teacher_per_class": {"data.teacher_per_class": 1000},
+}
+OF_METHODS = {
+  # In place of the teacher that a method needs: a folder and a file that are not there.
+  "no model.json": {"teacher.bundle": "nowhere"},
+  "no such file": {"teacher.weights": "nowhere.pth"},
+}
+OF_FIELDS = {
+  "ramp": ({"method.ramp": "linear", "method.ramp_epochs": 0.0}, "ramp_epochs"),
+  "two_stage": (
+    {"method.two_stage": True, "method.ramp": "linear", "method.ramp_epochs": 1.0},
+    "ramp",
+  ),
+  "second_kd_weight": (
+    {
+      "method.two_stage": True,
+      "method.second_kd_weight": 0.0,
+      "method.second_label_weight": 0.0,
+    },
+    "second_kd_weight",
+  ),
+  "stage_weights": ({"method.stage_weights": tuple(range(1, 40))}, "stage_weights"),
+  "teacher_weights": ({"method.teacher_weights": (1.0, 2.0)}, "teacher_weights"),
+  "models": ({"method.models": ("student",) * 9}, "models"),
+}
+
+
+def misspelt(draw, name):
+  """The name with a letter left out, or one that is far from it."""
+  place = draw(st.integers(0, max(0, len(name) - 1)))
+  near = name[:place] + name[place + 1 :]
+  return draw(st.sampled_from([near + "q", f"{name}_", "something else", "", "x/y"]))
+
+
+@st.composite
+def wrong_configs(draw):
+  """(method, kind of mistake, changes, words of which the error has one)."""
+  method = draw(st.sampled_from(METHODS))
+  fields = recipes.fields(method)
+  found = [leaf for leaf in leaves(fields) if method not in TEACHERLESS or leaf[0][0] != "teacher"]
+  kind = draw(st.sampled_from(["value", "beyond", "field", "missing", "name", "contradiction"]))
+  path, field = draw(st.sampled_from(found))
+  where = ".".join(path)
+  if kind == "value":
+    return method, kind, {where: draw(wrong_values(path, field))}, (path[-1], "method")
+  if kind == "beyond":
+    of_type = [leaf for leaf in found if type(leaf[1].default) in BEYOND]
+    path, field = draw(st.sampled_from(of_type))
+    value = draw(st.sampled_from(BEYOND[type(field.default)]))
+    return method, kind, {".".join(path): value}, (path[-1], "method")
+  if kind == "field":
+    *sections, name = path
+    unknown = misspelt(draw, name)
+    hypothesis.assume(unknown not in functools.reduce(dict.__getitem__, sections, dict(fields)))
+    return method, kind, {(*sections, unknown): 1}, (repr(unknown),)
+  if kind == "missing":
+    at = draw(st.sampled_from([path, path[:1]]))
+    return method, kind, {".".join(at): None, "": at}, (at[-1], "method")
+  if kind == "name":
+    return method, kind, *unknown_names(draw, method, found)
+  fitting = CONTRADICTIONS if method != "teacher" else {"batch_size": CONTRADICTIONS["batch_size"]}
+  if method not in TEACHERLESS:
+    fitting = fitting | OF_TEACHERS | OF_METHODS
+  if method == "teacher":
+    fitting = {n: c for n, c in fitting.items() if not any("student" in p for p in c)}
+  own = {path[-1] for path, _ in found if path[0] == "method" and len(path) == 2}
+  fitting = fitting | {
+    word: changes
+    for name, (changes, word) in OF_FIELDS.items()
+    if name in own and all(p.partition(".")[2] in own for p in changes)
+  }
+  word = draw(st.sampled_from(sorted(fitting)))
+  return method, kind, fitting[word], (word,)
+
+
+def unknown_names(draw, method, found):
+  """A text that names a method, model, data set, stage or file, of which there is none."""
+  used = "student" if method == "teacher" else None
+  named = [
+    (path, field.default)
+    for path, field in found
+    if path not in FREE and path[0] != used
+    if field.meaning.startswith("a tuple of names") or field.meaning.startswith("a text")
+  ]
+  path, default = draw(st.sampled_from([*named, (("method", "name"), method)]))
+  if path in PATHS:
+    return {".".join(path): "no\twhere" if draw(st.booleans()) else "x" * 5000}, (path[-1],)
+  known = {"name": DATASETS if path[0] == "data" else METHODS, "model": models.names()}
+  known |= {"models": models.names()}
+  name = misspelt(draw, draw(st.sampled_from([*known.get(path[-1], ("stage1", "pooled"))])))
+  hypothesis.assume(name and name not in known.get(path[-1], ()))
+  value = (name,) if isinstance(default, tuple) else name
+  return {".".join(path): value}, (repr(name), repr(name.partition("+")[0]), "unknown method")
+
+
+def changed(settings, changes):
+  """The settings with other values, whatever their types."""
+  tree = copy.deepcopy(settings.to_dict())
+  missing = changes.get("")
+  for path, value in changes.items():
+    *sections, name = path.split(".") if isinstance(path, str) else path
+    section = functools.reduce(dict.__getitem__, sections, tree)
+    if not missing:
+      section[name] = value
+    elif path:
+      del section[name]
+  return ml_collections.ConfigDict(tree)
+
+
+def settings_for(method, directory):
+  settings = recipes.base_config(method)
+  settings.update({"batch_size": 16, "data": {"directory": str(directory)}})
+  settings.update({"teacher": {"model": "resnet8_w8"}, "student": {"model": "resnet8_w4"}})
+  return settings
+
+
+@pytest.fixture
+def data(tmp_path_factory):
+  """`load`, which remembers; and the folder of the prepared digits."""
+  directory = tmp_path_factory.mktemp("tfds")
+  remembering = functools.lru_cache(load)
+  remembering("digits", directory=str(directory))
+  return remembering, directory
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+  """What was compiled since it was last emptied, which is nothing that trains."""
+
+  def train(*args, **options):
+    raise AssertionError("a step was to be compiled")
+
+  events = []
+
+  def listen(name, seconds, **about):
+    if name.endswith("backend_compile_duration"):
+      events.append(name)
+
+  monkeypatch.setattr(jaxkd.train.loop.mapping, "map_training_step", train)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield events
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_every_wrong_config_is_one_line_at_once(data, compiled, tmp_path, record_property):
+  load_data, directory = data
+  outcomes, slowest, faults = collections.Counter(), [0.0], []
+  record_property("fault", "wrong configs, drawn from the schema of every method")
+  for method in METHODS:
+    # What every process does once: modules are imported, the first arrays made.
+    plan.stages(settings_for(method, directory), load_data("digits", directory=str(directory)))
+
+  @hypothesis.settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
+  @hypothesis.given(wrong_configs())
+  def attempt(drawn):
+    method, kind, changes, words = drawn
+    workdir = tmp_path / str(sum(outcomes.values()))
+    outcomes[kind] += 1
+    settings = changed(settings_for(method, directory), changes)
+    compiled.clear()
+    started = time.monotonic()
+    try:
+      experiment.run(settings, workdir, Console(quiet=True), load_data=load_data)
+    except ConfigError as error:
+      fault = unlike_a_refusal(str(error), words)
+    except Exception as error:  # whatever it is, the user would see it as a traceback
+      fault = f"{type(error).__name__}: {error}"
+    else:
+      fault = "it was accepted"
+    seconds = time.monotonic() - started
+    slowest[0] = max(slowest[0], seconds)
+    if seconds > SECONDS:
+      fault = fault or f"took {seconds:.1f} s"
+    if compiled or workdir.exists():
+      fault = fault or f"{len(compiled)} programs were compiled, or {workdir} was written"
+    if fault:
+      faults.append(f"{method}: {changes}: {fault}"[:500])
+
+  attempt()
+  tries = sum(outcomes.values())
+  told = ", ".join(f"{count} {kind}" for kind, count in sorted(outcomes.items()))
+  record_property("tries", tries)
+  record_property(
+    "outcome",
+    f"{tries - len(faults)} one line each, in at most {slowest[0]:.1f} s ({told})",
+  )
+  assert not faults, "\n".join(faults)
+  assert tries >= EXAMPLES
+
+
+def unlike_a_refusal(message, words):
+  """What a message lacks of one line that names the mistake."""
+  if len(message.splitlines()) != 1:
+    return f"not one line: {message!r}"
+  return "" if any(word in message for word in words) else f"none of {words}: {message}"
