@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -143,7 +144,9 @@ def train_stage(
     reporter.stage_ended(stage.name)
     return Finished(participants, progress["rows"], scores)
   finally:
-    checkpoints.close()
+    # Closing waits for the other processes, one of which may be the reason to end.
+    if mapping.are_alone() or not isinstance(sys.exception(), Exception):
+      checkpoints.close()
 
 
 def _untrained(

@@ -38,7 +38,8 @@ def test_one_of_two_processes_is_killed(whole, tmp_path, record_property, victim
     _, errors = runs[1 - victim].communicate(timeout=60)
   seconds = time.monotonic() - since
   assert runs[1 - victim].returncode == 1, errors
-  assert errors.splitlines()[-1] == MESSAGE and "Traceback" not in errors
+  # Jax or orbax may have had their say before, if they noticed first.
+  assert errors.splitlines()[-1] == MESSAGE
   finish(*start_two(workdir, *FLAGS, method="alone", home=home))
   assert_same_bits(whole, workdir)
   outcome = f"the other ended in a line within {seconds:.0f} s; resumed to the same bits"
