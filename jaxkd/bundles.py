@@ -33,6 +33,8 @@ from jaxkd.types import Network
 FORMAT = 1
 _MODEL, _WEIGHTS = "model.json", "weights.safetensors"
 _REPLACED = ".replaced"
+# What a network may compute in.
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def _public_modules() -> dict[str, type[nn.Module]]:
@@ -135,7 +137,7 @@ def load_bundle(
       raise ConfigError(f"bundle {source}: format {version}, this jaxkd reads format {FORMAT}")
     architecture, description = document["network"], document["description"]
     digest = document["sha256"]
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
     raise ConfigError(f"bundle {source}: damaged {_MODEL}: {error!r}") from error
   if not (source / _WEIGHTS).is_file():
     raise ConfigError(f"bundle {source}: no {_WEIGHTS}")
@@ -185,7 +187,7 @@ def _decoded(value: Any, modules: Mapping[str, type[nn.Module]], source: Path) -
       return value
     case list():
       return tuple(_decoded(item, modules, source) for item in value)
-    case {"dtype": str(name)}:
+    case {"dtype": str(name)} if name in _DTYPES:
       return jnp.dtype(name)
     case {"mapping": dict(items)}:
       return {key: _decoded(item, modules, source) for key, item in items.items()}
@@ -220,7 +222,11 @@ def _check_weights(
       f"bundle {bundle}: its description needs image_shape, [height, width, channels]"
     ) from error
   images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
-  variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
+  try:
+    variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
+  except (ValueError, TypeError, OverflowError, ArithmeticError) as error:
+    reason = " ".join(str(error).split())
+    raise ConfigError(f"bundle {bundle}: not a network that can be made: {reason}") from error
   wanted = {"/".join(path): like.shape for path, like in variables.items()}
   shared = wanted.keys() & flat.keys()
   problems = {

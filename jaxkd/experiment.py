@@ -17,7 +17,7 @@ from rich.console import Console
 import jaxkd
 from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stage
 from jaxkd.train.compilation import Stopwatch
 from jaxkd.train.loop import Finished
@@ -169,6 +169,7 @@ def _save_bundles(
   workdir: pathlib.Path,
 ) -> None:
   for predictor, network in stage.scheme.export(result.participants).items():
+    check_file_name(f"predictor of stage {stage.name!r}:", predictor)
     if predictor not in result.test:
       continue  # a teacher that came trained, and is not scored again
     description = {

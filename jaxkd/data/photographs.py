@@ -90,10 +90,12 @@ def _read(encoded: Any) -> np.ndarray:
 
 def _kept(file: Path, count: int) -> Any:
   try:
-    labels = np.load(file)
+    # Mapped, so that no more memory is taken than the file has bytes, whatever it says.
+    labels = np.load(file, mmap_mode="r")
   except (OSError, ValueError, EOFError):
     return None
-  return labels if labels.shape == (count,) and labels.dtype == np.int32 else None
+  fit = isinstance(labels, np.ndarray) and labels.shape == (count,) and labels.dtype == np.int32
+  return np.array(labels) if fit else None
 
 
 def _keep(file: Path, labels: np.ndarray) -> None:

@@ -7,6 +7,7 @@ list below holds, all of it harmless, and whatever else it names is refused.
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,7 +85,18 @@ def unpickle(
     ConfigError: for a pickle that names anything but what PyTorch needs for tensors.
     Exception: of many kinds, for a damaged pickle.
   """
+  _check_memo(file)
   return _Unpickler(file, source, storage).load()
+
+
+def _check_memo(file: IO[bytes]) -> None:
+  """Raises for an object kept under a number so large that the table of them fills all memory."""
+  start = file.tell()
+  for opcode, argument, position in pickletools.genops(file):
+    # Those that Python writes count from 0: less than the bytes that say so.
+    if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > (position or 0):
+      raise pickle.UnpicklingError(f"its memo goes to {argument} within {position} bytes")
+  file.seek(start)
 
 
 class _Inert:

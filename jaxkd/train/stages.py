@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.train.devices import AXIS_NAME
 from jaxkd.train.state import TrainState
 from jaxkd.train.step import Metrics, Prepare, evaluation_step, training_step
@@ -106,9 +106,15 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def check_stages(stages: list[Stage]) -> None:
-  """Raises a ConfigError if names repeat or a stage inherits from one that is not before it."""
+  """Raises a ConfigError if names repeat, or a stage inherits from one that is not before it.
+
+  Names of stages and of what they report become those of files.
+  """
   seen: list[str] = []
   for stage in stages:
+    check_file_name("stage", stage.name)
+    if stage.reported:
+      check_file_name(f"predictor of stage {stage.name!r}:", stage.reported)
     if stage.name in seen:
       raise ConfigError(f"two stages are called {stage.name!r}")
     for participant, source in stage.inherit.items():

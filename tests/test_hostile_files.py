@@ -1,0 +1,400 @@
+"""Files from others that want to run code, leave their folder, or take all memory."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import pathlib
+import pickle
+import re
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save as save_weights
+
+from jaxkd import models, plan, recipes
+from jaxkd.bundles import load_bundle, save_bundle
+from jaxkd.data.photographs import Labels
+from jaxkd.errors import ConfigError
+from jaxkd.models.torch_files import read_torch_file
+from jaxkd.train import check_stages
+from jaxkd.train.checkpoints import Checkpoints
+from jaxkd.train.state import FirstState
+from jaxkd.types import Batch, Network
+from tests import tiny
+from tests.test_config import changed
+
+ROOT = pathlib.Path(__file__).parents[1]
+PLACES = ("../../x", "/tmp/x", "..", "a/b", "a\0b", "a\\..\\b", "")
+
+
+class Touch:
+  """Unpickled as Python does it, this makes a file."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return (os.system, (f"touch {self.path}",))
+
+
+@pytest.fixture
+def trap(tmp_path):
+  """(a pickle, the file that it would make), and neither may be there at the end."""
+  made = tmp_path / "code-was-here"
+  yield pickle.dumps(Touch(made))
+  assert not made.exists()
+
+
+_UNPICKLED: list[str] = []
+_watching = False
+
+
+def _listen(event, arguments):
+  if _watching and event == "pickle.find_class":
+    _UNPICKLED.append(".".join(arguments))
+
+
+sys.addaudithook(_listen)  # for good: it can be silenced, not removed
+
+
+@pytest.fixture
+def nothing_unpickled():
+  """No name is looked up for any pickle while the test runs."""
+  global _watching
+  _UNPICKLED.clear()
+  _watching = True
+  yield
+  _watching = False
+  assert _UNPICKLED == []
+
+
+def test_the_watch_sees_what_is_unpickled():
+  global _watching
+  _UNPICKLED.clear()
+  _watching = True
+  pickle.loads(pickle.dumps(pathlib.Path))
+  _watching = False
+  assert _UNPICKLED == ["pathlib.Path"]
+
+
+# Weights.
+
+
+@pytest.mark.usefixtures("nothing_unpickled")
+@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.pkl", "w.bin", "w.safetensors"])
+def test_a_pickle_for_weights_runs_nothing(trap, tmp_path, name):
+  (tmp_path / name).write_bytes(trap)
+  with pytest.raises(ConfigError, match=r"refused: its pickle names posix\.system|damaged"):
+    read_torch_file(tmp_path / name)
+  with zipfile.ZipFile(tmp_path / name, "w") as archive:
+    archive.writestr("a/data.pkl", trap)
+  with pytest.raises(ConfigError, match=r"refused: its pickle names posix\.system|damaged"):
+    read_torch_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("place", ["../../x", "/tmp/x", "a/../../x"])
+def test_entries_of_an_archive_are_not_extracted(tmp_path, place):
+  inside = tmp_path / "inside"
+  inside.mkdir()
+  with zipfile.ZipFile(inside / "w.pth", "w") as archive:
+    archive.writestr(f"{place}/data.pkl", b"\x80\x02}.")
+    archive.writestr(f"{place}/data/0", b"0000")
+    archive.writestr(place, b"0000")
+  assert read_torch_file(inside / "w.pth") == {}
+  assert [path.name for path in tmp_path.rglob("*")] == ["inside", "w.pth"]
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p4000000000\n"])
+def test_a_pickle_with_an_absurd_memo_takes_no_memory(tmp_path, put):
+  with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+    archive.writestr("a/data.pkl", b"\x80\x02}" + put + b".")
+  with pytest.raises(ConfigError, match=r"w\.pth: .*memo"):
+    read_torch_file(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+  "header",
+  [
+    {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+    {"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}},
+    {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+    {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
+  ],
+)
+def test_absurd_sizes_in_safetensors_take_no_memory(tmp_path, header):
+  text = json.dumps(header).encode()
+  for length in (len(text), 2**62, 2**31):
+    (tmp_path / "w.safetensors").write_bytes(length.to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(ConfigError, match="damaged"):
+      read_torch_file(tmp_path / "w.safetensors")
+
+
+def test_kept_labels_are_no_pickle_and_of_their_own_size(trap, tmp_path):
+  class Encoded:
+    def __len__(self):
+      return 2
+
+    def __getitems__(self, keys):
+      return [{"label": 7} for _ in keys]
+
+  file = tmp_path / "labels.npy"
+  header = "{'descr': '<i4', 'fortran_order': False, 'shape': (1000000000000,), }"
+  absurd = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+  for content in (trap, b"\x93NUMPY\x01\x00", absurd):
+    file.write_bytes(content)
+    np.testing.assert_array_equal(Labels(Encoded(), file).labels, [7, 7])
+  np.save(file, np.array([Touch(tmp_path / "code-was-here"), None], object), allow_pickle=True)
+  np.testing.assert_array_equal(Labels(Encoded(), file).labels, [7, 7])
+
+
+# Bundles.
+
+
+@pytest.fixture
+def bundle(tmp_path):
+  module = models.create("resnet8_w4", num_classes=3)
+  images = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+  variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+  save_bundle(tmp_path / "bundle", Network(module, variables), {"image_shape": [8, 8, 1]})
+  return tmp_path / "bundle"
+
+
+def rewritten(bundle, **changes):
+  document = json.loads((bundle / "model.json").read_text())
+  for path, value in changes.items():
+    *sections, name = path.split("__")
+    section = document
+    for step in sections:
+      section = section[step]
+    section[name] = value
+  (bundle / "model.json").write_text(json.dumps(document))
+
+
+@pytest.mark.usefixtures("nothing_unpickled")
+def test_a_bundle_that_names_places_writes_nothing(bundle, tmp_path):
+  names = dict.fromkeys(("model", "data", "stage", "predictor", "weights", "method"), "../../x")
+  rewritten(bundle, description={"image_shape": [8, 8, 1], **names})
+  before = sorted(tmp_path.rglob("*"))
+  network, description = load_bundle(bundle)
+  assert description["stage"] == "../../x" and network.module.num_classes == 3
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("nothing_unpickled")
+def test_a_pickle_in_a_bundle_runs_nothing(trap, bundle):
+  (bundle / "weights.safetensors").write_bytes(trap)
+  with pytest.raises(ConfigError, match=r"damaged weights\.safetensors"):
+    load_bundle(bundle)
+  (bundle / "model.json").write_bytes(trap)
+  with pytest.raises(ConfigError, match=r"damaged model\.json"):
+    load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"network": {"class": "os.system", "fields": {}}},
+    {"network": {"class": "../../x", "fields": {}}},
+    {"network__fields__dtype": {"dtype": "../../x"}},
+    {"network__fields__dtype": {"dtype": "O"}},
+    {"network__fields__widths": "wide"},
+    {"network__fields__num_classes": -1},
+    {"network__fields__num_classes": 2**70},
+    {"network__fields__widths": [4, 4, 8, 2**70]},
+    {"network__fields__name": "../../x"},
+    {"description__image_shape": [-8, 8, 1]},
+    {"description__image_shape": [2**70, 8, 1]},
+    {"description": []},
+    {"sha256": None},
+  ],
+)
+def test_a_bundle_of_an_absurd_network_is_an_error_in_a_line(bundle, changes):
+  rewritten(bundle, **changes)
+  with pytest.raises(ConfigError) as error:
+    load_bundle(bundle)
+  assert len(str(error.value).splitlines()) == 1 and "bundle" in str(error.value)
+
+
+def test_a_description_nested_without_end_is_an_error_in_a_line(bundle):
+  (bundle / "model.json").write_text("[" * 200_000)
+  with pytest.raises(ConfigError, match=r"damaged model\.json"):
+    load_bundle(bundle)
+
+
+def test_weights_cannot_name_places(bundle):
+  (bundle / "weights.safetensors").write_bytes(save_weights({"../../x": np.zeros(3, np.float32)}))
+  with pytest.raises(ConfigError, match=r"unexpected \(\.\./\.\./x\)"):
+    load_bundle(bundle)
+
+
+# Checkpoints, and where the data iterator stood.
+
+
+def test_a_pickle_in_a_checkpoint_runs_nothing(trap, tmp_path, nothing_unpickled):
+  stage = tiny.stage()
+  example = Batch(np.zeros((2, 6, 6, 1), np.float32), *np.zeros((3, 2), np.int32))
+  shapes = FirstState(stage.scheme, stage.optimizer, example).shapes
+  state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+  class Iterator:
+    def get_state(self):
+      return {"next_index": 3}
+
+    def set_state(self, state):
+      self.state = state
+
+  checkpoints = Checkpoints(tmp_path / "saved")
+  checkpoints.save(2, state, state.participants, {"rows": []}, Iterator())
+  checkpoints.wait()
+  iterator = Iterator()
+  restored = checkpoints.restore(shapes, iterator)
+  assert restored is not None and iterator.state == {"next_index": 3}
+  for item in ("state", "best", "progress", "data"):
+    for file in (tmp_path / "saved" / "2" / item).rglob("*"):
+      if file.is_file():
+        file.write_bytes(trap)
+  with pytest.raises(ConfigError, match=r"no checkpoint in .* can be read"):
+    checkpoints.restore(shapes, Iterator())
+  checkpoints.close()
+
+
+# Names that would be paths.
+
+
+@pytest.mark.parametrize("place", [*PLACES, "two\nlines"])
+@pytest.mark.parametrize(
+  ("method", "field"),
+  [
+    ("kd", "data.name"),
+    ("kd", "teacher.model"),
+    ("kd", "student.model"),
+    ("kd", "method.name"),
+    ("fitnets", "method.stage"),
+    ("at", "method.stages"),
+    ("dml", "method.models"),
+    ("one", "method.from_stage"),
+    ("byot", "method.exits"),
+  ],
+)
+def test_names_in_a_config_are_never_paths(method, field, place, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  plural = field in ("method.stages", "method.models", "method.exits")
+  settings = changed(method, field.split("."), (place,) if plural else place)
+  settings.update({"data": {"directory": str(tmp_path / "tfds")}, "batch_size": 16})
+  for role, model in (("teacher", "resnet8_w8"), ("student", "resnet8_w4")):
+    if field != f"{role}.model":
+      settings[role].model = model
+  with pytest.raises(ConfigError) as error:
+    recipes.check_config(settings)
+    plan.stages(settings, plan.dataset(settings, stand_in))
+  assert len(str(error.value).splitlines()) == 1
+  assert not list(tmp_path.iterdir())
+
+
+def stand_in(name, **options):
+  from jaxkd.data import stand_in
+
+  return stand_in(name, **options)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_stages_and_predictors_are_never_paths(place):
+  stage = tiny.stage()
+  for changes in ({"name": place}, {"reported": place}):
+    if changes.get("reported") == "":
+      continue  # nothing predicts yet
+    with pytest.raises(ConfigError, match=re.escape(f"{place!r}: expected a name without")):
+      check_stages([dataclasses.replace(stage, **changes)])
+
+
+# What our own source may call.
+
+ALLOWED = {
+  # Whose names are looked up in a short fixed list.
+  ("jaxkd/models/torch_pickle.py", "import pickle"),
+  ("jaxkd/models/torch_pickle.py", "import pickletools"),
+}
+_MODULES = (
+  "pickle",
+  "_pickle",
+  "pickletools",
+  "cloudpickle",
+  "dill",
+  "joblib",
+  "marshal",
+  "shelve",
+)
+_CALLS = (
+  "eval",
+  "exec",
+  "compile",
+  "__import__",
+  "os.system",
+  "os.popen",
+  "yaml.load",
+  "torch.load",
+)
+
+
+def dangers(source):
+  """What in a source could run what a file says."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+      named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+      yield from (f"import {name}" for name in named if name.partition(".")[0] in _MODULES)
+    elif isinstance(node, ast.Call):
+      called = ast.unparse(node.func)
+      if called in _CALLS:
+        yield called
+      for keyword in node.keywords:
+        value = keyword.value
+        safe = isinstance(value, ast.Constant) and value.value is False
+        if keyword.arg in ("allow_pickle", "shell") and not safe:
+          yield f"{keyword.arg}={ast.unparse(value)}"
+
+
+def test_our_source_runs_nothing_that_a_file_says():
+  found = {
+    (str(path.relative_to(ROOT)), danger)
+    for path in sorted((ROOT / "jaxkd").rglob("*.py"))
+    for danger in dangers(path.read_text())
+  }
+  assert found == ALLOWED
+
+
+@pytest.mark.parametrize(
+  "source",
+  [
+    "import pickle",
+    "from pickle import loads",
+    "import cloudpickle.compat",
+    "np.load(file, allow_pickle=True)",
+    "np.load(file, allow_pickle=allowed)",
+    "eval(text)",
+    "exec(text)",
+    "yaml.load(text)",
+    "torch.load(file)",
+    "os.system(text)",
+    "subprocess.run(text, shell=True)",
+  ],
+)
+def test_dangers_are_found(source):
+  assert len(list(dangers(source))) == 1
+
+
+def test_every_dependency_is_pinned_exactly():
+  lines = (ROOT / "requirements.txt").read_text().splitlines()
+  assert lines[0].startswith("# Written by 'make lock'")
+  assert len(lines) > 50
+  for line in lines[1:]:
+    assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
+  makefile = (ROOT / "Makefile").read_text()
+  assert re.search(r"^lock:\n(\t.*\n)*\t.*pip freeze .*>> requirements\.txt$", makefile, re.M)
