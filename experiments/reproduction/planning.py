@@ -79,6 +79,8 @@ def _tried(
     for run, tried in of_setting.items():
       for changes in tried:
         settings = _settings(config, setting, "/".join(filter(None, (runs[setting][run], changes))))
+        # Of some candidates nobody knows whether they converge, and one that ends ends the search.
+        settings.nonfinite = "rollback"
         folders = found.setdefault((setting, run), {}).setdefault(changes, [])
         name = ",".join([f"{setting}-{run}", *filter(None, changes.split("/"))])
         for seed in seeds[setting]:

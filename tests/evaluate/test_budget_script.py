@@ -71,7 +71,7 @@ def test_the_command_writes_curves_budgets_and_times(script, run, tmp_path, monk
 
   def load(name, **options):
     asked.append((name, options))
-    train, validation, test = (examples(n, n) for n in (5, 30, 21))
+    train, validation, test = (examples(n, n) for n in (100, 30, 21))
     return data.Dataset(name, train, validation, test, 10, SHAPE, (0.3,), (0.4,))
 
   monkeypatch.setattr(data, "load", load)

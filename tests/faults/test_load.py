@@ -49,7 +49,7 @@ def load_slowly(*args, **options):
   return dataclasses.replace(data, **{n: slow(getattr(data, n), s) for n, s in parts.items()})
 
 settings = recipes.base_config("kd")
-settings.update({"batch_size": 64, "cpu_devices": 8, "baseline": False, "checkpoint_seconds": 0.0})
+settings.update({"batch_size": 64, "cpu_devices": 8, "baseline": False, "checkpoint_seconds": 1.0})
 settings.data.update({"directory": sys.argv[1], "crop": 1})
 settings.teacher.update({"model": "mlp", "epochs": 1})
 settings.student.update({"model": "resnet8_w4", "epochs": EPOCHS})
@@ -61,14 +61,14 @@ SMALL = [
   "--config.checkpoint_seconds=0",
   "--config.data.per_class=8",
   "--config.data.teacher_per_class=16",
-  "--config.teacher.model=resnet8_w8",
+  "--config.teacher.model=mlp",
   "--config.teacher.epochs=1",
   "--config.student.model=resnet8_w4",
-  "--config.student.epochs=4",
+  "--config.student.epochs=2",
   "--config.baseline=False",
 ]
-# Of a weight of the size of 1, after 12 updates: sums over devices are taken in another order.
-TOLERANCE = 1e-4
+# Of a weight of the size of 1, after 6 updates: sums over devices are taken in another order.
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_eight_devices_on_two_cores_never_wait_for_each_other(data, tmp_path, re
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=580,
+    timeout=1500,
     check=False,
   )
   assert done.returncode == 0, done.stderr[-2000:]
@@ -121,13 +121,12 @@ def trained(workdir, data, *flags):
 
 def test_the_same_seed_gives_the_same_bits(data, tmp_path, record_property):
   record_property("fault", "the same command in two processes")
-  record_property("tries", 2)
+  record_property("tries", 3)
   one, other = (trained(tmp_path / name, data) for name in ("one", "other"))
   changed = trained(tmp_path / "third", data, "--config.seed=1")
-  same = "the same" if one == other else "other"
-  record_property(
-    "outcome", f"{same} bits; with another seed {'the same' * (changed == one)}others"
-  )
+  told = ["other bits", "the same bits"]
+  outcome = f"{told[one == other]}; with another seed {told[one == changed]}"
+  record_property("outcome", outcome)
   assert one == other
   assert changed != one
 
