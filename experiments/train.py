@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from jaxkd import experiment, overview, recipes
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, DiskError
 from jaxkd.train import compilation, devices, host_memory
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
@@ -96,7 +96,7 @@ def guarded_main() -> None:
   """Reports a user's mistake as one line and a non-zero status, without a traceback."""
   try:
     app.run(main, flags_parser=parse_flags)
-  except ConfigError as error:
+  except (ConfigError, DiskError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
 
 

@@ -19,6 +19,7 @@ from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
 from jaxkd.train import Reporter, Stage, devices, starting_variables, train_stage
+from jaxkd.train.checkpoints import check_checkpoints
 from jaxkd.train.compilation import Stopwatch
 from jaxkd.train.loop import Finished
 from jaxkd.train.reporting import Row
@@ -56,12 +57,13 @@ def run(
 
   Raises:
     ConfigError: one line naming the field or path, before anything is compiled or written.
+    DiskError: one line naming what cannot be written. When it can, the same goes on.
   """
   recipes.check_config(settings)
   refuse_other_run(settings, workdir)
   finished = workdir / "summary.json"
   if finished.exists():
-    summary = json.loads(finished.read_text())
+    summary = read_summary(workdir)
     console.print(f"the run in {workdir} is complete", soft_wrap=True)
     console.print(report.closing_table(summary))
     return summary
@@ -69,10 +71,11 @@ def run(
   chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
   data = plan.dataset(settings, load_data or load)
   stages = plan.stages(settings, data)
+  for stage in stages:
+    check_checkpoints(workdir / "checkpoints" / stage.name)
   # Nobody writes before everybody has looked.
   devices.wait_for_everyone("work directory checked")
   if devices.is_first_process():
-    workdir.mkdir(parents=True, exist_ok=True)
     report.write_atomically(workdir / "config.json", _as_json(settings))
     for stage in stages:
       for note in stage.notes:
@@ -93,6 +96,22 @@ def run(
   console.print(report.closing_table(summary))
   told = f"{seconds:.0f} seconds, of which tracing and compiling took {compiling.seconds:.0f}"
   console.print(told, highlight=False)
+  return summary
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
+  """What a complete run left in its summary.json.
+
+  Raises:
+    ConfigError: if it is damaged.
+  """
+  path = workdir / "summary.json"
+  try:
+    summary = json.loads(path.read_text())
+    _ = summary["stages"]
+  except (ValueError, KeyError, TypeError) as error:
+    hint = "without it the same command makes it anew from the checkpoints"
+    raise ConfigError(f"{path} is damaged ({error!r}); {hint}") from error
   return summary
 
 

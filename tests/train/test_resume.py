@@ -136,6 +136,8 @@ def test_checkpoints_in_which_every_process_kept_its_own_position_are_read(
     for process in (0, 1):
       shutil.copy(position, position.with_name(f"process_{process}-of-2.json"))
     position.unlink()
+  for seal in tmp_path.glob("*/digests.json"):
+    seal.unlink()
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
