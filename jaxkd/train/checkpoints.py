@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError, DiskError, writing
 from jaxkd.train.devices import host_copy, is_first_process, wait_for_everyone
+from jaxkd.train.quiet import QuietOrbax
 from jaxkd.train.seals import Sealed, check_seal
 from jaxkd.train.state import TrainState
 from jaxkd.types import Participants
@@ -50,8 +53,9 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, *, keep: int = 2) -> None:
     self._directory = directory
-    # Of errors that orbax raises it also logs the traceback.
-    logging.get_absl_logger().addFilter(_is_news)
+    self._quiet = QuietOrbax()
+    self._quiet.start()
+    self._failed = False
     with writing(directory):
       self._manager = ocp.CheckpointManager(
         epath.Path(directory.absolute()),
@@ -167,15 +171,18 @@ class Checkpoints:
     """Waits for saves and gives back threads; raises as `wait`."""
     with self._writing():
       self._manager.close()
-    logging.get_absl_logger().removeFilter(_is_news)
+    # After an error the others come when it has long been told.
+    if not self._failed:
+      self._quiet.stop()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # What tensorstore cannot write is a ValueError, for one.
-      told = f"checkpoints in {self._directory} cannot be written: {_reason(error)}"
-      raise DiskError(told) from error
+    except (OSError, ValueError, RuntimeError) as error:  # What tensorstore makes of a full disk.
+      self._failed = True
+      reason = _of_system(error) or _reason(error)
+      raise DiskError(f"checkpoints in {self._directory} cannot be written: {reason}") from error
 
 
 def check_checkpoints(directory: pathlib.Path) -> None:
@@ -209,8 +216,10 @@ def _reason(error: Exception) -> str:
   return " ".join((str(error).strip() or type(error).__name__).split())[:200]
 
 
-def _is_news(record: Any) -> bool:
-  return not (record.exc_info and "/orbax/" in record.pathname)
+def _of_system(error: Exception) -> str | None:
+  """What the operating system said, if it had a part in an error."""
+  found = re.search(r"\[os_error_code='(\d+)'\]", str(error))  # as tensorstore tells it
+  return os.strerror(int(found[1])) if found else getattr(error, "strerror", None)
 
 
 def _on_any_devices(leaf: Any) -> jax.ShapeDtypeStruct:
