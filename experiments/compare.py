@@ -37,7 +37,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import recipes, report, sweep, variants
+from jaxkd import experiment, recipes, report, sweep, variants
 from jaxkd.errors import ConfigError
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file, without a method.")
@@ -138,7 +138,7 @@ def _compared(runs: Runs, workdir: pathlib.Path) -> tuple[report.Accuracies, str
   validations: report.Accuracies = {}
   for (name, _), folders in runs.items():
     for folder in folders:
-      stages = json.loads((folder / "summary.json").read_text())["stages"]
+      stages = experiment.read_summary(folder)["stages"]
       for table, scored in ((tests, stages), (validations, _validated(stages, folder))):
         found = report.run_accuracies(_label(name), scored, every_predictor=_EVERY_PREDICTOR.value)
         for row, accuracy in found.items():
@@ -153,7 +153,7 @@ def _validation(folders: list[pathlib.Path]) -> list[float]:
   """The last validation accuracies of runs, by what stands for each."""
   found = []
   for folder in folders:
-    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    stages = experiment.read_summary(folder)["stages"]
     validated = report.run_accuracies("", _validated(stages, folder))
     if not validated:
       raise ConfigError(f"rates are chosen by validation, of which the run in {folder} has none")

@@ -37,7 +37,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxkd import experiment, overview, recipes
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, DiskError
 from jaxkd.train import compilation, devices, host_memory, lost_processes
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
 
 
 def _last_words(error: Exception) -> str:
-  if isinstance(error, ConfigError):
+  if isinstance(error, ConfigError | DiskError):
     if devices.is_first_process():
       time.sleep(3)  # its end is theirs, and they are to tell of their mistake, not of its end
     return _one_line(error)
@@ -152,11 +152,11 @@ def guarded_main() -> None:
   """Reports a user's mistake as one line and a non-zero status, without a traceback."""
   try:
     app.run(main, flags_parser=parse_flags)
-  except ConfigError as error:
+  except (ConfigError, DiskError) as error:
     sys.exit(_one_line(error))
 
 
-def _one_line(error: ConfigError) -> str:
+def _one_line(error: ConfigError | DiskError) -> str:
   return f"error: {' '.join(str(error).split())}"
 
 

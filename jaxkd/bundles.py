@@ -26,7 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as save_weights
 
 from jaxkd import connectors, models
-from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.errors import ConfigError, unknown_name, writing
 from jaxkd.models.safetensors_data import arrays_in
 from jaxkd.types import Network
 
@@ -76,6 +76,7 @@ def save_bundle(
   Raises:
     ConfigError: for an unknown class, a field or description JSON cannot hold, variables that are
       not those of the module, or another thing at `directory`.
+    DiskError: if it cannot be written.
   """
   target = Path(directory)
   if target.exists() and not _replaceable(target):
@@ -97,16 +98,17 @@ def save_bundle(
   except TypeError as error:
     raise ConfigError(f"description of bundle {target}: {error}") from error
 
-  target.parent.mkdir(parents=True, exist_ok=True)
-  fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-  try:
-    (fresh / _WEIGHTS).write_bytes(weights)
-    (fresh / _MODEL).write_text(text + "\n")
-    fresh.chmod(0o755)  # mkdtemp's directories are their owner's alone
-    _swap(fresh, target)
-  except BaseException:
-    shutil.rmtree(fresh, ignore_errors=True)
-    raise
+  with writing(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+      (fresh / _WEIGHTS).write_bytes(weights)
+      (fresh / _MODEL).write_text(text + "\n")
+      fresh.chmod(0o755)  # mkdtemp's directories are their owner's alone
+      _swap(fresh, target)
+    except BaseException:
+      shutil.rmtree(fresh, ignore_errors=True)
+      raise
 
 
 def load_bundle(

@@ -1,13 +1,36 @@
-"""One way to say that a name is not known, or will not do."""
+"""What goes wrong without being a bug, each in one line."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Iterator
 
 
 class ConfigError(ValueError):
   """A mistake in what a user asked for, in one line: field, value, what would do."""
+
+
+class DiskError(OSError):
+  """What could not be written, and why, in one line: a full disk, one that is read only."""
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Names `path` in the error of whatever cannot be written inside the block.
+
+  >>> with writing(pathlib.Path("runs/metrics.jsonl")):
+  ...   raise OSError(28, "No space left on device")
+  Traceback (most recent call last):
+  jaxkd.errors.DiskError: runs/metrics.jsonl cannot be written: No space left on device
+  """
+  try:
+    yield
+  except DiskError:
+    raise
+  except OSError as error:
+    raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ConfigError:

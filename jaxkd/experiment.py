@@ -20,6 +20,7 @@ from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.interruption import Interruption
 from jaxkd.train import NonFinite, Reporter, Stage, devices, starting_variables, train_stage
+from jaxkd.train.checkpoints import check_checkpoints
 from jaxkd.train.compilation import Stopwatch
 from jaxkd.train.loop import Finished
 from jaxkd.train.reporting import Row
@@ -64,12 +65,13 @@ def run(
 
   Raises:
     ConfigError: one line naming the field or path, before anything is compiled or written.
+    DiskError: one line naming what cannot be written. When it can, the same goes on.
   """
   recipes.check_config(settings)
   refuse_other_run(settings, workdir)
   finished = workdir / "summary.json"
   if finished.exists():
-    summary = json.loads(finished.read_text())
+    summary = read_summary(workdir)
     console.print(f"the run in {workdir} is complete", soft_wrap=True)
     console.print(report.closing_table(summary))
     return summary
@@ -80,6 +82,8 @@ def run(
       pass  # Whoever comes second is told before data are loaded.
   data = plan.dataset(settings, load_data or load)
   stages = plan.stages(settings, data)
+  for stage in stages:
+    check_checkpoints(workdir / "checkpoints" / stage.name)
   # Nobody writes before everybody has looked.
   devices.wait_for_everyone("work directory checked")
   with claimed(workdir):
@@ -117,6 +121,22 @@ def _make(
   console.print(report.closing_table(summary))
   told = f"{seconds:.0f} seconds, of which tracing and compiling took {compiling.seconds:.0f}"
   console.print(told, highlight=False)
+  return summary
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
+  """What a complete run left in its summary.json.
+
+  Raises:
+    ConfigError: if it is damaged.
+  """
+  path = workdir / "summary.json"
+  try:
+    summary = json.loads(path.read_text())
+    _ = summary["stages"]
+  except (ValueError, KeyError, TypeError) as error:
+    hint = "without it the same command makes it anew from the checkpoints"
+    raise ConfigError(f"{path} is damaged ({error!r}); {hint}") from error
   return summary
 
 

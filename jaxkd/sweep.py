@@ -27,7 +27,7 @@ from rich.console import Console
 
 from jaxkd import experiment, recipes, report
 from jaxkd.data import DATASETS, Dataset, load
-from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.errors import ConfigError, DiskError, unknown_name
 from jaxkd.train import compilation, devices, host_memory
 from jaxkd.workers import Ended, Place, Workers, places
 
@@ -235,7 +235,7 @@ def _make(
   started = time.monotonic()
   try:
     summary = experiment.run(settings, folder, console, load_data=load_data)
-  except ConfigError as error:
+  except (ConfigError, DiskError) as error:
     return _Outcome(error=str(error), mistake=True)
   except Exception as error:  # told by `run_all`, when the runs in progress are finished
     console.print(traceback.format_exc(), soft_wrap=True, highlight=False, markup=False)

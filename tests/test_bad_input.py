@@ -266,6 +266,13 @@ def test_a_finished_run_of_another_config_is_not_shown_as_this_ones(refuse, tmp_
   refuse(settings_for(seed=3), r"holds another config's run \(seed=0 there, 3 asked\)$")
 
 
+@pytest.mark.parametrize("text", ["", '{"stages": {"alo', "[]", "{}"])
+def test_a_damaged_summary_of_a_run_is_named(refuse, tmp_path, text):
+  hold(tmp_path / "run", settings_for())
+  (tmp_path / "run" / "summary.json").write_text(text)
+  refuse(settings_for(), f"^{tmp_path}/run/summary.json is damaged .* makes it anew from the chec")
+
+
 def test_a_workdir_of_something_else_is_refused(refuse, tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "thesis.tex").write_text("everything")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxkd import bundles, data, plan, report
+from jaxkd import bundles, data, experiment, plan, report
 from jaxkd.train import Stage
 from jaxkd.types import Network
 
@@ -162,7 +161,7 @@ _load = functools.lru_cache(maxsize=1)(data.load)
 
 def summary(folder: pathlib.Path) -> dict[str, Any]:
   """What a finished run left."""
-  return json.loads((folder / "summary.json").read_text())
+  return experiment.read_summary(folder)
 
 
 def predictors(folder: pathlib.Path, kind: str) -> list[str]:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkd import report
+from jaxkd import experiment, report
 
 # (setting, run) -> changes -> validation accuracy of each seed, 0..1
 Tried = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
@@ -83,6 +83,6 @@ def _validation(folder: pathlib.Path) -> float:
 
 
 def _scored(folder: pathlib.Path) -> Any:
-  stages = json.loads((folder / "summary.json").read_text())["stages"]
+  stages = experiment.read_summary(folder)["stages"]
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   return report.validated_stages(stages, map(json.loads, lines))

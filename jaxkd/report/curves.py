@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from jaxkd.errors import writing
 from jaxkd.train.reporting import Row
 
 
@@ -44,4 +45,5 @@ def draw_curves(
   accuracies.legend(loc="lower right")
   losses.legend(loc="upper right")
   figure.suptitle(title)
-  figure.savefig(path, dpi=120)
+  with writing(path):
+    figure.savefig(path, dpi=120)

@@ -7,9 +7,15 @@ import pathlib
 import time
 from collections.abc import Mapping
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
+from jaxkd.errors import writing
 from jaxkd.train.reporting import Row, Silent
+
+# Flushing waits for the disk, and an epoch may take less.
+_SECONDS_UNFLUSHED = 30.0
 
 
 class MetricsFile(Silent):
@@ -37,16 +43,22 @@ class MetricsFile(Silent):
   def epoch_ended(self, row: Row) -> None:
     """Appends one row."""
     self._rows.append(row)
-    with self._path.open("a") as file:
+    with writing(self._path), self._path.open("a") as file:
       file.write(_line(row))
 
 
 class TensorBoard(Silent):
-  """Events under `directory/STAGE`: every metric of every row, and the speed."""
+  """Events under `directory/STAGE`: every metric of every row, and the speed.
+
+  Written by the caller's own thread: that of tensorboardX's SummaryWriter dies of a full disk, and
+  whoever then hands it an event waits for good.
+  """
 
   def __init__(self, directory: pathlib.Path) -> None:
     self._directory = directory
-    self._writer: tensorboardX.SummaryWriter | None = None
+    self._folder = directory
+    self._writer: EventsWriter | None = None
+    self._flushed_at = 0.0
     self._since, self._images = time.monotonic(), 0
 
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
@@ -59,7 +71,13 @@ class TensorBoard(Silent):
     self._open(stage, rows[-1]["step"] + 1 if rows else 1)
 
   def _open(self, stage: str, purge: int | None) -> None:
-    self._writer = tensorboardX.SummaryWriter(str(self._directory / stage), purge_step=purge)
+    self._folder = self._directory / stage
+    with writing(self._folder):
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._writer = EventsWriter(str(self._folder / "events"))
+    if purge is not None:
+      self._write(Event(step=purge, session_log=SessionLog(status=SessionLog.START)))
+    self._flush()
     self._since, self._images = time.monotonic(), 0
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
@@ -68,31 +86,49 @@ class TensorBoard(Silent):
 
   def epoch_ended(self, row: Row) -> None:
     """Writes one row's scalars."""
-    assert self._writer is not None
-    for name, value in row["train"].items():
-      self._writer.add_scalar(f"train/{name}", value, row["step"])
+    values = {f"train/{name}": value for name, value in row["train"].items()}
     for predictor, scores in row.get("validation", {}).items():
-      for name, value in scores.items():
-        self._writer.add_scalar(f"validation/{predictor}_{name}", value, row["step"])
+      values |= {f"validation/{predictor}_{name}": value for name, value in scores.items()}
     seconds = time.monotonic() - self._since
-    self._writer.add_scalar("speed/images_per_second", self._images / seconds, row["step"])
+    values["speed/images_per_second"] = self._images / seconds
+    for name, value in values.items():
+      self._write(Event(step=row["step"], summary=scalar(name, value)))
+    if time.monotonic() - self._flushed_at > _SECONDS_UNFLUSHED:
+      self._flush()
     self._since, self._images = time.monotonic(), 0
 
   def stage_ended(self, stage: str) -> None:
     """Closes the stage's events."""
     assert self._writer is not None
-    self._writer.close()
+    with writing(self._folder):
+      self._writer.close()
+
+  def _write(self, event: Event) -> None:
+    assert self._writer is not None
+    event.wall_time = time.time()
+    with writing(self._folder):
+      self._writer.write_event(event)
+
+  def _flush(self) -> None:
+    assert self._writer is not None
+    with writing(self._folder):
+      self._writer.flush()
+    self._flushed_at = time.monotonic()
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes a file that is either the old one or the new one, whenever it is read.
 
   Its folder is made if it is not there.
+
+  Raises:
+    DiskError: if it cannot be written.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  partial.replace(path)
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _line(row: Row) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
 import pathlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +17,10 @@ from absl import logging
 from etils import epath
 from orbax import checkpoint as ocp
 
-from jaxkd.errors import ConfigError
-from jaxkd.train.devices import host_copy
+from jaxkd.errors import ConfigError, DiskError, writing
+from jaxkd.train.devices import host_copy, is_first_process, wait_for_everyone
+from jaxkd.train.quiet import QuietOrbax
+from jaxkd.train.seals import Sealed, check_seal
 from jaxkd.train.state import TrainState
 from jaxkd.types import Participants
 
@@ -37,7 +43,8 @@ class Checkpoints:
   """The checkpoints of one stage in one directory.
 
   State, best participants, data iterator and progress are items of one checkpoint, which orbax
-  makes visible only once it is complete: they can never disagree. The last `keep` are kept.
+  makes visible only once it is complete: they can never disagree. The last `keep` are kept, and
+  whatever is found damaged (`jaxkd.train.seals`).
 
   Nothing in a checkpoint depends on how many processes or devices wrote it, and any number of
   them can read it: arrays are the same everywhere, and so is the iterator's position in its stream
@@ -46,10 +53,18 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, *, keep: int = 2) -> None:
     self._directory = directory
-    self._manager = ocp.CheckpointManager(
-      epath.Path(directory.absolute()),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-    )
+    self._quiet = QuietOrbax()
+    self._quiet.start()
+    self._failed = False
+    with writing(directory):
+      self._manager = ocp.CheckpointManager(
+        epath.Path(directory.absolute()),
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep,
+          temporary_path_class=Sealed,
+          lightweight_initialize=True,  # else it would read, and log, what is damaged
+        ),
+      )
 
   def save(
     self,
@@ -62,50 +77,54 @@ class Checkpoints:
     """Starts saving; returns once everything is copied from the devices.
 
     Raises:
+      DiskError: if this checkpoint or the one before cannot be written.
       RuntimeError: if orbax declined to save.
     """
-    if step in self._manager.all_steps():
-      return
-    saved = self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        # Of arrays on several devices orbax would write a part from each, by slices compiled for
-        # every shape; and it refuses those that are one process's where there are several.
-        state=ocp.args.StandardSave(host_copy(state)),
-        best=ocp.args.StandardSave(host_copy(best)),
-        # A copy: it is written in the background, while the loop goes on counting.
-        progress=ocp.args.JsonSave(copy.deepcopy(progress)),
-        data=ocp.args.JsonSave(copy.deepcopy(iterator.get_state())),
-      ),
+    arguments = ocp.args.Composite(
+      # Of arrays on several devices orbax would write a part from each, by slices compiled for
+      # every shape; and it refuses those that are one process's where there are several.
+      state=ocp.args.StandardSave(host_copy(state)),
+      best=ocp.args.StandardSave(host_copy(best)),
+      # A copy: it is written in the background, while the loop goes on counting.
+      progress=ocp.args.JsonSave(copy.deepcopy(progress)),
+      data=ocp.args.JsonSave(copy.deepcopy(iterator.get_state())),
     )
+    with self._writing():
+      saved = self._manager.save(step, args=arguments)
     if not saved:
       raise RuntimeError(f"checkpoint {step} was not saved in {self._directory}")
 
   def restore(self, state: TrainState, iterator: Any) -> Restored | None:
     """The newest checkpoint that can be read, or None if there is none at all.
 
+    Newer ones that cannot are renamed to STEP.damaged, out of the way of those still to be saved.
+
     Args:
       state: a state of the right shapes; its values are not used.
       iterator: the data iterator, set to the checkpoint's position.
 
     Raises:
-      ConfigError: if there are checkpoints but none can be read. Nothing is deleted.
+      ConfigError: if there are checkpoints but none can be read. Nothing is deleted or renamed.
     """
-    problems = []
+    problems: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored = self._restore_step(step, state, iterator)
       except Exception as error:  # Damage surfaces as whatever the reader stumbled over.
-        reason = str(error).strip() or type(error).__name__
-        problems.append(f"checkpoint {step}: {' '.join(reason.split())[:200]}")
-        logging.warning("%s cannot be read, trying an older one: %s", self._directory, problems[-1])
+        problems[step] = _reason(error)
       else:
+        if problems:
+          logging.warning(
+            "%s: %s; going on from checkpoint %d", self._directory, _told(problems), step
+          )
+          self._set_aside(problems)
         return restored
     if problems:
-      raise ConfigError(f"no checkpoint in {self._directory} can be read: {'; '.join(problems)}")
+      raise _none_is_good(self._directory, problems)
     return None
 
   def _restore_step(self, step: int, state: TrainState, iterator: Any) -> Restored:
+    check_seal(self._directory / str(step))
     template = jax.tree.map(_on_any_devices, state)
     items = self._manager.restore(
       step,
@@ -131,13 +150,80 @@ class Checkpoints:
     """Deletes one checkpoint."""
     self._manager.delete(step)
 
+  def _set_aside(self, steps: Mapping[int, str]) -> None:
+    """Renames checkpoints; orbax saves no step that exists, or that is older than the latest."""
+    if is_first_process():
+      for step in steps:
+        folder = self._directory / str(step)
+        names = (f"{step}.damaged{n}" for n in ("", *(f"-{n}" for n in range(2, 1000))))
+        free = next(name for name in names if not (self._directory / name).exists())
+        with writing(folder):
+          folder.rename(self._directory / free)
+    wait_for_everyone("damaged checkpoints set aside")
+    self._manager.reload()
+
   def wait(self) -> None:
-    """Returns once every save begun is on disk; raises what a save raised."""
-    self._manager.wait_until_finished()
+    """Returns once every save begun is on disk.
+
+    Raises:
+      DiskError: if one cannot be written.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for saves and gives back threads."""
-    self._manager.close()
+    """Waits for saves and gives back threads; raises as `wait`."""
+    with self._writing():
+      self._manager.close()
+    # After an error the others come when it has long been told.
+    if not self._failed:
+      self._quiet.stop()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as error:  # What tensorstore makes of a full disk.
+      self._failed = True
+      reason = _of_system(error) or _reason(error)
+      raise DiskError(f"checkpoints in {self._directory} cannot be written: {reason}") from error
+
+
+def check_checkpoints(directory: pathlib.Path) -> None:
+  """Looks whether a stage whose checkpoints are in `directory` can go on, and changes nothing.
+
+  Raises:
+    ConfigError: if there are checkpoints, and all are damaged.
+  """
+  steps = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+  problems: dict[int, str] = {}
+  for step in sorted(steps, reverse=True):
+    try:
+      check_seal(directory / str(step))
+    except (OSError, ValueError) as error:
+      problems[step] = _reason(error)
+    else:
+      return
+  if problems:
+    raise _none_is_good(directory, problems)
+
+
+def _none_is_good(directory: pathlib.Path, problems: Mapping[int, str]) -> ConfigError:
+  return ConfigError(f"no checkpoint in {directory} can be read: {_told(problems)}")
+
+
+def _told(problems: Mapping[int, str]) -> str:
+  return "; ".join(f"checkpoint {step}: {reason}" for step, reason in problems.items())
+
+
+def _reason(error: Exception) -> str:
+  return " ".join((str(error).strip() or type(error).__name__).split())[:200]
+
+
+def _of_system(error: Exception) -> str | None:
+  """What the operating system said, if it had a part in an error."""
+  found = re.search(r"\[os_error_code='(\d+)'\]", str(error))  # as tensorstore tells it
+  return os.strerror(int(found[1])) if found else getattr(error, "strerror", None)
 
 
 def _on_any_devices(leaf: Any) -> jax.ShapeDtypeStruct:

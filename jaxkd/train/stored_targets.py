@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkd.errors import ConfigError, writing
+
 _ABOUT, _RECORDS = "fingerprint", "targets.array_record"
 
 
@@ -40,14 +42,19 @@ class StoredTargets:
   def complete(self) -> bool:
     """See the class."""
     file = self._directory / _ABOUT
-    return file.exists() and file.read_text() == self._about
+    return file.exists() and file.read_text() == self._seal()
 
   def write(self, parts: Iterable[Sequence[np.ndarray]]) -> None:
-    """Writes the arrays of one batch after the other, in place of what is there."""
+    """Writes the arrays of one batch after the other, in place of what is there.
+
+    Raises:
+      DiskError: if they cannot be written.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    self._directory.mkdir(parents=True, exist_ok=True)
-    (self._directory / _ABOUT).unlink(missing_ok=True)
+    with writing(self._directory):
+      self._directory.mkdir(parents=True, exist_ok=True)
+      (self._directory / _ABOUT).unlink(missing_ok=True)
     # Groups of one: records are read one by one, in no order.
     writer = ArrayRecordWriter(str(self._directory / _RECORDS), "group_size:1")
     for arrays in parts:
@@ -56,15 +63,22 @@ class StoredTargets:
         writer.write(record.tobytes())
     writer.close()
     # Written last: its presence says that the records are whole.
-    (self._directory / _ABOUT).write_text(self._about)
+    with writing(self._directory):
+      (self._directory / _ABOUT).write_text(self._seal())
 
   def read(self, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The arrays (B, ...) of these examples and views, numbered in the order of writing."""
-    if self._reader is None:
-      from array_record.python.array_record_module import ArrayRecordReader
+    """The arrays (B, ...) of these examples and views, numbered in the order of writing.
 
-      self._reader = ArrayRecordReader(str(self._directory / _RECORDS), "readahead_buffer_size:0")
-    records = self._reader.read([int(number) for number in numbers])
+    Raises:
+      ConfigError: if they are damaged; whoever asks next is told that they are not complete.
+    """
+    try:
+      records = self._records([int(number) for number in numbers])
+    except RuntimeError as error:  # of a digest that array_record keeps of every record
+      (self._directory / _ABOUT).unlink(missing_ok=True)
+      raise ConfigError(
+        f"the targets cached in {self._directory} are damaged; the same command computes them anew"
+      ) from error
     rows = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)
     found, start = [], 0
     for shape, dtype in self._shapes:
@@ -73,6 +87,18 @@ class StoredTargets:
       found.append(part.reshape(len(records), *shape))
       start = stop
     return tuple(found)
+
+  def _records(self, numbers: list[int]) -> list[bytes]:
+    if self._reader is None:
+      from array_record.python.array_record_module import ArrayRecordReader
+
+      self._reader = ArrayRecordReader(str(self._directory / _RECORDS), "readahead_buffer_size:0")
+    return self._reader.read(numbers)
+
+  def _seal(self) -> str:
+    """What they were computed from, and how long the file is that holds them."""
+    file = self._directory / _RECORDS
+    return f"{self._about} {file.stat().st_size if file.exists() else 0}"
 
 
 def fingerprint(*parts: Any) -> str:

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from jaxkd import schemes
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, DiskError
 from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.train import Silent, check_stages, starting_variables, train_stage
+from jaxkd.train.checkpoints import Checkpoints, check_checkpoints
+from jaxkd.train.seals import check_seal
+from jaxkd.train.state import TrainState
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples, stage
 
@@ -159,6 +162,81 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, uninterru
   assert resumed.rows == uninterrupted.rows
 
 
+def flip(file):
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 4
+  file.write_bytes(data)
+
+
+def newest_and_its_largest(directory, item):
+  """The newest checkpoint's step, and the largest file of its item."""
+  step = max(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+  files = [path for path in (directory / str(step) / item).rglob("*") if path.is_file()]
+  return step, max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+  ("item", "harm"),
+  [
+    # Nobody else would notice these two.
+    ("state/ocdbt.process_0/d", flip),
+    ("best/ocdbt.process_0/d", flip),
+    ("progress", lambda file: file.write_bytes(b"")),
+    ("data", pathlib.Path.unlink),
+  ],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_made_anew(
+  tmp_path, uninterrupted, stopped, caplog, item, harm
+):
+  copied(stopped, tmp_path)
+  step, file = newest_and_its_largest(tmp_path, item)
+  harm(file)
+  harmed = {p: p.read_bytes() for p in (tmp_path / str(step)).rglob("*") if p.is_file()}
+  resumed = train(tmp_path, checkpoint_seconds=0.0)
+  assert_same(resumed.participants, uninterrupted.participants)
+  assert resumed.rows == uninterrupted.rows
+  (warning,) = caplog.messages
+  name = file.relative_to(tmp_path / str(step)).as_posix()
+  assert warning.startswith(f"{tmp_path}: checkpoint {step}: {name} is ")
+  assert warning.endswith(f"; going on from checkpoint {step - 1}")
+  for path, data in harmed.items():
+    kept = tmp_path / f"{step}.damaged" / path.relative_to(tmp_path / str(step))
+    assert kept.read_bytes() == data
+
+
+def test_a_step_that_was_damaged_is_saved_again(tmp_path, stopped):
+  copied(stopped, tmp_path)
+  for times in (1, 2):
+    step, file = newest_and_its_largest(tmp_path, "state")
+    flip(file)
+    with pytest.raises(Interruption):
+      train(tmp_path, StopAfter(2), checkpoint_seconds=0.0)
+    check_seal(tmp_path / str(step))
+    assert len(list(tmp_path.glob(f"{step}.damaged*"))) == times
+
+
+class Position:
+  def get_state(self):
+    return {"next_index": 1}
+
+
+def test_what_the_disk_does_not_take_is_told_with_its_place(tmp_path):
+  directory = tmp_path / "alone"
+  weights = {"student": {"params": {"kernel": np.zeros(3, np.float32)}}}
+  state = TrainState(np.int32(1), np.zeros(2, np.uint32), weights, ())
+  checkpoints = Checkpoints(directory)
+  checkpoints.save(1, state, weights, {}, Position())
+  checkpoints.wait()
+  directory.rename(tmp_path / "elsewhere")
+  directory.write_text("a file where the folder was")
+  with pytest.raises(DiskError, match=f"^checkpoints in {directory} cannot be written: ") as caught:
+    checkpoints.save(2, state, weights, {}, Position())
+    checkpoints.wait()
+  assert "\n" not in str(caught.value)
+  checkpoints.close()
+  check_checkpoints(tmp_path / "elsewhere")
+
+
 def test_checkpoints_in_which_every_process_kept_its_own_position_are_read(
   tmp_path, uninterrupted, stopped
 ):
@@ -170,6 +248,8 @@ def test_checkpoints_in_which_every_process_kept_its_own_position_are_read(
     for process in (0, 1):
       shutil.copy(position, position.with_name(f"process_{process}-of-2.json"))
     position.unlink()
+  for seal in tmp_path.glob("*/digests.json"):
+    seal.unlink()
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
@@ -185,6 +265,8 @@ def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tm
     ConfigError, match=rf"no checkpoint in {tmp_path} can be read: checkpoint {steps[-1]}"
   ):
     train(tmp_path)
+  with pytest.raises(ConfigError, match=rf"no checkpoint in {tmp_path} can be read: checkpoint"):
+    check_checkpoints(tmp_path)
   assert sorted(str(p) for p in tmp_path.rglob("*")) == before
 
 

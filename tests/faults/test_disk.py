@@ -1,0 +1,106 @@
+"""A disk that is full, or read only: the run says so in one line, and goes on when it can."""
+
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from tests.faults.digits_alone import results, run
+
+pytestmark = pytest.mark.faults
+
+
+def mounted(*arguments):
+  return subprocess.run(["mount", *map(str, arguments)], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A disk of a few kilobytes, where one may be mounted."""
+  place = tmp_path / "disk"
+  place.mkdir()
+  if not mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", place):
+    pytest.skip("no disk may be mounted here")
+  yield place
+  subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """(folder of data and programs, a finished run's workdir)."""
+  folder = tmp_path_factory.mktemp("whole")
+  done = run(folder / "run", folder)
+  assert done.returncode == 0, done.stderr
+  return folder, folder / "run"
+
+
+def size(folder):
+  """Kilobytes that a disk needs for a folder."""
+  return int(subprocess.run(["du", "-sk", str(folder)], capture_output=True).stdout.split()[0])
+
+
+def news(done):
+  """Standard error without orbax's word on clearing away what an earlier run left half saved."""
+  lines = done.stderr.splitlines()
+  return [line for line in lines if "Removing existing directory since it is not fin" not in line]
+
+
+def test_a_disk_that_fills_up(whole, disk, record_property):
+  """With ever more room, the same command gets ever further."""
+  folder, finished = whole
+  workdir = disk / "run"
+  told = []
+  # Too little for a checkpoint, for a second one, and for a third beside the two that are kept.
+  for room in (40, 400, 650, 8 * size(finished)):
+    assert mounted("-o", f"remount,size={room}k", disk)
+    done = run(workdir, folder)
+    if done.returncode == 0:
+      break
+    (line,) = news(done)
+    assert done.returncode == 1
+    assert line.startswith(f"error: {'checkpoints in ' if 'checkpoints in' in line else ''}{disk}")
+    assert line.endswith("cannot be written: No space left on device"), line
+    told.append(line.split(str(workdir))[1].split(" cannot")[0])
+  assert done.returncode == 0
+  assert results(workdir) == results(finished)
+  assert len(told) == 3
+  record_property("fault", "the disk is full")
+  record_property("tries", len(told))
+  record_property(
+    "outcome",
+    f"{len(told)} ended in one line, status 1 (writing {', '.join(sorted(set(told)))}); with room "
+    "the same command went on to the same bits",
+  )
+
+
+def test_a_disk_that_is_read_only(whole, disk, record_property):
+  folder, finished = whole
+  assert mounted("-o", f"remount,size={8 * size(finished)}k", disk)
+  workdir = disk / "run"
+  shutil.copytree(finished, workdir)
+  (workdir / "summary.json").unlink()
+  assert mounted("-o", "remount,ro", disk)
+  done = run(workdir, folder)
+  assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+  assert done.stderr.startswith(f"error: {workdir}")
+  assert done.stderr.endswith(" cannot be written: Read-only file system\n")
+  assert mounted("-o", "remount,rw", disk)
+  assert run(workdir, folder).returncode == 0
+  assert results(workdir) == results(finished)
+  record_property("fault", "the disk is read only")
+  record_property("tries", 1)
+  record_property("outcome", "one line, status 1; written to again, on to the same bits")
+
+
+def test_a_finished_run_on_a_read_only_disk_is_still_shown(whole, disk, record_property):
+  folder, finished = whole
+  assert mounted("-o", f"remount,size={8 * size(finished)}k", disk)
+  shutil.copytree(finished, disk / "run")
+  assert mounted("-o", "remount,ro", disk)
+  done = run(pathlib.Path(disk / "run"), folder)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert "is complete" in done.stdout
+  record_property("fault", "a finished run on a read-only disk")
+  record_property("tries", 1)
+  record_property("outcome", "its table is shown")

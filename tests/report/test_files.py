@@ -1,0 +1,66 @@
+"""TensorBoard's events, read back as it reads them."""
+
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from jaxkd.errors import DiskError
+from jaxkd.report import MetricsFile, TensorBoard
+
+
+def events(folder):
+  """Of all files of a folder, oldest first."""
+  found = []
+  for file in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
+    data = file.read_bytes()
+    while data:
+      (size,) = struct.unpack("Q", data[:8])
+      found.append(Event.FromString(data[12 : 12 + size]))
+      data = data[16 + size :]
+  return found
+
+
+def row(epoch):
+  scores = {"student": {"accuracy": 0.5}}
+  return {
+    "stage": "alone",
+    "epoch": epoch,
+    "step": 3 * epoch,
+    "train": {"loss": 1.5},
+    "validation": scores,
+  }
+
+
+def test_tensorboard_gets_every_metric_and_the_speed(tmp_path):
+  board = TensorBoard(tmp_path)
+  board.stage_started("alone", 6, [])
+  for epoch in (1, 2):
+    board.stepped({}, 32)
+    board.epoch_ended(row(epoch))
+  board.stage_ended("alone")
+  first, *rest = events(tmp_path / "alone")
+  assert first.file_version == "brain.Event:2"
+  told = [(e.step, v.tag, v.simple_value) for e in rest for v in e.summary.value]
+  assert [(step, tag) for step, tag, _ in told] == [
+    (step, tag)
+    for step in (3, 6)
+    for tag in ("train/loss", "validation/student_accuracy", "speed/images_per_second")
+  ]
+  assert [value for _, tag, value in told if tag == "train/loss"] == [1.5, 1.5]
+
+
+def test_tensorboard_hides_what_a_resumed_stage_does_again(tmp_path):
+  board = TensorBoard(tmp_path)
+  board.stage_started("alone", 6, [row(1)])
+  board.stage_ended("alone")
+  _, begins = events(tmp_path / "alone")
+  assert (begins.step, begins.session_log.status) == (4, SessionLog.START)
+
+
+@pytest.mark.parametrize("make", [MetricsFile, TensorBoard])
+def test_what_cannot_be_written_is_named(tmp_path, make):
+  (tmp_path / "run").write_text("a file where the folder should be")
+  reporter = make(tmp_path / "run" / "history")
+  with pytest.raises(DiskError, match=f"^{tmp_path}/run/history.* cannot be written: "):
+    reporter.stage_started("alone", 6, [])
