@@ -298,9 +298,9 @@ def test_the_workdir_of_a_run_in_progress_is_refused(refuse, tmp_path, monkeypat
     monkeypatch.delattr(experiment, "load")  # it is refused before data are loaded
     refuse(settings_for(), message)
     # Reading what is finished is nobody's business but the reader's.
-    (workdir / "summary.json").write_text("{}")
+    (workdir / "summary.json").write_text('{"stages": {}}')
     monkeypatch.setattr(experiment.report, "closing_table", lambda summary: "table")
-    assert experiment.run(settings_for(), workdir, Console(quiet=True)) == {}
+    assert experiment.run(settings_for(), workdir, Console(quiet=True)) == {"stages": {}}
 
 
 def test_a_lock_left_behind_is_not_in_the_way(tmp_path):

@@ -26,7 +26,7 @@ def tiny_models(monkeypatch):
   """The recipes get networks that compile fast; the teacher is the wider one."""
 
   def create(name, *, num_classes, axis_name, dtype):
-    width = 3 if "34" in name else 2
+    width = 3 if "20" in name else 2
     return tiny.TinyNet(width, num_classes=num_classes, axis_name=axis_name, dtype=dtype)
 
   monkeypatch.setattr(models, "create", create)
@@ -35,7 +35,7 @@ def tiny_models(monkeypatch):
 def settings_for(method, **changes):
   settings = recipes.base_config(method)
   settings.batch_size = 16
-  settings.teacher.model, settings.student.model = "resnet34", "resnet18"
+  settings.teacher.model, settings.student.model = "resnet20", "resnet8"
   settings.update(changes)
   return settings
 
@@ -226,7 +226,7 @@ def test_networks_see_imagenet_cut_to_224(tiny_models):
 def test_crops_that_do_not_fit_are_named(changes, message):
   settings = settings_for("alone", data=changes)
   with pytest.raises(ConfigError, match=message):
-    plan.stages(settings, stand_in("digits"))
+    rehearsal.prepare(settings)
 
 
 CONFIG = """

@@ -70,7 +70,7 @@ def test_a_damaged_file_of_the_newest_checkpoint(whole, unfinished, record_prope
   newest = workdir / "checkpoints" / "alone" / "6"
   pristine = workdir.with_name("pristine")
   shutil.copytree(workdir, pristine)
-  # Every file is damaged in one way, and ways take turns: all pairs are in tests/train.
+  # Every file is damaged in one way, and ways take turns.
   tries = list(zip(kinds(newest), itertools.cycle(HARMS), strict=False))
   fell_back, unharmed = 0, 0
   for name, harm in tries:

@@ -209,7 +209,7 @@ def test_a_step_that_was_damaged_is_saved_again(tmp_path, stopped):
   for times in (1, 2):
     step, file = newest_and_its_largest(tmp_path, "state")
     flip(file)
-    with pytest.raises(Interruption):
+    with pytest.raises(Broken):
       train(tmp_path, StopAfter(2), checkpoint_seconds=0.0)
     check_seal(tmp_path / str(step))
     assert len(list(tmp_path.glob(f"{step}.damaged*"))) == times
