@@ -35,6 +35,7 @@ def planned(monkeypatch):
     return kind(num_classes=num_classes, **fields, **options)
 
   monkeypatch.setattr(models, "create", create)
+  monkeypatch.setattr(models, "names", lambda: sorted(SMALL))
 
   def plan_for(method, student, teacher, *, traced=False, **fields):
     if not traced:

@@ -55,6 +55,7 @@ jax.jit(lambda x: x + 1)(1.0)
 """
 
 
+@pytest.mark.long
 def test_programs_that_a_kill_left_half_written_are_made_anew(tmp_path):
   environment = {"PATH": "", "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
   environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

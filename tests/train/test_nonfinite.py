@@ -237,7 +237,7 @@ def test_stop_saves_nothing_afterwards_and_another_policy_goes_on_from_there(tmp
   assert gone_on.rows == whole.rows
 
 
-@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_skipped_steps_count_in_no_mean_and_are_told_once(tmp_path, together):
   told = Told()
   poisons = {2: "gradient", 5: "term"}
@@ -258,6 +258,7 @@ def test_an_epoch_of_skipped_steps_is_an_error(tmp_path):
     train(tmp_path, policy=NonFinite("skip"), poisons=poisons)
 
 
+@pytest.mark.long
 def test_where_all_is_finite_policies_do_not_differ(tmp_path):
   one, other = (train(tmp_path / p, policy=NonFinite(p)) for p in ("stop", "rollback"))
   assert_same(one.participants, other.participants)
@@ -302,6 +303,7 @@ def rolled_back(tmp_path_factory):
   return finished, told.lines
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_is_beyond_help_makes_way_for_the_one_before(rolled_back):
   finished, lines = rolled_back
   assert [line.split("; ")[1] for line in lines] == [
@@ -312,7 +314,8 @@ def test_a_checkpoint_that_is_beyond_help_makes_way_for_the_one_before(rolled_ba
   assert finished.rows[-1]["rollbacks"] == 2
 
 
-@pytest.mark.parametrize("updates", [3, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 5))])
+@pytest.mark.long
+@pytest.mark.parametrize("updates", [2, 3, 5])
 def test_a_rollback_survives_an_interruption_in_the_same_bits(tmp_path, rolled_back, updates):
   with pytest.raises(KeyboardInterrupt):
     train(tmp_path, Told(stop_after=updates), seconds=0.0, **TOO_FAST)

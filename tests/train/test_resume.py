@@ -111,7 +111,9 @@ def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, stopped,
   assert resumed.test == uninterrupted.test
 
 
-@pytest.mark.parametrize("updates", [1, 5, 12])
+@pytest.mark.parametrize(
+  "updates", [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 12)), 5]
+)
 def test_a_stage_asked_to_stop_saves_what_it_made(tmp_path, uninterrupted, updates):
   asking = AskAfter(updates)
   with pytest.raises(Interrupted) as raised:
@@ -180,8 +182,8 @@ def newest_and_its_largest(directory, item):
   [
     # Nobody else would notice these two.
     ("state/ocdbt.process_0/d", flip),
-    ("best/ocdbt.process_0/d", flip),
-    ("progress", lambda file: file.write_bytes(b"")),
+    pytest.param("best/ocdbt.process_0/d", flip, marks=pytest.mark.long),
+    pytest.param("progress", lambda file: file.write_bytes(b""), marks=pytest.mark.long),
     ("data", pathlib.Path.unlink),
   ],
 )
