@@ -25,7 +25,7 @@ from jaxkd.train import host_memory
 _OUTPUT = flags.DEFINE_string("output", None, "File of the tables, in Markdown.")
 _BATCH = flags.DEFINE_integer("batch", 256, "Of the losses.", lower_bound=1)
 _CALLS = flags.DEFINE_integer("calls", 10, "Of each, of which the mean counts.", lower_bound=1)
-_LIBRARY = "YNNPACK's products and sums"
+_LIBRARY = "YNNPACK's convolutions, products and sums"
 _KINDS = ("convolutions", "their gradients", "matrix products", _LIBRARY, profiles.REST)
 
 

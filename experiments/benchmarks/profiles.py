@@ -18,7 +18,7 @@ _XLA_KINDS = {
   "conv_general_dilated": "convolutions",
   "convolution": "their gradients",
   "dot": "matrix products",
-  "ynn_fusion": "YNNPACK's products and sums",
+  "ynn_fusion": "YNNPACK's convolutions, products and sums",
   "ThunkExecutor::Execute (wait": "waiting",
 }
 _TORCH_KINDS = {
