@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import bundles, data, evaluate, models, plan, report
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, DiskError, one_line
 from jaxkd.types import Array, Batch
 
 _RUN = flags.DEFINE_string("run", None, "The run's work directory.")
@@ -221,5 +221,5 @@ def tables(results: Mapping[str, Any]) -> str:
 if __name__ == "__main__":
   try:
     app.run(main)
-  except ConfigError as error:
-    sys.exit(f"error: {' '.join(str(error).split())}")
+  except (ConfigError, DiskError) as error:
+    sys.exit(f"error: {one_line(error)}")

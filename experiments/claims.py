@@ -28,7 +28,7 @@ from reproduction.results import Runs, summary
 from rich.console import Console
 
 from jaxkd import report, sweep, variants
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, DiskError, one_line
 from jaxkd.train import compilation, devices
 
 _CONFIG = flags.DEFINE_string("config", "configs/claims.py", "What is run, and how.")
@@ -130,5 +130,5 @@ def _described(runs: Runs, setting: str) -> str:
 if __name__ == "__main__":
   try:
     app.run(main)
-  except ConfigError as error:
-    sys.exit(f"error: {' '.join(str(error).split())}")
+  except (ConfigError, DiskError) as error:
+    sys.exit(f"error: {one_line(error)}")

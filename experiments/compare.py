@@ -38,7 +38,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import experiment, recipes, report, sweep, variants
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, DiskError, one_line
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file, without a method.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
@@ -110,7 +110,7 @@ def _planned(
   """The runs of all seeds: of the students, and of their teachers."""
   for name in students:
     _settings(name, rates[0] if rates else None)  # a mistake is told before anything else
-  teachers = {name: _teacher(name) for name in students if _needs_teacher(name)}
+  teachers = {name: _teacher(name) for name in students if recipes.is_taught(_method(name))}
   planned: dict[tuple[str, float | None], list[sweep.Planned]] = {}
   for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
     folder = workdir / f"seed{seed}"
@@ -219,11 +219,6 @@ def _method(name: str) -> str:
   return _parts(name)[1].split("/")[0]
 
 
-def _needs_teacher(name: str) -> bool:
-  methods = recipes.methods(_method(name)).values()
-  return all(method.distils and not method.without_teacher for method in methods)
-
-
 def _teacher(name: str) -> str:
   """The teacher of a variant: of the same file, with the same changes to teachers."""
   file, variant = _parts(name)
@@ -241,5 +236,5 @@ def _label(name: str) -> str:
 if __name__ == "__main__":
   try:
     app.run(main)
-  except ConfigError as error:
-    sys.exit(f"error: {error}")
+  except (ConfigError, DiskError) as error:
+    sys.exit(f"error: {one_line(error)}")

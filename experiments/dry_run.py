@@ -31,7 +31,7 @@ import jax
 from absl import app, flags, logging
 
 from jaxkd import recipes, rehearsal, report
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, DiskError, one_line
 from jaxkd.types import Participants
 from jaxkd.variants import load_module
 
@@ -152,7 +152,7 @@ def _tried(trial: Trial, module: Any, teachers: dict[str, Participants]) -> dict
         teachers.clear()
         teachers[settings.teacher.model] = ran[0].participants
   except Exception as error:  # whatever it is, the others are still to be tried
-    result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    result["error"] = f"{type(error).__name__}: {one_line(error)}"
   return {**result, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -250,5 +250,5 @@ if __name__ == "__main__":
   jax.config.update("jax_platforms", "cpu")
   try:
     app.run(main)
-  except ConfigError as error:
-    sys.exit(f"error: {error}")
+  except (ConfigError, DiskError) as error:
+    sys.exit(f"error: {one_line(error)}")

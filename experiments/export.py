@@ -18,7 +18,7 @@ from jax import export
 from rich.console import Console
 
 from jaxkd import bundles, exports, report
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, DiskError, one_line
 
 _BUNDLE = flags.DEFINE_string("bundle", None, "A predictor's bundle, or a run's work directory.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to write to; new, or an older export.")
@@ -143,5 +143,5 @@ def _shape(array: Any) -> str:
 if __name__ == "__main__":
   try:
     app.run(main)
-  except ConfigError as error:
-    sys.exit(f"error: {' '.join(str(error).split())}")
+  except (ConfigError, DiskError) as error:
+    sys.exit(f"error: {one_line(error)}")

@@ -37,7 +37,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxkd import experiment, overview, recipes
-from jaxkd.errors import ConfigError, DiskError
+from jaxkd.errors import ConfigError, DiskError, one_line
 from jaxkd.train import compilation, devices, host_memory, lost_processes
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
@@ -157,7 +157,7 @@ def guarded_main() -> None:
 
 
 def _one_line(error: ConfigError | DiskError) -> str:
-  return f"error: {' '.join(str(error).split())}"
+  return f"error: {one_line(error)}"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as save_weights
 
 from jaxkd import connectors, models
-from jaxkd.errors import ConfigError, unknown_name, writing
+from jaxkd.errors import ConfigError, one_line, unknown_name, writing
 from jaxkd.models.safetensors_data import arrays_in
 from jaxkd.types import Network
 
@@ -227,7 +227,7 @@ def _check_weights(
   try:
     variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
   except (ValueError, TypeError, OverflowError, ArithmeticError) as error:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     raise ConfigError(f"bundle {bundle}: not a network that can be made: {reason}") from error
   wanted = {"/".join(path): like.shape for path, like in variables.items()}
   shared = wanted.keys() & flat.keys()

@@ -16,6 +16,15 @@ class DiskError(OSError):
   """What could not be written, and why, in one line: a full disk, one that is read only."""
 
 
+def one_line(error: BaseException) -> str:
+  r"""What an error says, in one line; its kind, if it says nothing.
+
+  >>> one_line(ValueError("of 3\n  and 4")), one_line(KeyboardInterrupt())
+  ('of 3 and 4', 'KeyboardInterrupt')
+  """
+  return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
   """Names `path` in the error of whatever cannot be written inside the block.

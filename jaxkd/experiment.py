@@ -281,8 +281,7 @@ def _as_json(settings: ml_collections.ConfigDict) -> str:
 def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config without the network that its method does not train, and without where it is run."""
   name = config["method"]["name"]
-  teacherless = name == "alone" or any(m.without_teacher for m in recipes.methods(name).values())
-  unused = "student" if name == "teacher" else "teacher" if teacherless else None
+  unused = "student" if name == "teacher" else None if recipes.is_taught(name) else "teacher"
   return {
     section: fields
     for section, fields in config.items()

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jaxkd import bundles, models
 from jaxkd.data import Dataset
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, one_line
 from jaxkd.recipes import Teacher
 from jaxkd.types import Output
 
@@ -124,7 +124,7 @@ def _shapes(
       return _initial_shapes(module, data.image_shape)
     return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
   except (ValueError, TypeError) as error:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
 
 

@@ -89,7 +89,7 @@ def stages(
   name = settings.method.name
   methods = recipes.methods(name).values()
   distils = all(method.distils for method in methods)
-  taught = distils and not any(method.without_teacher for method in methods)
+  taught = recipes.is_taught(name)
   options = {
     "axis_name": AXIS_NAME if settings.sync_batch_norm else None,
     "dtype": jnp.dtype(settings.compute_dtype),

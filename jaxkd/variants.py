@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 
 from jaxkd import recipes
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, one_line
 
 GetConfig = Callable[[str], ml_collections.ConfigDict]
 
@@ -64,7 +64,7 @@ def variant(
       where = functools.reduce(operator.getitem, sections, settings)
       where[field] = _literal(value)
     except (KeyError, TypeError) as error:
-      raise ConfigError(f"{change!r}: {' '.join(str(error).split())}") from error
+      raise ConfigError(f"{change!r}: {one_line(error)}") from error
   recipes.check_config(settings)
   return settings
 

@@ -107,8 +107,7 @@ def _planned(
   """One seed's run, of the teacher in a folder if it needs one."""
   settings = settings.copy_and_resolve_references()
   settings.seed = seed
-  methods = recipes.methods(settings.method.name).values()
-  if all(method.distils and not method.without_teacher for method in methods):
+  if recipes.is_taught(settings.method.name):
     settings.teacher.bundle = str(teacher / "bundles" / TEACHER / TEACHER)
     return sweep.Planned(settings, folder, (teacher,))
   return sweep.Planned(settings, folder)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, one_line
 
 # The label of an example whose class is not to be known. No class has this number.
 UNLABELLED = -1
@@ -124,8 +124,8 @@ class RecordExamples:
       try:
         _pixels(self.source.__getitems__([index])[0])
       except (OSError, RuntimeError, ValueError) as own:
-        return ConfigError(f"record {index} of the split cannot be read: {_in_a_line(own)}")
-    return ConfigError(f"records {wanted[:3]}, ... do not fit together: {_in_a_line(error)}")
+        return ConfigError(f"record {index} of the split cannot be read: {one_line(own)}")
+    return ConfigError(f"records {wanted[:3]}, ... do not fit together: {one_line(error)}")
 
   def take(self, positions: np.ndarray) -> RecordExamples:
     """The subset at these positions, in their order."""
@@ -216,7 +216,3 @@ def _describe(array: np.ndarray) -> str:
   if array.dtype.kind == "f" and (wrong := int(np.sum(~np.isfinite(array)))):
     told += f", of which {wrong} are not finite"
   return told
-
-
-def _in_a_line(error: Exception) -> str:
-  return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -118,11 +118,6 @@ def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
       f"{builder.info.full_name} could not be prepared in {builder.data_dir}: {one_line(error)}"
     ) from error
   return builder
-
-
-def one_line(error: Exception) -> str:
-  """What an error says, tfds's in many lines too."""
-  return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jaxkd.data.examples import UNLABELLED, Examples
+from jaxkd.data.examples import UNLABELLED, Examples, check_labels
 from jaxkd.data.sources import Dataset
 from jaxkd.errors import ConfigError
 
@@ -44,14 +44,13 @@ def check_dataset(data: Dataset) -> Dataset:
 def _check_part(where: str, examples: Examples, data: Dataset, unlabelled: bool) -> None:
   if len(examples) == 0:
     raise ConfigError(f"{where}: there are no examples")
-  least = UNLABELLED if unlabelled else 0
   labels = examples.labels
-  outside = np.flatnonzero((labels < least) | (labels >= data.num_classes))
-  if outside.size:
-    raise ConfigError(
-      f"{where}: label of example {outside[0]} is {labels[outside[0]]}, not in "
-      f"0..{data.num_classes - 1}"
+  try:
+    check_labels(
+      np.where(labels == UNLABELLED, 0, labels) if unlabelled else labels, data.num_classes
     )
+  except ConfigError as error:
+    raise ConfigError(f"{where}: {error}") from error
   # One stands for all: those of a set too large for memory are not read through.
   image = examples.fetch(np.array([0]))
   if image.dtype != np.uint8 or image.shape[1:] != tuple(data.image_shape):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxkd.data import prepare, subsets
 from jaxkd.data.examples import Examples, RecordExamples, read_examples
 from jaxkd.data.photographs import Labels, Photographs
-from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.errors import ConfigError, one_line, unknown_name
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -198,7 +198,7 @@ def _splits(
   except Exception as error:  # of many kinds, for a damaged description of what is there
     where = directory or "TFDS's directory"
     raise prepare.DataUnavailable(
-      f"{name}: the copy in {where} cannot be read ({prepare.one_line(error)}); remove its folder "
+      f"{name}: the copy in {where} cannot be read ({one_line(error)}); remove its folder "
       "to have it prepared anew"
     ) from error
   encoded = {"image": tfds.decode.SkipDecoding()}
@@ -222,7 +222,7 @@ def _splits(
     return read("train"), read("validation" if name == "imagenet" else "test")
   except (OSError, RuntimeError) as error:  # array_record's own for truncated and missing files
     raise prepare.DataUnavailable(
-      f"{name}: the copy in {builder.data_dir} cannot be read ({prepare.one_line(error)}); remove "
+      f"{name}: the copy in {builder.data_dir} cannot be read ({one_line(error)}); remove "
       "that folder to have it prepared anew"
     ) from error
 

@@ -119,13 +119,16 @@ def check_config(settings: ml_collections.ConfigDict) -> None:
   method = settings.get("method", {})
   name = method.get("name", "") if hasattr(method, "get") else method
   config.check(settings, fields(name))
-  consistency.check(settings, with_teacher=_has_teacher(name))
+  consistency.check(settings, with_teacher=name == "teacher" or is_taught(name))
 
 
-def _has_teacher(name: str) -> bool:
-  found = methods(name).values()
-  taught = any(m.distils for m in found) and not any(m.without_teacher for m in found)
-  return taught or name == "teacher"
+def is_taught(name: str) -> bool:
+  """Whether students of a method, or of several added up, learn from a teacher trained before.
+
+  >>> is_taught("kd+at"), is_taught("dml"), is_taught("alone"), is_taught("teacher")
+  (True, False, False, False)
+  """
+  return all(method.distils and not method.without_teacher for method in methods(name).values())
 
 
 def alone(pair: Pair) -> Training:

@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 from orbax import checkpoint as ocp
 
-from jaxkd.errors import ConfigError, DiskError, writing
+from jaxkd.errors import ConfigError, DiskError, one_line, writing
 from jaxkd.train.devices import host_copy, is_first_process, wait_for_everyone
 from jaxkd.train.quiet import QuietOrbax
 from jaxkd.train.seals import Sealed, check_seal
@@ -217,7 +217,7 @@ def _told(problems: Mapping[int, str]) -> str:
 
 
 def _reason(error: Exception) -> str:
-  return " ".join((str(error).strip() or type(error).__name__).split())[:200]
+  return one_line(error)[:200]
 
 
 def _of_system(error: Exception) -> str | None:

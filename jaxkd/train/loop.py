@@ -132,11 +132,11 @@ def train_stage(
         lost = progress
         state, best, progress = _back(stage, first, checkpoints, feed, beginning, below)
         gone_back(reason, lost, progress, nonfinite, stage, int(state.step), reporter)
-      checkpoints.wait()
-      stop.release()
-      if mapping.anyone(stop.asked):
-        reporter.stage_ended(stage.name)
-        raise Interrupted(f"{stage.name}, after its last update")
+    checkpoints.wait()
+    stop.release()
+    if mapping.anyone(stop.asked):
+      reporter.stage_ended(stage.name)
+      raise Interrupted(f"{stage.name}, after its last update")
     chosen = best if stage.keep == "best" and best else state.predicting
     participants = mapping.host_copy(chosen)
     check_finite(stage.name, participants)

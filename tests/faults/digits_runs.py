@@ -41,6 +41,15 @@ def start(workdir: pathlib.Path, *flags: str, method: str = "kd", home=None) -> 
   return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
+def alone(workdir: pathlib.Path, home: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
+  """The end of a run as short as can be, of one student that learns from labels."""
+  small = "--config.student.model=resnet8_w4"
+  process = start(workdir, small, *flags, method="alone", home=home)
+  with ended_after(process):
+    said = process.communicate(timeout=280)
+  return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
 def start_two(workdir: pathlib.Path, *flags: str, **options) -> list[subprocess.Popen]:
   """One run by two processes on this machine."""
   with socket.socket() as probe:

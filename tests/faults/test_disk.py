@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.faults.digits_alone import results, run
+from tests.faults.digits_runs import alone, assert_same_bits
 
 pytestmark = pytest.mark.faults
 
@@ -24,15 +24,6 @@ def disk(tmp_path):
     pytest.skip("no disk may be mounted here")
   yield place
   subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  """(folder of data and programs, a finished run's workdir)."""
-  folder = tmp_path_factory.mktemp("whole")
-  done = run(folder / "run", folder)
-  assert done.returncode == 0, done.stderr
-  return folder, folder / "run"
 
 
 def size(folder):
@@ -54,7 +45,7 @@ def test_a_disk_that_fills_up(whole, disk, record_property):
   # Too little for a checkpoint, for a second one, and for a third beside the two that are kept.
   for room in (40, 400, 650, 8 * size(finished)):
     assert mounted("-o", f"remount,size={room}k", disk)
-    done = run(workdir, folder)
+    done = alone(workdir, folder)
     if done.returncode == 0:
       break
     (line,) = news(done)
@@ -63,7 +54,7 @@ def test_a_disk_that_fills_up(whole, disk, record_property):
     assert line.endswith("cannot be written: No space left on device"), line
     told.append(line.split(str(workdir))[1].split(" cannot")[0])
   assert done.returncode == 0
-  assert results(workdir) == results(finished)
+  assert_same_bits(finished, workdir)
   assert len(told) == 3
   record_property("fault", "the disk is full")
   record_property("tries", len(told))
@@ -81,13 +72,13 @@ def test_a_disk_that_is_read_only(whole, disk, record_property):
   shutil.copytree(finished, workdir)
   (workdir / "summary.json").unlink()
   assert mounted("-o", "remount,ro", disk)
-  done = run(workdir, folder)
+  done = alone(workdir, folder)
   assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
   assert done.stderr.startswith(f"error: {workdir}")
   assert done.stderr.endswith(" cannot be written: Read-only file system\n")
   assert mounted("-o", "remount,rw", disk)
-  assert run(workdir, folder).returncode == 0
-  assert results(workdir) == results(finished)
+  assert alone(workdir, folder).returncode == 0
+  assert_same_bits(finished, workdir)
   record_property("fault", "the disk is read only")
   record_property("tries", 1)
   record_property("outcome", "one line, status 1; written to again, on to the same bits")
@@ -98,7 +89,7 @@ def test_a_finished_run_on_a_read_only_disk_is_still_shown(whole, disk, record_p
   assert mounted("-o", f"remount,size={8 * size(finished)}k", disk)
   shutil.copytree(finished, disk / "run")
   assert mounted("-o", "remount,ro", disk)
-  done = run(pathlib.Path(disk / "run"), folder)
+  done = alone(pathlib.Path(disk / "run"), folder)
   assert (done.returncode, done.stderr) == (0, "")
   assert "is complete" in done.stdout
   record_property("fault", "a finished run on a read-only disk")

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from jax import lax
 from rich.console import Console
 
+from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.report import MetricsFile, ProgressBar
 from jaxkd.train import Silent, create_state, devices, nonfinite, train_stage, training_step
 from jaxkd.train.nonfinite import Learner
@@ -164,7 +166,15 @@ SMALL = {"examples": examples(16), "reported": "", "optimizer": optax.sgd(0.1)}
 
 
 def train(
-  directory, reporter=None, policy=None, *, poisons=None, seconds=60.0, together=1, **changes
+  directory,
+  reporter=None,
+  policy=None,
+  *,
+  poisons=None,
+  seconds=60.0,
+  together=1,
+  stop=None,
+  **changes,
 ):
   """Four epochs of two steps."""
   return train_stage(
@@ -175,6 +185,7 @@ def train(
     checkpoint_seconds=seconds,
     steps_per_dispatch=together,
     nonfinite=policy,
+    stop=stop,
   )
 
 
@@ -293,6 +304,19 @@ def test_rollback_starts_again_at_a_lower_rate_and_forgets_the_epochs_between(tm
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [row.get("epoch") for row in rows] == [1, 1, 2, 3, 4]
   assert [row["step"] for row in finished.rows] == [2, 4, 6, 8]
+
+
+def test_a_stage_asked_to_stop_in_a_rollback_stops_where_it_says(tmp_path):
+  class Asks(Silent):
+    stop = Interruption()
+
+    def went_back(self, stage, rows):
+      self.stop.ask(signal.SIGTERM)
+
+  asks = Asks()
+  with pytest.raises(Interrupted, match=r"^alone, after update 1 of 8$"):
+    train(tmp_path, asks, stop=asks.stop, **TOO_FAST)
+  assert saved(tmp_path) == [1]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,14 @@
+"""A finished run, which others are compared with."""
+
+import pytest
+
+from tests.faults.digits_runs import alone
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """(folder of data and programs, a finished run's workdir)."""
+  folder = tmp_path_factory.mktemp("whole")
+  done = alone(folder / "run", folder)
+  assert done.returncode == 0, done.stderr
+  return folder, folder / "run"
