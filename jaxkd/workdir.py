@@ -33,7 +33,9 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
     except filelock.Timeout:
       problem = f"workdir {workdir} is in use by another run; wait for its end or choose another"
     except OSError as error:
-      problem = f"workdir {workdir} cannot be written ({error.strerror}); choose another"
+      problem = (
+        f"workdir {workdir} cannot be written ({error.strerror}); mend that or choose another"
+      )
   if not devices.agree(not problem):
     raise ConfigError(problem or f"workdir {workdir} was refused by the first process")
   try:

@@ -6,6 +6,7 @@ import importlib
 import json
 import pathlib
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,17 @@ from jaxkd import models
 from jaxkd.evaluate import multiply_adds
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODULES = ("alternating", "cohort", "flops", "machine", "pairs", "profiles", "record", "whole_runs")
+MODULES = (
+  "alternating",
+  "cohort",
+  "flops",
+  "machine",
+  "pairs",
+  "phases",
+  "profiles",
+  "record",
+  "whole_runs",
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +148,29 @@ def test_the_fewest_flops_are_those_of_teacher_and_students_gradient(benchmarks)
   assert flops.minimum(pair) == 2 * _multiplied(benchmarks, step, *variables, images)
 
 
+def test_what_a_run_is_busy_with_is_told_by_its_innermost_known_frame(benchmarks):
+  phases = benchmarks["phases"]
+
+  def lives(file, function, then):
+    """then(), called by a function of this name in this file."""
+    names = {"then": then}
+    exec(compile(f"def {function}(): return then()", file, "exec"), names)
+    return names[function]
+
+  def here():
+    return phases.phase_of(sys._getframe())
+
+  trace = lives("/x/jax/_src/pjit.py", "_trace_for_jit", here)
+  assert here() == phases.REST
+  assert lives("/x/jaxkd/train/dispatch.py", "next", here)() == "starting steps"
+  assert lives("/x/jaxkd/train/dispatch.py", "next", trace)() == "tracing"
+  with phases.Phases(every=0.001) as found:
+    lives("/x/jaxkd/bundles.py", "save_bundle", lambda: time.sleep(0.2))()
+    time.sleep(0.1)
+  assert list(found.seconds) == ["bundles", phases.REST]
+  assert 0.25 < sum(found.seconds.values()) < 10
+
+
 @pytest.mark.parametrize("members", [2, 3])
 def test_a_trunk_and_branches_are_the_parts_of_the_branched_network(benchmarks, members):
   """As many weights and products, but for what gives the parts a loss of their own."""
@@ -200,7 +234,8 @@ def test_rows_of_runs_tell_the_first_from_the_later_ones(benchmarks):
   def runs(seconds, compiling):
     keys = ("seconds", "compile_seconds")
     made = [dict(zip(keys, two, strict=True)) for two in zip(seconds, compiling, strict=True)]
-    return [{**run, "steps": 5, "accuracy": 0.5, "read_seconds": 1.0} for run in made]
+    tail = {"steps": 5, "accuracy": 0.5, "read_seconds": 1.0, "phases": {}}
+    return [run | tail for run in made]
 
   ours, theirs = runs([30.0, 8.0, 6.0], [25.0, 2.0, 2.0]), runs([10.0, 10.0, 10.0], [0, 0, 0])
   row = benchmarks["whole_runs"]._row(ours, theirs)

@@ -33,6 +33,7 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
   from absl import logging
   from rich.console import Console
 
+  from benchmarks.phases import Phases
   from benchmarks.whole_runs import settings_of
   from jaxkd import experiment, plan
   from jaxkd.train import devices, host_memory
@@ -43,30 +44,31 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
   settings = settings_of(job)
   host_memory.keep_freed_memory()
   devices.split_cpu(settings.cpu_devices, settings.batch_size)
-  compiling: dict[str, float] = {}
+  compiling = 0.0
 
   def heard(event: str, seconds: float, **_: Any) -> None:
-    if event.startswith("/jax/core/compile/"):
-      name = event.rsplit("/", 1)[1].removesuffix("_duration")
-      compiling[name] = compiling.get(name, 0.0) + seconds
+    nonlocal compiling
+    if event == "/jax/core/compile/backend_compile_duration":
+      compiling += seconds
 
   jax.monitoring.register_event_duration_secs_listener(heard)
   reading = time.perf_counter()
   data = plan.dataset(settings)
   start = time.perf_counter()
-  summary = experiment.run(
-    settings,
-    pathlib.Path(job["workdir"]),
-    Console(file=io.StringIO()),
-    load_data=lambda *_, **__: data,
-  )
+  with Phases() as phases:
+    summary = experiment.run(
+      settings,
+      pathlib.Path(job["workdir"]),
+      Console(file=io.StringIO()),
+      load_data=lambda *_, **__: data,
+    )
   seconds = time.perf_counter() - start
   student = summary["stages"]["distilled"]
   return {
     "seconds": seconds,
     "read_seconds": start - reading,
-    "compile_seconds": compiling.get("backend_compile", 0.0),
-    "compiling": {name: round(value, 2) for name, value in compiling.items()},
+    "compile_seconds": compiling,
+    "phases": phases.seconds,
     "accuracy": student["accuracy"],
     "steps": student["steps"],
     "devices": jax.local_device_count(),

@@ -52,7 +52,7 @@ def measure(
 
   Runs take turns, each in a process of its own. "first" is the ratio when nothing was ever compiled
   on this machine, "ratio" the median of the later rounds, which find on the disk what the first
-  compiled; "without_compiling" leaves compilation out.
+  compiled; "without_compiling" leaves compilation out. "phases" is what our last run was busy with.
   """
   with tempfile.TemporaryDirectory(prefix="jaxkd-bench-") as folder:
     home = pathlib.Path(folder)
@@ -177,6 +177,7 @@ def _row(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> di
     "pytorch_seconds": [round(run["seconds"], 2) for run in theirs],
     "accuracy": ours[0]["accuracy"],
     "pytorch_accuracy": theirs[0]["accuracy"],
+    "phases": ours[-1]["phases"],
     "steps": ours[0]["steps"],
     "rounds": len(ours),
   }
