@@ -284,7 +284,9 @@ def test_a_workdir_of_something_else_is_refused(refuse, tmp_path):
 def test_a_workdir_that_cannot_be_written_is_named(refuse, tmp_path):
   (tmp_path / "file").write_text("everything")
   workdir = tmp_path / "file" / "run"
-  message = rf"^workdir {workdir} cannot be written \(Not a directory\); choose another$"
+  message = (
+    rf"^workdir {workdir} cannot be written \(Not a directory\); mend that or choose another$"
+  )
   refuse(settings_for(), message, workdir=workdir)
 
 

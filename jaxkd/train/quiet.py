@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import TracebackType
 from typing import Any
 
-from absl import logging
+from absl import logging as absl_logging
+
+_LOGGERS = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
 
 
 class QuietOrbax:
   """From `start` to `stop`, no tracebacks of errors that reach the caller anyway.
 
-  Orbax logs them; and once the first of many reads or writes has failed, it closes the event loop
-  to which the others report, each of which Python then tells of as an error nobody can catch.
+  Orbax logs them; and once the first of many reads or writes has failed, it asks nobody else what
+  became of theirs, and closes the event loop to which they report. Python logs the one, and tells
+  of the other as an error nobody can catch.
   """
 
   def __init__(self) -> None:
@@ -21,13 +25,15 @@ class QuietOrbax:
 
   def start(self) -> None:
     """Begins to hold back."""
-    logging.get_absl_logger().addFilter(_is_news)
+    for logger in _LOGGERS:
+      logger.addFilter(_is_news)
     self._before = sys.unraisablehook
     sys.unraisablehook = self._told
 
   def stop(self) -> None:
     """Leaves everything as it was."""
-    logging.get_absl_logger().removeFilter(_is_news)
+    for logger in _LOGGERS:
+      logger.removeFilter(_is_news)
     sys.unraisablehook = self._before
 
   def _told(self, unraisable: Any) -> None:
@@ -35,7 +41,9 @@ class QuietOrbax:
       self._before(unraisable)
 
 
-def _is_news(record: Any) -> bool:
+def _is_news(record: logging.LogRecord) -> bool:
+  if record.name == "asyncio":  # which names the file that was to be written
+    return ".orbax-checkpoint" not in record.getMessage()
   return not (record.exc_info and "/orbax/" in record.pathname)
 
 

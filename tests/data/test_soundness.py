@@ -1,3 +1,5 @@
+"""Data that does not fit what it says of itself: shapes, types, numbers, labels, classes."""
+
 import dataclasses
 
 import numpy as np

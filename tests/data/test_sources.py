@@ -218,7 +218,9 @@ def test_a_damaged_copy_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999])
-def test_a_truncated_file_is_named_in_one_line_wherever_it_ends(tmp_path, share):
+def test_a_truncated_file_is_named_in_one_line_wherever_it_ends(tmp_path, share, record_property):
+  record_property("fault", f"records cut to {share:.1%} of their file")
+  record_property("tries", 2)
   load("digits", directory=tmp_path)
   (file,) = tmp_path.glob("digits/1.0.0/digits-train*")
   file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
@@ -226,6 +228,7 @@ def test_a_truncated_file_is_named_in_one_line_wherever_it_ends(tmp_path, share)
     with pytest.raises(DataUnavailable, match=r"cannot be read .*; remove that folder") as error:
       load("digits", directory=tmp_path, memory_limit=memory_limit)
     assert "\n" not in str(error.value)
+  record_property("outcome", "one line naming the data set and its folder, in memory or not")
 
 
 def test_a_record_that_was_damaged_later_is_named_in_one_line(tmp_path):

@@ -48,8 +48,8 @@ def test_a_disk_that_fills_up(whole, disk, record_property):
     done = alone(workdir, folder)
     if done.returncode == 0:
       break
+    assert (done.returncode, len(news(done))) == (1, 1), done.stderr
     (line,) = news(done)
-    assert done.returncode == 1
     assert line.startswith(f"error: {'checkpoints in ' if 'checkpoints in' in line else ''}{disk}")
     assert line.endswith("cannot be written: No space left on device"), line
     told.append(line.split(str(workdir))[1].split(" cannot")[0])

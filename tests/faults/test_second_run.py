@@ -1,5 +1,6 @@
 """Who starts a run in the work directory of another is told at once, and disturbs nobody."""
 
+import signal
 import time
 
 import pytest
@@ -30,9 +31,12 @@ def test_two_runs_on_one_workdir(tmp_path, record_property):
     while not (workdir / "config.json").exists():
       assert first.poll() is None
       time.sleep(0.05)
+    # Such a run takes hardly longer than its refusal.
+    first.send_signal(signal.SIGSTOP)
     refused(start(workdir))
     refused(*start_two(workdir))
     assert first.poll() is None
+    first.send_signal(signal.SIGCONT)
     finish(first)
   assert_same_bits(whole, workdir)
   (said,) = finish(start(workdir))

@@ -69,12 +69,15 @@ def test_signals_in_every_part_of_a_run(tmp_path, record_property):
   record_property("outcome", f"stopped within {slowest:.1f} s, ended in the same bits")
 
 
-def test_ctrl_c_while_the_script_is_being_imported(tmp_path):
+def test_ctrl_c_while_the_script_is_being_imported(tmp_path, record_property):
   process = start(tmp_path / "run")
   time.sleep(1.0)
   line, _ = stopped(process, signal.SIGINT)
   assert line.startswith("stopped by SIGINT")
   assert not (tmp_path / "run").exists()
+  record_property("fault", "Ctrl-C while the script is being imported")
+  record_property("tries", 1)
+  record_property("outcome", "stopped in a line, nothing written")
 
 
 @pytest.mark.parametrize("told", [(0,), (1,), (0, 1)])
