@@ -2,9 +2,9 @@
 
     python experiments/faults.py --output experiments/results/faults.md
 
-The faults are the tests in tests/faults, each of which tells its row by `record_property`, and files
-of `make test` that are a row each: of data, files and configs that are wrong. Names of tests after
-`--` choose some of them, as for pytest: `-- tests/faults/test_kill.py`.
+The faults are the tests in tests/faults, each of which tells its row by `record_property`, and
+files of `make test` that are a row each: of data, files and configs that are wrong. Names of tests
+after `--` choose some of them, as for pytest: `-- tests/faults/test_kill.py`.
 """
 
 import inspect
