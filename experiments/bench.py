@@ -24,7 +24,7 @@ from benchmarks import machine, record
 
 from jaxkd.errors import ConfigError
 from jaxkd.report import write_atomically
-from jaxkd.train import devices, host_memory
+from jaxkd.train import device_choice, host_memory
 
 _SECTIONS = flags.DEFINE_list("sections", None, "Which to measure; default all.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results.")
@@ -129,7 +129,7 @@ def _measured_apart(name: str, folder: pathlib.Path) -> dict[str, Any]:
 def _measure_here(name: str, result: pathlib.Path) -> None:
   host_memory.keep_freed_memory()
   if name not in _UNDIVIDED:
-    devices.split_cpu(0, 64)
+    device_choice.split_cpu(0, 64)
   started = time.perf_counter()
   taken_on = machine.machine()
   found = SECTIONS[name]()

@@ -38,7 +38,7 @@ from ml_collections import config_flags
 
 from jaxkd import experiment, overview, recipes
 from jaxkd.errors import ConfigError, DiskError, one_line
-from jaxkd.train import compilation, devices, host_memory, lost_processes
+from jaxkd.train import compilation, device_choice, devices, host_memory, lost_processes
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
   compilation.remember_programs()
   host_memory.keep_freed_memory()
-  devices.split_cpu(settings.cpu_devices, settings.batch_size)
+  device_choice.split_cpu(settings.cpu_devices, settings.batch_size)
   if _DISTRIBUTED.value or _MPI.value or _COORDINATOR.value:
     devices.join_processes(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, mpi=_MPI.value

@@ -19,7 +19,15 @@ from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.interruption import Interruption
-from jaxkd.train import NonFinite, Reporter, Stage, devices, starting_variables, train_stage
+from jaxkd.train import (
+  NonFinite,
+  Reporter,
+  Stage,
+  device_choice,
+  devices,
+  starting_variables,
+  train_stage,
+)
 from jaxkd.train.checkpoints import check_checkpoints
 from jaxkd.train.compilation import Stopwatch
 from jaxkd.train.loop import Finished
@@ -76,12 +84,15 @@ def run(
     console.print(report.closing_table(summary))
     return summary
 
-  chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
+  chosen = device_choice.local_devices(settings.devices, settings.batch_size, settings.accumulate)
   if (workdir / "config.json").exists():
     with claimed(workdir):
       pass  # Whoever comes second is told before data are loaded.
   data = plan.dataset(settings, load_data or load)
   stages = plan.stages(settings, data)
+  if not settings.devices and not settings.cpu_devices:
+    steps = [stage.multiply_adds for stage in stages if stage.epochs]
+    chosen = device_choice.worth_sharing(chosen, steps, settings.batch_size)
   for stage in stages:
     check_checkpoints(workdir / "checkpoints" / stage.name)
   # Nobody writes before everybody has looked.

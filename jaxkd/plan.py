@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from jaxkd.data import (
   with_unlabelled,
 )
 from jaxkd.errors import ConfigError
+from jaxkd.evaluate.costs import multiply_adds_of
 from jaxkd.participants import select
 from jaxkd.recipes import ALONE, Pair, Teacher, Training
 from jaxkd.train import (
@@ -105,7 +106,7 @@ def stages(
       teachers[called] = teacher
       plan.append(_teaching(called, number, teacher, variables, settings, data))
   if name == "teacher":
-    return plan
+    return _rehearsed(plan, data) if traced else plan
 
   model = settings.student.model
   student, student_output = networks.create(
@@ -135,8 +136,8 @@ def stages(
       trainings = [recipes.alone(pair), *trainings]
     # What takes no tracing comes before what does.
     plan += [_learning(training, settings, data, teachers) for training in trainings]
-    for training in trainings if traced else []:
-      _rehearse(training.scheme, data)
+    if traced:
+      plan = _rehearsed(plan, data)
   except ConfigError:
     raise
   except ValueError as error:
@@ -230,9 +231,23 @@ def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) ->
   )
 
 
-def _rehearse(scheme: Scheme, data: Dataset) -> None:
-  """Traces a scheme's objective: what does not fit surfaces before its teacher is trained."""
-  batch = batch_shapes(data.image_shape, (1, 2))  # two examples on one device
+def _rehearsed(stages: Sequence[Stage], data: Dataset) -> list[Stage]:
+  """The stages with their multiply-adds; what does not fit surfaces before a teacher is trained."""
+  return [
+    dataclasses.replace(stage, multiply_adds=multiply_adds(stage.scheme, data.image_shape))
+    if stage.epochs
+    else stage
+    for stage in stages
+  ]
+
+
+def multiply_adds(scheme: Scheme, image_shape: tuple[int, int, int]) -> int | None:
+  """Those of an example's targets and loss, forwards; None if they cannot be counted.
+
+  Nothing is computed, but the objective is traced, so that what does not fit is told here.
+  """
+  examples = 2
+  batch = batch_shapes(image_shape, (1, examples))  # on one device
 
   def objective(rng: Array, batch: Batch) -> Any:
     everyone = scheme.init(rng, batch)
@@ -241,7 +256,11 @@ def _rehearse(scheme: Scheme, data: Dataset) -> None:
     return scheme.loss(learning, everyone, batch, targets, Context(rng, jnp.int32(0), AXIS_NAME))
 
   mapped = jax.vmap(objective, in_axes=(None, 0), axis_name=AXIS_NAME)
-  jax.eval_shape(mapped, jax.random.key(0), batch)
+  traced = jax.make_jaxpr(mapped)(jax.random.key(0), batch)
+  try:
+    return multiply_adds_of(traced.jaxpr) // examples
+  except ConfigError:  # of loops whose length nobody knows
+    return None
 
 
 def _stage(

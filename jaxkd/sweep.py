@@ -28,7 +28,7 @@ from rich.console import Console
 from jaxkd import experiment, recipes, report
 from jaxkd.data import DATASETS, Dataset, load
 from jaxkd.errors import ConfigError, DiskError, unknown_name
-from jaxkd.train import compilation, devices, host_memory
+from jaxkd.train import compilation, device_choice, host_memory
 from jaxkd.workers import Ended, Place, Workers, places
 
 
@@ -249,7 +249,7 @@ def _prepare_jax(compiled: pathlib.Path, cpu_devices: int, batch_size: int) -> N
   compilation.remember_programs_in(compiled)
   host_memory.keep_freed_memory()
   with contextlib.suppress(RuntimeError):  # where jax is in use already, its devices stay
-    devices.split_cpu(cpu_devices, batch_size)
+    device_choice.split_cpu(cpu_devices, batch_size)
 
 
 def _forget_compiled(runs: int) -> None:

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 
-from jaxkd import models, plan, recipes
+from jaxkd import experiment, models, plan, recipes
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.participants import frozen, select
-from jaxkd.train import check_stages
+from jaxkd.train import check_stages, device_choice
 from jaxkd.types import Context
 from tests.models.drawn import drawn
 from tests.schemes.one_step import assert_all_moved, assert_same, jit, updated
@@ -357,3 +358,18 @@ def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was(tiny_mod
     update, _ = optimizer.update({"w": np.ones(1, np.float32)}, optimizer.init(weights), weights)
     slopes.append(-float(update["w"][0]))
   assert slopes == pytest.approx([settings.student.learning_rate, 0.25])
+
+
+@pytest.mark.parametrize(
+  ("changes", "least_work", "count"),
+  [({}, 2e9, 1), ({"devices": 2}, 2e9, 2), ({"cpu_devices": 8}, 2e9, 8), ({}, 1e4, 8)],
+)
+def test_small_steps_are_left_to_one_device(monkeypatch, tmp_path, changes, least_work, count):
+  monkeypatch.setattr(device_choice, "_WORTH_SHARING", least_work)
+  made = []
+  monkeypatch.setattr(experiment, "_make", lambda *args: made.append(args[4]))
+  settings = settings_for("alone")
+  settings.update(changes)
+  options = {"load_data": lambda *args, **options: dataset()}
+  experiment.run(settings, tmp_path / "run", Console(quiet=True), **options)
+  assert [len(chosen) for chosen in made] == [count]

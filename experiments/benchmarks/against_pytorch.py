@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 
@@ -28,9 +27,10 @@ def measure(
   "cached" is the ratio of our step with cached targets, which does not run the teacher, over
   PyTorch's, which does.
 
-  PyTorch uses a thread per core and whichever of its two layouts is faster; ours runs over all XLA
-  devices. They take turns in blocks of steps. "alone_ms" is each without the other in between: were
-  it much less than the other figure, the two pools of threads would disturb each other.
+  PyTorch uses a thread per core and whichever of its two layouts is faster; ours runs over as many
+  XLA devices as an experiment chooses. They take turns in blocks of steps. "alone_ms" is each
+  without the other in between: were it much less than the other figure, the two pools of threads
+  would disturb each other.
 
   GFLOP/s are those of `flops.minimum`, and "matmul_peak" is of the same process.
   """
@@ -46,9 +46,9 @@ def measure(
 
 def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   batch = pairs.random_batch(pair.image_shape, pair.batch_size)
-  ours = Stepper(pairs.distilling(pair), batch, jax.local_devices())
+  ours = Stepper(pairs.distilling(pair), batch)
   people = ours.participants
-  cached = Stepper(pairs.distilling(pair), batch, jax.local_devices(), cached=True)
+  cached = Stepper(pairs.distilling(pair), batch, cached=True)
   images = torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)))
   labels = torch.from_numpy(batch.labels.astype(np.int64))
   theirs = {layout: torch_step(pair, people, layout) for layout in (False, True)}
@@ -85,7 +85,7 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
     "images_per_second": {name: round(pair.batch_size / s) for name, s in medians.items()},
     "gflops": {name: round(work / medians[name] / 1e9, 1) for name in ("ours", "pytorch")},
     "pytorch_layout": "channels_last" if last else "contiguous",
-    "devices": jax.local_device_count(),
+    "devices": len(ours.devices),
     "threads": torch.get_num_threads(),
     "block": block,
   }

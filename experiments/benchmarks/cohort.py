@@ -42,7 +42,8 @@ def measure(
 
   The schemes are "dml" and "one". Parts of `members` peers are as many supervised steps of the
   network. Parts of a network with `members` branches are a step of the trunk and a step per branch,
-  see `TrunkAlone` and `BranchAlone`. All are mapped over all devices and wait for their end.
+  see `TrunkAlone` and `BranchAlone`. All are mapped over the devices that an experiment chooses for
+  the whole, and wait for their end.
   """
   found = {}
   for model, shape in settings.items():
@@ -50,11 +51,11 @@ def measure(
     batch = pairs.random_batch(shape, batch_size)
     for kind, make in (("dml", _peers), ("one", _branches)):
       together, parts = make(network, batch, members)
-      contestants = {"together": together, "parts": lambda parts=parts: _each(parts)}
+      contestants = {"together": together.step, "parts": lambda parts=parts: _each(parts)}
       times = alternate(contestants, rounds=rounds, seconds=seconds, warmup=3)
       row = compared(times, "together", "parts")
       row |= {f"{name}_ms": milliseconds(values) for name, values in times.items()}
-      found[f"{kind} {model}"] = row | {"members": members, "devices": jax.local_device_count()}
+      found[f"{kind} {model}"] = row | {"members": members, "devices": len(together.devices)}
   return found
 
 
@@ -66,24 +67,23 @@ def _each(steps: list[_Step]) -> None:
     step()
 
 
-def _peers(network: nn.Module, batch: Batch, members: int) -> tuple[_Step, list[_Step]]:
-  everywhere = jax.local_devices()
-  cohort = schemes.mutual({f"peer_{k}": network for k in range(members)})
-  single = Stepper(schemes.supervised(network), batch, everywhere)
-  return Stepper(cohort, batch, everywhere).step, members * [single.step]
+def _peers(network: nn.Module, batch: Batch, members: int) -> tuple[Stepper, list[_Step]]:
+  cohort = Stepper(schemes.mutual({f"peer_{k}": network for k in range(members)}), batch)
+  single = Stepper(schemes.supervised(network), batch, cohort.devices)
+  return cohort, members * [single.step]
 
 
-def _branches(network: nn.Module, batch: Batch, members: int) -> tuple[_Step, list[_Step]]:
-  everywhere = jax.local_devices()
+def _branches(network: nn.Module, batch: Batch, members: int) -> tuple[Stepper, list[_Step]]:
   gate = Gate(members, axis_name=devices.AXIS_NAME)
-  cohort = schemes.native_ensemble(network, gate, branches=members, from_stage=FROM_STAGE)
-  trunk = Stepper(schemes.supervised(TrunkAlone(network, FROM_STAGE)), batch, everywhere)
+  scheme = schemes.native_ensemble(network, gate, branches=members, from_stage=FROM_STAGE)
+  cohort = Stepper(scheme, batch)
+  trunk = Stepper(schemes.supervised(TrunkAlone(network, FROM_STAGE)), batch, cohort.devices)
   branch = Stepper(
     schemes.supervised(BranchAlone(network, FROM_STAGE)),
     dataclasses.replace(batch, images=_features(network, batch)),
-    everywhere,
+    cohort.devices,
   )
-  return Stepper(cohort, batch, everywhere).step, [trunk.step, *(members * [branch.step])]
+  return cohort, [trunk.step, *(members * [branch.step])]
 
 
 class TrunkAlone(nn.Module):

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd import losses, models, schemes
+from jaxkd import losses, models, plan, schemes
 from jaxkd import participants as trees
-from jaxkd.train import create_state, devices, training_step
+from jaxkd.train import create_state, device_choice, devices, training_step
 from jaxkd.train.halves import halves
 from jaxkd.types import Batch, Context, Scheme
 
@@ -63,14 +63,24 @@ def distilling(pair: Pair) -> Scheme:
   )
 
 
+def _chosen(scheme: Scheme, batch: Batch) -> Sequence[jax.Device]:
+  count, *image_shape = batch.images.shape
+  work = plan.multiply_adds(scheme, tuple(image_shape))
+  return device_choice.worth_sharing(jax.local_devices(), [work], count)
+
+
 class Stepper:
-  """A scheme's mapped step as the training loop calls it, and the state it has come to."""
+  """A scheme's mapped step as the training loop calls it, and the state it has come to.
+
+  Attributes:
+    devices: those that share it.
+  """
 
   def __init__(
     self,
     scheme: Scheme,
     batch: Batch,
-    on: Sequence[jax.Device],
+    on: Sequence[jax.Device] | None = None,
     *,
     given: Mapping[str, Any] | None = None,
     cached: bool = False,
@@ -80,10 +90,12 @@ class Stepper:
     Args:
       scheme: what is trained, by SGD with momentum.
       batch: of every step.
-      on: the devices that share it.
+      on: the devices that share it; by default as an experiment chooses them.
       given: participants that start with these variables.
       cached: what the loss needs of the targets is computed here, and the step reads it.
     """
+    on = on or _chosen(scheme, batch)
+    self.devices = list(on)
     optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     state = create_state(scheme, optimizer, jax.random.key(0), batch, given=given)
     self._state = devices.replicate(state, on)

@@ -36,14 +36,14 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
   from benchmarks.phases import Phases
   from benchmarks.whole_runs import settings_of
   from jaxkd import experiment, plan
-  from jaxkd.train import devices, host_memory
+  from jaxkd.train import device_choice, host_memory
 
   logging.set_verbosity(logging.WARNING)
   for module in _LATE:
     importlib.import_module(module)
   settings = settings_of(job)
   host_memory.keep_freed_memory()
-  devices.split_cpu(settings.cpu_devices, settings.batch_size)
+  device_choice.split_cpu(settings.cpu_devices, settings.batch_size)
   compiling = 0.0
 
   def heard(event: str, seconds: float, **_: Any) -> None:

@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from benchmarks.machine import cores
 from jaxkd import bundles, models, plan, variants
 from jaxkd.data import per_class
 from jaxkd.types import Network
@@ -30,7 +31,7 @@ CACHED = {"cached_targets": True, "data.views": 4}
 # Name -> overrides of our run.
 VARIANTS: dict[str, Mapping[str, Any]] = {
   "cached": CACHED,
-  "cached_one_device": {**CACHED, "cpu_devices": 1},
+  "cached_device_per_core": {**CACHED, "cpu_devices": cores()},
   "uncached": {},
 }
 

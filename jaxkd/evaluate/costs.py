@@ -33,7 +33,11 @@ def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
   >>> multiply_adds(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 5)))
   30
   """
-  traced = jax.make_jaxpr(function)(*args).jaxpr
+  return multiply_adds_of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def multiply_adds_of(traced: Jaxpr) -> int:
+  """Those of a computation that is traced already; raises as `multiply_adds`."""
   needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
   return _of_jaxpr(needed)
 

@@ -29,22 +29,6 @@ AXIS_NAME = "devices"
 _SILENCE = 30
 
 
-def split_cpu(devices: int, batch_size: int) -> None:
-  """Make the CPU appear to XLA as several devices. To be called before jax is first used.
-
-  XLA runs a convolution with 32 or more channels on one core only; one device per core under the
-  same mapped step uses them all.
-
-  Args:
-    devices: how many; 0 takes as many as there are cores and as divide `batch_size`.
-    batch_size: examples of one step.
-  """
-  if not devices:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = next(n for n in range(max(1, cores or 1), 0, -1) if batch_size % n == 0)
-  jax.config.update("jax_num_cpu_devices", devices)
-
-
 def join_processes(
   coordinator: str | None = None,
   num_processes: int | None = None,
@@ -94,28 +78,6 @@ def compile_fast() -> None:
   """
   flags = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-
-
-def local_devices(count: int, batch_size: int, accumulate: int = 1) -> list[jax.Device]:
-  """The devices of this process that share each step's batch.
-
-  Args:
-    count: how many; 0 takes all.
-    batch_size: examples of one step over all processes.
-    accumulate: parts into which each device's share is cut.
-
-  Raises:
-    ConfigError: if there are fewer devices, or the batch cannot be divided evenly.
-  """
-  devices = jax.local_devices()
-  if count > len(devices):
-    raise ConfigError(f"devices={count}: this machine has {len(devices)} ({devices[0].platform})")
-  chosen = devices[: count or len(devices)]
-  parts = len(chosen) * jax.process_count() * accumulate
-  if batch_size % parts:
-    over = f"{len(chosen)} devices x {jax.process_count()} processes x {accumulate} parts"
-    raise ConfigError(f"batch_size={batch_size}: not divisible by {parts} ({over})")
-  return chosen
 
 
 def map_training_step(

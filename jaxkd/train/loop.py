@@ -67,7 +67,7 @@ def train_stage(
   Args:
     stage: what to train.
     directory: of this stage's checkpoints.
-    devices: that share each batch (`jaxkd.train.devices.local_devices`).
+    devices: that share each batch (`jaxkd.train.device_choice.local_devices`).
     reporter: told of every step and epoch.
     given: participants that start with these variables (`starting_variables`).
     validation: examples scored every `evaluate_every` epochs and at the end; they choose "best".

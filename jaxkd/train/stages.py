@@ -42,6 +42,7 @@ class Stage:
       example and view (`jaxkd.train.cached_targets`).
     resident_bytes: of the examples and cached targets, how much a device holds from the first step
       to the last; what is more comes from the host and the disk.
+    multiply_adds: of one example's targets and loss, forwards; None if they were not counted.
     notes: lines for the reader, shown before training.
   """
 
@@ -64,6 +65,7 @@ class Stage:
   views: int = 0
   cached_targets: bool = False
   resident_bytes: int = 2**30
+  multiply_adds: int | None = None
   notes: tuple[str, ...] = ()
 
   @property

@@ -1,6 +1,7 @@
 """Devices: bounded dispatch, and batches that cannot be divided."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from jaxkd import schemes
 from jaxkd.errors import ConfigError
-from jaxkd.train import TrainState, create_state, devices, training_step
+from jaxkd.train import TrainState, create_state, device_choice, devices, training_step
 from tests.tiny import TinyNet, batch
 
 
@@ -63,12 +64,20 @@ def test_in_flight_hands_results_out_late_and_in_order():
 
 def test_a_batch_that_cannot_be_divided_is_named():
   with pytest.raises(ConfigError, match=r"batch_size=20: not divisible by 8 \(8 devices x 1 proc"):
-    devices.local_devices(0, 20)
+    device_choice.local_devices(0, 20)
   with pytest.raises(ConfigError, match="batch_size=16: not divisible by 32"):
-    devices.local_devices(8, 16, accumulate=4)
-  assert len(devices.local_devices(4, 20)) == 4
+    device_choice.local_devices(8, 16, accumulate=4)
+  assert len(device_choice.local_devices(4, 20)) == 4
 
 
 def test_more_devices_than_there_are_is_refused():
   with pytest.raises(ConfigError, match=r"devices=9: this machine has 8 \(cpu\)"):
-    devices.local_devices(9, 18)
+    device_choice.local_devices(9, 18)
+
+
+def test_small_steps_stay_on_one_device_of_a_cpu():
+  share = functools.partial(device_choice.worth_sharing, jax.local_devices())
+  assert len(share([10_000_000, 40_000_000], 64)) == 8
+  assert len(share([10_000_000, 2_000_000], 64)) == 1
+  assert len(share([10_000_000], 640)) == 8
+  assert len(share([None, 10], 64)) == 8, "what cannot be counted may be large"
