@@ -22,9 +22,14 @@ pytestmark = pytest.mark.long
 
 
 def start(
-  workdir: pathlib.Path, devices: int, *flags: str, epochs: int = 3, **environment: str
+  workdir: pathlib.Path,
+  devices: int,
+  *flags: str,
+  epochs: int = 3,
+  method: str = "alone",
+  **environment: str,
 ) -> subprocess.Popen:
-  command = [sys.executable, "experiments/train.py", "--config=configs/digits.py:alone"]
+  command = [sys.executable, "experiments/train.py", f"--config=configs/digits.py:{method}"]
   command += [f"--workdir={workdir}", f"--config.student.epochs={epochs}"]
   command += [f"--config.evaluate_every={epochs}", f"--config.cpu_devices={devices}", *flags]
   environment |= {"TFDS_DATA_DIR": str(workdir.parent / "tfds"), "PYTHONPATH": str(ROOT)}
@@ -98,13 +103,13 @@ def started_by_open_mpi(process: int, port: int) -> tuple[list[str], dict[str, s
   }
 
 
-def start_two(workdir: pathlib.Path, how, *flags: str, epochs: int = 3) -> list[subprocess.Popen]:
+def start_two(workdir: pathlib.Path, how, *flags: str, **options) -> list[subprocess.Popen]:
   """A run by two processes of one device each."""
   port = free_port(2**16 - 2**12, 2**16 - 1)
   runs = []
   for process in (0, 1):
     own, environment = how(process, port)
-    runs.append(start(workdir, 1, *flags, *own, epochs=epochs, **environment))
+    runs.append(start(workdir, 1, *flags, *own, **options, **environment))
   return runs
 
 
@@ -140,8 +145,8 @@ def resumed(tmp_path_factory):
   return base, {**told, "one_then_two": (made, finish(*runs))}
 
 
-def weights(workdir):
-  return load_file(workdir / "bundles" / "alone" / "student" / "weights.safetensors")
+def weights(workdir, stage="alone"):
+  return load_file(workdir / "bundles" / stage / "student" / "weights.safetensors")
 
 
 def history(workdir):
@@ -189,6 +194,30 @@ def test_a_run_goes_on_with_another_number_of_processes(resumed, name, processes
     assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
   summary = json.loads((resumed / name / "summary.json").read_text())
   assert summary["devices"]["processes"] == processes
+
+
+CACHED = [
+  *SLOWLY,
+  "--config.teacher.model=mlp",
+  "--config.teacher.epochs=1",
+  "--config.baseline=False",
+  "--config.cached_targets=True",
+  "--config.data.views=2",
+]
+
+
+@pytest.mark.parametrize("megabytes", [0, 1024])
+def test_two_processes_read_the_targets_that_they_cached(tmp_path, megabytes):
+  """From disks of their own, or from their devices."""
+  held = f"--config.resident_megabytes={megabytes}"
+  finish(start(tmp_path / "one", 2, *CACHED, method="kd"))
+  finish(*start_two(tmp_path / "two", started_by_hand, *CACHED, held, method="kd"))
+  stored = {path.name for path in (tmp_path / "two" / "targets").glob("distilled/*")}
+  assert stored == (set() if megabytes else {"process_0", "process_1"})
+  one, two = (weights(tmp_path / name, "distilled") for name in ("one", "two"))
+  assert one.keys() == two.keys()
+  for name, values in one.items():
+    np.testing.assert_allclose(two[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_where_there_is_no_cluster_one_line_says_so(tmp_path):

@@ -18,6 +18,8 @@ from etils import epath
 from orbax import checkpoint as ocp
 from safetensors.numpy import load_file
 
+from tests.faults.digits_runs import ended_after, finish, start_two
+
 pytestmark = pytest.mark.faults
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -188,6 +190,21 @@ def test_a_rollback_that_is_killed_is_made_again(
   same = [(workdir / file).read_bytes() == (whole / file).read_bytes() for file in files]
   record_property("outcome", f"resumed; {sum(same)} of {len(same)} networks are the same bits")
   assert all(same)
+
+
+def test_two_processes_roll_back_together(tmp_path, record_property):
+  record_property("fault", "FSP diverges in two processes, nonfinite=rollback")
+  record_property("tries", 1)
+  workdir = tmp_path / "run"
+  runs = start_two(workdir, *SMALL, *ROLLBACK, method="fsp")
+  with ended_after(*runs):
+    said, silent = finish(*runs)
+  told = [line for line in said.splitlines() if "back to step" in line]
+  assert told and silent == ""
+  count, wrong = not_finite(workdir)
+  assert wrong == []
+  assert [row["stage"] for row in rows(workdir)] == ["teacher", *2 * ["warmup"], *2 * ["distilled"]]
+  record_property("outcome", f"{len(told)} rollbacks, then to the end; {count} arrays finite")
 
 
 def test_skip_ends_where_nothing_but_skipped_steps_is_left(run, tmp_path, record_property):
