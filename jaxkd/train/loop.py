@@ -204,10 +204,10 @@ def _train(
   saved_at = time.monotonic()
 
   while done < stage.steps:
-    state, metrics, made = dispatch.next(state, resident, done)
+    state, results, made = dispatch.next(state, resident, done)
     done += made
     stop.hold()
-    watch.push(metrics)
+    watch.push(results)
     epoch, within = divmod(done, stage.steps_per_epoch)
     stopping = _stop_is_due(done, made, stop)
     time_is_up = time.monotonic() - saved_at >= checkpoint_seconds

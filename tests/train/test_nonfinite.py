@@ -17,6 +17,7 @@ from rich.console import Console
 from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.report import MetricsFile, ProgressBar
 from jaxkd.train import Silent, create_state, devices, nonfinite, train_stage, training_step
+from jaxkd.train.dispatch import told
 from jaxkd.train.nonfinite import Learner
 from jaxkd.train.watch import Diverged, GoBack, NonFinite, Watch
 from jaxkd.types import Aux, Scheme, Terms
@@ -222,7 +223,9 @@ def test_what_went_first_is_named(metrics, found, named):
     pairs = {name: (np.float32(x), np.float32(1)) for name, x in {**usual, **own}.items()}
     norms = {"student": 7.0, "connector": 3.0}
     watch.push(
-      (pairs, {name: Learner(np.int32(x), norms.get(name, 1.0)) for name, x in faults.items()})
+      told(
+        (pairs, {name: Learner(np.int32(x), norms.get(name, 1.0)) for name, x in faults.items()})
+      )
     )
   with pytest.raises(Diverged) as caught:
     watch.drain()
@@ -400,7 +403,7 @@ def test_a_teacher_that_is_not_finite_is_named_when_a_step_is_not(tmp_path):
     done=0,
     frozen={"teacher": {"params": {"w": jnp.asarray([1.0, jnp.nan])}}},
   )
-  watch.push(({"kd_logit": (NAN, np.float32(1))}, {"student": Learner(np.int32(2), NAN)}))
+  watch.push(told(({"kd_logit": (NAN, np.float32(1))}, {"student": Learner(np.int32(2), NAN)})))
   with pytest.raises(
     Diverged,
     match=r"finite: the weights of 'teacher', which does not learn, the term kd_logit, the gradien",
