@@ -11,7 +11,7 @@ from jaxkd.errors import ConfigError
 
 # Multiply-adds of a step's forward pass. Devices of a CPU wait for each other wherever statistics
 # or gradients are pooled, some fifteen times in a ResNet-8, which took 5 to 6 ms on two cores,
-# whatever the work. Measured on two kinds of processors, two devices were faster from 1.5e9 on.
+# whatever the work. On two kinds of processors, two devices were the faster from about here on.
 _WORTH_SHARING = 2e9
 
 
