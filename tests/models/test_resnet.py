@@ -54,9 +54,10 @@ def test_resume_gives_what_the_whole_network_gives(stage, variables, output):
   rest = jax.jit(lambda v, x: MODEL.apply(v, x, stage, method="resume"))(variables, feature)
   later = MODEL.stages[MODEL.stages.index(stage) + 1 :]
   assert set(rest.features) == set(later)
-  np.testing.assert_allclose(rest.logits, output.logits, rtol=1e-5, atol=1e-6)
+  # Two programs, and values of up to 6: float32 rounds these by 5e-7.
+  np.testing.assert_allclose(rest.logits, output.logits, rtol=1e-5, atol=1e-5)
   for name in later:
-    np.testing.assert_allclose(rest.features[name], output.features[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rest.features[name], output.features[name], rtol=1e-5, atol=1e-5)
 
 
 def test_resume_and_encode_touch_only_the_layers_they_run(images):
