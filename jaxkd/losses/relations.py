@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,10 @@ Reduction = Literal["mean", "sum"]
 AxisName = str | tuple[str, ...]
 
 _REDUCTIONS: tuple[str, ...] = get_args(Reduction)
-# Lower bound of a squared distance: samples closer than 1e-6 are that far apart, and stay.
-_CLOSEST = 1e-12
+# Lower bound of a distance: samples closer than this are that far apart, and stay.
+_CLOSEST = 1e-6
+# Samples count as equal where they differ by less than so many roundings of the larger one.
+_ROUNDINGS = 8
 
 
 def pairwise_distance_huber(
@@ -33,6 +35,7 @@ def pairwise_distance_huber(
   squared: bool = False,
   reduction: Reduction = "mean",
   axis_name: AxisName | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Huber loss between the distances of all pairs of samples.
 
@@ -45,13 +48,16 @@ def pairwise_distance_huber(
     squared: compare squared distances.
     reduction: "mean" over the B^2 pairs, i = j included, or their "sum".
     axis_name: mapped axis (or axes) over which the batch is first gathered; see `relational`.
+    where: (B,), the samples that count; the others may hold anything. None counts all.
 
   Returns:
     The loss, a scalar, float32 or wider. It does not change if either side is moved, rotated or
-    scaled. Equal samples have the distance 1e-6 and pull on nobody; one sample alone gives 0.
+    scaled. Samples that are equal up to rounding (8 machine epsilons of their norm) have the
+    distance 1e-6, with gradient 0; one sample alone gives 0.
 
   Raises:
-    ConfigError: if the batch sizes differ, an array has no second axis, or reduction is unknown.
+    ConfigError: if the batch sizes differ, an array has no second axis, `where` is not (B,), or
+      reduction is unknown.
 
   Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, eq. 4 to 6, as the authors'
   RkdDistance, RepDistiller, mdistiller (which has `squared`), the Zoo and torchdistill (which has
@@ -61,7 +67,7 @@ def pairwise_distance_huber(
   >>> pairwise_distance_huber(x, 2.0 * x + 1.0).round(6)
   Array(0., dtype=float32)
   """
-  ours, theirs = _relations("pairwise_distance_huber", student, teacher, axis_name)
+  ours, theirs = _relations("pairwise_distance_huber", student, teacher, axis_name, where)
   return _distance_huber(ours, theirs, squared, reduction)
 
 
@@ -72,6 +78,7 @@ def angle_huber(
   reduction: Reduction = "mean",
   axis_name: AxisName | None = None,
   block_size: int | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Huber loss between the angles of all triples of samples.
 
@@ -85,10 +92,12 @@ def angle_huber(
     reduction: "mean" over the B^3 triples, equal indices included, or their "sum".
     axis_name: mapped axis (or axes) over which the batch is first gathered; see `relational`.
     block_size: samples i at a time, which changes time and memory alone; None chooses.
+    where: (B,), the samples that count; the others may hold anything. None counts all.
 
   Returns:
     The loss, a scalar, float32 or wider. It does not change if either side is moved, rotated or
-    scaled. Equal samples have no direction between them: the cosine is 0, and so is its gradient.
+    scaled. Samples that are equal up to rounding (8 machine epsilons of their norm) have no
+    direction between them: the cosine is 0, and so is its gradient.
 
   Raises:
     ConfigError: as `pairwise_distance_huber`.
@@ -101,7 +110,7 @@ def angle_huber(
   >>> angle_huber(x, 2.0 * x + 1.0).round(6)
   Array(0., dtype=float32)
   """
-  ours, theirs = _relations("angle_huber", student, teacher, axis_name)
+  ours, theirs = _relations("angle_huber", student, teacher, axis_name, where)
   return _angle_huber(ours, theirs, reduction, axis_name, block_size)
 
 
@@ -119,6 +128,7 @@ def relational(
   normalize_teacher: bool = False,
   axis_name: AxisName | None = None,
   block_size: int | None = None,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Relational knowledge distillation (RKD): the student's samples lie as the teacher's do.
 
@@ -141,6 +151,7 @@ def relational(
       shared out by their corner. Every device gets the loss of the global batch, and `lax.pmean`
       of the gradients is its gradient. None relates the samples of each device by themselves.
     block_size: corners of triangles at a time, which changes time and memory alone; None chooses.
+    where: (B,), the samples that count; the others may hold anything. None counts all.
 
   Returns:
     Terms(feature=...), float32 or wider.
@@ -160,7 +171,7 @@ def relational(
 
   def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
     ours, theirs = _relations(
-      "relational", s, t, axis_name, normalize=(normalize_student, normalize_teacher)
+      "relational", s, t, axis_name, where, normalize=(normalize_student, normalize_teacher)
     )
     total = jnp.zeros((), ours.between.dtype)
     if not _is_zero(distance_weight):
@@ -173,10 +184,19 @@ def relational(
 
 
 class _Relations(NamedTuple):
-  """Squared distances of this device's samples to all (A, B), and of all to all (B, B)."""
+  """Squared distances, 0 where two samples are equal up to rounding or one does not count.
+
+  Attributes:
+    to_samples: of this device's samples to all, (A, B).
+    between: of all samples to all, (B, B).
+    counted: (B,) which samples count; None where all do.
+    closest: the lower bound of a distance, in the units of these.
+  """
 
   to_samples: jax.Array
   between: jax.Array
+  counted: jax.Array | None
+  closest: jax.Array
 
 
 def _relations(
@@ -184,6 +204,7 @@ def _relations(
   student: ArrayLike,
   teacher: ArrayLike,
   axis_name: AxisName | None,
+  where: ArrayLike | None,
   normalize: tuple[bool, bool] = (False, False),
 ) -> tuple[_Relations, _Relations]:
   """Both sides' distances, all that the two terms need; the teacher's take no gradient."""
@@ -195,36 +216,75 @@ def _relations(
     raise ConfigError(
       f"{what}: student {student.shape} and teacher {teacher.shape} differ in batch size"
     )
+  own = None if where is None else jnp.asarray(where) != 0
+  if own is not None:
+    if own.shape != student.shape[:1]:
+      raise ConfigError(f"{what}: where {own.shape} does not belong to student {student.shape}")
+    mask = own.reshape(-1, *[1] * (student.ndim - 1)), own.reshape(-1, *[1] * (teacher.ndim - 1))
+    student, teacher = jnp.where(mask[0], student, 0), jnp.where(mask[1], teacher, 0)
+  return (
+    _relate(student, own, axis_name, normalize[0]),
+    _relate(teacher, own, axis_name, normalize[1]),
+  )
 
-  def relate(x: jax.Array, unit: bool) -> _Relations:
-    x = x.reshape(x.shape[0], -1)
-    x = _unit_vectors(x) if unit else x
-    if axis_name is None:
-      between = squared_distances(x, x)
-      return _Relations(between, between)
+
+def _relate(
+  x: jax.Array, own: jax.Array | None, axis_name: AxisName | None, unit: bool
+) -> _Relations:
+  """One side's distances; `own` are the samples of this device that count."""
+  x = x.reshape(x.shape[0], -1)
+  # Values near 1 have squares that float32 holds. Relations do not change with the scale.
+  scale = _power_of_two(x, axis_name)
+  x = x / scale
+  x = _unit_vectors(x) if unit else x
+  closest = _CLOSEST if unit else jnp.minimum(_CLOSEST / scale, 1 / _CLOSEST)
+  closest = jnp.asarray(closest, x.dtype)
+  first = 0
+  everyone, counted = x, own
+  if axis_name is not None:
     # The student's gradient must flow through what other devices gathered, so nothing is stopped.
-    to_samples = squared_distances(x, lax.all_gather(x, axis_name, tiled=True))
-    return _Relations(to_samples, lax.all_gather(to_samples, axis_name, tiled=True))
-
-  return relate(student, normalize[0]), relate(teacher, normalize[1])
+    everyone = lax.all_gather(x, axis_name, tiled=True)
+    counted = None if own is None else lax.all_gather(own, axis_name, tiled=True)
+    first = lax.axis_index(axis_name) * x.shape[0]
+  squares = squared_distances(x, everyone)
+  # A compiler may contract the multiplication that makes x into the difference x_i - x_j. What is
+  # left of equal samples is then rounding: it is not a distance, and has no direction.
+  norms, all_norms = (jnp.sum(jnp.square(lax.stop_gradient(z)), axis=1) for z in (x, everyone))
+  rounding = (_ROUNDINGS * jnp.finfo(x.dtype).eps) ** 2
+  apart = squares > rounding * jnp.maximum(norms[:, None], all_norms[None])
+  apart &= first + jnp.arange(len(x))[:, None] != jnp.arange(len(everyone))[None]
+  # NaN is apart from everything: it must reach the loss.
+  apart |= jnp.isnan(squares)
+  if own is not None:
+    apart &= own[:, None] & counted[None]
+  to_samples = jnp.where(apart, squares, 0.0)
+  if axis_name is None:
+    return _Relations(to_samples, to_samples, counted, closest)
+  between = lax.all_gather(to_samples, axis_name, tiled=True)
+  return _Relations(to_samples, between, counted, closest)
 
 
 def _distance_huber(
   student: _Relations, teacher: _Relations, squared: bool, reduction: Reduction
 ) -> jax.Array:
-  count = student.between.shape[0]
-  others = ~jnp.eye(count, dtype=bool)
+  size = student.between.shape[0]
+  pairs = ~jnp.eye(size, dtype=bool)
+  if student.counted is not None:
+    pairs &= student.counted[:, None] & student.counted[None]
+  count = _count(student)
 
-  def relative(squares: jax.Array) -> jax.Array:
-    squares = jnp.where(others, jnp.maximum(squares, _CLOSEST), 0.0)
+  def relative(side: _Relations) -> jax.Array:
+    closest = jnp.square(side.closest)
+    squares = jnp.where(pairs, jnp.maximum(side.between, closest), 0.0)
     if squared:
       distances = squares
     else:
-      distances = jnp.where(others, jnp.sqrt(jnp.where(others, squares, 1.0)), 0.0)
+      distances = jnp.where(pairs, jnp.sqrt(jnp.where(pairs, squares, 1.0)), 0.0)
+    total = jnp.sum(distances)
     # One sample alone has no pairs, and no mean.
-    return distances / (jnp.sum(distances) / (count * (count - 1))) if count > 1 else distances
+    return distances / (jnp.where(total > 0, total, 1.0) / jnp.maximum(count * (count - 1), 1))
 
-  gap = relative(student.between) - relative(teacher.between)
+  gap = jnp.where(pairs, relative(student) - relative(teacher), 0.0)
   slope = jnp.clip(gap, -1.0, 1.0)
   return _reduce(jnp.sum(slope * (gap - 0.5 * slope)), count**2, reduction)
 
@@ -238,16 +298,40 @@ def _angle_huber(
 ) -> jax.Array:
   if block_size is not None:
     check_positive("block_size", block_size)
-  total = sum_of_angle_hubers(corners(*student), corners(*teacher), block_size)
+  total = sum_of_angle_hubers(
+    corners(student.to_samples, student.between),
+    corners(teacher.to_samples, teacher.between),
+    block_size,
+  )
   if axis_name is not None:
     total = lax.psum(total, axis_name)
-  return _reduce(total, student.between.shape[0] ** 3, reduction)
+  return _reduce(total, _count(student) ** 3, reduction)
 
 
-def _reduce(total: jax.Array, count: int, reduction: Reduction) -> jax.Array:
+def _count(relations: _Relations) -> Any:
+  """How many samples count: a number, or where that depends on values a scalar array."""
+  if relations.counted is None:
+    return relations.between.shape[0]
+  return jnp.sum(relations.counted, dtype=relations.between.dtype)
+
+
+def _reduce(total: jax.Array, count: Any, reduction: Reduction) -> jax.Array:
   if reduction not in _REDUCTIONS:
     raise unknown_name("reduction", reduction, _REDUCTIONS)
-  return total / count if reduction == "mean" else total
+  if reduction == "sum":
+    return total
+  return total / (count if isinstance(count, int) else jnp.maximum(count, 1))
+
+
+def _power_of_two(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+  """A power of two near the largest magnitude in x, by which it divides without rounding."""
+  largest = jnp.max(jnp.abs(lax.stop_gradient(x)), initial=0.0)
+  if axis_name is not None:
+    largest = lax.pmax(largest, axis_name)
+  exponent = jnp.frexp(largest)[1] - 1
+  smallest = int(jnp.finfo(x.dtype).minexp)
+  power = jnp.ldexp(jnp.ones_like(largest), jnp.maximum(exponent, smallest))
+  return jnp.where((largest > 0) & jnp.isfinite(largest), power, 1.0)
 
 
 def _unit_vectors(x: jax.Array) -> jax.Array:
