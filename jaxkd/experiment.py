@@ -314,6 +314,10 @@ class _Everyone:
   def __init__(self, reporters: Sequence[Reporter]) -> None:
     self._reporters = reporters
 
+  def begins_after(self, updates: int) -> None:
+    for reporter in self._reporters:
+      reporter.begins_after(updates)
+
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     for reporter in self._reporters:
       reporter.stage_started(stage, steps, rows)

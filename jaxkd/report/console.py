@@ -40,7 +40,7 @@ class ProgressBar(Silent):
       expand=True,
     )
     self._progress.start()
-    done = rows[-1]["step"] if rows else 0
+    done = self.updates_behind(rows)
     self._task = self._progress.add_task(stage, total=steps, completed=done, figures="compiling")
     self._speed, self._validation = _Speed(), _validation(rows[-1]) if rows else ""
 
@@ -61,7 +61,7 @@ class ProgressBar(Silent):
   def went_back(self, stage: str, rows: list[Row]) -> None:
     """Moves the bar back."""
     assert self._progress is not None
-    self._progress.update(self._task, completed=rows[-1]["step"] if rows else 0)
+    self._progress.update(self._task, completed=self.updates_behind(rows))
     self._validation = _validation(rows[-1]) if rows else ""
 
   def stage_ended(self, stage: str) -> None:
@@ -81,17 +81,19 @@ class Lines(Silent):
 
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Says which stage begins, and whether it resumes."""
-    done = rows[-1]["step"] if rows else 0
+    done = self.updates_behind(rows)
     resumed = f", resumed after {done}" if done else ""
     self._console.print(
       f"{stage}: {steps} steps{resumed}" if steps else f"{stage}: comes trained", highlight=False
     )
     self._steps, self._speed = steps, _Speed()
-    self.went_back(stage, rows)
+    self._go_on(done)
 
   def went_back(self, stage: str, rows: list[Row]) -> None:
     """Prints the epochs that come again once more."""
-    done = rows[-1]["step"] if rows else 0
+    self._go_on(self.updates_behind(rows))
+
+  def _go_on(self, done: int) -> None:
     self._printed_share = _LINES_PER_STAGE * done // self._steps if self._steps else 0
     self._printed_at = time.monotonic()
 

@@ -63,12 +63,13 @@ class TensorBoard(Silent):
 
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Opens the stage's events; those after the checkpoint resumed from are hidden."""
-    self._open(stage, rows[-1]["step"] + 1 if rows else None)
+    behind = self.updates_behind(rows)
+    self._open(stage, behind + 1 if behind else None)
 
   def went_back(self, stage: str, rows: list[Row]) -> None:
     """Hides the events after the checkpoint gone back to."""
     self.stage_ended(stage)
-    self._open(stage, rows[-1]["step"] + 1 if rows else 1)
+    self._open(stage, self.updates_behind(rows) + 1)
 
   def _open(self, stage: str, purge: int | None) -> None:
     self._folder = self._directory / stage

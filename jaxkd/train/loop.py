@@ -108,6 +108,7 @@ def train_stage(
   beginning = feed.iterator.get_state()
   try:
     state, best, progress = _start(stage, first, checkpoints, feed)
+    reporter.begins_after(int(state.step))
     reporter.stage_started(stage.name, stage.steps, progress["rows"])
     while int(state.step) < stage.steps:
       try:
@@ -161,6 +162,7 @@ def _untrained(
   missing = sorted(shapes.participants.keys() - given.keys())
   if missing:
     raise ConfigError(f"stage {stage.name!r} has epochs=0, but nothing is given for {missing[0]!r}")
+  reporter.begins_after(0)
   reporter.stage_started(stage.name, 0, [])
   participants = mapping.host_copy(dict(given))
   check_finite(stage.name, participants)

@@ -12,6 +12,9 @@ Row = dict[str, Any]
 class Reporter(Protocol):
   """Receives a run's progress. Nothing it does changes the run."""
 
+  def begins_after(self, updates: int) -> None:
+    """Before `stage_started` and `went_back`: how many updates the stage goes on after."""
+
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """`rows` are the epochs already behind: none, or those before the checkpoint resumed from."""
 
@@ -32,7 +35,23 @@ class Reporter(Protocol):
 
 
 class Silent:
-  """A reporter that tells nobody."""
+  """A reporter that prints and writes nothing."""
+
+  _begins_after: int | None = None
+
+  def begins_after(self, updates: int) -> None:
+    """Keeps the number for `updates_behind`."""
+    self._begins_after = updates
+
+  def updates_behind(self, rows: list[Row]) -> int:
+    """How many updates `stage_started` or `went_back` goes on after.
+
+    A checkpoint lies anywhere within an epoch; without `begins_after` it is the last epoch's end.
+    """
+    behind, self._begins_after = self._begins_after, None
+    if behind is not None:
+      return behind
+    return rows[-1]["step"] if rows else 0
 
   def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Says nothing."""

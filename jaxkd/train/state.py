@@ -102,12 +102,15 @@ class FirstState:
     # Drawing many differently shaped arrays is compiled once and run once: on the CPU, optimising
     # it took 14 seconds for a ResNet-8, and not optimising it 2.
     self._create = jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})
+    # Options of a compilation of its own, which it is not inside another function's trace.
+    self._within_trace = jax.jit(create)
     self._arguments = (batch, dict(given or {}))
     self.shapes: TrainState = self._create.eval_shape(jax.random.key(0), *self._arguments)
 
   def values(self, rng: Array) -> TrainState:
     """The state that a PRNG key draws."""
-    return self._create(rng, *self._arguments)
+    create = self._within_trace if _is_traced() else self._create
+    return create(rng, *self._arguments)
 
 
 def create_state(
@@ -121,6 +124,11 @@ def create_state(
 ) -> TrainState:
   """A stage's first state, drawn by `rng`; see `FirstState`."""
   return FirstState(scheme, optimizer, batch, given=given, average=average).values(rng)
+
+
+def _is_traced() -> bool:
+  """Whether this runs inside a trace: of `jax.jit`, `jax.eval_shape`, `lax.scan` and the like."""
+  return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def check_same_architecture(name: str, expected: Participants, variables: Any) -> None:

@@ -238,6 +238,7 @@ def gone_back(
     f"{reason}; back to step {step}, with {scale:.3g} times the learning rate (rollback {made} of "
     f"at most {nonfinite.most})"
   )
+  reporter.begins_after(step)
   reporter.went_back(stage.name, restored["rows"])
 
 

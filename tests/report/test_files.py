@@ -58,6 +58,20 @@ def test_tensorboard_hides_what_a_resumed_stage_does_again(tmp_path):
   assert (begins.step, begins.session_log.status) == (4, SessionLog.START)
 
 
+@pytest.mark.parametrize(("rows", "updates"), [([], 2), ([1], 3), ([1], 5)])
+def test_tensorboard_hides_what_comes_after_a_checkpoint_within_an_epoch(tmp_path, rows, updates):
+  for resume in ("stage_started", "went_back"):
+    board = TensorBoard(tmp_path / resume)
+    if resume == "went_back":
+      board.stage_started("alone", 6, [])
+    board.begins_after(updates)
+    arguments = ("alone", 6) if resume == "stage_started" else ("alone",)
+    getattr(board, resume)(*arguments, [row(epoch) for epoch in rows])
+    board.stage_ended("alone")
+    begins = events(tmp_path / resume / "alone")[-1]
+    assert (begins.step, begins.session_log.status) == (updates + 1, SessionLog.START)
+
+
 @pytest.mark.parametrize("make", [MetricsFile, TensorBoard])
 def test_what_cannot_be_written_is_named(tmp_path, make):
   (tmp_path / "run").write_text("a file where the folder should be")

@@ -1,5 +1,6 @@
 """A stage goes on exactly where it stopped, and damage never costs what is still good."""
 
+import io
 import pathlib
 import shutil
 import signal
@@ -7,10 +8,12 @@ import signal
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxkd import schemes
 from jaxkd.errors import ConfigError, DiskError
 from jaxkd.interruption import Interrupted, Interruption
+from jaxkd.report import Lines, ProgressBar
 from jaxkd.train import Silent, check_stages, starting_variables, train_stage
 from jaxkd.train.checkpoints import Checkpoints, check_checkpoints
 from jaxkd.train.seals import check_seal
@@ -109,6 +112,25 @@ def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, stopped,
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
   assert resumed.test == uninterrupted.test
+
+
+@pytest.mark.parametrize("updates", [3, 4, 7, 12])
+def test_where_a_stage_resumes_is_where_it_stopped(tmp_path, updates):
+  asking = AskAfter(updates - 2)  # results are read two updates late
+  with pytest.raises(Interrupted) as raised:
+    train(tmp_path, asking, stop=asking.stop)
+  (saved,) = (int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+  assert saved == updates
+  if saved < 12:
+    assert str(raised.value) == f"alone, after update {saved} of 12"
+  printed = io.StringIO()
+  bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
+  for reporter in (Lines(Console(file=printed)), bar):
+    with pytest.raises(Interrupted):
+      train(tmp_path, reporter, stop=asking.stop)
+  assert f"alone: 12 steps, resumed after {saved}\n" in printed.getvalue()
+  # At once asked to stop again, the second made and counted one update more.
+  assert [task.completed for task in bar._progress.tasks] == [min(saved + 2, 12)]
 
 
 @pytest.mark.parametrize(
