@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_maps, check_positive, is_number
-from jaxkd.losses.norms import l2_norm, l2_normalize
+from jaxkd.losses.counting import counted_examples, keep, mean
+from jaxkd.losses.norms import l2_distance, l2_norm, l2_normalize
 from jaxkd.losses.precision import widen
 from jaxkd.losses.spatial import match_sizes
 from jaxkd.losses.stages import Stages, over_stages
@@ -39,6 +40,7 @@ def attention_map(
   absolute: bool = False,
   eps: float = 1e-12,
   eps_added: bool = False,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Where a feature map is active: channels reduced to one map of unit norm per example.
 
@@ -52,13 +54,15 @@ def attention_map(
       not integers always do.
     eps: lower bound of the norm: an all-zero map gives zeros.
     eps_added: divide by |q|_2 + eps instead.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    (B, H, W), float32 or wider.
+    (B, H, W), float32 or wider; zeros for examples that do not count.
 
   Raises:
-    ConfigError: if features are not (B, H, W, C), power is not a positive number, or reduce is
-      unknown.
+    ConfigError: if features are not (B, H, W, C), `where` does not belong to them, power is not a
+      positive number, or reduce is unknown.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, eq. 1, as the
   authors' code. The paper sums |x|^power (`reduce="sum", absolute=True`). The Zoo does so too,
@@ -67,11 +71,12 @@ def attention_map(
   >>> attention_map(jnp.array([3.0, 4.0]).reshape(1, 1, 2, 1), power=1)
   Array([[[0.6, 0.8]]], dtype=float32)
   """
-  (features,) = widen(features)
+  (features,) = widen(features, what="attention_map")
   if features.ndim != 4:
     raise ConfigError(f"attention_map: features {features.shape} are not (B, H, W, C)")
   if reduce not in _REDUCTIONS:
     raise unknown_name("reduce", reduce, _REDUCTIONS)
+  (features,) = keep(counted_examples("attention_map", where, features), features)
   if not is_number(power) or power <= _SAFE_POWER:
     energy = _REDUCTIONS[reduce](_power(features, power, absolute), axis=-1)
     return l2_normalize(energy, (1, 2), eps=eps, eps_added=eps_added)
@@ -94,6 +99,7 @@ def attention_map_mse(
   absolute: bool = False,
   eps: float = 1e-12,
   eps_added: bool = False,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Mean squared difference of two attention maps: mean over B, H, W of (A_s - A_t)^2.
 
@@ -106,9 +112,11 @@ def attention_map_mse(
     absolute: of negative values.
     eps: lower bound of the norm.
     eps_added: eps is added to the norm.
+    where: (B,), the examples that count.
 
   Returns:
-    The loss, a scalar, float32 or wider. It does not change with the scale of either side.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not change with the scale of
+    either side.
 
   Raises:
     ConfigError: as `attention_map`, or if the batch sizes differ.
@@ -120,8 +128,10 @@ def attention_map_mse(
   >>> attention_map_mse(x, 3.0 * x).round(6)
   Array(0., dtype=float32)
   """
-  student_map, teacher_map = _maps(student, teacher, power, reduce, absolute, eps, eps_added)
-  return jnp.mean(jnp.square(student_map - teacher_map))
+  student_map, teacher_map, counted = _maps(
+    "attention_map_mse", student, teacher, where, power, reduce, absolute, eps, eps_added
+  )
+  return mean(jnp.square(student_map - teacher_map), counted)
 
 
 def attention_map_l2(
@@ -133,6 +143,7 @@ def attention_map_l2(
   absolute: bool = False,
   eps: float = 1e-12,
   eps_added: bool = False,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Distance of two attention maps: mean over B of |A_s - A_t|_2, not squared.
 
@@ -145,10 +156,12 @@ def attention_map_l2(
     absolute: of negative values.
     eps: lower bound of the norm.
     eps_added: eps is added to the norm.
+    where: (B,), the examples that count.
 
   Returns:
-    The loss, a scalar, float32 or wider. Like any norm it has a kink where the maps agree: the
-    gradient is 0 there, and of full size as soon as rounding tells them apart.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. Like any norm it has a kink where
+    the maps agree: the gradient is 0 there, and of full size beside it. Maps that agree up to
+    rounding, 16 machine epsilons of their norm, count as equal.
 
   Raises:
     ConfigError: as `attention_map`, or if the batch sizes differ.
@@ -156,8 +169,10 @@ def attention_map_l2(
   Source: Zagoruyko & Komodakis, ICLR 2017, eq. 2, as torchdistill's "paper" mode, which also has
   `reduce="sum"`. The paper sums over the batch and has a factor 1/2.
   """
-  student_map, teacher_map = _maps(student, teacher, power, reduce, absolute, eps, eps_added)
-  return jnp.mean(l2_norm(student_map - teacher_map, (1, 2)))
+  student_map, teacher_map, counted = _maps(
+    "attention_map_l2", student, teacher, where, power, reduce, absolute, eps, eps_added
+  )
+  return mean(l2_distance(student_map, teacher_map, (1, 2)), counted)
 
 
 def attention_transfer(
@@ -172,6 +187,7 @@ def attention_transfer(
   absolute: bool = False,
   eps: float = 1e-12,
   eps_added: bool = False,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Attention transfer: the student looks where the teacher looks, at every stage.
 
@@ -188,12 +204,14 @@ def attention_transfer(
     absolute: take |x|^power also where the power is an integer.
     eps: lower bound of the norm that maps are divided by.
     eps_added: add eps to that norm instead.
+    where: (B,), the examples that count; see `attention_map`.
 
   Returns:
     Terms(feature=...), float32 or wider. The authors' weight is 1000 (their beta).
 
   Raises:
-    ConfigError: naming the stage and the shapes, the stages there are, or the option's value.
+    ConfigError: for arrays in place of Outputs, naming the stage and the shapes, the stages there
+      are, or the option's value.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, activation-based.
   The defaults are the authors' code, RepDistiller, mdistiller and torchdistill's "code" mode.
@@ -210,25 +228,37 @@ def attention_transfer(
 
   def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
     return kernels[norm](
-      s, t, power=power, reduce=reduce, absolute=absolute, eps=eps, eps_added=eps_added
+      s,
+      t,
+      power=power,
+      reduce=reduce,
+      absolute=absolute,
+      eps=eps,
+      eps_added=eps_added,
+      where=where,
     )
 
-  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
+  what = "attention_transfer"
+  value = over_stages(kernel, student, teacher, stages, weights=stage_weights, what=what)
+  return Terms(feature=value)
 
 
 def _maps(
+  what: str,
   student: ArrayLike,
   teacher: ArrayLike,
+  where: ArrayLike | None,
   power: float,
   reduce: Reduce,
   absolute: bool,
   eps: float,
   eps_added: bool,
-) -> tuple[jax.Array, jax.Array]:
-  """Both attention maps at one size; the teacher's takes no gradient."""
-  student, teacher = widen(student, lax.stop_gradient(teacher))
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Both attention maps at one size, and what counts; the teacher's map takes no gradient."""
+  student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
   check_maps("attention_map", student, teacher)
-  student, teacher = match_sizes(student, teacher)
+  counted = counted_examples(what, where, student)
+  student, teacher = match_sizes(*keep(counted, student, teacher))
   return (
     attention_map(
       student, power=power, reduce=reduce, absolute=absolute, eps=eps, eps_added=eps_added
@@ -236,6 +266,7 @@ def _maps(
     attention_map(
       teacher, power=power, reduce=reduce, absolute=absolute, eps=eps, eps_added=eps_added
     ),
+    counted,
   )
 
 

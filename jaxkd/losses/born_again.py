@@ -12,10 +12,11 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError
-from jaxkd.losses.checks import check_same_shape, logits_of
+from jaxkd.losses.checks import check_arrays, check_same_shape, logits_of
+from jaxkd.losses.counting import keep
 from jaxkd.losses.logits import soft_target_kl
 from jaxkd.losses.precision import widen
-from jaxkd.losses.supervised import cross_entropy
+from jaxkd.losses.supervised import cross_entropy, effective_weights
 from jaxkd.types import Output, Terms
 
 
@@ -26,6 +27,7 @@ def confidence_weighted_cross_entropy(
   weights: ArrayLike | None = None,
   *,
   axis_name: str | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Cross-entropy with the labels, examples weighted by how sure the teacher is of them.
 
@@ -33,15 +35,18 @@ def confidence_weighted_cross_entropy(
   batch, where m are the `weights`. A teacher that is equally sure of all gives `cross_entropy`.
 
   Args:
-    student: logits (B, C).
-    teacher: logits (B, C), constant. Only the largest probability of each example is used.
-    labels: class numbers (B,) or probabilities (B, C).
-    weights: (B,), 0 leaves an example out. None weighs all alike.
+    student: logits (..., C), with any leading axes.
+    teacher: logits of the same shape, constant. Only the largest probability of each is used.
+    labels: class numbers of the leading axes, or probabilities (..., C).
+    weights: (B,), or all leading axes; 0 leaves a label out. None weighs all alike.
     axis_name: the device axis of a mapped step; the weights then sum to 1 over the global batch,
       and `lax.pmean` of value and gradient is that of the global batch, as in `cross_entropy`.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
 
   Returns:
-    The loss, a scalar, float32 or wider.
+    The loss, a scalar, float32 or wider; NaN if a label that counts is no class, as in
+    `cross_entropy`.
 
   Raises:
     ConfigError: if the shapes do not belong together.
@@ -54,14 +59,15 @@ def confidence_weighted_cross_entropy(
   >>> confidence_weighted_cross_entropy(z, z, jnp.array([0, 3])).round(4)
   Array(1.3863, dtype=float32)
   """
-  student, teacher = widen(student, lax.stop_gradient(teacher))
-  check_same_shape("confidence_weighted_cross_entropy", student, teacher)
-  confidence = jnp.max(jax.nn.softmax(teacher), axis=-1)
-  if weights is not None:
-    weights = jnp.asarray(weights).astype(confidence.dtype)
-    if weights.shape != confidence.shape:
-      raise ConfigError(f"weights {weights.shape} do not belong to logits {student.shape}")
-    confidence = weights * confidence
+  what = "confidence_weighted_cross_entropy"
+  student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
+  check_same_shape(what, student, teacher)
+  weights = effective_weights(what, student, weights, where)
+  if weights is None:
+    confidence = jnp.max(jax.nn.softmax(teacher), axis=-1)
+  else:
+    (teacher,) = keep(weights != 0, teacher)
+    confidence = weights * jnp.max(jax.nn.softmax(teacher), axis=-1)
   return cross_entropy(student, labels, confidence, axis_name=axis_name)
 
 
@@ -69,31 +75,34 @@ def permute_wrong_classes(logits: ArrayLike, rng: jax.Array) -> jax.Array:
   """Every example's logits, all but the largest dealt out at random among their classes.
 
   Args:
-    logits: (B, C). Of several largest, the first stays.
-    rng: a PRNG key; every example draws its own permutation, uniformly.
+    logits: (..., C), with any leading axes. Of several largest, the first stays.
+    rng: a PRNG key; every example, or position, draws its own permutation, uniformly.
 
   Returns:
-    (B, C), of the same dtype. The largest logit keeps its class; every row keeps its values, so
+    (..., C), of the same dtype. The largest logit keeps its class; every row keeps its values, so
     softmax at any temperature keeps its probabilities.
 
   Raises:
-    ConfigError: if logits are not (B, C).
+    ConfigError: if logits are not (..., C) with one leading axis or more.
 
   Source: Furlanello et al., ICML 2018; see `permuted_soft_target_kl`.
 
   >>> permute_wrong_classes(jnp.array([[3.0, 1.0, 1.0]]), jax.random.key(0))
   Array([[3., 1., 1.]], dtype=float32)
   """
+  check_arrays("permute_wrong_classes", logits)
   logits = jnp.asarray(logits)
-  if logits.ndim != 2:
-    raise ConfigError(f"permute_wrong_classes: logits {logits.shape} are not (B, C)")
+  if logits.ndim < 2:
+    raise ConfigError(f"permute_wrong_classes: logits {logits.shape} are not (B, C) or (B, ..., C)")
+  rows = logits.reshape(-1, logits.shape[-1])
   # Rows are turned until the largest comes first, and back.
-  first = jnp.argmax(logits, axis=-1)[:, None]
-  places = jnp.arange(logits.shape[-1])[None]
-  turned = jnp.take_along_axis(logits, (places + first) % logits.shape[-1], axis=-1)
+  first = jnp.argmax(rows, axis=-1)[:, None]
+  places = jnp.arange(rows.shape[-1])[None]
+  turned = jnp.take_along_axis(rows, (places + first) % rows.shape[-1], axis=-1)
   others = jax.random.permutation(rng, turned[:, 1:], axis=1, independent=True)
   turned = jnp.concatenate([turned[:, :1], others], axis=1)
-  return jnp.take_along_axis(turned, (places - first) % logits.shape[-1], axis=-1)
+  turned = jnp.take_along_axis(turned, (places - first) % rows.shape[-1], axis=-1)
+  return turned.reshape(logits.shape)
 
 
 def permuted_soft_target_kl(
@@ -103,17 +112,20 @@ def permuted_soft_target_kl(
   *,
   temperature: float | jax.Array = 1.0,
   squared_temperature: bool = True,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Divergence from the teacher's distribution with the wrong classes' probabilities permuted.
 
   `soft_target_kl(student, permute_wrong_classes(teacher))`.
 
   Args:
-    student: logits (B, C).
-    teacher: logits (B, C), constant.
+    student: logits (..., C), with any leading axes.
+    teacher: logits of the same shape, constant.
     rng: a PRNG key; draw a new one every step.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
+    where: what counts at all; see `soft_target_kl`. The draws of what counts depend on the shape
+      of the logits, padding included.
 
   Returns:
     The loss, a scalar, float32 or wider. With two classes it is `soft_target_kl`.
@@ -130,9 +142,14 @@ def permuted_soft_target_kl(
   >>> permuted_soft_target_kl(z, z, jax.random.key(0))
   Array(0., dtype=float32)
   """
+  check_arrays("permuted_soft_target_kl", student, teacher)
   teacher = permute_wrong_classes(lax.stop_gradient(teacher), rng)
   return soft_target_kl(
-    student, teacher, temperature=temperature, squared_temperature=squared_temperature
+    student,
+    teacher,
+    temperature=temperature,
+    squared_temperature=squared_temperature,
+    where=where,
   )
 
 
@@ -143,23 +160,26 @@ def confidence_weighted_by_teacher_max(
   weights: ArrayLike | None = None,
   *,
   axis_name: str | None = None,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """CWTM: the labels alone, examples weighted by how sure the previous generation was of them.
 
   `confidence_weighted_cross_entropy`, in place of the label term.
 
   Args:
-    student: its logits (B, C) are used.
-    teacher: its logits (B, C) are used; constant.
-    labels: class numbers (B,) or probabilities (B, C).
-    weights: (B,), 0 leaves an example out.
+    student: its logits (..., C) are used.
+    teacher: its logits (..., C) are used; constant.
+    labels: class numbers of the leading axes, or probabilities (..., C).
+    weights: (B,), or all leading axes; 0 leaves a label out.
     axis_name: the device axis of a mapped step: the weights are normalised over the global batch.
+    where: what counts at all; see `confidence_weighted_cross_entropy`.
 
   Returns:
     Terms(logit=...), float32 or wider.
 
   Raises:
-    ConfigError: if logits are missing or the shapes do not belong together.
+    ConfigError: for arrays in place of Outputs, if logits are missing or the shapes do not belong
+      together.
 
   Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018; see
   `confidence_weighted_cross_entropy` for what could be sourced.
@@ -175,6 +195,7 @@ def confidence_weighted_by_teacher_max(
     labels,
     weights,
     axis_name=axis_name,
+    where=where,
   )
   return Terms(logit=value)
 
@@ -186,23 +207,26 @@ def dark_knowledge_permuted(
   *,
   temperature: float | jax.Array = 1.0,
   squared_temperature: bool = True,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """DKPP: soft targets whose wrong classes are permuted, so that they say nothing of likeness.
 
   `permuted_soft_target_kl`, in place of the soft term.
 
   Args:
-    student: its logits (B, C) are used.
-    teacher: its logits (B, C) are used; constant.
+    student: its logits (..., C) are used.
+    teacher: its logits (..., C) are used; constant.
     rng: a PRNG key, as of `Context.rng`.
     temperature: T > 0.
     squared_temperature: multiply by T^2.
+    where: what counts at all; see `permuted_soft_target_kl`.
 
   Returns:
     Terms(logit=...), float32 or wider.
 
   Raises:
-    ConfigError: if logits are missing or differ in shape, or the temperature is not positive.
+    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, or the
+      temperature is not positive.
 
   Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018; see
   `permuted_soft_target_kl` for what could be sourced.
@@ -218,5 +242,6 @@ def dark_knowledge_permuted(
     rng,
     temperature=temperature,
     squared_temperature=squared_temperature,
+    where=where,
   )
   return Terms(logit=value)

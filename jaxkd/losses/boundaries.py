@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -12,8 +13,9 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import unknown_name
 from jaxkd.losses.checks import check_positive, check_same_shape
+from jaxkd.losses.counting import counted_examples, keep, mean, number
 from jaxkd.losses.precision import widen
-from jaxkd.losses.stages import Stages, Where, over_stages, stage_pairs
+from jaxkd.losses.stages import Arrays, Stages, over_stages, stage_pairs
 from jaxkd.types import Output, Terms
 
 Reduction = Literal["sum", "batch", "mean"]
@@ -23,7 +25,12 @@ _HINT = "a connector (jaxkd.connectors.Regressor without activation) brings one 
 
 
 def boundary_margin(
-  student: ArrayLike, teacher: ArrayLike, *, margin: float = 1.0, reduction: Reduction = "sum"
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  margin: float = 1.0,
+  reduction: Reduction = "sum",
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Squared hinge by which each neuron of the student is on the teacher's side of 0.
 
@@ -34,14 +41,18 @@ def boundary_margin(
     student: values before the activation, of any shape (B, ...).
     teacher: values of the same shape, constant.
     margin: m > 0, how far beyond the boundary the student is wanted.
-    reduction: "sum" over every element, "batch" for that sum over B, "mean" over every element.
+    reduction: "sum" over every element, "batch" for that sum over B, "mean" over every element; all
+      of what counts.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
     The loss, a scalar, float32 or wider. 0, with a gradient of 0, where every neuron of the
     student lies at least m beyond 0 on the teacher's side.
 
   Raises:
-    ConfigError: if the shapes differ, margin is not positive or reduction is unknown.
+    ConfigError: if the shapes differ, `where` does not belong to them, margin is not positive or
+      reduction is unknown.
 
   Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by
   Hidden Neurons", AAAI 2019. "sum" is the authors' criterion (their trainer divides by
@@ -54,13 +65,23 @@ def boundary_margin(
   check_positive("margin", margin)
   if reduction not in _REDUCTIONS:
     raise unknown_name("reduction", reduction, _REDUCTIONS)
-  s, t = _sides("boundary_margin", student, teacher)
+  s, t, counted = _sides("boundary_margin", student, teacher, where)
   # What is left of the teacher is one bit a neuron, before anything meets the student.
-  total = _sum_of_squared_hinges(s, t > 0, margin)
-  return total / {"sum": 1, "batch": s.shape[0], "mean": s.size}[reduction]
+  on = t > 0
+  if counted is not None:
+    # Neurons that are on, and beyond any margin, have neither a loss nor a gradient.
+    inside = counted.reshape(-1, *(1,) * (s.ndim - 1))
+    s, on = jnp.where(inside, s, jnp.inf), on | ~inside
+  total = _sum_of_squared_hinges(s, on, margin)
+  if reduction == "sum":
+    return total
+  each = 1 if reduction == "batch" else math.prod(s.shape[1:])
+  return total / (each * number(counted, s.shape[0]))
 
 
-def boundary_disagreement(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
+def boundary_disagreement(
+  student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
   """The share of neurons that are on in one network and off in the other.
 
   mean over every element of |1[s > 0] - 1[t > 0]|. It has no gradient worth the name: it is what
@@ -69,12 +90,14 @@ def boundary_disagreement(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   Args:
     student: values before the activation, of any shape.
     teacher: values of the same shape.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    A scalar in [0, 1], float32 or wider.
+    A scalar in [0, 1], float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the shapes differ.
+    ConfigError: if the shapes differ, or `where` does not belong to them.
 
   Source: Heo et al., AAAI 2019, the activation transfer loss, as the share of neurons that the
   authors' code reports.
@@ -82,8 +105,8 @@ def boundary_disagreement(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   >>> boundary_disagreement(jnp.array([[0.5, -3.0]]), jnp.array([[2.0, 0.1]]))
   Array(0.5, dtype=float32)
   """
-  s, t = _sides("boundary_disagreement", student, teacher)
-  return jnp.mean((s > 0) != (t > 0), dtype=s.dtype)
+  s, t, counted = _sides("boundary_disagreement", student, teacher, where)
+  return mean(((s > 0) != (t > 0)).astype(s.dtype), counted)
 
 
 def activation_boundaries(
@@ -95,7 +118,8 @@ def activation_boundaries(
   margin: float = 1.0,
   scale: ArrayLike = 3 / 1000,
   reduction: Reduction = "batch",
-  where: Where = "preactivations",
+  arrays: Arrays = "preactivations",
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Activation boundaries: the student's neurons are on where the teacher's are.
 
@@ -111,13 +135,15 @@ def activation_boundaries(
     margin: see `boundary_margin`.
     scale: of the whole.
     reduction: within a stage, "sum", "batch" or "mean".
-    where: the arrays that are compared; "features" are those after the activation.
+    arrays: those that are compared; "features" are those after the activation.
+    where: (B,), the examples that count; see `boundary_margin`.
 
   Returns:
     Terms(feature=...), float32 or wider.
 
   Raises:
-    ConfigError: naming the stage and both shapes, the stages there are, or the option's value.
+    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, the stages there
+      are, or the option's value.
 
   Source: Heo et al., AAAI 2019. The defaults are the authors' trainer on CIFAR-10 and
   RepDistiller: a first stage of training by this loss alone. torchdistill: `stage_weights` of
@@ -133,9 +159,17 @@ def activation_boundaries(
     stage_weights = [2.0 ** (i - count + 1) for i in range(count)]
 
   def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
-    return boundary_margin(s, t, margin=margin, reduction=reduction)
+    return boundary_margin(s, t, margin=margin, reduction=reduction, where=where)
 
-  total = over_stages(kernel, student, teacher, stages, weights=stage_weights, where=where)
+  total = over_stages(
+    kernel,
+    student,
+    teacher,
+    stages,
+    weights=stage_weights,
+    arrays=arrays,
+    what="activation_boundaries",
+  )
   return Terms(feature=scale * total)
 
 
@@ -159,7 +193,12 @@ def _signed_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
   return jnp.where(on, -hinges, hinges)
 
 
-def _sides(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
-  s, t = widen(student, lax.stop_gradient(teacher))
+def _sides(
+  what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Both sides and which examples count; the teacher takes no gradient."""
+  s, t = widen(student, lax.stop_gradient(teacher), what=what)
   check_same_shape(what, s, t, _HINT)
-  return s, t
+  counted = counted_examples(what, where, s)
+  s, t = keep(counted, s, t)
+  return s, t, counted

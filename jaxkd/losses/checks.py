@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from jaxkd.errors import ConfigError
 from jaxkd.types import Output
+
+# By loss on Outputs, the kernels that compute it from arrays.
+KERNELS: dict[str, tuple[str, ...]] = {
+  "activation_boundaries": ("boundary_margin",),
+  "attention_transfer": ("attention_map_mse", "attention_map_l2"),
+  "be_your_own_teacher": ("soft_cross_entropy", "masked_sum_of_squares", "euclidean_distance"),
+  "confidence_weighted_by_teacher_max": ("confidence_weighted_cross_entropy",),
+  "dark_knowledge_permuted": ("permuted_soft_target_kl",),
+  "factor_transfer": ("factor_l1", "factor_lp", "factor_map_lp"),
+  "fitnets": ("hint_mse",),
+  "flow_of_solution": ("fsp_mse", "fsp_column_norm"),
+  "gradient_attention_transfer": ("gradient_l2", "gradient_mse"),
+  "gradient_symmetry": ("gradient_l2",),
+  "knowledge_distillation": ("soft_target_kl",),
+  "multi_exit": ("soft_cross_entropy",),
+  "mutual": ("peer_kl",),
+  "native_ensemble": ("peer_kl",),
+  "neuron_selectivity_transfer": ("polynomial_mmd", "gaussian_mmd", "linear_mmd"),
+  "relational": ("pairwise_distance_huber", "angle_huber"),
+  "simkd": ("hint_mse",),
+}
 
 
 def is_number(value: Any) -> bool:
@@ -39,10 +61,62 @@ def check_same_shape(
 
 
 def logits_of(output: Output, *, what: str, who: str) -> jax.Array:
-  """The logits of an Output; a ConfigError that names whose are missing."""
+  """The logits of an Output.
+
+  Raises:
+    ConfigError: if `output` is no Output, or has no logits; it names `who`'s it is.
+  """
+  check_output(what, output, who=who, part="logits")
   if output.logits is None:
     raise ConfigError(f"{what}: the {who}'s Output has no logits")
   return output.logits
+
+
+def check_output(what: str, output: Any, *, who: str, part: str) -> None:
+  """Raise a ConfigError that names the kernels for arrays if `output` has no attribute `part`."""
+  if hasattr(output, part):
+    return
+  named = "logits=..." if part == "logits" else f'{part}={{"stage": ...}}'
+  kernels = " or ".join(KERNELS.get(what, ()))
+  call = f"call {kernels} for arrays, or " if kernels else ""
+  advice = f"{call}wrap it as Output({named})"
+  if isinstance(output, Sequence) and any(isinstance(x, Output) for x in output):
+    advice = "give one of the Outputs it holds"
+  elif output is None:
+    advice = f"give an Output({named})"
+  taker = f"{what} takes Outputs" if what else "a loss takes Outputs"
+  raise ConfigError(f"{taker}, got {_described(output)} as the {who}: {advice}")
+
+
+def check_outputs(what: str, outputs: Any, *, who: str) -> None:
+  """Raise a ConfigError unless `outputs` is a list or tuple, of which each is checked by itself."""
+  if isinstance(outputs, Sequence) and not isinstance(outputs, str):
+    return
+  if isinstance(outputs, Output):
+    raise ConfigError(f"{what}: the {who} must be a list of Outputs, got one: write [output]")
+  kernels = " or ".join(KERNELS.get(what, ()))
+  call = f"; call {kernels} for arrays" if kernels else ""
+  raise ConfigError(
+    f"{what} takes a list of Outputs, got {_described(outputs)} as the {who}: wrap each as "
+    f"Output(logits=...){call}"
+  )
+
+
+def check_arrays(what: str, *values: Any) -> None:
+  """Raise a ConfigError for an Output, or None, among what should be arrays."""
+  for value in values:
+    held = isinstance(value, (list, tuple)) and any(isinstance(x, Output) for x in value)
+    if not (value is None or held or isinstance(value, Output)):
+      continue
+    losses = " or ".join(loss for loss, kernels in KERNELS.items() if what in kernels)
+    advice = [f"call {losses} for Outputs"] if losses else []
+    if isinstance(value, Output):
+      advice.append(f"give an array of it, as {_array_of(value)}")
+    elif value is None or not advice:
+      advice = ["give an array"]
+    raise ConfigError(
+      f"{what or 'a kernel'} takes arrays, got {_described(value)}: {', or '.join(advice)}"
+    )
 
 
 def check_maps(what: str, student: jax.Array, teacher: jax.Array) -> None:
@@ -54,3 +128,23 @@ def check_maps(what: str, student: jax.Array, teacher: jax.Array) -> None:
     raise ConfigError(
       f"{what}: student {student.shape} and teacher {teacher.shape} differ in batch size"
     )
+
+
+def _described(value: Any) -> str:
+  if value is None:
+    return "None"
+  if isinstance(value, Output):
+    return "an Output"
+  if hasattr(value, "shape"):
+    return f"an array {tuple(value.shape)}"
+  if isinstance(value, (list, tuple, Mapping)):
+    return f"a {type(value).__name__} of {len(value)}"
+  return f"a {type(value).__name__}"
+
+
+def _array_of(output: Output) -> str:
+  """How to write one of the arrays that an Output holds."""
+  for part in ("features", "preactivations", "gradients"):
+    if output.logits is None and (arrays := getattr(output, part)):
+      return f'output.{part}["{next(iter(arrays))}"]'
+  return "output.logits"

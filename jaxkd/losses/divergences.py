@@ -12,31 +12,38 @@ def relative_entropy(log_p: jax.Array, log_target: jax.Array) -> jax.Array:
 
   It is the Kullback-Leibler divergence KL(q || p) where p and q sum to 1. It is never negative,
   and exactly 0 where p and q are the same, as is its gradient with respect to either.
+
+  A logarithm of -inf is a class that is impossible: 0 log 0 = 0 on either side. The value is inf
+  where p is 0 and q is not; the gradient is finite there, too.
   """
-  d, target, excess = _parts(log_p, log_target)
-  return jnp.sum(excess - target * d, axis=-1)
+  *_, terms = _parts(log_p, log_target)
+  return jnp.sum(terms, axis=-1)
 
 
 @relative_entropy.defjvp
 def _relative_entropy_jvp(primals, tangents):
-  d, target, excess = _parts(*primals)
-  terms = excess - target * d
+  target, excess, terms = _parts(*primals)
   # p - q, rounded as p and q are: where they differ by less, there is nothing to learn.
   slope = (target + excess) - target
-  moved = slope * (tangents[0] - tangents[1]) + terms * tangents[1]
+  steep = jnp.where(terms == jnp.inf, 0.0, terms)
+  moved = slope * (tangents[0] - tangents[1]) + steep * tangents[1]
   return jnp.sum(terms, axis=-1), jnp.sum(moved, axis=-1)
 
 
 def _parts(log_p: jax.Array, log_target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The difference of the logarithms, q, and p - q."""
+  """Of every class q, p - q, and q * (log q - log p) - q + p."""
   target = jnp.exp(log_target)
   # With p - q added every term is q * (e^d - 1 - d) >= 0, which does not cancel when a high
-  # temperature makes d small. Where d is large, e^d may overflow, and p is taken as it is.
-  d = log_p - log_target
+  # temperature makes d small. Where d is large, e^d may overflow, and p is taken as it is: so it
+  # is where q is 0, whatever d is.
+  d = jnp.where(log_target == -jnp.inf, 1.0, log_p - log_target)
   excess = jnp.where(d < 1.0, target * jnp.expm1(jnp.minimum(d, 1.0)), jnp.exp(log_p) - target)
-  return d, target, excess
+  # A q that is rounded to 0 is not 0, as its logarithm shows: 0 * -inf would be no number.
+  terms = jnp.where(d == -jnp.inf, jnp.inf, excess - target * d)
+  return target, excess, terms
 
 
 def entropy(log_p: jax.Array) -> jax.Array:
-  """-sum_c p * log p, (B,), for log p (B, C)."""
+  """-sum_c p * log p, (B,), for log p (B, C); a class whose log p is -inf adds 0."""
+  log_p = jnp.where(log_p == -jnp.inf, 0.0, log_p)
   return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

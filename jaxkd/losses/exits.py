@@ -11,10 +11,17 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.errors import unknown_name
-from jaxkd.losses.checks import check_fraction, check_positive, check_same_shape, logits_of
+from jaxkd.losses.checks import (
+  check_fraction,
+  check_outputs,
+  check_positive,
+  check_same_shape,
+  logits_of,
+)
+from jaxkd.losses.counting import counted_positions, keep, mean
 from jaxkd.losses.divergences import entropy, relative_entropy
 from jaxkd.losses.precision import widen
-from jaxkd.losses.probabilities import mean_log_probabilities
+from jaxkd.losses.probabilities import log_probabilities, mean_log_probabilities, softened
 from jaxkd.types import Output, Terms
 
 Teachers = Literal["last", "ensemble", "later"]
@@ -33,6 +40,7 @@ def soft_cross_entropy(
   temperature: float | jax.Array = 1.0,
   squared_temperature: bool = True,
   detached: bool = True,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Cross-entropy between two softened distributions: T^2 * mean_b sum_c -p_t * log p_s.
 
@@ -40,17 +48,22 @@ def soft_cross_entropy(
   detached, and exactly 0 where both agree.
 
   Args:
-    student: logits (B, C).
-    teacher: logits (B, C).
+    student: logits (..., C), with any leading axes. A logit of -inf is a class that is impossible,
+      on either side: 0 log 0 = 0.
+    teacher: logits of the same shape.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
     detached: the teacher takes no gradient.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
 
   Returns:
-    The loss, a scalar, float32 or wider: sum over classes, mean over the batch.
+    The loss, a scalar, float32 or wider: sum over classes, mean over what counts, 0 if nothing
+    does. It is inf where a class that is possible to the teacher is impossible to the student.
 
   Raises:
-    ConfigError: if the shapes differ, or the temperature is a number that is not positive.
+    ConfigError: if the shapes differ, `where` does not belong to them, or the temperature is a
+      number that is not positive.
 
   Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019,
   and Zhang et al., "Be Your Own Teacher", ICCV 2019, as their published codes; without T^2 in the
@@ -60,11 +73,15 @@ def soft_cross_entropy(
   Array(0.6931, dtype=float32)
   """
   check_positive("temperature", temperature)
-  student, teacher = widen(student, lax.stop_gradient(teacher) if detached else teacher)
-  check_same_shape("logits", student, teacher, "both must score the same classes, (B, C)")
-  log_p_student, log_p_teacher = (jax.nn.log_softmax(z / temperature) for z in (student, teacher))
+  what = "soft_cross_entropy"
+  teacher = lax.stop_gradient(teacher) if detached else teacher
+  student, teacher = widen(student, teacher, what=what)
+  check_same_shape("logits", student, teacher, "both must score the same classes, (..., C)")
+  counted = counted_positions(what, where, student)
+  kept = keep(counted, student, teacher)
+  log_p_student, log_p_teacher = (log_probabilities(z, temperature) for z in kept)
   scale = temperature * temperature if squared_temperature else 1.0
-  return scale * _mean_divergence(log_p_student, log_p_teacher, "cross_entropy")
+  return scale * _mean_divergence(log_p_student, log_p_teacher, "cross_entropy", counted)
 
 
 def multi_exit(
@@ -76,6 +93,7 @@ def multi_exit(
   average: Average = "sum",
   divergence: Divergence = "cross_entropy",
   detached: bool = True,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Multi-exit distillation: exits learn what deeper exits predict.
 
@@ -86,7 +104,7 @@ def multi_exit(
       count in M and add 0.
 
   Args:
-    exits: Outputs, shallowest first, whose logits (B, C) are used. Fewer than two give 0.
+    exits: Outputs, shallowest first, whose logits (..., C) are used. Fewer than two give 0.
     temperature: T > 0, a number or a traced scalar (`adapted_temperature`).
     squared_temperature: multiply by T^2.
     teachers: who teaches exit m. "last": the deepest exit, all but itself. "later": every deeper
@@ -96,13 +114,16 @@ def multi_exit(
     divergence: "cross_entropy", -sum_c p_t * log p_m; or "kl", which is 0 where exits agree.
       Their gradients are the same where teachers are detached.
     detached: teachers take no gradient.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
 
   Returns:
     Terms(logit=...), float32 or wider. Exits that agree get no gradient. The authors weigh this
     by C = 1/2, the sum of all exits' cross-entropies by 1 - C, and their total by 10 / M.
 
   Raises:
-    ConfigError: if logits are missing or differ in shape, naming the exit, or for an option.
+    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, naming
+      the exit, or for an option.
 
   Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019.
   The defaults are the authors' code, which knows the deepest exit as teacher alone. Other T(m)
@@ -121,37 +142,46 @@ def multi_exit(
   ):
     if value not in known:
       raise unknown_name(name, value, known)
+  check_outputs("multi_exit", exits, who="exits")
   if len(exits) < 2:
     return Terms()
   logits = widen(*(logits_of(e, what="multi_exit", who=f"exit {i}") for i, e in enumerate(exits)))
   for i, z in enumerate(logits):
     check_same_shape(f"multi_exit: exit {i}", z, logits[-1], other="the deepest exit")
-  log_ps = [jax.nn.log_softmax(z / temperature) for z in logits]
+  counted = counted_positions("multi_exit", where, logits[-1])
+  log_ps = [log_probabilities(z, temperature) for z in keep(counted, *logits)]
   targets = [lax.stop_gradient(log_p) for log_p in log_ps] if detached else log_ps
   total = jnp.zeros((), log_ps[0].dtype)
   for log_p, taught_by in zip(log_ps, _taught_by(targets, teachers), strict=True):
     if taught_by:
-      lesson = sum(_mean_divergence(log_p, target, divergence) for target in taught_by)
+      lesson = sum(_mean_divergence(log_p, t, divergence, counted) for t in taught_by)
       total = total + (lesson / len(taught_by) if average == "mean" else lesson)
   scale = temperature * temperature if squared_temperature else 1.0
   return Terms(logit=scale * total / (len(log_ps) if average == "mean" else 1))
 
 
 def mean_confidence(
-  logits: ArrayLike, *, temperature: ArrayLike = 1.0, axis_name: str | None = None
+  logits: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  axis_name: str | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """How sure a network is: mean_b max_c softmax(logits / T).
 
   Args:
-    logits: (B, C).
+    logits: (..., C), with any leading axes.
     temperature: T > 0, a number or a traced scalar.
     axis_name: the device axis of a mapped step; the mean is then over the global batch.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
 
   Returns:
-    A scalar between 1 / C and 1, float32 or wider.
+    A scalar between 1 / C and 1, float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the temperature is a number that is not positive.
+    ConfigError: if the temperature is a number that is not positive, or `where` does not belong
+      to the logits.
 
   Source: Phuong & Lampert, ICCV 2019, the authors' code.
 
@@ -159,9 +189,15 @@ def mean_confidence(
   Array(0.25, dtype=float32)
   """
   check_positive("temperature", temperature)
-  (logits,) = widen(logits)
-  mean = jnp.mean(jnp.max(jax.nn.softmax(logits / temperature), axis=-1))
-  return mean if axis_name is None else lax.pmean(mean, axis_name)
+  (logits,) = widen(logits, what="mean_confidence")
+  counted = counted_positions("mean_confidence", where, logits)
+  (logits,) = keep(counted, logits)
+  confidence = jnp.max(jax.nn.softmax(softened(logits, temperature)), axis=-1)
+  if axis_name is None or counted is None:
+    value = mean(confidence, counted)
+    return value if axis_name is None else lax.pmean(value, axis_name)
+  total, count = lax.psum((jnp.sum(keep(counted, confidence)[0]), jnp.sum(counted)), axis_name)
+  return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def adapted_temperature(
@@ -171,6 +207,7 @@ def adapted_temperature(
   confidence: float | jax.Array = 0.5,
   factor: float | jax.Array = 1.05,
   axis_name: str | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """The temperature of the next step: higher while the teacher is too sure of itself.
 
@@ -178,16 +215,20 @@ def adapted_temperature(
 
   Args:
     temperature: T > 0 of this step, a scalar. The authors start at 1.
-    teacher_logits: (B, C), those of the deepest exit, in training mode.
+    teacher_logits: (..., C), those of the deepest exit, in training mode.
     confidence: the mean confidence above which T grows, between 0 and 1.
     factor: what it grows by.
     axis_name: the device axis of a mapped step; the mean is then over the global batch.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
 
   Returns:
-    The next temperature, a scalar of its own dtype, float32 or wider. It takes no gradient.
+    The next temperature, a scalar of its own dtype, float32 or wider. It takes no gradient, and
+    stays if nothing counts.
 
   Raises:
-    ConfigError: if an option is a number out of its range.
+    ConfigError: if an option is a number out of its range, or `where` does not belong to the
+      logits.
 
   Source: Phuong & Lampert, ICCV 2019, the authors' DistillationBasedLoss, which adapts after
   every training batch. It keeps T in Python alone, so that a resumed run starts at 1 again.
@@ -202,7 +243,7 @@ def adapted_temperature(
   check_positive("factor", factor)
   (temperature,) = widen(lax.stop_gradient(temperature))
   found = mean_confidence(
-    lax.stop_gradient(teacher_logits), temperature=temperature, axis_name=axis_name
+    lax.stop_gradient(teacher_logits), temperature=temperature, axis_name=axis_name, where=where
   )
   return jnp.where(found > confidence, temperature * factor, temperature)
 
@@ -217,10 +258,13 @@ def _taught_by(log_ps: list[jax.Array], teachers: Teachers) -> list[list[jax.Arr
 
 
 def _mean_divergence(
-  log_p_student: jax.Array, log_p_teacher: jax.Array, divergence: Divergence
+  log_p_student: jax.Array,
+  log_p_teacher: jax.Array,
+  divergence: Divergence,
+  counted: jax.Array | None,
 ) -> jax.Array:
-  """Mean over the batch; as a sum with the entropy, its gradient does not round at equality."""
+  """Mean over what counts; as a sum with the entropy, its gradient does not round at equality."""
   values = relative_entropy(log_p_student, log_p_teacher)
   if divergence == "cross_entropy":
     values = values + entropy(log_p_teacher)
-  return jnp.mean(values)
+  return mean(values, counted)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -14,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.attention import attention_map
 from jaxkd.losses.checks import check_maps, check_same_shape, is_number
+from jaxkd.losses.counting import counted_examples, keep, mean, number
 from jaxkd.losses.hints import hint_mse
 from jaxkd.losses.norms import as_rows, l2_norm, l2_normalize
 from jaxkd.losses.precision import widen
@@ -24,7 +26,13 @@ from jaxkd.types import Output, Terms
 _HINT = "a translator (jaxkd.connectors.translator_for) gives the student the factor's channels"
 
 
-def factor_l1(student: ArrayLike, teacher: ArrayLike, *, eps: float = 1e-12) -> jax.Array:
+def factor_l1(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  eps: float = 1e-12,
+  where: ArrayLike | None = None,
+) -> jax.Array:
   """Mean absolute difference of two normalised factors: mean over B*D of |n(f_s) - n(f_t)|.
 
   n(f) = f / max(|f|_2, eps), of each example's whole factor, flattened to D = H*W*C numbers.
@@ -34,13 +42,16 @@ def factor_l1(student: ArrayLike, teacher: ArrayLike, *, eps: float = 1e-12) -> 
     teacher: factors of the same shape, constant.
     eps: lower bound of the norm. A zero factor stays zero, and its gradient is 1/eps times that
       of the normalised one: finite, but about 1e10 with the authors' eps. A larger one tames it.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider. It does not change with the scale of either side.
-    Differences no larger than rounding count as 0 and have no gradient.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not change with the scale of
+    either side. Differences no larger than rounding, 32 machine epsilons of the elements or of
+    their root mean square, count as 0 and have no gradient.
 
   Raises:
-    ConfigError: if the shapes differ.
+    ConfigError: if the shapes differ, or `where` does not belong to them.
 
   Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer",
   NeurIPS 2018, as the authors' code (also the Zoo, and torchdistill with p=1, which has no eps
@@ -49,12 +60,20 @@ def factor_l1(student: ArrayLike, teacher: ArrayLike, *, eps: float = 1e-12) -> 
   >>> round(float(factor_l1(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0]]))), 4)
   0.6
   """
-  s, t = _rows("factor_l1", student, teacher)
-  return _mean_absolute_gap(s, t, jnp.maximum(l2_norm(t, (1, 2), keepdims=True), eps), eps)
+  s, t, counted = _rows("factor_l1", student, teacher, where)
+  t_norm = jnp.maximum(l2_norm(t, (1, 2), keepdims=True), eps)
+  value = _mean_absolute_gap(s, t, t_norm, eps)
+  # Rows that do not count are zeros on both sides, and add nothing.
+  return value if counted is None else value * (s.shape[0] / number(counted, s.shape[0]))
 
 
 def factor_lp(
-  student: ArrayLike, teacher: ArrayLike, *, order: float = 2, eps: float = 1e-12
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  order: float = 2,
+  eps: float = 1e-12,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Distance of two normalised factors: mean over B of |n(f_s) - n(f_t)|_p.
 
@@ -64,13 +83,15 @@ def factor_lp(
     order: p >= 1 of the norm of the difference; the factors themselves always have Euclidean
       norm 1.
     eps: see `factor_l1`.
+    where: (B,), the examples that count; see `factor_l1`.
 
   Returns:
-    The loss, a scalar, float32 or wider. Where two factors agree its gradient is 0. Order 1 is
-    D times `factor_l1`.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. Where two factors agree, up to
+    rounding as in `factor_l1`, its gradient is 0. Order 1 is D times `factor_l1`.
 
   Raises:
-    ConfigError: if the shapes differ, or order is not a number >= 1.
+    ConfigError: if the shapes differ, `where` does not belong to them, or order is not a number >=
+      1.
 
   Source: Kim et al., NeurIPS 2018, L_FT, as torchdistill has it for p other than 1.
 
@@ -78,12 +99,13 @@ def factor_lp(
   1.4142
   """
   _check_order(order)
-  s, t = (l2_normalize(f, (1, 2), eps=eps) for f in _rows("factor_lp", student, teacher))
-  total = jnp.sum(_absolute_power(_gap(s, t), order), axis=(1, 2))
+  s, t, counted = _rows("factor_lp", student, teacher, where)
+  s, t = (l2_normalize(f, (1, 2), eps=eps) for f in (s, t))
+  total = jnp.sum(_absolute_power(_gap(s, t, _typical(s)), order), axis=(1, 2))
   positive = total > 0
   # The inner where keeps the root's infinite slope at 0 out of the backward pass.
   root = jnp.where(positive, total, 1.0) ** (1 / order)
-  return jnp.mean(jnp.where(positive, root, 0.0))
+  return mean(jnp.where(positive, root, 0.0), counted)
 
 
 def factor_map_lp(
@@ -93,6 +115,7 @@ def factor_map_lp(
   power: float = 2,
   order: float = 1,
   eps: float = 1e-12,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Difference of two factors' attention maps: mean over B, H, W of |A_s - A_t|^order.
 
@@ -105,13 +128,15 @@ def factor_map_lp(
     power: exponent > 0 of the factors. Powers that are not integers are of |f|.
     order: exponent >= 1 of the difference.
     eps: see `factor_l1`.
+    where: (B,), the examples that count; see `factor_l1`.
 
   Returns:
-    The loss, a scalar, float32 or wider. It does not change with the scale of either side.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not change with the scale of
+    either side.
 
   Raises:
-    ConfigError: if one is not (B, H, W, C), the batch sizes differ, or an exponent is out of
-      range.
+    ConfigError: if one is not (B, H, W, C), the batch sizes differ, `where` does not belong to
+      them, or an exponent is out of range.
 
   Source: RepDistiller's form of factor transfer (p1 is `power`, p2 is `order`). It is another
   quantity than the authors': where in the image the factor is large is all that is compared.
@@ -121,15 +146,20 @@ def factor_map_lp(
   0.0
   """
   _check_order(order)
-  s, t = widen(student, lax.stop_gradient(teacher))
+  s, t = widen(student, lax.stop_gradient(teacher), what="factor_map_lp")
   check_maps("factor_map_lp", s, t)
-  s, t = match_sizes(s, t)
+  counted = counted_examples("factor_map_lp", where, s)
+  s, t = match_sizes(*keep(counted, s, t))
   s, t = (attention_map(f, power=power, eps=eps) for f in (s, t))
-  return jnp.mean(_absolute_power(_gap(s, t), order))
+  return mean(_absolute_power(_gap(s, t, _typical(s)), order), counted)
 
 
 def reconstruction_error(
-  reconstruction: ArrayLike, features: ArrayLike, *, error: Literal["l1", "mse"] = "l1"
+  reconstruction: ArrayLike,
+  features: ArrayLike,
+  *,
+  error: Literal["l1", "mse"] = "l1",
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """How far an auto-encoder's output is from its input: mean over every element.
 
@@ -137,12 +167,14 @@ def reconstruction_error(
     reconstruction: what the decoder made, any shape.
     features: the teacher's features of the same shape, constant.
     error: "l1" for |r - f|, "mse" for (r - f)^2.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider.
+    The loss, a scalar, float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the shapes differ or error is unknown.
+    ConfigError: if the shapes differ, `where` does not belong to them, or error is unknown.
 
   Source: Kim et al., NeurIPS 2018: "l1" is the authors' code, "mse" RepDistiller's
   trainer.
@@ -150,15 +182,15 @@ def reconstruction_error(
   >>> reconstruction_error(jnp.zeros((2, 3)), jnp.full((2, 3), -2.0), error="mse")
   Array(4., dtype=float32)
   """
-  errors: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "l1": lambda r, f: jnp.mean(jnp.abs(_gap(r, f))),
-    "mse": hint_mse,
-  }
-  if error not in errors:
-    raise unknown_name("error", error, errors)
-  r, f = widen(reconstruction, lax.stop_gradient(features))
+  if error not in ("l1", "mse"):
+    raise unknown_name("error", error, ("l1", "mse"))
+  r, f = widen(reconstruction, lax.stop_gradient(features), what="reconstruction_error")
   check_same_shape("reconstruction_error", r, f)
-  return errors[error](r, f)
+  if error == "mse":
+    return hint_mse(r, f, where=where)
+  counted = counted_examples("reconstruction_error", where, r)
+  r, f = keep(counted, r, f)
+  return mean(jnp.abs(_gap(r, f)), counted)
 
 
 def factor_transfer(
@@ -171,6 +203,7 @@ def factor_transfer(
   order: float = 1,
   power: float = 2,
   eps: float = 1e-12,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Factor transfer: the student's translated factors point where the teacher's do.
 
@@ -192,13 +225,15 @@ def factor_transfer(
     power: of the factors in RepDistiller's maps (its p1); not used by "official".
     eps: lower bound of the norm that factors are divided by. The gradient of a zero factor is
       finite, but as large as 1/eps.
+    where: (B,), the examples that count; see `factor_l1`.
 
   Returns:
     Terms(feature=...), float32 or wider. The authors' weight is 500 (their beta), RepDistiller's
     and the Zoo's 200.
 
   Raises:
-    ConfigError: naming the stage and both shapes, the stages there are, or the option's value.
+    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, the stages there
+      are, or the option's value.
 
   Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer",
   NeurIPS 2018. The defaults are the authors' code, the Zoo, and torchdistill with p=1;
@@ -214,26 +249,33 @@ def factor_transfer(
 
   def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
     if normalization == "repdistiller":
-      return factor_map_lp(s, t, power=power, order=order, eps=eps)
+      return factor_map_lp(s, t, power=power, order=order, eps=eps, where=where)
     s, t = match_sizes(*widen(s, t))
-    return factor_l1(s, t, eps=eps) if order == 1 else factor_lp(s, t, order=order, eps=eps)
+    if order == 1:
+      return factor_l1(s, t, eps=eps, where=where)
+    return factor_lp(s, t, order=order, eps=eps, where=where)
 
-  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
+  what = "factor_transfer"
+  value = over_stages(kernel, student, teacher, stages, weights=stage_weights, what=what)
+  return Terms(feature=value)
 
 
-def _rows(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
-  """Both sides' factors, (B, pieces, n); the teacher's takes no gradient."""
-  s, t = widen(student, lax.stop_gradient(teacher))
+def _rows(
+  what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Both sides' factors, (B, pieces, n), and what counts; the teacher's takes no gradient."""
+  s, t = widen(student, lax.stop_gradient(teacher), what=what)
   check_same_shape(what, s, t, _HINT)
-  return as_rows(s), as_rows(t)
+  counted = counted_examples(what, where, s)
+  s, t = keep(counted, s, t)
+  return as_rows(s), as_rows(t), counted
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _mean_absolute_gap(s: jax.Array, t: jax.Array, t_norm: jax.Array, eps: float) -> jax.Array:
   """Mean over every element of |s / max(|s|, eps) - t / t_norm|; t and its norm are constant."""
-  return jnp.mean(
-    jnp.abs(_gap(s / jnp.maximum(l2_norm(s, (1, 2), keepdims=True), eps), t / t_norm))
-  )
+  bound = jnp.maximum(l2_norm(s, (1, 2), keepdims=True), eps)
+  return jnp.mean(jnp.abs(_gap(s / bound, t / t_norm, _typical(s))))
 
 
 @_mean_absolute_gap.defjvp
@@ -241,25 +283,30 @@ def _mean_absolute_gap_jvp(eps, primals, tangents):
   s, t, t_norm = primals
   norm = l2_norm(s, (1, 2), keepdims=True)
   bound = jnp.maximum(norm, eps)
-  gap = _gap(s / bound, t / t_norm)
+  gap = _gap(s / bound, t / t_norm, _typical(s))
   along = jnp.sum(jnp.sign(gap) * s, (1, 2), keepdims=True) / bound
   # Signs are taken anew: to write them all down and read them costs more.
   s, t, t_norm, bound = lax.optimization_barrier((s, t, t_norm, bound))
   unit = s / bound
   sideways = jnp.where(norm > eps, along, 0) * unit
-  slope = (jnp.sign(_gap(unit, t / t_norm)) - sideways) / bound
+  slope = (jnp.sign(_gap(unit, t / t_norm, _typical(s))) - sideways) / bound
   return jnp.mean(jnp.abs(gap)), jnp.sum(slope * tangents[0]) / s.size
 
 
-def _gap(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def _gap(student: jax.Array, teacher: jax.Array, least: float = 0.0) -> jax.Array:
   """The difference; exactly 0, with a gradient of 0, where it is no more than rounding.
 
   |x| has a kink at 0. Compilers may round two equal sides differently, and what is left would
-  have a gradient of full size.
+  have a gradient of full size. Rounding is that of the elements, or of values of size `least`.
   """
   gap = student - teacher
-  noise = 32 * jnp.finfo(gap.dtype).eps * jnp.maximum(jnp.abs(student), jnp.abs(teacher))
-  return jnp.where(jnp.abs(gap) > noise, gap, 0)
+  size = jnp.maximum(jnp.maximum(jnp.abs(student), jnp.abs(teacher)), least)
+  return jnp.where(jnp.abs(gap) > 32 * jnp.finfo(gap.dtype).eps * size, gap, 0)
+
+
+def _typical(x: jax.Array) -> float:
+  """The root mean square of the elements of an example of norm 1, with the shape of x (B, ...)."""
+  return 1.0 / math.sqrt(max(1, math.prod(x.shape[1:])))
 
 
 def _absolute_power(x: jax.Array, order: float) -> jax.Array:

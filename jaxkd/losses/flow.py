@@ -13,11 +13,12 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_maps, check_same_shape
-from jaxkd.losses.norms import l2_norm
+from jaxkd.losses.counting import counted_examples, keep, mean, number
+from jaxkd.losses.norms import l2_distance
 from jaxkd.losses.precision import widen
 from jaxkd.losses.products import channel_products
 from jaxkd.losses.spatial import adaptive_average_pool, adaptive_max_pool
-from jaxkd.losses.stages import Stages, Where, stage_arrays, stage_pairs
+from jaxkd.losses.stages import Arrays, Stages, stage_arrays, stage_pairs
 from jaxkd.types import Output, Terms
 
 Pool = Literal["average", "max"]
@@ -28,7 +29,13 @@ _POOLS: dict[str, Callable[[ArrayLike, int, int], jax.Array]] = {
 }
 
 
-def flow_matrix(first: ArrayLike, second: ArrayLike, *, pool: Pool = "average") -> jax.Array:
+def flow_matrix(
+  first: ArrayLike,
+  second: ArrayLike,
+  *,
+  pool: Pool = "average",
+  where: ArrayLike | None = None,
+) -> jax.Array:
   """The FSP matrix of two layers: G[b, i, j] = mean over (h, w) of x[b, h, w, i] y[b, h, w, j].
 
   Args:
@@ -36,12 +43,16 @@ def flow_matrix(first: ArrayLike, second: ArrayLike, *, pool: Pool = "average") 
     second: y, a later layer's (B, H', W', C'). Where sizes differ, the larger one is pooled to
       the smaller, in each axis.
     pool: "average" or "max", how it is pooled.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    (B, C, C'), float32 or wider. It does not change if both layers' places are shuffled alike.
+    (B, C, C'), float32 or wider; zeros for examples that do not count. It does not change if both
+    layers' places are shuffled alike.
 
   Raises:
-    ConfigError: if either is not (B, H, W, C), the batch sizes differ, or pool is unknown.
+    ConfigError: if either is not (B, H, W, C), the batch sizes differ, `where` does not belong to
+      them, or pool is unknown.
 
   Source: Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization
   and Transfer Learning", CVPR 2017. RepDistiller and the Zoo average; torchdistill takes
@@ -50,7 +61,7 @@ def flow_matrix(first: ArrayLike, second: ArrayLike, *, pool: Pool = "average") 
   >>> flow_matrix(jnp.ones((1, 4, 4, 2)), 3.0 * jnp.ones((1, 2, 2, 1))).shape
   (1, 2, 1)
   """
-  first, second = widen(first, second)
+  first, second = widen(first, second, what="flow_matrix")
   for name, x in (("first", first), ("second", second)):
     if x.ndim != 4:
       raise ConfigError(f"flow_matrix: {name} {x.shape} is not a feature map (B, H, W, C)")
@@ -60,24 +71,27 @@ def flow_matrix(first: ArrayLike, second: ArrayLike, *, pool: Pool = "average") 
     )
   if pool not in _POOLS:
     raise unknown_name("pool", pool, _POOLS)
+  first, second = keep(counted_examples("flow_matrix", where, first), first, second)
   rows, columns = (min(first.shape[axis], second.shape[axis]) for axis in (1, 2))
   first, second = (_POOLS[pool](x, rows, columns) for x in (first, second))
   products = channel_products(first, second)
   return products / (rows * columns)
 
 
-def fsp_mse(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
+def fsp_mse(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
   """Mean squared difference of two flow matrices: mean over B, C, C' of (G_s - G_t)^2.
 
   Args:
     student: (B, C, C'), as `flow_matrix` gives it.
     teacher: (B, C, C'), constant.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider.
+    The loss, a scalar, float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the shapes differ.
+    ConfigError: if the shapes differ, or `where` does not belong to them.
 
   Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017, with the mean over the matrix
   of RepDistiller and the Zoo. The paper sums over the matrix: C C' times this.
@@ -85,12 +99,16 @@ def fsp_mse(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   >>> fsp_mse(jnp.ones((2, 3, 4)), jnp.zeros((2, 3, 4)))
   Array(1., dtype=float32)
   """
-  student, teacher = widen(student, lax.stop_gradient(teacher))
+  student, teacher = widen(student, lax.stop_gradient(teacher), what="fsp_mse")
   check_same_shape("fsp_mse", student, teacher)
-  return jnp.mean(jnp.square(student - teacher))
+  counted = counted_examples("fsp_mse", where, student)
+  student, teacher = keep(counted, student, teacher)
+  return mean(jnp.square(student - teacher), counted)
 
 
-def fsp_column_norm(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
+def fsp_column_norm(
+  student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
   """Distance of two flow matrices: mean over B of the sum over columns j of |G_s - G_t|_2.
 
   The norm of a column is over the first layer's channels, and is not squared.
@@ -98,14 +116,16 @@ def fsp_column_norm(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   Args:
     student: (B, C, C'), as `flow_matrix` gives it.
     teacher: (B, C, C'), constant.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider. A norm has a kink at 0, where its gradient is 0 and of
-    full size beside it. Columns that differ by less than rounding, 16 machine epsilons of the
-    teacher's norm, count as equal, lest equal networks get a gradient of noise.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. A norm has a kink at 0, where its
+    gradient is 0 and of full size beside it. Columns that differ by less than rounding, 16 machine
+    epsilons of the teacher's norm, count as equal, lest equal networks get a gradient of noise.
 
   Raises:
-    ConfigError: if the shapes are not (B, C, C') or differ.
+    ConfigError: if the shapes are not (B, C, C') or differ, or `where` does not belong to them.
 
   Source: torchdistill's FSPLoss. Yim et al., "A Gift from Knowledge Distillation", CVPR 2017,
   square the difference (`fsp_mse`).
@@ -113,13 +133,13 @@ def fsp_column_norm(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   >>> fsp_column_norm(3.0 * jnp.ones((1, 4, 2)), jnp.zeros((1, 4, 2)))
   Array(12., dtype=float32)
   """
-  student, teacher = widen(student, lax.stop_gradient(teacher))
+  student, teacher = widen(student, lax.stop_gradient(teacher), what="fsp_column_norm")
   if student.ndim != 3:
     raise ConfigError(f"fsp_column_norm: student {student.shape} is not a flow matrix (B, C, C')")
   check_same_shape("fsp_column_norm", student, teacher)
-  norms = l2_norm(student - teacher, axis=1)
-  rounding = 16 * float(jnp.finfo(teacher.dtype).eps) * l2_norm(teacher, axis=1)
-  return jnp.sum(jnp.where(norms > rounding, norms, 0.0)) / student.shape[0]
+  counted = counted_examples("fsp_column_norm", where, student)
+  student, teacher = keep(counted, student, teacher)
+  return jnp.sum(l2_distance(student, teacher, axis=1)) / number(counted, student.shape[0])
 
 
 def flow_of_solution(
@@ -130,7 +150,8 @@ def flow_of_solution(
   stage_weights: Sequence[ArrayLike] | None = None,
   pool: Pool = "average",
   norm: Literal["mse", "columns"] = "mse",
-  where: Where = "features",
+  arrays: Arrays = "features",
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Flow of solution procedure: the student goes from layer to layer as the teacher does.
 
@@ -145,13 +166,15 @@ def flow_of_solution(
     stage_weights: one weight per flow; None weighs them all 1.
     pool: "average" or "max", how the larger layer of a flow is pooled.
     norm: how two flow matrices are compared.
-    where: "features", or "preactivations", the same stages before their last activation.
+    arrays: "features", or "preactivations", the same stages before their last activation.
+    where: (B,), the examples that count; see `flow_matrix`.
 
   Returns:
     Terms(feature=...), float32 or wider.
 
   Raises:
-    ConfigError: naming the stage and both shapes, the stages there are, or the option's value.
+    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, the stages there
+      are, or the option's value.
 
   Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017. The defaults are
   RepDistiller's, which also starts from the stem's output; the Zoo divides the sum by its three
@@ -173,20 +196,22 @@ def flow_of_solution(
       f"stage_weights are {len(stage_weights)}, flows between stages {len(pairs) - 1}: "
       "give one for each"
     )
-  layers = [_layer(student, teacher, ours, theirs, where) for ours, theirs in pairs]
+  layers = [_layer(student, teacher, ours, theirs, arrays) for ours, theirs in pairs]
   total = jnp.float32(0)
   for i, ((s, t), (next_s, next_t)) in enumerate(itertools.pairwise(layers)):
-    value = norms[norm](flow_matrix(s, next_s, pool=pool), flow_matrix(t, next_t, pool=pool))
+    matrices = (flow_matrix(*pair, pool=pool, where=where) for pair in ((s, next_s), (t, next_t)))
+    value = norms[norm](*matrices, where=where)
     total = total + (value if stage_weights is None else stage_weights[i] * value)
   return Terms(feature=total)
 
 
 def _layer(
-  student: Output, teacher: Output, ours: str, theirs: str, where: Where
+  student: Output, teacher: Output, ours: str, theirs: str, arrays: Arrays
 ) -> tuple[jax.Array, jax.Array]:
   """Both networks' maps at one stage, checked to have the same channels."""
-  s = stage_arrays(student, ours, who="student", where=where)
-  t = stage_arrays(teacher, theirs, who="teacher", where=where)
+  what = "flow_of_solution"
+  s = stage_arrays(student, ours, who="student", arrays=arrays, what=what)
+  t = stage_arrays(teacher, theirs, who="teacher", arrays=arrays, what=what)
   place = f"stage {ours!r}" if ours == theirs else f"stages {ours!r} and {theirs!r}"
   check_maps(f"{place}: flow_of_solution", s, t)
   if s.shape[3] != t.shape[3]:

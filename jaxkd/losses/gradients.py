@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_positive
-from jaxkd.losses.norms import as_rows, l2_norm
+from jaxkd.losses.counting import counted_examples, keep, mean
+from jaxkd.losses.norms import as_rows, l2_distance, l2_norm
 from jaxkd.losses.precision import widen
 from jaxkd.losses.spatial import match_sizes
 from jaxkd.losses.stages import Stages, over_stages, stage_arrays
@@ -36,6 +37,7 @@ def gradient_l2(
   normalize: bool = False,
   reduce: GradientReduce = "none",
   eps: float = 1e-12,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Distance of two gradients: mean over B of |J_s - J_t|_2, the norm over all other axes.
 
@@ -48,14 +50,17 @@ def gradient_l2(
     reduce: "none" compares the whole gradients; "abs_mean", "abs_sum" and "abs_max" reduce |J| over
       channels to one map, as activation-based attention does, so that channels may differ.
     eps: with `normalize`, a gradient of at most this norm counts as 0, and takes no gradient.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider. Like any norm it has a kink where both agree; the
-    gradient is 0 there.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. Like any norm it has a kink where
+    both agree; the gradient is 0 there. Gradients that agree up to rounding, 16 machine epsilons
+    of their norm, count as equal.
 
   Raises:
-    ConfigError: if the shapes cannot be compared, `reduce` is unknown or meets features (B, D),
-      or eps is not a positive number.
+    ConfigError: if the shapes cannot be compared, `where` does not belong to them, `reduce` is
+      unknown or meets features (B, D), or eps is not a positive number.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.2,
   which has one example and the factor beta / 2. There is no published code.
@@ -63,8 +68,10 @@ def gradient_l2(
   >>> gradient_l2(jnp.array([[3.0, 0.0], [0.0, 2.0]]), jnp.array([[0.0, 4.0], [0.0, 2.0]]))
   Array(2.5, dtype=float32)
   """
-  student, teacher = _comparable(student, lax.stop_gradient(teacher), normalize, reduce, eps)
-  return _mean_distance(student, teacher)
+  student, teacher, counted = _comparable(
+    "gradient_l2", student, lax.stop_gradient(teacher), where, normalize, reduce, eps
+  )
+  return _mean_distance(student, teacher, counted)
 
 
 def gradient_mse(
@@ -74,6 +81,7 @@ def gradient_mse(
   normalize: bool = False,
   reduce: GradientReduce = "none",
   eps: float = 1e-12,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Mean squared difference of two gradients: mean over every element of (J_s - J_t)^2.
 
@@ -83,9 +91,10 @@ def gradient_mse(
     normalize: divide every example's gradient by its L2 norm first.
     reduce: over channels, as in `gradient_l2`.
     eps: with `normalize`, a gradient of at most this norm counts as 0.
+    where: (B,), the examples that count; see `gradient_l2`.
 
   Returns:
-    The loss, a scalar, float32 or wider.
+    The loss, a scalar, float32 or wider; 0 if nothing counts.
 
   Raises:
     ConfigError: as `gradient_l2`.
@@ -97,8 +106,10 @@ def gradient_mse(
   >>> gradient_mse(jnp.array([[3.0, 0.0]]), jnp.array([[0.0, 4.0]]))
   Array(12.5, dtype=float32)
   """
-  student, teacher = _comparable(student, lax.stop_gradient(teacher), normalize, reduce, eps)
-  return jnp.mean(jnp.square(student - teacher))
+  student, teacher, counted = _comparable(
+    "gradient_mse", student, lax.stop_gradient(teacher), where, normalize, reduce, eps
+  )
+  return mean(jnp.square(student - teacher), counted)
 
 
 def gradient_attention_transfer(
@@ -111,6 +122,7 @@ def gradient_attention_transfer(
   normalize: bool = False,
   reduce: GradientReduce = "none",
   eps: float = 1e-12,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Gradient-based attention transfer: the student's loss is sensitive where the teacher's is.
 
@@ -129,12 +141,14 @@ def gradient_attention_transfer(
     reduce: over channels: "none", or "abs_mean", "abs_sum", "abs_max" of |gradient|, which compare
       stages of different channels.
     eps: with `normalize`, a gradient of at most this norm counts as 0.
+    where: (B,), the examples that count; see `gradient_l2`.
 
   Returns:
     Terms(feature=...), float32 or wider. The paper's factor beta / 2 is left to the caller.
 
   Raises:
-    ConfigError: naming the stage and the shapes, the stages there are, or the option's value.
+    ConfigError: for arrays in place of Outputs, naming the stage and the shapes, the stages there
+      are, or the option's value.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.2;
   the defaults are the paper's formula, at the input. There is no published code.
@@ -149,14 +163,27 @@ def gradient_attention_transfer(
     raise unknown_name("norm", norm, kernels)
 
   def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
-    return kernels[norm](s, t, normalize=normalize, reduce=reduce, eps=eps)
+    return kernels[norm](s, t, normalize=normalize, reduce=reduce, eps=eps, where=where)
 
-  return Terms(
-    feature=over_stages(kernel, student, teacher, stages, weights=stage_weights, where="gradients")
+  value = over_stages(
+    kernel,
+    student,
+    teacher,
+    stages,
+    weights=stage_weights,
+    arrays="gradients",
+    what="gradient_attention_transfer",
   )
+  return Terms(feature=value)
 
 
-def gradient_symmetry(student: Output, *, normalize: bool = False, eps: float = 1e-12) -> Terms:
+def gradient_symmetry(
+  student: Output,
+  *,
+  normalize: bool = False,
+  eps: float = 1e-12,
+  where: ArrayLike | None = None,
+) -> Terms:
   """Symmetry of the gradients: a mirrored image has the mirrored gradient. Needs no teacher.
 
   mean over B of |g(x) - flip(g(flip(x)))|_2 with g = dL/dx and flip horizontal.
@@ -167,12 +194,14 @@ def gradient_symmetry(student: Output, *, normalize: bool = False, eps: float = 
       `jaxkd.schemes.gradients.learn_with_gradients` gives them. Both take a gradient.
     normalize: divide every example's gradients by their L2 norms first.
     eps: with `normalize`, a gradient of at most this norm counts as 0.
+    where: (B,), the examples that count; see `gradient_l2`.
 
   Returns:
     Terms(feature=...), float32 or wider. The paper's factor beta / 2 is left to the caller.
 
   Raises:
-    ConfigError: if one of the two is missing, or their shapes differ.
+    ConfigError: for an array in place of an Output, if one of the two is missing, or their shapes
+      differ.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.2.
   There is no published code. The defaults are the paper's formula.
@@ -182,27 +211,37 @@ def gradient_symmetry(student: Output, *, normalize: bool = False, eps: float = 
   0.0
   """
   there, back = (
-    stage_arrays(student, name, who="student", where="gradients")
+    stage_arrays(student, name, who="student", arrays="gradients", what="gradient_symmetry")
     for name in ("images", "flipped_images")
   )
   if there.shape != back.shape:
     raise ConfigError(f"gradients at images {there.shape} and flipped_images {back.shape} differ")
-  return Terms(feature=_mean_distance(*_comparable(there, back, normalize, "none", eps)))
+  sides = _comparable("gradient_symmetry", there, back, where, normalize, "none", eps)
+  return Terms(feature=_mean_distance(*sides))
 
 
-def _mean_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+def _mean_distance(a: jax.Array, b: jax.Array, counted: jax.Array | None) -> jax.Array:
   # Three channels at a time are too few for a processor's registers.
-  return jnp.mean(l2_norm(as_rows(a) - as_rows(b), (1, 2)))
+  return mean(l2_distance(as_rows(a), as_rows(b), (1, 2)), counted)
 
 
 def _comparable(
-  student: ArrayLike, teacher: ArrayLike, normalize: bool, reduce: GradientReduce, eps: float
-) -> tuple[jax.Array, jax.Array]:
-  """Both sides reduced, at one size, and normalised, in this order."""
+  what: str,
+  student: ArrayLike,
+  teacher: ArrayLike,
+  where: ArrayLike | None,
+  normalize: bool,
+  reduce: GradientReduce,
+  eps: float,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Both sides reduced, at one size, and normalised, in this order; and what counts."""
   check_positive("eps", eps)
   if reduce not in _REDUCE:
     raise unknown_name("reduce", reduce, _REDUCE)
-  student, teacher = widen(student, teacher)
+  student, teacher = widen(student, teacher, what=what)
+  counted = counted_examples(what, where, student)
+  if student.shape[:1] == teacher.shape[:1]:
+    student, teacher = keep(counted, student, teacher)
   # Signs would cancel in pooling, so |gradient| comes before it.
   s, t = match_sizes(_reduced(student, reduce), _reduced(teacher, reduce))
   if s.shape != t.shape:
@@ -210,7 +249,7 @@ def _comparable(
       f"gradients: student {student.shape} and teacher {teacher.shape} cannot be compared: batch "
       'sizes must agree, and channels unless reduce is "abs_mean", "abs_sum" or "abs_max"'
     )
-  return (_unit(s, eps), _unit(t, eps)) if normalize else (s, t)
+  return (_unit(s, eps), _unit(t, eps), counted) if normalize else (s, t, counted)
 
 
 def _reduced(x: jax.Array, reduce: GradientReduce) -> jax.Array:

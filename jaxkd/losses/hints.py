@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.losses.checks import check_same_shape
+from jaxkd.losses.counting import counted_examples, keep, mean
 from jaxkd.losses.precision import widen
 from jaxkd.losses.spatial import adaptive_average_pool, match_sizes
 from jaxkd.losses.stages import Stages, over_stages
@@ -18,18 +19,22 @@ from jaxkd.types import Output, Terms
 _HINT = "a connector (jaxkd.connectors) brings one to the other"
 
 
-def hint_mse(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
+def hint_mse(
+  student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
   """Mean squared difference of two features: mean over every element of (s - t)^2.
 
   Args:
     student: features of any shape, usually after a connector.
     teacher: features of the same shape, constant: they take no gradient.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider.
+    The loss, a scalar, float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the shapes differ.
+    ConfigError: if the shapes differ, or `where` does not belong to them.
 
   Source: Romero et al., "FitNets", ICLR 2015, eq. 3, with the mean over every element of
   RepDistiller, mdistiller and SimKD. The authors' own code has 1/2 and sums over one axis.
@@ -37,9 +42,11 @@ def hint_mse(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   >>> hint_mse(jnp.ones((2, 4, 4, 3)), jnp.zeros((2, 4, 4, 3)))
   Array(1., dtype=float32)
   """
-  student, teacher = widen(student, lax.stop_gradient(teacher))
+  student, teacher = widen(student, lax.stop_gradient(teacher), what="hint_mse")
   check_same_shape("hint_mse", student, teacher, _HINT)
-  return jnp.mean(jnp.square(student - teacher))
+  counted = counted_examples("hint_mse", where, student)
+  student, teacher = keep(counted, student, teacher)
+  return mean(jnp.square(student - teacher), counted)
 
 
 def fitnets(
@@ -48,6 +55,7 @@ def fitnets(
   *,
   stages: Stages = ("stage2",),
   stage_weights: Sequence[ArrayLike] | None = None,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """FitNets: the student's (regressed) features hit the teacher's.
 
@@ -60,12 +68,14 @@ def fitnets(
     teacher: Output with the same stages, constant.
     stages: names, or (student's, teacher's) pairs of names.
     stage_weights: one weight per stage; None weighs them all 1.
+    where: (B,), the examples that count; see `hint_mse`.
 
   Returns:
     Terms(feature=...), float32 or wider.
 
   Raises:
-    ConfigError: naming the stage and both shapes, or the stages there are.
+    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, or the stages
+      there are.
 
   Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, as the one-stage form of
   RepDistiller and mdistiller, which use one middle stage and weight 100. Pooling the teacher is
@@ -80,9 +90,10 @@ def fitnets(
     s, t = widen(s, t)
     if s.ndim == t.ndim == 4 and s.shape[1] <= t.shape[1]:
       t = adaptive_average_pool(t, *s.shape[1:3])
-    return hint_mse(s, t)
+    return hint_mse(s, t, where=where)
 
-  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
+  value = over_stages(kernel, student, teacher, stages, weights=stage_weights, what="fitnets")
+  return Terms(feature=value)
 
 
 def simkd(
@@ -91,6 +102,7 @@ def simkd(
   *,
   stages: Stages = ("stage3",),
   stage_weights: Sequence[ArrayLike] | None = None,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """SimKD: the student's projected last feature becomes the teacher's.
 
@@ -105,12 +117,14 @@ def simkd(
     teacher: Output with the same stages, constant.
     stages: names, or (student's, teacher's) pairs of names.
     stage_weights: one weight per stage; None weighs them all 1.
+    where: (B,), the examples that count; see `hint_mse`.
 
   Returns:
     Terms(feature=...), float32 or wider.
 
   Raises:
-    ConfigError: naming the stage and both shapes, or the stages there are.
+    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, or the stages
+      there are.
 
   Source: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
   eq. 2, as the authors' code.
@@ -121,6 +135,7 @@ def simkd(
   """
 
   def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
-    return hint_mse(*match_sizes(*widen(s, t)))
+    return hint_mse(*match_sizes(*widen(s, t)), where=where)
 
-  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
+  value = over_stages(kernel, student, teacher, stages, weights=stage_weights, what="simkd")
+  return Terms(feature=value)

@@ -6,8 +6,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Axes = int | tuple[int, ...]
+
+# What is no more than so many machine epsilons of the values is rounding, and counts as 0.
+ROUNDINGS = 16
 
 
 def as_rows(x: jax.Array) -> jax.Array:
@@ -34,3 +38,26 @@ def l2_normalize(
   """X / max(|x|, eps), or x / (|x| + eps) if `eps_added`. Zero vectors stay zero."""
   norm = l2_norm(x, axis, keepdims=True)
   return x / (norm + eps if eps_added else jnp.maximum(norm, eps))
+
+
+def l2_distance(x: jax.Array, y: jax.Array, axis: Axes) -> jax.Array:
+  """|x - y|_2 over `axis`; exactly 0, with gradient 0, where x and y agree up to rounding.
+
+  A norm has a kink at 0 and a gradient of full size beside it. Compilers round two equal networks
+  differently, and what is left of their difference would be divided by its own norm. A distance
+  of at most 16 machine epsilons of |y| counts as 0.
+
+  >>> x = jnp.array([3.0, 4.0])
+  >>> l2_distance(x * (1 + 1e-7), x, 0), l2_distance(0 * x, x, 0)
+  (Array(0., dtype=float32), Array(5., dtype=float32))
+  """
+  return beyond_rounding(l2_norm(x - y, axis), l2_norm(y, axis))
+
+
+def beyond_rounding(distance: jax.Array, norm: jax.Array) -> jax.Array:
+  """`distance`, or 0 with gradient 0 where it is rounding next to `norm`, that of either side.
+
+  The sides of so small a distance have the same norm, so that one of them is enough.
+  """
+  rounding = ROUNDINGS * float(jnp.finfo(distance.dtype).eps) * lax.stop_gradient(norm)
+  return jnp.where(distance > rounding, distance, 0.0)

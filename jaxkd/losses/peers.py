@@ -12,9 +12,17 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.losses.checks import check_fraction, check_positive, check_same_shape, logits_of
+from jaxkd.losses.checks import (
+  check_fraction,
+  check_outputs,
+  check_positive,
+  check_same_shape,
+  logits_of,
+)
+from jaxkd.losses.counting import counted_positions, keep, mean
 from jaxkd.losses.divergences import relative_entropy
 from jaxkd.losses.precision import widen
+from jaxkd.losses.probabilities import log_probabilities
 from jaxkd.types import Output, Terms
 
 OverPeers = Literal["sum", "mean"]
@@ -33,28 +41,33 @@ def peer_kl(
   target_smoothing: float = 0.0,
   ratio_smoothing: float = 0.0,
   detached: bool = True,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Kullback-Leibler divergence from a network's softened distribution to its peer's.
 
   T^2 * mean_b sum_c q * (log q - log p), with p = softmax(student / T), q = softmax(peer / T).
 
   Args:
-    student: logits (B, C) of the network that learns.
-    peer: logits (B, C) that it learns from.
+    student: logits (..., C) of the network that learns, with any leading axes. A logit of -inf is
+      a class that is impossible, on either side: 0 log 0 = 0.
+    peer: logits of the same shape that it learns from.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
     target_smoothing: a number s >= 0 added to every q, which then sums to 1 + C * s.
     ratio_smoothing: a number s >= 0; the terms become q * log(s + q / (p + s)).
     detached: the peer takes no gradient. False pulls it towards the student, too.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
 
   Returns:
-    The loss, a scalar, float32 or wider: sum over classes, mean over the batch. Without smoothing
-    it is never negative, and value and gradient are exactly 0 where the logits agree. Smoothing
-    leaves a value and a gradient of the size of s there.
+    The loss, a scalar, float32 or wider: sum over classes, mean over what counts, 0 if nothing
+    does. Without smoothing it is never negative, and value and gradient are exactly 0 where the
+    logits agree. Smoothing leaves a value and a gradient of the size of s there. The value is inf
+    where q > 0 and p = 0, unless the ratio is smoothed.
 
   Raises:
-    ConfigError: if the shapes differ, an option is out of its range, or both kinds of smoothing
-      are asked for.
+    ConfigError: if the shapes differ, `where` does not belong to them, an option is out of its
+      range, or both kinds of smoothing are asked for.
 
   Source: Zhang et al., "Deep Mutual Learning", CVPR 2018. Without smoothing as the Zoo, which
   detaches, and as `soft_target_kl`. The authors' code is `ratio_smoothing=1e-8`. OKDDip's KL_Loss
@@ -71,10 +84,12 @@ def peer_kl(
     raise ConfigError(
       f"target_smoothing is {target_smoothing} and ratio_smoothing {ratio_smoothing}: give one"
     )
-  student, peer = widen(student, lax.stop_gradient(peer) if detached else peer)
+  student, peer = widen(student, lax.stop_gradient(peer) if detached else peer, what="peer_kl")
   check_same_shape("logits", student, peer, "both must score the same classes", other="peer")
-  log_p = jax.nn.log_softmax(student / temperature)
-  log_q = jax.nn.log_softmax(peer / temperature)
+  counted = counted_positions("peer_kl", where, student)
+  student, peer = keep(counted, student, peer)
+  log_p = log_probabilities(student, temperature)
+  log_q = log_probabilities(peer, temperature)
   if ratio_smoothing:
     q = jnp.exp(log_q)
     ratio = ratio_smoothing + q / (jnp.exp(log_p) + ratio_smoothing)
@@ -86,7 +101,7 @@ def peer_kl(
   else:
     divergence = relative_entropy(log_p, log_q)
   scale = temperature * temperature if squared_temperature else 1.0
-  return scale * jnp.mean(divergence)
+  return scale * mean(divergence, counted)
 
 
 def mutual(
@@ -100,6 +115,7 @@ def mutual(
   target_smoothing: float = 0.0,
   ratio_smoothing: float = 0.0,
   detached: bool = True,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Deep mutual learning: a network learns what its peers predict while they learn, too.
 
@@ -107,7 +123,7 @@ def mutual(
   cross-entropy. The order of the peers does not matter.
 
   Args:
-    student: its logits (B, C) are used.
+    student: its logits (..., C) are used.
     peers: the other networks' Outputs, without the student's own. None of them gives 0.
     temperature: T > 0.
     squared_temperature: multiply by T^2.
@@ -116,12 +132,14 @@ def mutual(
     target_smoothing: see `peer_kl`.
     ratio_smoothing: see `peer_kl`.
     detached: the peers take no gradient.
+    where: what counts at all; see `peer_kl`.
 
   Returns:
     Terms(logit=...), float32 or wider.
 
   Raises:
-    ConfigError: if logits are missing or differ in shape, naming the peer, or for an option.
+    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, naming
+      the peer, or for an option.
 
   Source: Zhang et al., "Deep Mutual Learning", CVPR 2018. The authors' code sums over the peers,
   with T = 1 and `ratio_smoothing=1e-8`. OKDDip (AAAI 2020): `temperature=3.0, over_peers="mean",
@@ -136,6 +154,7 @@ def mutual(
     raise unknown_name("over_peers", over_peers, _OVER_PEERS)
   if target not in _TARGETS:
     raise unknown_name("target", target, _TARGETS)
+  check_outputs("mutual", peers, who="peers")
   if not peers:
     return Terms()
   # Widened here, so that what many peers ask for is not rounded before it is added up.
@@ -146,7 +165,7 @@ def mutual(
   for i, other in enumerate(others):
     check_same_shape("mutual", own, other, "all must score the same classes", other=f"peer {i}")
   if target == "ensemble":
-    others = [_mean(others)]
+    others = [_total(others) / len(others)]
   divergences = [
     peer_kl(
       own,
@@ -156,10 +175,12 @@ def mutual(
       target_smoothing=target_smoothing,
       ratio_smoothing=ratio_smoothing,
       detached=detached,
+      where=where,
     )
     for other in others
   ]
-  return Terms(logit=_mean(divergences) if over_peers == "mean" else _total(divergences))
+  total = _total(divergences)
+  return Terms(logit=total / len(divergences) if over_peers == "mean" else total)
 
 
 def native_ensemble(
@@ -170,25 +191,28 @@ def native_ensemble(
   squared_temperature: bool = True,
   target_smoothing: float = 1e-7,
   detached: bool = True,
+  where: ArrayLike | None = None,
 ) -> Terms:
   """ONE: every branch learns what the gated ensemble of all branches predicts.
 
   The sum over branches of `peer_kl(branch, ensemble)`.
 
   Args:
-    branches: their logits (B, C) are used.
-    ensemble: its logits (B, C) are used: `gated_logits` of the branches.
+    branches: their logits (..., C) are used.
+    ensemble: its logits (..., C) are used: `gated_logits` of the branches.
     temperature: T > 0.
     squared_temperature: multiply by T^2.
     target_smoothing: see `peer_kl`.
     detached: the ensemble takes no gradient, so that the gate learns from the labels alone.
+    where: what counts at all; see `peer_kl`.
 
   Returns:
     Terms(logit=...), float32 or wider. The authors' weight grows to 1 over 80 epochs
     (`jaxkd.schemes.ramp("exponential", ...)`).
 
   Raises:
-    ConfigError: if logits are missing or differ in shape, naming the branch, or for an option.
+    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, naming
+      the branch, or for an option.
 
   Source: Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, as
   the authors' code. OKDDip's ONE (AAAI 2020) is `detached=False`.
@@ -197,6 +221,7 @@ def native_ensemble(
   >>> float(native_ensemble([z, z], z, target_smoothing=0.0).total)
   0.0
   """
+  check_outputs("native_ensemble", branches, who="branches")
   if not branches:
     return Terms()
   (target,) = widen(logits_of(ensemble, what="native_ensemble", who="ensemble"))
@@ -212,6 +237,7 @@ def native_ensemble(
         squared_temperature=squared_temperature,
         target_smoothing=target_smoothing,
         detached=detached,
+        where=where,
       )
     )
   return Terms(logit=_total(divergences))
@@ -221,15 +247,17 @@ def gated_logits(branches: Sequence[Output], gate: ArrayLike) -> jax.Array:
   """The logits of a gated ensemble: sum_k gate[:, k] * logits of branch k.
 
   Args:
-    branches: K Outputs whose logits (B, C) are used.
-    gate: (B, K), how far each example trusts each branch; `jaxkd.connectors.Gate` gives it.
+    branches: K Outputs whose logits (..., C) are used, with any leading axes.
+    gate: (B, K), how far each example trusts each branch; `jaxkd.connectors.Gate` gives it. Dense
+      logits (B, T, C) may have a gate of every position, (B, T, K).
 
   Returns:
-    (B, C), float32 or wider. Branches and gate take gradients.
+    (..., C), float32 or wider. Branches and gate take gradients. A class that one branch calls
+    impossible, by a logit of -inf, is impossible where that branch has a share above 0.
 
   Raises:
-    ConfigError: if there is no branch, logits are missing or differ in shape, or the gate is not
-      (B, K).
+    ConfigError: for arrays in place of Outputs, if there is no branch, logits are missing or
+      differ in shape, or the gate does not belong to them.
 
   Source: Lan et al., NeurIPS 2018.
 
@@ -237,23 +265,33 @@ def gated_logits(branches: Sequence[Output], gate: ArrayLike) -> jax.Array:
   >>> gated_logits(branches, jnp.array([[0.25, 0.75]]))
   Array([[0.25, 1.5 ]], dtype=float32)
   """
+  check_outputs("gated_logits", branches, who="branches")
   if not branches:
     raise ConfigError("gated_logits: there is no branch")
   found = [logits_of(b, what="gated_logits", who=f"branch {i}") for i, b in enumerate(branches)]
   gate, *logits = widen(gate, *found)
   for i, other in enumerate(logits):
     check_same_shape("gated_logits: branch 0 and its like", logits[0], other, other=f"branch {i}")
-  if gate.shape != (logits[0].shape[0], len(logits)):
+  leading, count = logits[0].shape[:-1], len(logits)
+  examples = gate.shape[:-1]
+  if (
+    not gate.ndim or gate.shape[-1] != count or not examples or examples != leading[: gate.ndim - 1]
+  ):
+    allowed = " or ".join(str((*leading[: i + 1], count)) for i in range(len(leading)))
     raise ConfigError(
-      f"gated_logits: gate {gate.shape} does not belong to {len(logits)} branches with logits "
-      f"{logits[0].shape}: it must be {(logits[0].shape[0], len(logits))}"
+      f"gated_logits: gate {gate.shape} does not belong to {count} branches with logits "
+      f"{logits[0].shape}: it must be {allowed}"
     )
-  return _total([gate[:, k, None] * z for k, z in enumerate(logits)])
+  gate = gate.reshape(*examples, *(1,) * (len(leading) - len(examples)), count)
+  return _total([_scaled(gate[..., k, None], z) for k, z in enumerate(logits)])
+
+
+def _scaled(share: jax.Array, logits: jax.Array) -> jax.Array:
+  """Share * logits, where 0 * -inf is 0 and neither gets a gradient from a logit of -inf."""
+  impossible = logits == -jnp.inf
+  product = share * jnp.where(impossible, 0.0, logits)
+  return jnp.where(impossible & (share > 0), -jnp.inf, product)
 
 
 def _total(values: Sequence[jax.Array]) -> jax.Array:
   return sum(values[1:], start=values[0])
-
-
-def _mean(values: Sequence[jax.Array]) -> jax.Array:
-  return _total(values) / len(values)

@@ -1,4 +1,4 @@
-"""Averages of several networks' predictions."""
+"""Probabilities from logits, and averages of several networks' predictions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,26 @@ from jaxkd.losses.checks import is_number
 from jaxkd.losses.precision import widen
 
 
+def softened(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
+  """Logits / T. A logit of -inf, a class that is impossible, stays one and has a gradient of 0.
+
+  Neither the logit nor T gets 0 * inf as its gradient.
+  """
+  impossible = logits == -jnp.inf
+  if is_number(temperature) and temperature == 1:
+    return jnp.where(impossible, -jnp.inf, logits)
+  return jnp.where(impossible, -jnp.inf, jnp.where(impossible, 0.0, logits) / temperature)
+
+
+def log_probabilities(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
+  """Log softmax(logits / T), of the logits' shape; -inf, with gradient 0, for a logit of -inf.
+
+  >>> log_probabilities(jnp.array([0.0, 0.0, -jnp.inf])).round(4)
+  Array([-0.6931, -0.6931,    -inf], dtype=float32)
+  """
+  return jax.nn.log_softmax(softened(logits, temperature))
+
+
 def mean_log_probabilities(
   logits: Sequence[ArrayLike], weights: Sequence[float] | None = None
 ) -> jax.Array:
@@ -27,7 +47,8 @@ def mean_log_probabilities(
     weights: K numbers, none negative and not all 0; None weighs all alike.
 
   Returns:
-    (B, C), float32 or wider. Finite wherever the logits are.
+    (B, C), float32 or wider. Finite wherever the logits are; -inf, with gradient 0, for a class
+    that every network with a weight calls impossible by a logit of -inf.
 
   Raises:
     ConfigError: for no logits, logits of different shapes, or weights that will not do.
@@ -44,11 +65,15 @@ def mean_log_probabilities(
   shares = mean_weights(weights, len(logits))
   # A weight of 0 leaves a network out, infinitely certain or not.
   each = [
-    jax.nn.log_softmax(z) + math.log(w)
-    for z, w in zip(widen(*logits), shares, strict=True)
-    if w > 0
+    log_probabilities(z) + math.log(w) for z, w in zip(widen(*logits), shares, strict=True) if w > 0
   ]
-  return each[0] if len(each) == 1 else jax.nn.logsumexp(jnp.stack(each), axis=0)
+  if len(each) == 1:
+    return each[0]
+  stacked = jnp.stack(each)
+  impossible = jnp.max(stacked, axis=0) == -jnp.inf
+  # The inner where keeps the logarithm's infinite slope at 0 out of the backward pass.
+  total = jax.nn.logsumexp(jnp.where(impossible, 0.0, stacked), axis=0)
+  return jnp.where(impossible, -jnp.inf, total)
 
 
 def mean_weights(weights: Sequence[float] | None, count: int) -> list[float]:

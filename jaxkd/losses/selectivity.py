@@ -6,9 +6,10 @@ compared as two sets of samples, by the squared maximum mean discrepancy (MMD) o
 
 from __future__ import annotations
 
+import functools
 import numbers
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,12 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_maps, check_positive, is_number
+from jaxkd.losses.counting import counted_examples, keep, mean, number
 from jaxkd.losses.norms import l2_norm
 from jaxkd.losses.precision import widen
 from jaxkd.losses.products import channel_gram, channel_products
 from jaxkd.losses.spatial import match_sizes
-from jaxkd.losses.stages import Stages, Where, over_stages
+from jaxkd.losses.stages import Arrays, Stages, over_stages
 from jaxkd.types import Output, Terms
 
 Kernel = Literal["polynomial", "gaussian", "linear"]
@@ -39,6 +41,7 @@ def polynomial_mmd(
   degree: int = 2,
   offset: float = 0.0,
   teacher_term: bool = True,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Squared MMD of the channels' unit maps under the kernel k(x, y) = (x.y + offset)^degree.
 
@@ -54,14 +57,16 @@ def polynomial_mmd(
     offset: added to the inner product, >= 0.
     teacher_term: add the teacher-teacher mean. It is constant: gradients do not depend on it, but
       without it the value is not 0 at equality and may be negative.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider. It does not change with the order of the channels, nor
-    with their positive scales. An all-zero map stays zero and its gradient is 0.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not change with the order of
+    the channels, nor with their positive scales. An all-zero map stays zero and its gradient is 0.
 
   Raises:
-    ConfigError: if either is not (B, H, W, C), the batch sizes differ, or an option is out of
-      range.
+    ConfigError: if either is not (B, H, W, C), the batch sizes differ, `where` does not belong to
+      them, or an option is out of range.
 
   Source: Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
   2017, whose degree is 2 and offset 0. RepDistiller, mdistiller and the Zoo are the same. The
@@ -75,20 +80,20 @@ def polynomial_mmd(
     raise ConfigError(f"degree is {degree!r}: it must be an integer greater than 0")
   if is_number(offset) and not 0 <= offset < float("inf"):
     raise ConfigError(f"offset is {offset}: it must be a finite number, 0 or greater")
-  s, t = _comparable("polynomial_mmd", student, teacher)
+  s, t, counted = _comparable("polynomial_mmd", student, teacher, where)
   positions, channels = s.shape[1] * s.shape[2], s.shape[3] + t.shape[3]
   if degree == 2 and is_number(offset) and offset == 0 and 2 * positions < channels:
     # mean (x.y)^2 is the inner product of the sets' mean outer products x x': the same value from
     # smaller matrices, without a difference of large means.
     means = _mean_outer_product(_unit(s)), _mean_outer_product(_unit(t))
-    return _distance_of_means(*means, teacher_term)
+    return _distance_of_means(*means, teacher_term, counted)
   # The norms are on the matrices' diagonals, so the maps themselves need not be divided.
   within, across, constant = channel_gram(s), channel_products(s, t), channel_gram(t)
   s_scale, t_scale = _scales(within), _scales(constant)
 
   def mean_kernel(products: jax.Array, x_scale: jax.Array, y_scale: jax.Array) -> jax.Array:
     cosines = products * x_scale[:, :, None] * y_scale[:, None, :]
-    return jnp.mean(lax.integer_pow(cosines + offset, int(degree)))
+    return mean(lax.integer_pow(cosines + offset, int(degree)), counted)
 
   value = mean_kernel(within, s_scale, s_scale) - 2.0 * mean_kernel(across, s_scale, t_scale)
   return value + mean_kernel(constant, t_scale, t_scale) if teacher_term else value
@@ -100,6 +105,7 @@ def gaussian_mmd(
   *,
   variance: ArrayLike | None = None,
   teacher_term: bool = True,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Squared MMD of the channels' unit maps under k(x, y) = exp(-|x - y|^2 / (2 variance)).
 
@@ -114,10 +120,11 @@ def gaussian_mmd(
       then depends on the data but is a constant to the gradient: the kernel is chosen anew in
       every step, and the student is not rewarded for making it wide.
     teacher_term: add the constant teacher-teacher mean.
+    where: (B,), the examples that count; see `polynomial_mmd`.
 
   Returns:
-    The loss, a scalar, float32 or wider, unchanged by the order and the positive scales of the
-    channels. An all-zero map is the origin and its gradient is 0.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It is unchanged by the order and the
+    positive scales of the channels. An all-zero map is the origin and its gradient is 0.
 
   Raises:
     ConfigError: as `polynomial_mmd`, or if variance is a number that is not positive.
@@ -132,7 +139,7 @@ def gaussian_mmd(
   """
   if variance is not None:
     check_positive("variance", variance)
-  s, t = _unit_maps("gaussian_mmd", student, teacher)
+  s, t, counted = _unit_maps("gaussian_mmd", student, teacher, where)
   # Distances do not change with the origin, and near the maps their rounding errors are small.
   origin = jnp.mean(t, axis=3, keepdims=True)
   s, t = s - origin, t - origin
@@ -143,13 +150,19 @@ def gaussian_mmd(
     variance = jnp.maximum(lax.stop_gradient(total) / pairs, _SMALLEST_VARIANCE)
 
   def mean_kernel(distances: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.exp(distances / (-2.0 * variance)))
+    return mean(jnp.exp(distances / (-2.0 * variance)), counted)
 
   value = mean_kernel(within) - 2.0 * mean_kernel(across)
   return value + mean_kernel(constant) if teacher_term else value
 
 
-def linear_mmd(student: ArrayLike, teacher: ArrayLike, *, teacher_term: bool = True) -> jax.Array:
+def linear_mmd(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  teacher_term: bool = True,
+  where: ArrayLike | None = None,
+) -> jax.Array:
   """Squared MMD of the channels' unit maps under k(x, y) = x.y.
 
   This is the mean over the batch of |mean_i s_i - mean_j t_j|^2, and costs O(B H W C).
@@ -159,13 +172,15 @@ def linear_mmd(student: ArrayLike, teacher: ArrayLike, *, teacher_term: bool = T
     teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
       (`match_sizes`); channels may differ.
     teacher_term: count the constant |mean_j t_j|^2.
+    where: (B,), the examples that count; see `polynomial_mmd`.
 
   Returns:
-    The loss, a scalar, float32 or wider, unchanged by the order and the positive scales of the
-    channels. An all-zero map stays zero and its gradient is 0.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It is unchanged by the order and the
+    positive scales of the channels. An all-zero map stays zero and its gradient is 0.
 
   Raises:
-    ConfigError: if either is not (B, H, W, C) or the batch sizes differ.
+    ConfigError: if either is not (B, H, W, C), the batch sizes differ, or `where` does not belong
+      to them.
 
   Source: Huang & Wang, "Like What You Like", 2017, which relates it to attention transfer: the
   mean over channels of the unit maps is an attention map.
@@ -174,8 +189,8 @@ def linear_mmd(student: ArrayLike, teacher: ArrayLike, *, teacher_term: bool = T
   >>> linear_mmd(x[..., :1], x[..., 1:3])
   Array(1.5, dtype=float32)
   """
-  s, t = _unit_maps("linear_mmd", student, teacher)
-  return _distance_of_means(jnp.mean(s, axis=3), jnp.mean(t, axis=3), teacher_term)
+  s, t, counted = _unit_maps("linear_mmd", student, teacher, where)
+  return _distance_of_means(jnp.mean(s, axis=3), jnp.mean(t, axis=3), teacher_term, counted)
 
 
 def neuron_selectivity_transfer(
@@ -189,7 +204,8 @@ def neuron_selectivity_transfer(
   offset: float = 0.0,
   variance: ArrayLike | None = None,
   teacher_term: bool = True,
-  where: Where = "features",
+  arrays: Arrays = "features",
+  where: ArrayLike | None = None,
 ) -> Terms:
   """Neuron selectivity transfer: the student's channels select the places the teacher's do.
 
@@ -205,52 +221,63 @@ def neuron_selectivity_transfer(
     offset: of the polynomial kernel, >= 0.
     variance: of the Gaussian kernel; None takes it from the data, as a constant.
     teacher_term: add the constant teacher-teacher mean.
-    where: "features", or "preactivations", the same stages before their last activation.
+    arrays: "features", or "preactivations", the same stages before their last activation.
+    where: (B,), the examples that count; see `polynomial_mmd`.
 
   Returns:
     Terms(feature=...), float32 or wider. Weights: 50 by the authors and RepDistiller, 10 in the
     Zoo.
 
   Raises:
-    ConfigError: naming the stage and the shapes, the stages there are, or the option's value.
+    ConfigError: for arrays in place of Outputs, naming the stage and the shapes, the stages there
+      are, or the option's value.
 
   Source: Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
   2017. The defaults are the Zoo's. The authors' MXNet code takes the last block before its ReLU
-  and drops the constant: `where="preactivations", teacher_term=False`. RepDistiller and mdistiller
+  and drops the constant: `arrays="preactivations", teacher_term=False`. RepDistiller and mdistiller
   sum over every stage: `stages=("stage1", "stage2", "stage3")`.
 
   >>> maps = Output(features={"stage3": jnp.ones((2, 4, 4, 3))})
   >>> float(neuron_selectivity_transfer(maps, maps, kernel="linear").total)
   0.0
   """
-
-  def polynomial(s: jax.Array, t: jax.Array) -> jax.Array:
-    return polynomial_mmd(s, t, degree=degree, offset=offset, teacher_term=teacher_term)
-
-  def gaussian(s: jax.Array, t: jax.Array) -> jax.Array:
-    return gaussian_mmd(s, t, variance=variance, teacher_term=teacher_term)
-
-  def linear(s: jax.Array, t: jax.Array) -> jax.Array:
-    return linear_mmd(s, t, teacher_term=teacher_term)
-
-  kernels = {"polynomial": polynomial, "gaussian": gaussian, "linear": linear}
+  kernels: dict[str, tuple[Callable[..., jax.Array], dict[str, Any]]] = {
+    "polynomial": (polynomial_mmd, {"degree": degree, "offset": offset}),
+    "gaussian": (gaussian_mmd, {"variance": variance}),
+    "linear": (linear_mmd, {}),
+  }
   if kernel not in kernels:
     raise unknown_name("kernel", kernel, kernels)
-  value = over_stages(kernels[kernel], student, teacher, stages, weights=stage_weights, where=where)
+  mmd, options = kernels[kernel]
+  value = over_stages(
+    functools.partial(mmd, **options, teacher_term=teacher_term, where=where),
+    student,
+    teacher,
+    stages,
+    weights=stage_weights,
+    arrays=arrays,
+    what="neuron_selectivity_transfer",
+  )
   return Terms(feature=value)
 
 
-def _unit_maps(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def _unit_maps(
+  what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """Both sides' channel maps at one size, each divided by its norm over the image."""
-  student, teacher = _comparable(what, student, teacher)
-  return _unit(student), _unit(teacher)
+  s, t, counted = _comparable(what, student, teacher, where)
+  return _unit(s), _unit(t), counted
 
 
-def _comparable(what: str, student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
-  """Both sides' maps at one size; the teacher's takes no gradient."""
-  student, teacher = widen(student, lax.stop_gradient(teacher))
-  check_maps(what, student, teacher)
-  return match_sizes(student, teacher)
+def _comparable(
+  what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Both sides' maps at one size, and which examples count; the teacher's takes no gradient."""
+  s, t = widen(student, lax.stop_gradient(teacher), what=what)
+  check_maps(what, s, t)
+  counted = counted_examples(what, where, s)
+  s, t = match_sizes(*keep(counted, s, t))
+  return s, t, counted
 
 
 def _unit(maps: jax.Array) -> jax.Array:
@@ -282,7 +309,13 @@ def _mean_outer_product(maps: jax.Array) -> jax.Array:
   return outer / maps.shape[3]
 
 
-def _distance_of_means(student: jax.Array, teacher: jax.Array, teacher_term: bool) -> jax.Array:
-  """The mean over B of |student - teacher|^2, less |teacher|^2 unless `teacher_term`."""
-  value = jnp.sum(jnp.square(student - teacher)) / student.shape[0]
-  return value if teacher_term else value - jnp.sum(jnp.square(teacher)) / student.shape[0]
+def _distance_of_means(
+  student: jax.Array, teacher: jax.Array, teacher_term: bool, counted: jax.Array | None
+) -> jax.Array:
+  """The mean over B of |student - teacher|^2, less |teacher|^2 unless `teacher_term`.
+
+  What does not count is zeros on both sides.
+  """
+  count = number(counted, student.shape[0])
+  value = jnp.sum(jnp.square(student - teacher)) / count
+  return value if teacher_term else value - jnp.sum(jnp.square(teacher)) / count

@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError
+from jaxkd.losses.checks import check_arrays
 from jaxkd.losses.precision import widen
 
 
@@ -36,6 +37,7 @@ def adaptive_average_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
   >>> adaptive_average_pool(jnp.arange(3.0).reshape(1, 3, 1, 1), 2, 1).ravel()
   Array([0.5, 1.5], dtype=float32)
   """
+  check_arrays("adaptive_average_pool", x)
   x = jnp.asarray(x)
   if x.ndim != 4:
     raise ConfigError(f"adaptive_average_pool: x {x.shape} is not a feature map (B, H, W, C)")
@@ -83,6 +85,7 @@ def adaptive_max_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
   >>> adaptive_max_pool(jnp.arange(3.0).reshape(1, 3, 1, 1), 2, 1).ravel()
   Array([1., 2.], dtype=float32)
   """
+  check_arrays("adaptive_max_pool", x)
   x = jnp.asarray(x)
   if x.ndim != 4:
     raise ConfigError(f"adaptive_max_pool: x {x.shape} is not a feature map (B, H, W, C)")
@@ -119,6 +122,7 @@ def match_sizes(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.
   >>> s.shape, t.shape
   ((2, 4, 2, 3), (2, 4, 2, 5))
   """
+  check_arrays("match_sizes", student, teacher)
   student, teacher = jnp.asarray(student), jnp.asarray(teacher)
   if student.ndim == teacher.ndim == 2:
     return student, teacher

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.losses.checks import check_output
 from jaxkd.types import Output
 
 # A stage's name where student and teacher share it, else (student's stage, teacher's stage).
 Stage = str | tuple[str, str]
 Stages = Sequence[Stage]
 # The arrays of an Output that a loss may compare.
-Where = Literal["features", "preactivations", "gradients"]
+Arrays = Literal["features", "preactivations", "gradients"]
 
-_WHERE: tuple[str, ...] = get_args(Where)
+_ARRAYS: tuple[str, ...] = get_args(Arrays)
 
 
 def stage_pairs(stages: Stages) -> list[tuple[str, str]]:
@@ -43,20 +44,24 @@ def stage_pairs(stages: Stages) -> list[tuple[str, str]]:
   return pairs
 
 
-def stage_arrays(output: Output, stage: str, *, who: str, where: Where = "features") -> jax.Array:
+def stage_arrays(
+  output: Output, stage: str, *, who: str, arrays: Arrays = "features", what: str = ""
+) -> jax.Array:
   """One stage's array; `who` ("student", "teacher") is named where it is missing.
 
   Raises:
-    ConfigError: listing the stages there are, if there is none of that name.
+    ConfigError: naming the kernels that `what`, a loss, has for arrays, if `output` is no Output;
+      listing the stages there are, if there is none of that name.
   """
-  if where not in _WHERE:
-    raise unknown_name("where", where, _WHERE)
-  arrays = getattr(output, where)
-  if not arrays:
-    raise ConfigError(f"the {who}'s Output has no {where}, so no stage {stage!r}")
-  if stage not in arrays:
-    raise unknown_name(f"{who} stage", stage, arrays)
-  return arrays[stage]
+  if arrays not in _ARRAYS:
+    raise unknown_name("arrays", arrays, _ARRAYS)
+  check_output(what, output, who=who, part=arrays)
+  found = getattr(output, arrays)
+  if not found:
+    raise ConfigError(f"the {who}'s Output has no {arrays}, so no stage {stage!r}")
+  if stage not in found:
+    raise unknown_name(f"{who} stage", stage, found)
+  return found[stage]
 
 
 def over_stages(
@@ -66,7 +71,8 @@ def over_stages(
   stages: Stages,
   *,
   weights: Sequence[ArrayLike] | None = None,
-  where: Where = "features",
+  arrays: Arrays = "features",
+  what: str = "",
 ) -> jax.Array:
   """The sum over stages of weight * `kernel(student's array, teacher's array)`.
 
@@ -76,19 +82,20 @@ def over_stages(
     teacher: Output.
     stages: names or pairs.
     weights: one per stage; None weighs them all 1.
-    where: which arrays of an Output are meant.
+    arrays: which arrays of an Output are meant.
+    what: the loss's name, for the error.
 
   Raises:
-    ConfigError: the kernel's own, with the stage put in front; for a stage that is missing; if
-      the weights are not as many as the stages.
+    ConfigError: for arrays in place of Outputs; the kernel's own, with the stage put in front; for
+      a stage that is missing; if the weights are not as many as the stages.
   """
   pairs = stage_pairs(stages)
   if weights is not None and len(weights) != len(pairs):
     raise ConfigError(f"stage_weights are {len(weights)}, stages {len(pairs)}: give one for each")
   total = jnp.float32(0)
   for i, (ours, theirs) in enumerate(pairs):
-    s = stage_arrays(student, ours, who="student", where=where)
-    t = stage_arrays(teacher, theirs, who="teacher", where=where)
+    s = stage_arrays(student, ours, who="student", arrays=arrays, what=what)
+    t = stage_arrays(teacher, theirs, who="teacher", arrays=arrays, what=what)
     try:
       value = kernel(s, t)
     except ConfigError as error:

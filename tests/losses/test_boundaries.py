@@ -129,7 +129,7 @@ def test_what_is_compared_comes_before_the_activation_unless_asked():
   pair = outputs(values(0), values(1), where="features")
   with pytest.raises(ConfigError, match="has no preactivations, so no stage 'stage3'"):
     activation_boundaries(*pair, stages=["stage3"])
-  assert activation_boundaries(*pair, stages=["stage3"], where="features").feature > 0
+  assert activation_boundaries(*pair, stages=["stage3"], arrays="features").feature > 0
 
 
 @pytest.mark.parametrize(

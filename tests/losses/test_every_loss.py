@@ -118,7 +118,7 @@ SUBJECTS = {
     (B, 2, 2, 4),
   ),
   "activation_boundaries": Subject(
-    of_maps(losses.activation_boundaries, where="features"), (B, 2, 2, 3), (B, 2, 2, 3)
+    of_maps(losses.activation_boundaries, arrays="features"), (B, 2, 2, 3), (B, 2, 2, 3)
   ),
   "gradient_attention_transfer": Subject(
     of_gradients(losses.gradient_attention_transfer), (B, 2, 3, 3), (B, 2, 3, 3)

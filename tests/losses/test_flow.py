@@ -232,7 +232,7 @@ def test_options_reach_the_kernels_through_the_loss():
   @jit
   def both(s, t):
     outputs = [Output(preactivations=x.features) for x in (s, t)]
-    options = {"stages": ["0", "1"], "pool": "max", "where": "preactivations"}
+    options = {"stages": ["0", "1"], "pool": "max", "arrays": "preactivations"}
     matrices = [flow_matrix(*x.preactivations.values(), pool="max") for x in outputs]
     return [
       (flow_of_solution(*outputs, norm=norm, **options).feature, kernel(*matrices))

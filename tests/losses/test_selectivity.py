@@ -247,7 +247,7 @@ def test_options_reach_the_kernels_through_the_loss():
   @jit
   def both(s, t):
     outputs = [Output(preactivations={"stage3": x}) for x in (s, t)]
-    loss = functools.partial(neuron_selectivity_transfer, *outputs, where="preactivations")
+    loss = functools.partial(neuron_selectivity_transfer, *outputs, arrays="preactivations")
     return [
       (loss(kernel=name, stage_weights=[2.0], **chosen), 2.0 * mmd(s, t, **chosen))
       for name, mmd, chosen in options
@@ -267,7 +267,7 @@ def test_options_reach_the_kernels_through_the_loss():
     ({"offset": -1.0}, r"offset is -1\.0"),
     ({"kernel": "gaussian", "variance": 0.0}, r"variance is 0\.0"),
     ({"stages": ["x"]}, "unknown student stage 'x'"),
-    ({"where": "preactivations"}, "no preactivations, so no stage 'stage3'"),
+    ({"arrays": "preactivations"}, "no preactivations, so no stage 'stage3'"),
   ],
 )
 def test_wrong_options_are_named(options, message):

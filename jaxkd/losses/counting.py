@@ -1,0 +1,138 @@
+"""Which examples count: padding is out of values, statistics and gradients alike.
+
+A kernel first replaces what does not count by zeros (`keep`), because 0 * NaN would poison values
+and gradients, and then leaves its values out (`mean`, `number`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.errors import ConfigError
+
+
+def counted_examples(what: str, where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
+  """(B,), True for the examples of x (B, ...) that count; None where all do.
+
+  Args:
+    what: the function's name, for the error.
+    where: (B,), nonzero for what counts; or (B, ...), where an example counts if any position
+      of it does. None counts all.
+    x: features (B, ...).
+
+  Raises:
+    ConfigError: with both shapes, if `where` does not have the B of x.
+
+  >>> counted_examples("hint_mse", [[1, 0], [0, 0]], jnp.ones((2, 8, 8, 3)))
+  Array([ True, False], dtype=bool)
+  """
+  counted = _truth(what, where)
+  if counted is None:
+    return None
+  if not counted.ndim or not x.ndim or counted.shape[0] != x.shape[0]:
+    raise ConfigError(
+      f"{what}: where {counted.shape} does not belong to features {x.shape}: its first axis must "
+      "be the examples'"
+    )
+  return jnp.any(counted, axis=tuple(range(1, counted.ndim)))
+
+
+def counted_positions(what: str, where: ArrayLike | None, logits: jax.Array) -> jax.Array | None:
+  """`where` with all leading axes of logits (..., C), as bool; None where all positions count.
+
+  Args:
+    what: the function's name, for the error.
+    where: nonzero for what counts, of the first of the logits' leading axes or of all of them:
+      (B,) or (B, T) for (B, T, C). None counts all.
+    logits: (..., C).
+
+  Raises:
+    ConfigError: with both shapes, if they do not belong together.
+
+  >>> counted_positions("soft_target_kl", [1, 0], jnp.ones((2, 3, 5))).sum(1)
+  Array([3, 0], dtype=int32)
+  """
+  counted = _truth(what, where)
+  if counted is None:
+    return None
+  return over_positions(f"{what}: where {counted.shape} does not belong", counted, logits)
+
+
+def over_positions(problem: str, given: jax.Array, logits: jax.Array) -> jax.Array:
+  """An array of the first of the logits' leading axes, repeated over all of them.
+
+  Raises:
+    ConfigError: `problem` and the logits' shape, if `given` has other axes.
+  """
+  leading = logits.shape[:-1]
+  if given.shape != leading[: given.ndim] or (leading and not given.ndim):
+    allowed = " or ".join(str(leading[: i + 1]) for i in range(len(leading))) or "()"
+    raise ConfigError(f"{problem} to logits {logits.shape}: the shape must be {allowed}")
+  return jnp.broadcast_to(_expanded(given, len(leading)), leading)
+
+
+def keep(counted: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+  """The arrays with zeros for all that does not count, whatever it holds, NaN included.
+
+  >>> keep(jnp.array([True, False]), jnp.array([[1.0], [jnp.nan]]))
+  (Array([[1.], [0.]], dtype=float32),)
+  """
+  if counted is None:
+    return arrays
+  return tuple(jnp.where(_expanded(counted, x.ndim), x, jnp.zeros((), x.dtype)) for x in arrays)
+
+
+def number(counted: jax.Array | None, size: int) -> int | jax.Array:
+  """How many count, at least 1: what a sum over them is divided by. `size` where all do."""
+  return size if counted is None else jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1)
+
+
+def mean(values: jax.Array, counted: jax.Array | None) -> jax.Array:
+  """The mean over every element of what counts; 0 if nothing does.
+
+  Args:
+    values: (B, ...), finite where they count.
+    counted: of the first axes of `values`, or None.
+
+  >>> mean(jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), jnp.array([True, False]))
+  Array(1.5, dtype=float32)
+  """
+  if counted is None:
+    return jnp.mean(values)
+  (values,) = keep(counted, values)
+  each = math.prod(values.shape[counted.ndim :])
+  return jnp.sum(values) / (each * jnp.asarray(number(counted, counted.size), values.dtype))
+
+
+def share(counted: jax.Array | None, axis_name: str | None) -> ArrayLike:
+  """What the mean over a device's own examples is multiplied by: `lax.pmean` is then the global one.
+
+  It is the number that count on this device over the mean number of all devices; 1 where all
+  count, or without a device axis; 0 where nothing counts on any of them.
+  """
+  if counted is None or axis_name is None:
+    return 1.0
+  own = jnp.sum(counted).astype(jnp.float32)
+  total = lax.pmean(own, axis_name)
+  return own / jnp.where(total > 0, total, 1.0)
+
+
+def _truth(what: str, where: ArrayLike | None) -> jax.Array | None:
+  if where is None:
+    return None
+  if isinstance(where, str):
+    raise ConfigError(
+      f"{what}: where is {where!r}: it says which examples count; which arrays of an Output are "
+      f"compared is `arrays={where!r}`"
+    )
+  return jnp.asarray(where) != 0
+
+
+def _expanded(x: jax.Array, ndim: int) -> jax.Array:
+  """With axes of length 1 at the end, up to `ndim` of them."""
+  return x.reshape(x.shape + (1,) * (ndim - x.ndim))

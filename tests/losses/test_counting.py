@@ -1,0 +1,297 @@
+"""`where`: what does not count is in no value, no statistic and no gradient, whatever it holds."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import losses
+from jaxkd.errors import ConfigError
+from jaxkd.losses.counting import counted_examples, counted_positions
+from jaxkd.types import Output
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+# Three examples among five, of which two may hold anything.
+COUNTED = np.array([True, False, True, True, False])
+REAL = int(COUNTED.sum())
+
+# Functions of each example by itself, whose caller leaves examples out.
+BY_EXAMPLE = {
+  "adaptive_average_pool",
+  "adaptive_max_pool",
+  "gated_logits",
+  "match_sizes",
+  "permute_wrong_classes",
+}
+
+
+class Case(NamedTuple):
+  """A kernel or loss as a function of a student's and a teacher's array, and options."""
+
+  name: str
+  call: Callable
+  student: tuple[int, ...] = (3, 3, 2)
+  teacher: tuple[int, ...] = (3, 3, 2)
+
+
+def kernel(name, *shapes, **options):
+  return Case(name, functools.partial(getattr(losses, name), **options), *shapes)
+
+
+def of_one(name, *shapes, **options):
+  """A function of one side, whose values are made a scalar that depends on all of them."""
+
+  def call(s, t, **where):
+    value = getattr(losses, name)(s, **options, **where)
+    return jnp.sum(jnp.square(value))
+
+  return Case(name, call, *shapes)
+
+
+def of_outputs(name, *shapes, field="features", stages=("x",), **options):
+  def call(s, t, **where):
+    if field == "logits":
+      return getattr(losses, name)(Output(logits=s), Output(logits=t), **options, **where).total
+    ours, theirs = (Output(**{field: {"x": x, "y": x[..., :1]}}) for x in (s, t))
+    return getattr(losses, name)(ours, theirs, stages=stages, **options, **where).total
+
+  return Case(name, call, *shapes)
+
+
+def of_labels(name, **options):
+  def call(s, t, **where):
+    # Padding has no label.
+    labels = jax.lax.stop_gradient(jnp.where(jnp.isfinite(t[:, 0]), jnp.argmax(t, axis=-1), -1))
+    if name == "cross_entropy":
+      return losses.cross_entropy(s, labels, **options, **where)
+    if name == "confidence_weighted_cross_entropy":
+      return losses.confidence_weighted_cross_entropy(s, t, labels, **where)
+    return getattr(losses, name)(Output(s), Output(t), labels, **options, **where).total
+
+  return Case(name, call, (4,), (4,))
+
+
+def of_permuted(name):
+  # Of two classes, there is one wrong one: nothing is drawn.
+  def call(s, t, **where):
+    key = jax.random.key(0)
+    if name == "permuted_soft_target_kl":
+      return losses.permuted_soft_target_kl(s, t, key, **where)
+    return losses.dark_knowledge_permuted(Output(s), Output(t), key, **where).total
+
+  return Case(name, call, (2,), (2,))
+
+
+def of_exits(name, **options):
+  def call(s, t, **where):
+    exits = [Output(z[:, :3], {"hint": z[:, 3:]}) for z in (s, t[:, ::-1], t)]
+    return getattr(losses, name)(exits, **options, **where).total
+
+  return Case(name, call, (5,), (5,))
+
+
+def of_temperature():
+  def call(s, t, **where):
+    return jnp.sum(losses.adapted_temperature(2.0, t, confidence=0.55, **where)) - 2.0
+
+  return Case("adapted_temperature", call, (3,), (3,))
+
+
+LOGITS = ((4,), (4,))
+MAPS = ((4, 4, 3), (2, 2, 3))
+CASES = [
+  of_labels("cross_entropy"),
+  of_labels("cross_entropy", label_smoothing=0.1),
+  kernel("soft_target_kl", *LOGITS),
+  of_outputs("knowledge_distillation", *LOGITS, field="logits"),
+  of_labels("knowledge_distillation", hard_weight=0.5),
+  kernel("peer_kl", *LOGITS, detached=False),
+  kernel("peer_kl", *LOGITS, detached=False, target_smoothing=0.01),
+  kernel("peer_kl", *LOGITS, detached=False, ratio_smoothing=0.01),
+  Case(
+    "mutual",
+    lambda s, t, **o: losses.mutual(Output(s), [Output(t), Output(-t)], detached=False, **o).total,
+    *LOGITS,
+  ),
+  Case(
+    "native_ensemble",
+    lambda s, t, **o: (
+      losses.native_ensemble([Output(s), Output(-s)], Output(t), detached=False, **o).total
+    ),
+    *LOGITS,
+  ),
+  kernel("soft_cross_entropy", *LOGITS, detached=False),
+  of_one("mean_confidence", *LOGITS),
+  of_temperature(),
+  of_exits("multi_exit", teachers="ensemble", detached=False),
+  of_exits("multi_exit", average="mean"),
+  of_exits("be_your_own_teacher", feature_weight=0.1),
+  of_exits("be_your_own_teacher", feature_weight=0.1, feature="distance"),
+  of_labels("confidence_weighted_cross_entropy"),
+  of_labels("confidence_weighted_by_teacher_max"),
+  of_permuted("permuted_soft_target_kl"),
+  of_permuted("dark_knowledge_permuted"),
+  kernel("hint_mse"),
+  of_outputs("fitnets", (2, 2, 3), (4, 4, 3)),
+  of_outputs("simkd", *MAPS),
+  of_one("attention_map", *MAPS),
+  of_one("attention_map", *MAPS, power=4),
+  kernel("attention_map_mse", *MAPS),
+  kernel("attention_map_l2", *MAPS, power=1.5),
+  of_outputs("attention_transfer", *MAPS, norm="paper"),
+  kernel("gradient_l2"),
+  kernel("gradient_l2", *MAPS, normalize=True, reduce="abs_max"),
+  kernel("gradient_mse", *MAPS, normalize=True),
+  of_outputs("gradient_attention_transfer", field="gradients"),
+  Case(
+    "gradient_symmetry",
+    lambda s, t, **o: (
+      losses.gradient_symmetry(Output(gradients={"images": s, "flipped_images": t}), **o).total
+    ),
+  ),
+  kernel("polynomial_mmd"),
+  kernel("polynomial_mmd", (1, 2, 4), (1, 2, 4), teacher_term=False),
+  kernel("polynomial_mmd", *MAPS, offset=1.0, degree=3),
+  kernel("gaussian_mmd", *MAPS),
+  kernel("linear_mmd", *MAPS, teacher_term=False),
+  of_outputs("neuron_selectivity_transfer", *MAPS, kernel="gaussian", variance=0.5),
+  Case("flow_matrix", lambda s, t, **o: jnp.sum(losses.flow_matrix(s, t, pool="max", **o)), *MAPS),
+  kernel("fsp_mse", (3, 2), (3, 2)),
+  kernel("fsp_column_norm", (3, 2), (3, 2)),
+  of_outputs("flow_of_solution", (4, 4, 3), (2, 2, 3), stages=("x", "y"), norm="columns"),
+  kernel("factor_l1"),
+  kernel("factor_lp"),
+  kernel("factor_map_lp", *MAPS),
+  kernel("reconstruction_error"),
+  kernel("reconstruction_error", error="mse"),
+  of_outputs("factor_transfer", *MAPS),
+  of_outputs("factor_transfer", *MAPS, normalization="repdistiller", order=2),
+  kernel("boundary_margin"),
+  kernel("boundary_margin", reduction="batch"),
+  kernel("boundary_margin", reduction="mean"),
+  kernel("boundary_disagreement"),
+  of_outputs("activation_boundaries", field="preactivations"),
+  kernel("masked_sum_of_squares"),
+  kernel("euclidean_distance"),
+  kernel("pairwise_distance_huber", (3,), (4,)),
+  kernel("angle_huber", (3,), (4,)),
+  of_outputs("relational", (3,), (4,)),
+]
+each_case = pytest.mark.parametrize(
+  "case", CASES, ids=[f"{c.name}-{i}" for i, c in enumerate(CASES)]
+)
+
+
+def draw(case, dtype="float32", seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = (case.student, case.teacher)
+  return [rng.normal(size=(REAL, *shape)).astype(dtype) for shape in shapes]
+
+
+def padded(x, fill):
+  among = np.full((len(COUNTED), *x.shape[1:]), fill, x.dtype)
+  among[COUNTED] = x
+  return among
+
+
+def test_every_public_function_is_here():
+  assert {case.name for case in CASES} | BY_EXAMPLE == set(losses.__all__)
+  for case in CASES:
+    where = inspect.signature(getattr(losses, case.name)).parameters["where"]
+    assert where.kind == where.KEYWORD_ONLY and where.default is None, case.name
+
+
+@each_case
+def test_what_does_not_count_is_as_if_it_were_not_there(case):
+  masked = jit(jax.value_and_grad(lambda s, t, w: case.call(s, t, where=w), (0, 1)))
+  with jax.enable_x64(True):
+    exact = jit(jax.value_and_grad(case.call, (0, 1)))(*draw(case, "float64"))
+  exact, slopes = jax.tree.map(np.asarray, exact)
+  for fill in (np.nan, np.inf, -np.inf, 1e30):
+    pair = [padded(x, fill) for x in draw(case)]
+    value, gradients = masked(*pair, COUNTED)
+    np.testing.assert_allclose(value, exact, rtol=2e-5, atol=1e-6)
+    for gradient, slope in zip(gradients, slopes, strict=True):
+      np.testing.assert_allclose(gradient[COUNTED], slope, rtol=1e-4, atol=1e-6)
+      assert not np.any(gradient[~COUNTED])
+  # Nothing counts.
+  value, gradients = masked(*pair, np.zeros_like(COUNTED))
+  assert value == 0 and not any(np.any(g) for g in gradients)
+
+
+@each_case
+def test_numbers_tell_what_counts_without_a_compiler(case):
+  numbers = np.where(COUNTED, 0.5, 0.0)
+  pair = draw(case)
+  value = case.call(*(padded(x, np.nan) for x in pair), where=numbers)
+  np.testing.assert_allclose(value, case.call(*pair), rtol=2e-5, atol=1e-6)
+
+
+@each_case
+def test_where_of_another_batch_is_an_error_with_both_shapes(case):
+  pair = [padded(x, 0.0) for x in draw(case)]
+  for where in (np.ones(3), np.ones(()), np.ones((3, 2))):
+    shape = str(where.shape).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ConfigError, match=rf"where {shape} does not belong to .*\(5, "):
+      jax.eval_shape(functools.partial(case.call, where=where), *pair)
+
+
+def test_examples_with_a_position_that_counts_count():
+  x = jnp.ones((3, 4, 2))
+  where = np.zeros((3, 4), int)
+  where[1, 2] = 7
+  np.testing.assert_array_equal(counted_examples("f", where, x), [False, True, False])
+  assert counted_examples("f", None, x) is None
+  np.testing.assert_array_equal(counted_examples("f", np.ones((0, 4)), x[:0]), [])
+
+
+def test_positions_that_count_are_those_of_dense_logits():
+  z = jnp.ones((2, 3, 5))
+  np.testing.assert_array_equal(counted_positions("f", [0, 1], z), [[False] * 3, [True] * 3])
+  where = np.array([[1, 0, 1], [0, 0, 0]])
+  np.testing.assert_array_equal(counted_positions("f", where, z), where == 1)
+  with pytest.raises(
+    ConfigError, match=r"f: where \(2, 3, 5\) does not belong to logits \(2, 3, 5\)"
+  ):
+    counted_positions("f", z, z)
+
+
+def test_where_is_not_the_arrays_that_are_compared():
+  x = Output(preactivations={"x": jnp.ones((2, 2, 2, 3))})
+  with pytest.raises(ConfigError, match=r"it says which examples count.*arrays='preactivations'"):
+    losses.neuron_selectivity_transfer(
+      x, x, stages=["x"], arrays="preactivations", where="preactivations"
+    )
+
+
+@pytest.mark.parametrize(
+  "case", [c for c in CASES if "axis_name" in inspect.signature(getattr(losses, c.name)).parameters
+           and c.name not in ("relational", "pairwise_distance_huber", "angle_huber")],
+  ids=lambda case: case.name,
+)  # fmt: skip
+def test_what_counts_is_counted_over_all_devices(case):
+  # Two devices: one has nothing that counts but its first example, the other has nothing at all
+  # in the second round.
+  s, t = (np.concatenate([x, x[::-1]]) for x in draw(case))
+  for where in ([1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0]):
+    where = np.array(where, bool)
+    sides = [np.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan) for x in (s, t)]
+
+    def shard(s, t, w):
+      return jax.value_and_grad(lambda s: case.call(s, t, where=w, axis_name="batch"))(s)
+
+    split = [x.reshape(2, 3, *x.shape[1:]) for x in (*sides, where)]
+    values, gradients = jit(jax.vmap(shard, axis_name="batch"))(*split)
+    value, gradient = jit(jax.value_and_grad(case.call))(s[where], t[where])
+    np.testing.assert_allclose(values.mean(), value, rtol=2e-5, atol=1e-6)
+    gradients = np.asarray(gradients).reshape(s.shape) / 2
+    np.testing.assert_allclose(gradients[where], gradient, rtol=1e-4, atol=1e-6)
+    assert not np.any(gradients[~where])
