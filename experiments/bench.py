@@ -19,12 +19,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags, logging
-from benchmarks import machine, record
+from jaxkd.errors import needed_by_script
 
-from jaxkd.errors import ConfigError
-from jaxkd.report import write_atomically
-from jaxkd.train import device_choice, host_memory
+with needed_by_script("experiments/bench.py"):
+  from absl import app, flags, logging
+  from benchmarks import machine, record
+
+  from jaxkd.errors import ConfigError
+  from jaxkd.report import write_atomically
+  from jaxkd.train import device_choice, host_memory
 
 _SECTIONS = flags.DEFINE_list("sections", None, "Which to measure; default all.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results.")
@@ -132,7 +135,8 @@ def _measure_here(name: str, result: pathlib.Path) -> None:
     device_choice.split_cpu(0, 64)
   started = time.perf_counter()
   taken_on = machine.machine()
-  found = SECTIONS[name]()
+  with needed_by_script("experiments/bench.py", extra="bench"):
+    found = SECTIONS[name]()
   for row, figures in (found["losses"] if name == "losses" else found).items():
     print(json.dumps({"section": name, "row": row, **figures}), flush=True)
   part = {"found": found, "seconds": round(time.perf_counter() - started, 1)}

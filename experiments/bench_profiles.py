@@ -11,16 +11,19 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-import jax
-import numpy as np
-import torch
-from absl import app, flags
-from benchmarks import loss_cases, machine, pairs, profiles
-from benchmarks.against_pytorch import torch_step
-from rich.console import Console
+from jaxkd.errors import needed_by_script
 
-from jaxkd import report
-from jaxkd.train import host_memory
+with needed_by_script("experiments/bench_profiles.py", extra="bench"):
+  import jax
+  import numpy as np
+  import torch
+  from absl import app, flags
+  from benchmarks import loss_cases, machine, pairs, profiles
+  from benchmarks.against_pytorch import torch_step
+  from rich.console import Console
+
+  from jaxkd import report
+  from jaxkd.train import host_memory
 
 _OUTPUT = flags.DEFINE_string("output", None, "File of the tables, in Markdown.")
 _BATCH = flags.DEFINE_integer("batch", 256, "Of the losses.", lower_bound=1)

@@ -15,16 +15,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from absl import app, flags, logging
-from ml_collections import ConfigDict
-from rich.console import Console
+from jaxkd.errors import needed_by_script
 
-from jaxkd import bundles, data, evaluate, models, plan, report
-from jaxkd.errors import ConfigError, DiskError, one_line
-from jaxkd.types import Array, Batch
+with needed_by_script("experiments/budget.py"):
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from absl import app, flags, logging
+  from ml_collections import ConfigDict
+  from rich.console import Console
+
+  from jaxkd import bundles, data, evaluate, models, plan, report
+  from jaxkd.errors import ConfigError, DiskError, one_line
+  from jaxkd.types import Array, Batch
 
 _RUN = flags.DEFINE_string("run", None, "The run's work directory.")
 _BUDGETS = flags.DEFINE_integer(

@@ -22,14 +22,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
-from reproduction import exits, large_and_tiny, offline, planning, plots, search, tables, together
-from reproduction.results import Runs, summary
-from rich.console import Console
+from jaxkd.errors import needed_by_script
 
-from jaxkd import report, sweep, variants
-from jaxkd.errors import ConfigError, DiskError, one_line
-from jaxkd.train import compilation, devices
+with needed_by_script("experiments/claims.py"):
+  from absl import app, flags, logging
+  from reproduction import exits, large_and_tiny, offline, planning, plots, search, tables, together
+  from reproduction.results import Runs, summary
+  from rich.console import Console
+
+  from jaxkd import report, sweep, variants
+  from jaxkd.errors import ConfigError, DiskError, one_line
+  from jaxkd.train import compilation, devices
 
 _CONFIG = flags.DEFINE_string("config", "configs/claims.py", "What is run, and how.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")

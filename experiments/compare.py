@@ -33,12 +33,15 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict
-from rich.console import Console
+from jaxkd.errors import needed_by_script
 
-from jaxkd import experiment, recipes, report, sweep, variants
-from jaxkd.errors import ConfigError, DiskError, one_line
+with needed_by_script("experiments/compare.py"):
+  from absl import app, flags, logging
+  from ml_collections import ConfigDict
+  from rich.console import Console
+
+  from jaxkd import experiment, recipes, report, sweep, variants
+  from jaxkd.errors import ConfigError, DiskError, one_line
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file, without a method.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")

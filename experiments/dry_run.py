@@ -27,13 +27,16 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-from absl import app, flags, logging
+from jaxkd.errors import needed_by_script
 
-from jaxkd import recipes, rehearsal, report
-from jaxkd.errors import ConfigError, DiskError, one_line
-from jaxkd.types import Participants
-from jaxkd.variants import load_module
+with needed_by_script("experiments/dry_run.py"):
+  import jax
+  from absl import app, flags, logging
+
+  from jaxkd import recipes, rehearsal, report
+  from jaxkd.errors import ConfigError, DiskError, one_line
+  from jaxkd.types import Participants
+  from jaxkd.variants import load_module
 
 _CONFIGS = flags.DEFINE_list("configs", None, "Config files that have PAIRS.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/dry-run", "Where the results are kept.")

@@ -12,13 +12,16 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-from absl import app, flags, logging
-from jax import export
-from rich.console import Console
+from jaxkd.errors import needed_by_script
 
-from jaxkd import bundles, exports, report
-from jaxkd.errors import ConfigError, DiskError, one_line
+with needed_by_script("experiments/export.py"):
+  import jax
+  from absl import app, flags, logging
+  from jax import export
+  from rich.console import Console
+
+  from jaxkd import bundles, exports, report
+  from jaxkd.errors import ConfigError, DiskError, one_line
 
 _BUNDLE = flags.DEFINE_string("bundle", None, "A predictor's bundle, or a run's work directory.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to write to; new, or an older export.")

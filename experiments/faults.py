@@ -15,12 +15,15 @@ import sys
 import time
 from typing import Any
 
-import jax
-import pytest
-from absl import app, flags
-from rich.console import Console
+from jaxkd.errors import needed_by_script
 
-from jaxkd import report
+with needed_by_script("experiments/faults.py", extra="test"):
+  import jax
+  import pytest
+  from absl import app, flags
+  from rich.console import Console
+
+  from jaxkd import report
 
 _OUTPUT = flags.DEFINE_string("output", None, "File of the table, in Markdown.")
 _CHOSEN = (

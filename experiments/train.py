@@ -9,7 +9,6 @@ SIGTERM has a run save what it has made and exit with status 75, Ctrl-C with 130
 goes on from there. A second signal ends it at once.
 """
 
-# ruff: noqa: E402 - signals are heeded before the imports that take seconds
 import os
 import pathlib
 import sys
@@ -17,9 +16,11 @@ import time
 import traceback
 from typing import NoReturn
 
-from rich.console import Console
-
+from jaxkd.errors import needed_by_script
 from jaxkd.interruption import Interrupted, Interruption, heed_signals
+
+with needed_by_script("experiments/train.py"):
+  from rich.console import Console
 
 _CONSOLE = Console()
 _STOP = Interruption()
@@ -33,12 +34,13 @@ def _say(line: str) -> None:
 if __name__ == "__main__":
   heed_signals(_STOP, _say)  # first of all, for the other imports take seconds
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+with needed_by_script("experiments/train.py"):
+  from absl import app, flags, logging
+  from ml_collections import config_flags
 
-from jaxkd import experiment, overview, recipes
-from jaxkd.errors import ConfigError, DiskError, one_line
-from jaxkd.train import compilation, device_choice, devices, host_memory, lost_processes
+  from jaxkd import experiment, overview, recipes
+  from jaxkd.errors import ConfigError, DiskError, one_line
+  from jaxkd.train import compilation, device_choice, devices, host_memory, lost_processes
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
 _CONFIG = config_flags.DEFINE_config_file(

@@ -23,7 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save as save_weights
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.bundles"):
+  from safetensors.numpy import save as save_weights
+
 
 from jaxkd import connectors, models
 from jaxkd.errors import ConfigError, one_line, unknown_name, writing

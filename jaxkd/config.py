@@ -11,7 +11,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import ml_collections
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.config"):
+  import ml_collections
+
 import numpy as np
 
 from jaxkd.errors import ConfigError, unknown_name

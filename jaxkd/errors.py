@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import difflib
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator
 
 
 class ConfigError(ValueError):
   """A mistake in what a user asked for, in one line: field, value, what would do."""
+
+
+class MissingPackage(ModuleNotFoundError, ConfigError):
+  """A package that only a part of jaxkd needs is not installed, in one line: which, and how to."""
 
 
 class DiskError(OSError):
@@ -23,6 +28,55 @@ def one_line(error: BaseException) -> str:
   ('of 3 and 4', 'KeyboardInterrupt')
   """
   return " ".join(str(error).split()) or type(error).__name__
+
+
+# What to install for an import, where the two have different names.
+_DISTRIBUTIONS = {
+  "PIL": "pillow",
+  "orbax": "orbax-checkpoint",
+  "sklearn": "scikit-learn",
+  "tensorflow_datasets": "tensorflow-datasets",
+}
+
+
+@contextlib.contextmanager
+def needed_by(what: str, *, extra: str = "experiments") -> Iterator[None]:
+  """Names `what` and the package to install in the error of an import inside the block that fails.
+
+  Args:
+    what: the module, function or script that needs the package, the subject of the line.
+    extra: of this library, which lists the package.
+
+  >>> with needed_by("jaxkd.bundles"):
+  ...   raise ModuleNotFoundError("No module named 'safetensors'", name="safetensors")
+  Traceback (most recent call last):
+  jaxkd.errors.MissingPackage: jaxkd.bundles needs safetensors, which is not installed: pip install
+    safetensors, or as the README says jaxkd-distillation[experiments]
+  """
+  try:
+    yield
+  except MissingPackage:
+    raise
+  except ModuleNotFoundError as error:
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "jaxkd"):  # no package that could be installed
+      raise
+    package = _DISTRIBUTIONS.get(name, name)
+    raise MissingPackage(
+      f"{what} needs {package}, which is not installed: pip install {package}, or as the README "
+      f"says jaxkd-distillation[{extra}]",
+      name=error.name,
+    ) from error
+
+
+@contextlib.contextmanager
+def needed_by_script(script: str, *, extra: str = "experiments") -> Iterator[None]:
+  """Ends a script with the line of `needed_by`, if an import inside the block fails."""
+  try:
+    with needed_by(script, extra=extra):
+      yield
+  except MissingPackage as error:
+    sys.exit(f"error: {error}")
 
 
 @contextlib.contextmanager

@@ -11,8 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
-from rich.console import Console
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.experiment"):
+  import ml_collections
+  from rich.console import Console
+
 
 import jaxkd
 from jaxkd import bundles, plan, recipes, report

@@ -10,6 +10,7 @@ inside. Loading it takes jax, and flatbuffers, in which jax serializes:
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from jax import export
 
 from jaxkd.data import normalize
-from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.errors import ConfigError, needed_by, unknown_name
 from jaxkd.types import Array, Network, Output
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -97,11 +98,13 @@ def save_function(path: str | Path, exported: export.Exported) -> None:
   Raises:
     ConfigError: if there is anything else at `path`, which is left as it is, or no file can be
       made there.
-    ImportError: without the package flatbuffers.
+    MissingPackage: without the package flatbuffers.
   """
   target = Path(path)
   if target.exists() and not is_function(target):
     raise ConfigError(f"{target} exists and is not an exported function: nothing was written")
+  with needed_by("writing an exported function"):
+    importlib.import_module("flatbuffers")
   written = exported.serialize()
   partial = target.with_name(target.name + ".partial")
   try:

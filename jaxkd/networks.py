@@ -9,7 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.networks"):
+  import ml_collections
+
 from flax import linen as nn
 
 from jaxkd import bundles, models

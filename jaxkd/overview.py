@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import jax
-import ml_collections
-from rich.console import Console
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.overview"):
+  import ml_collections
+  from rich.console import Console
+
 
 from jaxkd import models, plan, recipes
 from jaxkd.train import Stage

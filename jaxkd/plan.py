@@ -8,7 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.plan"):
+  import ml_collections
+
 
 from jaxkd import networks, recipes, schemes
 from jaxkd.data import (

@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.rehearsal"):
+  import ml_collections
+
 import numpy as np
 
 from jaxkd import plan, recipes

@@ -21,9 +21,14 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.sweep"):
+  import ml_collections
+  from rich.console import Console
+
 from absl import logging
-from rich.console import Console
 
 from jaxkd import experiment, recipes, report
 from jaxkd.data import DATASETS, Dataset, load

@@ -15,7 +15,11 @@ import pathlib
 import types
 from collections.abc import Callable, Sequence
 
-import ml_collections
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.variants"):
+  import ml_collections
+
 
 from jaxkd import recipes
 from jaxkd.errors import ConfigError, one_line

@@ -6,7 +6,11 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 
-import filelock
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.workdir"):
+  import filelock
+
 
 from jaxkd.errors import ConfigError
 from jaxkd.train import devices

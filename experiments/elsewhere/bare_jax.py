@@ -1,6 +1,6 @@
 """jaxkd in bare JAX: a kernel on arrays, plain dicts of weights, SGD by hand. No `Output`.
 
-`python experiments/elsewhere/bare_jax.py` prints the losses.
+`python experiments/elsewhere/bare_jax.py` prints the losses; it needs scikit-learn.
 """
 
 import jax

@@ -1,6 +1,6 @@
 """jaxkd in equinox: models without a batch axis, mapped over the examples; two kernels on arrays.
 
-`python experiments/elsewhere/equinox_model.py` prints the losses.
+`python experiments/elsewhere/equinox_model.py` prints the losses. Needs equinox and scikit-learn.
 """
 
 import equinox as eqx

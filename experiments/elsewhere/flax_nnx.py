@@ -1,6 +1,6 @@
 """jaxkd in Flax NNX: hints from an NNX teacher to an NNX student through an NNX regressor.
 
-`python experiments/elsewhere/flax_nnx.py` prints the losses.
+`python experiments/elsewhere/flax_nnx.py` prints the losses; it needs scikit-learn.
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """jaxkd under `jax.shard_map`: RKD over the global batch, whatever the number of devices.
 
-`python experiments/elsewhere/shard_map_step.py` prints the losses.
+`python experiments/elsewhere/shard_map_step.py` prints the losses; it needs scikit-learn.
 """
 
 import jax

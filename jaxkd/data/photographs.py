@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.errors import needed_by
+
 # Records of which only the labels are wanted, read at a time.
 _CHUNK = 512
 
@@ -67,7 +69,8 @@ def shrink(encoded: bytes, side: int) -> np.ndarray:
   Source: torchvision's Resize and CenterCrop as the published ImageNet recipes evaluate: linear,
   averaging where it shrinks, the longer side and the margins rounded down and to even.
   """
-  from PIL import Image  # Only photographs need it.
+  with needed_by("decoding photographs"):
+    from PIL import Image  # Only photographs need it.
 
   with Image.open(io.BytesIO(encoded)) as opened:
     image = opened.convert("RGB")

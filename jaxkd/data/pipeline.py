@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.subsets import check_seed, permutation
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, needed_by
 from jaxkd.types import Batch, Places
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def training_batches(
   Raises:
     ConfigError: naming the argument that is out of range.
   """
-  import grain  # Takes a second; only training needs it.
+  with needed_by("jaxkd.data.training_batches"):
+    import grain  # Takes a second; only training needs it.
 
   _check(examples, batch_size, process_index, process_count)
   if threads is None:

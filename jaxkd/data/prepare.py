@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxkd.errors import ConfigError, one_line
+from jaxkd.errors import ConfigError, needed_by, one_line
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -43,7 +43,8 @@ def prepared_files(name: str, directory: str | None) -> tfds.core.DatasetBuilder
   Raises:
     DataUnavailable: saying how to get the data.
   """
-  import tensorflow_datasets as tfds
+  with needed_by("jaxkd.data.load"):
+    import tensorflow_datasets as tfds
 
   from jaxkd.data.builders import cifar, idx, plain
 
@@ -75,7 +76,8 @@ def prepared_imagenet(directory: str | None) -> tfds.core.DatasetBuilder:
   Raises:
     DataUnavailable: saying how to get the data.
   """
-  import tensorflow_datasets as tfds
+  with needed_by("jaxkd.data.load"):
+    import tensorflow_datasets as tfds
 
   stock = tfds.builder("imagenet2012", data_dir=directory)
   root = stock.data_dir_root
@@ -126,7 +128,8 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-  from tensorflow_datasets.core import file_adapters
+  with needed_by("jaxkd.data.load"):
+    from tensorflow_datasets.core import file_adapters
 
   wanted = {file_adapters.FileFormat.ARRAY_RECORD, file_adapters.FileFormat.PARQUET}
   return bool(wanted & set(builder.info.available_file_formats()))
@@ -134,7 +137,8 @@ def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
 
 def _obstacle(url: str) -> str | None:
   """Why a file cannot be downloaded, or None if it can; says so within seconds."""
-  import requests
+  with needed_by("jaxkd.data.load"):
+    import requests
 
   try:
     with requests.get(url, stream=True, timeout=5) as response:

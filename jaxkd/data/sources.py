@@ -13,7 +13,7 @@ import numpy as np
 from jaxkd.data import prepare, subsets
 from jaxkd.data.examples import Examples, RecordExamples, read_examples
 from jaxkd.data.photographs import Labels, Photographs
-from jaxkd.errors import ConfigError, one_line, unknown_name
+from jaxkd.errors import ConfigError, needed_by, one_line, unknown_name
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -189,7 +189,8 @@ def _parted(
 def _splits(
   name: str, facts: _Facts, directory: str | None, memory_limit: int
 ) -> tuple[Examples, Examples]:
-  import tensorflow_datasets as tfds
+  with needed_by("jaxkd.data.load"):
+    import tensorflow_datasets as tfds
 
   try:
     builder = _builder(name, directory)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd.errors import needed_by
+
 # safetensors.numpy writes bfloat16 but does not read it, so the arrays are made here.
 _DTYPES = {
   "F64": "float64",
@@ -27,10 +29,11 @@ def arrays_in(data: bytes) -> dict[str, np.ndarray]:
   """Name -> array, read-only views of `data`.
 
   Raises:
-    ImportError: where the package safetensors is not installed.
+    MissingPackage: where the package safetensors is not installed.
     ValueError: for damaged data, or a dtype that numpy has no like of.
   """
-  from safetensors import SafetensorError, deserialize  # the core of jaxkd does without it
+  with needed_by("reading .safetensors"):
+    from safetensors import SafetensorError, deserialize  # the core of jaxkd does without it
 
   try:
     return {

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import ml_collections
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.recipes"):
+  import ml_collections
+
 
 from jaxkd import config, schemes
 from jaxkd.config import Fields, text

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, needed_by
 
 Verdict = Literal["holds", "not shown", "contradicted"]
 
@@ -77,7 +77,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
   if not 0 < level < 1:
     raise ConfigError(f"level={level:g}: expected a number between 0 and 1")
   # Here, because it takes as long to import as all the rest of this package.
-  from scipy.special import stdtrit
+  with needed_by("jaxkd.report"):
+    from scipy.special import stdtrit
 
   # These compute without rounding: the spread of equal numbers is 0, and their mean is theirs.
   numbers = [float(value) for value in values]

@@ -7,7 +7,11 @@ import pathlib
 from types import TracebackType
 from typing import Any
 
-import filelock
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.train.compilation"):
+  import filelock
+
 import jax
 
 # The least recently used programs go when there are more.

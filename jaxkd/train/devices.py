@@ -61,7 +61,7 @@ def join_processes(
       heartbeat_timeout_seconds=_SILENCE,
     )
   except ImportError as error:
-    raise ConfigError(f"--mpi needs a package that is not installed: {error}") from error
+    raise ConfigError("--mpi needs mpi4py, which is not installed: pip install mpi4py") from error
   except ValueError as error:
     raise ConfigError(
       f"no cluster was found here ({error}); give --coordinator=HOST:PORT, --num_processes and "

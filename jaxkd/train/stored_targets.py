@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.errors import ConfigError, writing
+from jaxkd.errors import ConfigError, needed_by, writing
 
 _ABOUT, _RECORDS = "fingerprint", "targets.array_record"
 
@@ -50,7 +50,8 @@ class StoredTargets:
     Raises:
       DiskError: if they cannot be written.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
+    with needed_by("writing cached targets"):
+      from array_record.python.array_record_module import ArrayRecordWriter
 
     with writing(self._directory):
       self._directory.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,8 @@ class StoredTargets:
 
   def _records(self, numbers: list[int]) -> list[bytes]:
     if self._reader is None:
-      from array_record.python.array_record_module import ArrayRecordReader
+      with needed_by("reading cached targets"):
+        from array_record.python.array_record_module import ArrayRecordReader
 
       self._reader = ArrayRecordReader(str(self._directory / _RECORDS), "readahead_buffer_size:0")
     return self._reader.read(numbers)

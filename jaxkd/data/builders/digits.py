@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from jaxkd.data.builders import plain
 from jaxkd.data.subsets import permutation, stratified
+from jaxkd.errors import needed_by
 
 _TEST_EXAMPLES = 360
 _SPLIT_SEED = 0
@@ -35,7 +36,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Any:
-    from sklearn.datasets import load_digits  # Needed once, to prepare.
+    with needed_by("preparing digits"):
+      from sklearn.datasets import load_digits  # Needed once, to prepare.
 
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]

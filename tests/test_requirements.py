@@ -1,0 +1,231 @@
+"""What needs which package: pyproject.toml, the README and the modules agree."""
+
+import ast
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from jaxkd.errors import ConfigError, MissingPackage, needed_by
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+# Distribution -> import, where the names differ.
+IMPORTED_AS = {
+  "absl-py": "absl",
+  "jax-resnet": "jax_resnet",
+  "orbax-checkpoint": "orbax",
+  "pillow": "PIL",
+  "scikit-learn": "sklearn",
+  "tensorflow-datasets": "tensorflow_datasets",
+}
+# Imported by packages that do not declare it, or by name.
+INDIRECT = {"flatbuffers", "importlib_resources"}
+
+
+def imports_of(requirements):
+  names = (re.match(r"[\w-]+", requirement).group() for requirement in requirements)
+  return {IMPORTED_AS.get(name, name) for name in names}
+
+
+CORE = imports_of(PROJECT["dependencies"])
+EXTRA = imports_of(PROJECT["optional-dependencies"]["experiments"]) - CORE
+MODULES = sorted((ROOT / "jaxkd").rglob("*.py"))
+
+
+def third_party(path):
+  """(package, line, whether its absence is named) for every import of a file."""
+  found = []
+
+  def visit(node, named):
+    if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+      return
+    if isinstance(node, ast.With):
+      calls = [item.context_expr for item in node.items]
+      named = named or any("needed_by(" in ast.unparse(call) for call in calls)
+    names = []
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [node.module]
+    for name in (name.partition(".")[0] for name in names):
+      if name not in sys.stdlib_module_names and name != "jaxkd":
+        found.append((name, node.lineno, named))
+    for child in ast.iter_child_nodes(node):
+      visit(child, named)
+
+  visit(ast.parse(path.read_text()), False)
+  return found
+
+
+def guards(path):
+  """Packages of whose absence a package says so, in `__init__.py`, before its modules do."""
+  init = path.parent / "__init__.py"
+  named = {name for name, _, is_named in third_party(init) if is_named} if init != path else set()
+  if init != path and re.search(r"with needed_by\(.*\):\n  from jaxkd\.", init.read_text()):
+    return named | EXTRA  # around all that it imports
+  return named
+
+
+def test_every_package_that_is_imported_is_listed_and_its_absence_named():
+  wrong = []
+  for path in MODULES:
+    for name, line, named in third_party(path):
+      if name in CORE or (name in EXTRA and (named or name in guards(path))):
+        continue
+      wrong.append(f"{path.relative_to(ROOT)}:{line}: {name}")
+  assert wrong == []
+
+
+def test_every_package_that_is_listed_is_imported():
+  used = {name for path in MODULES for name, _, _ in third_party(path)}
+  assert CORE - used == set()
+  assert EXTRA - used == INDIRECT
+
+
+WITHOUT_EXTRA = """
+import importlib, json, os, sys
+absent = set(json.loads(sys.argv[1]))
+
+class Absent:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition(".")[0] in absent:
+      raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+told = {}
+for name in json.loads(sys.argv[2]):
+  try:
+    importlib.import_module(name)
+  except Exception as error:
+    told[name] = [type(error).__name__, str(error)]
+
+def call(what, function):
+  try:
+    function()
+  except Exception as error:
+    told[what] = [type(error).__name__, str(error)]
+
+import jax, numpy as np
+from jaxkd import data, exports, models
+from jaxkd.data import photographs
+from jaxkd.models import safetensors_data
+from jaxkd.train import stored_targets
+from jaxkd.types import Network
+from pathlib import Path
+
+examples = data.ArrayExamples(np.zeros((4, 8, 8, 1), np.uint8), *np.zeros((2, 4), np.int32))
+call("batches", lambda: data.training_batches(examples, batch_size=2, seed=0))
+call("load", lambda: data.load("digits"))
+call("photographs", lambda: photographs.shrink(b"", 8))
+call("safetensors", lambda: safetensors_data.arrays_in(b""))
+folder = Path(os.environ["FOLDER"])
+(folder / "w.safetensors").write_bytes(b"")
+model = models.create("resnet8", num_classes=2)
+call("weights", lambda: models.from_torch(folder / "w.safetensors", model))
+call("export", lambda: exports.save_function(folder / "f", None))
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+  """Name -> [kind, line] of what fails without the extra, but for what flax and jax need."""
+  names = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in MODULES
+  ]
+  arguments = [json.dumps(sorted(EXTRA - {"rich", "scipy"})), json.dumps(names)]
+  environment = {**os.environ, "FOLDER": str(tmp_path_factory.mktemp("files"))}
+  done = subprocess.run(
+    [sys.executable, "-c", WITHOUT_EXTRA, *arguments],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def test_whatever_needs_the_extra_says_in_one_line_what_to_install(told):
+  for what, (kind, line) in told.items():
+    assert "\n" not in line and re.search(r"pip install ([\w-]+)", line), (what, kind, line)
+    assert kind in ("MissingPackage", "ConfigError"), (what, kind, line)
+  # scikit-learn is needed to prepare the digits, once.
+  for what, package in [
+    ("jaxkd.bundles", "safetensors"),
+    ("jaxkd.recipes", "ml_collections"),
+    ("jaxkd.report", "matplotlib"),
+    ("batches", "grain"),
+    ("load", "tensorflow-datasets"),
+    ("photographs", "pillow"),
+    ("safetensors", "safetensors"),
+    ("weights", "safetensors"),
+    ("export", "flatbuffers"),
+  ]:
+    assert f"pip install {package}" in told[what][1], what
+
+
+def test_the_core_is_what_the_readme_says(told):
+  section = README.partition("## As a library")[2].partition("\n## ")[0]
+  core, _, extra = section.partition("The extra `experiments` is for the rest")
+  needing = {name for name in told if name.startswith("jaxkd.")}
+  for name in re.findall(r"`(jaxkd\.\w+)`", core):
+    assert name not in needing, name
+  listed = set(re.findall(r"`(jaxkd\.\w+)`", extra)) - {"jaxkd.exports"}
+  assert listed <= needing
+  assert "jaxkd.train" not in needing and "jaxkd.data" not in needing
+
+
+def test_an_error_of_another_kind_passes():
+  for name in ("jaxkd.lossses", None):
+    with pytest.raises(ModuleNotFoundError) as raised, needed_by("jaxkd.bundles"):
+      raise ModuleNotFoundError("No such module", name=name)
+    assert not isinstance(raised.value, ConfigError)
+  with pytest.raises(MissingPackage, match="pip install pillow") as raised, needed_by("reading"):
+    raise ModuleNotFoundError("No module named 'PIL.Image'", name="PIL.Image")
+  assert isinstance(raised.value, ImportError | ConfigError) and raised.value.name == "PIL.Image"
+
+
+SCRIPTS = [("train", "ml_collections"), ("compare", "matplotlib"), ("export", "safetensors")]
+
+
+@pytest.mark.parametrize(("script", "package"), SCRIPTS)
+def test_a_script_ends_in_one_line_that_says_what_to_install(tmp_path, script, package):
+  absent = WITHOUT_EXTRA.partition("told = {}")[0].replace(
+    "json.loads(sys.argv[1])", f"['{package}']"
+  )
+  (tmp_path / "sitecustomize.py").write_text(absent)
+  done = subprocess.run(
+    [sys.executable, ROOT / f"experiments/{script}.py", "--help"],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1 and done.stdout == ""
+  line = rf"error: .* needs {package}, which is not installed: pip install {package}, .*\n"
+  assert re.fullmatch(line, done.stderr)
+
+
+def test_the_install_lines_are_such_as_pip_of_python_3_11_reads():
+  """Up to 24.0 it takes no `NAME @ git+file:///PATH`, as such an address has no host."""
+  section = README.partition("## As a library")[2].partition("\n## ")[0]
+  lines = re.findall(r'^pip install "?([^"#\n]+?)"?(?:\s+#.*)?$', section, flags=re.MULTILINE)
+  assert len(lines) == 2
+  for line in lines:
+    path, _, extras = line.partition("[")
+    assert path == "/path/to/checkout" and extras in ("", "experiments]")
+  addresses = re.findall(r"@ ([\w+]+)://(\S*)", section)
+  for scheme, rest in addresses:
+    assert scheme == "file" or not rest.startswith("/"), scheme
+  assert "git+file:///" not in README
