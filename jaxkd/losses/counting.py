@@ -110,7 +110,7 @@ def mean(values: jax.Array, counted: jax.Array | None) -> jax.Array:
 
 
 def share(counted: jax.Array | None, axis_name: str | None) -> ArrayLike:
-  """What the mean over a device's own examples is multiplied by: `lax.pmean` is then the global one.
+  """What a device's mean is multiplied by, for `lax.pmean` to be the mean over all devices.
 
   It is the number that count on this device over the mean number of all devices; 1 where all
   count, or without a device axis; 0 where nothing counts on any of them.

@@ -16,7 +16,7 @@ def activation_boundaries(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[s
   student, teacher = stages_of("student", arrays), stages_of("teacher", arrays)
   stages = list(student.features)
   source = case.word("source")
-  options: dict[str, Any] = {"margin": case.number("margin", 1.0), "where": "features"}
+  options: dict[str, Any] = {"margin": case.number("margin", 1.0), "arrays": "features"}
   weights = [2.0 ** (i - len(stages) + 1) for i in range(len(stages))]
   if "RepDistiller" not in source:
     # Bare criteria: the authors' trainer does what RepDistiller's loss has inside.
