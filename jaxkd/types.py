@@ -91,9 +91,12 @@ class Batch:
   Attributes:
     images: (B, H, W, C), float, or uint8 as stored.
     labels: class numbers (B,), int32; or class probabilities (B, C) after mixing augmentations.
-    weights: (B,) float32; 0 marks padding and unlabelled examples.
+    weights: (B,) float32, how much a label counts; 0 marks unlabelled examples.
     indices: (B,) int32, the examples' places in their data set (cached targets, memory banks).
     epochs: (B,) int32, how often each was trained on before (views of it); None where not asked.
+    mask: (B,), or the leading axes of dense logits; what counts at all. Padding, 0 or False, is out
+      of every term of every loss, every metric and every statistic, and may hold anything. None
+      counts all.
   """
 
   images: Any
@@ -101,6 +104,7 @@ class Batch:
   weights: Any
   indices: Any
   epochs: Any = None
+  mask: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -119,6 +123,22 @@ class Places:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Counts:
+  """How much a batch holds, as means over its parts on all devices.
+
+  Attributes:
+    labels: the sum of the labels' weights.
+    positions: the number of logits' rows that the mask counts.
+    examples: the number of examples of which the mask counts a position.
+  """
+
+  labels: Array
+  positions: Array
+  examples: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Context:
   """What a loss may need besides data.
 
@@ -126,11 +146,17 @@ class Context:
     rng: a PRNG key of this step and device.
     step: how many updates this stage has made, for ramps.
     axis_name: the device axis, for quantities of the global batch; None outside a mapped step.
+    parts: how many parts of a device's batch the loss is computed on, one after the other
+      (`jaxkd.train.training_step`); the step takes the mean over them.
+    counts: of the whole batch, which a mean over a part is scaled by; None where there is one part
+      and no mask.
   """
 
   rng: Array
   step: Array
   axis_name: str | None = dataclasses.field(default=None, metadata={"static": True})
+  parts: int = dataclasses.field(default=1, metadata={"static": True})
+  counts: Counts | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -150,16 +176,41 @@ class Aux:
   state: Participants
 
 
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """The images that a network was trained on: pixel values in 0..1, (x - mean) / std, of one size.
+
+  `jaxkd.preprocessing` converts one into another.
+
+  Attributes:
+    mean: one number per channel, of pixel values scaled to 0..1.
+    std: likewise, greater than 0.
+    image_size: (H, W).
+  """
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  image_size: tuple[int, int]
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    return (*self.image_size, len(self.mean))
+
+
 class Network(NamedTuple):
   """A model and its weights, ready to leave the scheme it was trained in.
 
   Attributes:
     module: a linen module whose `__call__(images, train)` returns an Output.
     variables: its Flax variable dict.
+    preprocessing: the images that it was trained on; None where that is not known, or where they
+      are those of the run at hand.
   """
 
   module: Any
   variables: Mapping[str, Any]
+  preprocessing: Preprocessing | None = None
 
 
 class Scheme(NamedTuple):

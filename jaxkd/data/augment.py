@@ -222,9 +222,16 @@ def augmentation(
     if blend is None:
       return dataclasses.replace(batch, images=images)
     one_hot = jax.nn.one_hot(batch.labels, num_classes, dtype=images.dtype)
-    images, labels = blend(fold(keys, len(operations)), images, one_hot)
+    mixed, labels = blend(fold(keys, len(operations)), images, one_hot)
     weights = jnp.minimum(batch.weights, _partners(batch.weights, axis_name))
-    return dataclasses.replace(batch, images=images, labels=labels, weights=weights)
+    if batch.mask is not None:
+      # Padding is no partner: who would get it stays as it is.
+      counts = jnp.any((jnp.asarray(batch.mask) != 0).reshape(len(images), -1), axis=1)
+      both = counts & _partners(counts, axis_name)
+      mixed = jnp.where(both[:, None, None, None], mixed, images)
+      labels = jnp.where(both[:, None], labels, one_hot)
+      weights = jnp.where(both, weights, batch.weights)
+    return dataclasses.replace(batch, images=mixed, labels=labels, weights=weights)
 
   return augment
 

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_positive, is_number
+from jaxkd.losses.counting import counted_examples, keep
 from jaxkd.losses.norms import l2_norm
 from jaxkd.losses.precision import widen
 from jaxkd.losses.stages import Stages, over_stages
@@ -216,12 +217,8 @@ def _relations(
     raise ConfigError(
       f"{what}: student {student.shape} and teacher {teacher.shape} differ in batch size"
     )
-  own = None if where is None else jnp.asarray(where) != 0
-  if own is not None:
-    if own.shape != student.shape[:1]:
-      raise ConfigError(f"{what}: where {own.shape} does not belong to student {student.shape}")
-    mask = own.reshape(-1, *[1] * (student.ndim - 1)), own.reshape(-1, *[1] * (teacher.ndim - 1))
-    student, teacher = jnp.where(mask[0], student, 0), jnp.where(mask[1], teacher, 0)
+  own = counted_examples(what, where, student)
+  student, teacher = keep(own, student, teacher)
   return (
     _relate(student, own, axis_name, normalize[0]),
     _relate(teacher, own, axis_name, normalize[1]),
@@ -239,23 +236,23 @@ def _relate(
   x = _unit_vectors(x) if unit else x
   closest = _CLOSEST if unit else jnp.minimum(_CLOSEST / scale, 1 / _CLOSEST)
   closest = jnp.asarray(closest, x.dtype)
-  first = 0
+  places = jnp.arange(len(x))
   everyone, counted = x, own
   if axis_name is not None:
     # The student's gradient must flow through what other devices gathered, so nothing is stopped.
     everyone = lax.all_gather(x, axis_name, tiled=True)
     counted = None if own is None else lax.all_gather(own, axis_name, tiled=True)
-    first = lax.axis_index(axis_name) * x.shape[0]
+    places = places + lax.axis_index(axis_name) * len(x)
   squares = squared_distances(x, everyone)
   # A compiler may contract the multiplication that makes x into the difference x_i - x_j. What is
   # left of equal samples is then rounding: it is not a distance, and has no direction.
   norms, all_norms = (jnp.sum(jnp.square(lax.stop_gradient(z)), axis=1) for z in (x, everyone))
   rounding = (_ROUNDINGS * jnp.finfo(x.dtype).eps) ** 2
   apart = squares > rounding * jnp.maximum(norms[:, None], all_norms[None])
-  apart &= first + jnp.arange(len(x))[:, None] != jnp.arange(len(everyone))[None]
+  apart &= places[:, None] != jnp.arange(len(everyone))[None]
   # NaN is apart from everything: it must reach the loss.
   apart |= jnp.isnan(squares)
-  if own is not None:
+  if own is not None and counted is not None:
     apart &= own[:, None] & counted[None]
   to_samples = jnp.where(apart, squares, 0.0)
   if axis_name is None:

@@ -79,7 +79,9 @@ def _be_your_own_teacher(pair: Pair) -> list[Training]:
       network,
       distillation=loss,
       label_weights=(*shallow, deepest),
-      global_batch=True,
+      # A sum over the batch, or one distance between two whole batches.
+      summed=earlier,
+      global_batch=not earlier,
     )
   ]
 

@@ -51,7 +51,7 @@ def _paraphraser(pair: Pair) -> list[Training]:
   _, teacher = pair.shapes((ours, stage))
   encoder, decoder = paraphraser_for(teacher, stage=stage, rate=own.rate, **pair.options)
   scheme = schemes.autoencoder(
-    pair.teacher.module, encoder, decoder, stage=stage, loss=own.reconstruction
+    pair.teacher.model, encoder, decoder, stage=stage, loss=own.reconstruction
   )
   [distillation] = _factors(pair)
   return [
@@ -74,12 +74,17 @@ def _boundaries(pair: Pair) -> list[Distillation]:
   options = stage_options(pair, stages)
   loss = functools.partial(losses.activation_boundaries, **options, margin=own.margin)
 
-  def disagreement(student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
+  def disagreement(
+    student: Output, teacher: Output, where: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
     shares = [
-      losses.boundary_disagreement(student.preactivations[ours], teacher.preactivations[theirs])
+      losses.boundary_disagreement(
+        student.preactivations[ours], teacher.preactivations[theirs], where=where
+      )
       for ours, theirs in stages
     ]
-    return sum(shares, start=jnp.float32(0)), jnp.float32(len(shares))
+    counted = jnp.float32(1) if where is None else jnp.sum(where != 0, dtype=jnp.float32)
+    return counted * sum(shares, start=jnp.float32(0)), counted * len(shares)
 
   return [
     Distillation(
@@ -122,6 +127,7 @@ METHODS = {
     _factors,
     before=_paraphraser,
     needs="maps",
+    same_classes="",
   ),
   "ab": Method(
     "activation boundaries of hidden neurons (Heo et al., 2019)",
@@ -143,5 +149,6 @@ METHODS = {
     ),
     deepest=_deepest,
     needs="preactivations",
+    same_classes="",
   ),
 }

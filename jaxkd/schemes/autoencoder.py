@@ -7,15 +7,16 @@ from typing import Literal
 from flax import linen as nn
 from jax import lax
 
+from jaxkd.counts import scaled
 from jaxkd.losses import reconstruction_error
 from jaxkd.losses.stages import stage_arrays
 from jaxkd.participants import merge
-from jaxkd.schemes.networks import infer, initialize, key_for, learn
+from jaxkd.schemes.networks import Model, infer, initialize, key_for, learn
 from jaxkd.types import Array, Aux, Batch, Context, Network, Participants, Scheme, Terms
 
 
 def autoencoder(
-  teacher: nn.Module,
+  teacher: Model,
   encoder: nn.Module,
   decoder: nn.Module,
   *,
@@ -24,9 +25,9 @@ def autoencoder(
 ) -> Scheme:
   """A scheme that trains an encoder and a decoder on a frozen teacher's features.
 
-  The objective is `reconstruction_error(decoder(encoder(features)), features)`, without labels
-  or padding weights. The teacher runs in evaluation mode. The scheme predicts nothing: what
-  leaves it is the participant "paraphraser", the encoder.
+  The objective is `reconstruction_error(decoder(encoder(features)), features)`, without labels.
+  The teacher runs in evaluation mode. The scheme predicts nothing: what leaves it is the
+  participant "paraphraser", the encoder.
 
   Participants: "teacher", "paraphraser" and "decoder".
 
@@ -72,12 +73,17 @@ def autoencoder(
     features = lax.stop_gradient(targets)
     state: Participants = {}
     factors, state["paraphraser"] = learn(
-      encoder, everyone["paraphraser"], features, key_for(context.rng, "paraphraser")
+      encoder,
+      everyone["paraphraser"],
+      features,
+      key_for(context.rng, "paraphraser"),
+      where=batch.mask,
     )
     restored, state["decoder"] = learn(
-      decoder, everyone["decoder"], factors, key_for(context.rng, "decoder")
+      decoder, everyone["decoder"], factors, key_for(context.rng, "decoder"), where=batch.mask
     )
-    terms = Terms(feature=reconstruction_error(restored, features, error=loss))
+    error = reconstruction_error(restored, features, error=loss, where=batch.mask)
+    terms = scaled(Terms(feature=error), batch, context)
     return terms.total, Aux({"reconstruction": terms}, {}, state)
 
   def predict(participants: Participants, images: Array) -> dict[str, Array]:

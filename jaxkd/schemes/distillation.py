@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxkd.counts import refuse_parts, scaled
+from jaxkd.errors import ConfigError
 from jaxkd.schemes.networks import key_for
 from jaxkd.types import Array, Batch, Context, Output, Terms
 
 # A number, or a function of the step (`jaxkd.schemes.ramp`, or any optax schedule).
 Weight = float | Callable[[Array], Array]
-Metric = Callable[[Output, Output], tuple[Array, Array]]
+Metric = Callable[..., tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Distillation:
   Attributes:
     name: under which its terms are reported; unique in a scheme.
     loss: (student Output, teacher Output) -> Terms, its options already bound
-      (`functools.partial(attention_transfer, power=2)`).
+      (`functools.partial(attention_transfer, power=2)`). It is also given `where`, the mask of a
+      batch that has one, and must be a mean over the examples that count.
     weight: of its terms; a function of the step ramps.
     teacher: the participant it looks to; or participants and their weights: it then sees the
       weighted mean of their logits, and nothing else of them.
@@ -37,10 +41,12 @@ class Distillation:
       the student.
     teacher_gradients: the same of the teacher.
     global_batch: the loss compares examples with each other; it is also given `axis_name`, the
-      device axis, so that it sees the batch of all devices.
-    labelled: the loss is also given the batch's `labels` and `weights`, and `axis_name`.
+      device axis, so that it sees the batch of all devices. It is refused on a batch in parts.
+    labelled: the loss is also given the batch's `labels` and `weights`, and `axis_name`. It is
+      refused on a batch in parts.
     random: the loss is also given `rng`, a key of this step.
-    metrics: name -> (student Output, teacher Output) -> (sum, count), reported beside the terms.
+    metrics: name -> (student Output, teacher Output) -> (sum, count), reported beside the terms;
+      with `where`, too, for a batch with a mask.
     compares: in words, which stages are compared; nothing is computed from it.
   """
 
@@ -84,12 +90,34 @@ class Distillation:
 
   def terms(self, student: Output, teacher: Output, batch: Batch, context: Context) -> Terms:
     """Its weighted terms; both Outputs as connectors left them."""
-    options: dict[str, Any] = {}
-    if self.global_batch or self.labelled:
+    options = mask_option(self.loss, batch, f"the loss of distillation {self.name!r}")
+    pooled = self.global_batch or self.labelled
+    if self.global_batch:
+      refuse_parts(repr(self.name), context, "which compares the examples of a batch")
+    if self.labelled:
+      refuse_parts(repr(self.name), context, "which divides by what the labels of a batch weigh")
+    if pooled:
       options["axis_name"] = context.axis_name
     if self.labelled:
       options |= {"labels": batch.labels, "weights": batch.weights}
     if self.random:
       options["rng"] = key_for(context.rng, self.name)
     weight = self.weight(context.step) if callable(self.weight) else self.weight
-    return weight * self.loss(student, teacher, **options)
+    terms = self.loss(student, teacher, **options)
+    return weight * (terms if pooled else scaled(terms, batch, context))
+
+
+def mask_option(function: Callable[..., Any], batch: Batch, what: str) -> dict[str, Any]:
+  """The option that leaves a batch's padding out of a loss; none where there is no padding.
+
+  Raises:
+    ConfigError: naming the function as `what`, if it takes no `where`.
+  """
+  if batch.mask is None:
+    return {}
+  parameters = inspect.signature(function).parameters
+  if "where" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+    raise ConfigError(
+      f"batch.mask is given, but {what} takes no where=: without it padding would count"
+    )
+  return {"where": batch.mask}

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from jaxkd import losses
+from jaxkd.counts import refuse_parts, scaled
 from jaxkd.errors import ConfigError
-from jaxkd.evaluate.accuracy import score
 from jaxkd.losses.probabilities import mean_log_probabilities
 from jaxkd.models import (
   MultiExit,
@@ -20,6 +21,8 @@ from jaxkd.models import (
   plain_network,
 )
 from jaxkd.participants import merge
+from jaxkd.schemes.distillation import mask_option
+from jaxkd.schemes.labels import accuracy, label_terms
 from jaxkd.schemes.networks import infer, initialize, key_for, learn
 from jaxkd.types import (
   Array,
@@ -71,6 +74,7 @@ def multi_exit(
   label_weights: Sequence[float],
   weight: float = 1.0,
   temperature: AdaptiveTemperature | None = None,
+  summed: bool = False,
   global_batch: bool = False,
   image_shape: tuple[int, int, int],
 ) -> Scheme:
@@ -92,8 +96,9 @@ def multi_exit(
     label_weights: one for each exit.
     weight: of the distillation.
     temperature: None leaves it to `distillation`.
+    summed: its feature term is a sum over the examples of the batch, not a mean.
     global_batch: the distillation is not a mean over examples; it is also given `axis_name`, the
-      device axis, so that it sees the batch of all devices.
+      device axis, so that it sees the batch of all devices. It is refused on a batch in parts.
     image_shape: (H, W, C), by which the layers before an exit are found when it is exported.
 
   Raises:
@@ -128,43 +133,49 @@ def multi_exit(
     everyone = merge(participants, learning)
     state: Participants = {}
     outputs, state["student"] = learn(
-      network, everyone["student"], batch.images, key_for(context.rng, "student")
+      network,
+      everyone["student"],
+      batch.images,
+      key_for(context.rng, "student"),
+      where=batch.mask,
     )
     metrics = {
-      f"accuracy_exit_{m}": score(output.logits, batch.labels, batch.weights)["accuracy"]
-      for m, output in enumerate(outputs)
+      f"accuracy_exit_{m}": accuracy(output.logits, batch) for m, output in enumerate(outputs)
     }
     metrics["accuracy"] = metrics[f"accuracy_exit_{exits - 1}"]
     labels = [
-      share
-      * Terms(
-        logit=losses.cross_entropy(
-          output.logits, batch.labels, batch.weights, axis_name=context.axis_name
-        )
-      )
+      share * label_terms(output.logits, batch, context)
       for share, output in zip(label_weights, outputs, strict=True)
       if share
     ]
     terms = {"labels": sum(labels, start=Terms())} if labels else {}
     if distillation is not None:
-      options: dict[str, Any] = {"axis_name": context.axis_name} if global_batch else {}
+      options = mask_option(distillation, batch, "the exits' distillation")
+      if global_batch:
+        refuse_parts("'exits'", context, "which compares the examples of a batch")
+        options["axis_name"] = context.axis_name
       if adapts:
         now = everyone[TEMPERATURE]["adapted"][TEMPERATURE]
         options["temperature"] = now
         metrics["temperature"] = (now, jnp.float32(1))
-        state[TEMPERATURE] = {"adapted": {TEMPERATURE: adapted(now, outputs[-1], context)}}
-      terms["exits"] = weight * distillation(outputs, **options)
+        state[TEMPERATURE] = {"adapted": {TEMPERATURE: adapted(now, outputs[-1], batch, context)}}
+      found = distillation(outputs, **options)
+      terms["exits"] = weight * _pooled(found, batch, context, summed=summed, whole=global_batch)
     total = sum((t.total for t in terms.values()), start=jnp.float32(0))
     return total, Aux(terms, metrics, state)
 
-  def adapted(now: Array, deepest: Any, context: Context) -> Array:
+  def adapted(now: Array, deepest: Any, batch: Batch, context: Context) -> Array:
     assert temperature is not None
+    refuse_parts(
+      "an adaptive temperature", context, "which rises by what the network says of a whole batch"
+    )
     return losses.adapted_temperature(
       now,
       deepest.logits,
       confidence=temperature.confidence,
       factor=temperature.factor,
       axis_name=context.axis_name,
+      where=batch.mask,
     )
 
   def predict(participants: Participants, images: Array) -> dict[str, Array]:
@@ -186,3 +197,14 @@ def multi_exit(
 
   learners = ("student", TEMPERATURE) if adapts else ("student",)
   return Scheme(init, targets, loss, predict, learners, export)
+
+
+def _pooled(terms: Terms, batch: Batch, context: Context, *, summed: bool, whole: bool) -> Terms:
+  """Terms whose mean over parts and devices is what the whole batch gives."""
+  if whole:
+    return terms
+  local = scaled(terms, batch, context)
+  if not summed:
+    return local
+  devices = 1 if context.axis_name is None else lax.axis_size(context.axis_name)
+  return Terms(feature=devices * context.parts * terms.feature, logit=local.logit)

@@ -21,7 +21,10 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses import cross_entropy
-from jaxkd.schemes.networks import infer, learn
+from jaxkd.losses.supervised import effective_weights
+from jaxkd.preprocessing import inputs_of, plain
+from jaxkd.schemes.masked import without_padding
+from jaxkd.schemes.networks import Model, infer, learn
 from jaxkd.types import Array, Output
 
 IMAGES, FLIPPED_IMAGES = "images", "flipped_images"
@@ -38,6 +41,7 @@ def learn_with_gradients(
   weights: Array | None,
   stages: Sequence[str],
   rng: Array,
+  where: Array | None = None,
 ) -> tuple[Output, dict[str, Any]]:
   """A learner's output with gradients, and its new non-parameter state, in training mode.
 
@@ -50,56 +54,72 @@ def learn_with_gradients(
     variables: its Flax variable dict.
     images: (B, H, W, C), floating point.
     labels: class numbers (B,), or class probabilities (B, C).
-    weights: (B,); an example of weight 0 (padding, unlabelled) has no loss of its own. None weighs
-      all 1.
+    weights: (B,); an example of weight 0 (unlabelled) has no loss of its own. None weighs all 1.
     stages: where gradients are taken: "images", "flipped_images" (at the mirrored images, mirrored
       back; a second pass, whose batch statistics are discarded), names of stages.
     rng: for dropout.
+    where: `Batch.mask`: padding has no loss, and is out of the batch statistics.
 
   Raises:
     ConfigError: for a stage that the module does not have, or cannot be entered at.
   """
 
   def call(module: Any, inputs: Any) -> tuple[Output, dict[str, Any]]:
-    return learn(module, variables, inputs, rng)
+    return learn(module, variables, inputs, rng, where=where)
 
-  return _with_gradients(module, call, images, labels, weights, stages)
+  targets = _Targets(labels, weights, where)
+  return _with_gradients(module, call, without_padding(images, where), targets, stages)
 
 
 def infer_with_gradients(
-  module: nn.Module,
+  module: Model,
   variables: Mapping[str, Any],
   images: Array,
   labels: Array,
   weights: Array | None,
   stages: Sequence[str],
+  where: Array | None = None,
 ) -> Output:
   """A network's output with gradients, in evaluation mode.
 
   Args:
-    module: as in `learn_with_gradients`.
+    module: as in `learn_with_gradients`. Where its images are converted, the gradient at "images"
+      is that at the images given.
     variables: its Flax variable dict.
     images: (B, H, W, C), floating point.
     labels: class numbers (B,), or class probabilities (B, C); the student's.
     weights: (B,), or None.
     stages: where gradients are taken, as in `learn_with_gradients`.
+    where: `Batch.mask`: padding has no loss.
 
   Raises:
     ConfigError: for a stage that the module does not have, or cannot be entered at.
   """
 
-  def call(module: Any, inputs: Any) -> tuple[Output, dict[str, Any]]:
-    return infer(module, variables, inputs), {}
+  def call(part: Any, inputs: Any) -> tuple[Output, dict[str, Any]]:
+    if isinstance(inputs, tuple):
+      images, offsets = inputs
+      inputs = inputs_of(module, images), offsets
+    else:
+      inputs = inputs_of(module, inputs)
+    return infer(part, variables, inputs), {}
 
-  return _with_gradients(module, call, images, labels, weights, stages)[0]
+  return _with_gradients(plain(module), call, images, _Targets(labels, weights, where), stages)[0]
+
+
+class _Targets(NamedTuple):
+  """What the differentiated cross-entropies are with."""
+
+  labels: Array
+  weights: Array | None
+  where: Array | None
 
 
 def _with_gradients(
   module: nn.Module,
   call: _Call,
   images: Array,
-  labels: Array,
-  weights: Array | None,
+  targets: _Targets,
   stages: Sequence[str],
 ) -> tuple[Output, dict[str, Any]]:
   entered = _entered(module, stages)
@@ -108,7 +128,7 @@ def _with_gradients(
     output, changes = (
       call(_Entered(module, entered), (images, offsets)) if entered else call(module, images)
     )
-    return _summed_cross_entropy(output, labels, weights), (output, changes)
+    return _summed_cross_entropy(output, targets), (output, changes)
 
   offsets: dict[str, Array] = {}
   if entered:
@@ -124,7 +144,7 @@ def _with_gradients(
   if FLIPPED_IMAGES in stages:
     # The flip is inside what is differentiated, so that the gradient comes out flipped back.
     def flipped(images: Array) -> Array:
-      return _summed_cross_entropy(call(module, images[:, :, ::-1])[0], labels, weights)
+      return _summed_cross_entropy(call(module, images[:, :, ::-1])[0], targets)
 
     gradients[FLIPPED_IMAGES] = jax.grad(flipped)(images)
   return dataclasses.replace(output, gradients=gradients), changes
@@ -203,13 +223,16 @@ def _entered(module: nn.Module, stages: Sequence[str]) -> list[str]:
   return entered
 
 
-def _summed_cross_entropy(output: Any, labels: Array, weights: Array | None) -> Array:
+def _summed_cross_entropy(output: Any, targets: _Targets) -> Array:
   if not isinstance(output, Output) or output.logits is None:
     raise ConfigError(
       "gradients are of one cross-entropy: the model must return one Output, with logits"
     )
-  count = output.logits.shape[0] if weights is None else jnp.sum(weights)
-  return cross_entropy(output.logits, labels, weights) * count
+  labels, weights, where = targets
+  logits = jnp.asarray(output.logits)
+  found = effective_weights("gradients", logits, weights, where)
+  count = logits.size // logits.shape[-1] if found is None else jnp.sum(found)
+  return cross_entropy(logits, labels, weights, where=where) * count
 
 
 def _kind(module: nn.Module) -> str:

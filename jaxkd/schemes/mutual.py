@@ -12,11 +12,12 @@ from flax import linen as nn
 from jax import lax
 
 from jaxkd import losses
+from jaxkd.counts import scaled
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.evaluate.accuracy import score
 from jaxkd.losses.probabilities import mean_log_probabilities
 from jaxkd.models import ensemble_of
 from jaxkd.participants import merge, update
+from jaxkd.schemes.labels import accuracy, label_terms
 from jaxkd.schemes.networks import infer, initialize, key_for, learn
 from jaxkd.types import (
   Array,
@@ -77,22 +78,19 @@ def mutual(
     return None
 
   def run(name: str, everyone: Participants, batch: Batch, context: Context) -> Any:
-    return learn(peers[name], everyone[name], batch.images, key_for(context.rng, name))
+    return learn(
+      peers[name], everyone[name], batch.images, key_for(context.rng, name), where=batch.mask
+    )
 
   def objective(
     name: str, outputs: Mapping[str, Any], batch: Batch, context: Context
   ) -> dict[str, Terms]:
     """One peer's terms."""
-    labels = losses.cross_entropy(
-      outputs[name].logits,
-      batch.labels,
-      batch.weights,
-      label_smoothing=label_smoothing,
-      axis_name=context.axis_name,
-    )
+    logits = outputs[name].logits
+    labels = label_terms(logits, batch, context, label_smoothing=label_smoothing)
     others = [output for other, output in outputs.items() if other != name]
-    taught = losses.mutual(outputs[name], others, **options)
-    return {"labels": Terms(logit=labels), "mutual": weight * taught}
+    taught = losses.mutual(outputs[name], others, where=batch.mask, **options)
+    return {"labels": labels, "mutual": weight * scaled(taught, batch, context)}
 
   def loss(
     learning: Participants,
@@ -149,9 +147,6 @@ def mutual(
 
 def _accuracies(outputs: Mapping[str, Any], batch: Batch) -> dict[str, tuple[Array, Array]]:
   """Each network's, and the mean over all."""
-  found = {
-    f"accuracy_{name}": score(output.logits, batch.labels, batch.weights)["accuracy"]
-    for name, output in outputs.items()
-  }
+  found = {f"accuracy_{name}": accuracy(output.logits, batch) for name, output in outputs.items()}
   right, of = jax.tree.map(lambda *parts: sum(parts), *found.values())
   return {"accuracy": (right, of), **found}

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd import losses
-from jaxkd.evaluate.accuracy import score
+from jaxkd.counts import scaled
 from jaxkd.models import Branched, branch_network, gated_branches
 from jaxkd.participants import merge
 from jaxkd.schemes.distillation import Weight
+from jaxkd.schemes.labels import accuracy, label_terms
 from jaxkd.schemes.networks import infer, initialize, key_for, learn
 from jaxkd.types import (
   Array,
@@ -88,15 +89,14 @@ def native_ensemble(
     everyone = merge(participants, learning)
     state: Participants = {}
     outputs, state["student"] = learn(
-      branched, everyone["student"], batch.images, key_for(context.rng, "student")
+      branched,
+      everyone["student"],
+      batch.images,
+      key_for(context.rng, "student"),
+      where=batch.mask,
     )
-
-    def from_labels(logits: Any) -> Terms:
-      return Terms(
-        logit=losses.cross_entropy(logits, batch.labels, batch.weights, axis_name=context.axis_name)
-      )
-
-    terms = {"labels": sum((from_labels(output.logits) for output in outputs), start=Terms())}
+    each = (label_terms(output.logits, batch, context) for output in outputs)
+    terms = {"labels": sum(each, start=Terms())}
     metrics = _accuracies({f"branch_{k}": output.logits for k, output in enumerate(outputs)}, batch)
     if branches > 1:
       shares, state["gate"] = learn(
@@ -104,10 +104,14 @@ def native_ensemble(
         everyone["gate"],
         outputs[0].features[from_stage],
         key_for(context.rng, "gate"),
+        where=batch.mask,
       )
       ensemble = Output(logits=losses.gated_logits(outputs, shares))
-      terms["labels_ensemble"] = from_labels(ensemble.logits)
-      taught = losses.native_ensemble(outputs, ensemble, temperature=temperature, detached=detached)
+      terms["labels_ensemble"] = label_terms(ensemble.logits, batch, context)
+      taught = losses.native_ensemble(
+        outputs, ensemble, temperature=temperature, detached=detached, where=batch.mask
+      )
+      taught = scaled(taught, batch, context)
       terms["ensemble"] = (weight(context.step) if callable(weight) else weight) * taught
       metrics |= _accuracies({"ensemble": ensemble.logits}, batch)
     metrics["accuracy"] = metrics["accuracy_branch_0"]
@@ -133,7 +137,4 @@ def native_ensemble(
 
 
 def _accuracies(logits: dict[str, Any], batch: Batch) -> dict[str, tuple[Array, Array]]:
-  return {
-    f"accuracy_{name}": score(z, batch.labels, batch.weights)["accuracy"]
-    for name, z in logits.items()
-  }
+  return {f"accuracy_{name}": accuracy(z, batch) for name, z in logits.items()}

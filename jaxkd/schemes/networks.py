@@ -11,7 +11,9 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd.errors import ConfigError
-from jaxkd.types import Array
+from jaxkd.preprocessing import Converted, inputs_of, plain
+from jaxkd.schemes.masked import counted_statistics, without_padding
+from jaxkd.types import Array, Network
 
 
 def key_for(rng: Array, participant: str) -> Array:
@@ -22,20 +24,32 @@ def key_for(rng: Array, participant: str) -> Array:
   return jax.random.fold_in(rng, zlib.crc32(participant.encode()) & 0x7FFFFFFF)
 
 
-def initialize(module: nn.Module, rng: Array, participant: str, inputs: Array) -> dict[str, Any]:
+# A model, or one whose images are converted to those that it was trained on.
+Model = nn.Module | Converted
+
+
+def initialize(module: Model, rng: Array, participant: str, inputs: Array) -> dict[str, Any]:
   """Fresh variables for one participant."""
   key = key_for(rng, participant)
-  return dict(module.init({"params": key, "dropout": key}, inputs, train=False))
+  keys = {"params": key, "dropout": key}
+  return dict(plain(module).init(keys, inputs_of(module, inputs), train=False))
+
+
+def network_of(module: Model, variables: Mapping[str, Any]) -> Network:
+  """A model as it leaves a scheme, with what is known of the images it was trained on."""
+  wanted = module.wanted if isinstance(module, Converted) else None
+  return Network(plain(module), variables, wanted)
 
 
 def learn(
-  module: nn.Module,
+  module: Model,
   variables: Mapping[str, Any],
   inputs: Array,
   rng: Array,
   *,
   from_stage: str | None = None,
   to_stage: str | None = None,
+  where: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
   """A learner's output in training mode, and its new non-parameter state.
 
@@ -43,26 +57,32 @@ def learn(
   out, so that pooling over devices does not touch them.
 
   Args:
-    module: a model, a connector.
+    module: a model, a model whose images are converted (`jaxkd.preprocessing`), a connector.
     variables: its Flax variables.
     inputs: images, or features.
     rng: for dropout.
     from_stage: the inputs are this stage's features: the model goes on from there.
     to_stage: the deepest stage that is needed: a model that has `encode` stops there, and any
       other runs to its end.
+    where: `Batch.mask`: examples of which nothing counts are zeros to the module, and out of its
+      batch statistics.
 
   Raises:
     ConfigError: if the model cannot go on from a stage.
   """
   mutable = [collection for collection in variables if collection != "params"]
-  output, changes = module.apply(
-    variables,
-    inputs,
-    train=True,
-    mutable=mutable,
-    rngs={"dropout": rng},
-    **_part(module, from_stage, to_stage),
-  )
+  if from_stage is None:
+    inputs = inputs_of(module, inputs)
+  model = plain(module)
+  with counted_statistics(where):
+    output, changes = model.apply(
+      variables,
+      without_padding(inputs, where),
+      train=True,
+      mutable=mutable,
+      rngs={"dropout": rng},
+      **_part(model, from_stage, to_stage),
+    )
   before = flatten_dict(dict(variables))
   replaced = {
     path: value
@@ -73,7 +93,7 @@ def learn(
 
 
 def infer(
-  module: nn.Module,
+  module: Model,
   variables: Mapping[str, Any],
   inputs: Array,
   *,
@@ -81,7 +101,10 @@ def infer(
   to_stage: str | None = None,
 ) -> Any:
   """A network's output in evaluation mode; the arguments are those of `learn`."""
-  return module.apply(variables, inputs, train=False, **_part(module, from_stage, to_stage))
+  if from_stage is None:
+    inputs = inputs_of(module, inputs)
+  model = plain(module)
+  return model.apply(variables, inputs, train=False, **_part(model, from_stage, to_stage))
 
 
 def _part(module: nn.Module, from_stage: str | None, to_stage: str | None) -> dict[str, Any]:

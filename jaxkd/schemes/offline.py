@@ -11,12 +11,11 @@ import jax
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError
-from jaxkd.evaluate.accuracy import score
-from jaxkd.losses import cross_entropy
 from jaxkd.participants import merge
-from jaxkd.schemes.distillation import Distillation
+from jaxkd.schemes.distillation import Distillation, mask_option
 from jaxkd.schemes.gradients import infer_with_gradients, learn_with_gradients
-from jaxkd.schemes.networks import infer, initialize, key_for, learn
+from jaxkd.schemes.labels import accuracy, label_terms
+from jaxkd.schemes.networks import Model, infer, initialize, key_for, learn
 from jaxkd.schemes.parts import partial_learners
 from jaxkd.types import (
   Array,
@@ -33,7 +32,7 @@ from jaxkd.types import (
 
 def offline(
   student: nn.Module,
-  teachers: Mapping[str, nn.Module],
+  teachers: Mapping[str, Model],
   distillations: Sequence[Distillation],
   *,
   label_weight: float = 1.0,
@@ -43,11 +42,12 @@ def offline(
   """A scheme of one student and one or several teachers that do not change.
 
   The objective is label_weight * cross-entropy + sum of weight * loss(student, teacher). Teachers
-  run in evaluation mode on the student's augmented images.
+  run in evaluation mode on the student's augmented images, converted if need be.
 
   Args:
     student: `__call__(images, train) -> Output`.
-    teachers: participant name -> model.
+    teachers: participant name -> model; `jaxkd.preprocessing.as_trained` where one was trained on
+      images of another normalisation or size than the student's.
     distillations: what is matched, with whom, at which weight.
     label_weight: weight of the cross-entropy on labelled examples; 0 needs no labels.
     to_stage: run and train the student up to this stage only (it must have `encode`): a first
@@ -93,7 +93,7 @@ def offline(
       stages = tuple(_each(d.teacher_gradients for d in distillations if name in d.teachers))
       if stages:
         outputs[name] = infer_with_gradients(
-          model, participants[name], batch.images, batch.labels, batch.weights, stages
+          model, participants[name], batch.images, batch.labels, batch.weights, stages, batch.mask
         )
       else:
         outputs[name] = infer(model, participants[name], batch.images)
@@ -110,9 +110,16 @@ def offline(
   def run_student(variables: Participants, batch: Batch, rng: Array) -> tuple[Any, Participants]:
     if gradient_stages:
       return learn_with_gradients(
-        student, variables, batch.images, batch.labels, batch.weights, gradient_stages, rng
+        student,
+        variables,
+        batch.images,
+        batch.labels,
+        batch.weights,
+        gradient_stages,
+        rng,
+        batch.mask,
       )
-    return learn(student, variables, batch.images, rng, to_stage=to_stage)
+    return learn(student, variables, batch.images, rng, to_stage=to_stage, where=batch.mask)
 
   def loss(
     learning: Participants,
@@ -127,25 +134,23 @@ def offline(
     terms: dict[str, Terms] = {}
     metrics = {}
     if to_stage is None:
-      metrics["accuracy"] = score(output.logits, batch.labels, batch.weights)["accuracy"]
+      metrics["accuracy"] = accuracy(output.logits, batch)
     if label_weight:
-      labels = cross_entropy(
-        output.logits, batch.labels, batch.weights, axis_name=context.axis_name
-      )
-      terms["labels"] = label_weight * Terms(logit=labels)
+      terms["labels"] = label_weight * label_terms(output.logits, batch, context)
     for distillation in distillations:
       arrays = dict(getattr(output, distillation.connects))
       for stage, module in distillation.connectors.items():
         name = distillation.connector_name(stage)
         arrays[stage], state[name] = learn(
-          module, everyone[name], arrays[stage], key_for(context.rng, name)
+          module, everyone[name], arrays[stage], key_for(context.rng, name), where=batch.mask
         )
       changed: dict[str, Any] = {distillation.connects: arrays}
       connected = dataclasses.replace(output, **changed)
       seen = targets[distillation.name]
       terms[distillation.name] = distillation.terms(connected, seen, batch, context)
       for name, metric in distillation.metrics.items():
-        metrics[f"{distillation.name}_{name}"] = metric(connected, seen)
+        options = mask_option(metric, batch, f"metric {name!r} of {distillation.name!r}")
+        metrics[f"{distillation.name}_{name}"] = metric(connected, seen, **options)
     total = sum((t.total for t in terms.values()), start=jax.numpy.float32(0))
     return total, Aux(terms, metrics, state)
 

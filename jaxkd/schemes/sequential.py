@@ -5,18 +5,19 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxkd.counts import scaled
 from jaxkd.errors import ConfigError
-from jaxkd.evaluate.accuracy import score
-from jaxkd.losses import cross_entropy, knowledge_distillation
+from jaxkd.losses import knowledge_distillation
 from jaxkd.participants import merge
-from jaxkd.schemes.networks import infer, initialize, learn
+from jaxkd.schemes.labels import accuracy, label_terms
+from jaxkd.schemes.networks import Model, infer, initialize, learn
 from jaxkd.schemes.parts import later_learners
 from jaxkd.types import Array, Aux, Batch, Context, Network, Output, Participants, Scheme, Terms
 
 
 def fresh_classifier(
   student: nn.Module,
-  teacher: nn.Module | None = None,
+  teacher: Model | None = None,
   *,
   image_shape: tuple[int, int, int],
   from_stage: str = "pooled",
@@ -65,7 +66,7 @@ def fresh_classifier(
   teachers = {} if teacher is None else {"teacher": teacher}
 
   def init(rng: Array, batch: Batch) -> Participants:
-    everyone = {"student": student, **teachers}
+    everyone: dict[str, Model] = {"student": student, **teachers}
     return {name: initialize(model, rng, name, batch.images) for name, model in everyone.items()}
 
   def targets(participants: Participants, batch: Batch) -> dict[str, Output]:
@@ -85,17 +86,18 @@ def fresh_classifier(
   ) -> tuple[Array, Aux]:
     variables = merge(participants, learning)["student"]
     features = targets["student"].features[from_stage]
-    output, changes = learn(student, variables, features, context.rng, from_stage=from_stage)
+    output, changes = learn(
+      student, variables, features, context.rng, from_stage=from_stage, where=batch.mask
+    )
     terms: dict[str, Terms] = {}
     if label_weight:
-      labels = cross_entropy(
-        output.logits, batch.labels, batch.weights, axis_name=context.axis_name
-      )
-      terms["labels"] = label_weight * Terms(logit=labels)
+      terms["labels"] = label_weight * label_terms(output.logits, batch, context)
     if kd_weight:
-      soft = knowledge_distillation(output, targets["teacher"], temperature=temperature)
-      terms["kd"] = kd_weight * soft
-    metrics = {"accuracy": score(output.logits, batch.labels, batch.weights)["accuracy"]}
+      soft = knowledge_distillation(
+        output, targets["teacher"], temperature=temperature, where=batch.mask
+      )
+      terms["kd"] = kd_weight * scaled(soft, batch, context)
+    metrics = {"accuracy": accuracy(output.logits, batch)}
     total = sum((t.total for t in terms.values()), start=jnp.float32(0))
     return total, Aux(terms, metrics, {"student": changes})
 

@@ -9,20 +9,22 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxkd.counts import scaled
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.evaluate.accuracy import score
-from jaxkd.losses import cross_entropy, knowledge_distillation
+from jaxkd.losses import knowledge_distillation
 from jaxkd.losses import simkd as simkd_loss
 from jaxkd.models import reuse_classifier, reuse_classifiers
 from jaxkd.participants import merge
-from jaxkd.schemes.networks import infer, initialize, key_for, learn
+from jaxkd.preprocessing import plain
+from jaxkd.schemes.labels import accuracy, label_terms
+from jaxkd.schemes.networks import Model, infer, initialize, key_for, learn
 from jaxkd.schemes.parts import partial_learners
 from jaxkd.types import Array, Aux, Batch, Context, Network, Output, Participants, Scheme, Terms
 
 
 def simkd(
   student: nn.Module,
-  teacher: nn.Module | Mapping[str, nn.Module],
+  teacher: Model | Mapping[str, Model],
   projector: nn.Module | Mapping[str, nn.Module],
   *,
   image_shape: tuple[int, int, int],
@@ -136,7 +138,12 @@ def simkd(
   ) -> tuple[Array, Aux]:
     everyone = merge(participants, learning)
     output, changes = learn(
-      student, everyone["student"], batch.images, context.rng, to_stage=student_end
+      student,
+      everyone["student"],
+      batch.images,
+      context.rng,
+      to_stage=student_end,
+      where=batch.mask,
     )
     state: Participants = {"student": changes}
     terms: dict[str, Terms] = {}
@@ -147,25 +154,26 @@ def simkd(
         everyone[connector[name]],
         output.features[student_stage],
         key_for(context.rng, connector[name]),
+        where=batch.mask,
       )
       seen = dataclasses.replace(
         output, features={**output.features, student_stage: projected[name]}
       )
-      matched = simkd_loss(seen, targets[name], stages=(stages,))
-      terms[f"simkd_{name}" if several else "simkd"] = weight * shares[name] * matched
-    if label_weight:
-      labels = cross_entropy(
-        output.logits, batch.labels, batch.weights, axis_name=context.axis_name
+      matched = simkd_loss(seen, targets[name], stages=(stages,), where=batch.mask)
+      terms[f"simkd_{name}" if several else "simkd"] = (
+        weight * shares[name] * scaled(matched, batch, context)
       )
-      terms["labels"] = label_weight * Terms(logit=labels)
+    if label_weight:
+      terms["labels"] = label_weight * label_terms(output.logits, batch, context)
     if kd_weight:
       soft = (
-        shares[name] * knowledge_distillation(output, targets[name], temperature=temperature)
+        shares[name]
+        * knowledge_distillation(output, targets[name], temperature=temperature, where=batch.mask)
         for name in teachers
       )
-      terms["kd"] = kd_weight * sum(soft, start=Terms())
+      terms["kd"] = kd_weight * scaled(sum(soft, start=Terms()), batch, context)
     logits = {**reused(everyone, projected), own_name: output.logits}["student"]
-    metrics = {"accuracy": score(logits, batch.labels, batch.weights)["accuracy"]}
+    metrics = {"accuracy": accuracy(logits, batch)}
     total = sum((t.total for t in terms.values()), start=jnp.float32(0))
     return total, Aux(terms, metrics, state)
 
@@ -188,7 +196,7 @@ def simkd(
       name: reuse_classifier(
         student,
         projectors[name],
-        model,
+        plain(model),  # Its last layers see no image.
         participants["student"],
         participants[connector[name]],
         participants[name],
@@ -201,7 +209,7 @@ def simkd(
       networks[reused_name] = reuse_classifiers(
         student,
         projectors,
-        teachers,
+        {name: plain(model) for name, model in teachers.items()},
         participants["student"],
         {name: participants[connector[name]] for name in teachers},
         {name: participants[name] for name in teachers},

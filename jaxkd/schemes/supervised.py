@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from flax import linen as nn
+import jax.numpy as jnp
 
-from jaxkd.evaluate.accuracy import score
-from jaxkd.losses import cross_entropy
 from jaxkd.participants import merge
-from jaxkd.schemes.networks import infer, initialize, learn
-from jaxkd.types import Array, Aux, Batch, Context, Network, Participants, Scheme, Terms
+from jaxkd.schemes.labels import accuracy, label_terms
+from jaxkd.schemes.networks import Model, infer, initialize, learn, network_of
+from jaxkd.types import Array, Aux, Batch, Context, Network, Participants, Scheme
 
 
 def supervised(
-  model: nn.Module, *, participant: str = "student", label_smoothing: float = 0.0
+  model: Model, *, participant: str = "student", label_smoothing: float = 0.0
 ) -> Scheme:
   """A teacher before it teaches, or a student without a teacher.
 
@@ -36,21 +35,15 @@ def supervised(
     context: Context,
   ) -> tuple[Array, Aux]:
     variables = merge(participants, learning)[participant]
-    output, changes = learn(model, variables, batch.images, context.rng)
-    labels = cross_entropy(
-      output.logits,
-      batch.labels,
-      batch.weights,
-      label_smoothing=label_smoothing,
-      axis_name=context.axis_name,
-    )
-    metrics = {"accuracy": score(output.logits, batch.labels, batch.weights)["accuracy"]}
-    return labels, Aux({"labels": Terms(logit=labels)}, metrics, {participant: changes})
+    output, changes = learn(model, variables, batch.images, context.rng, where=batch.mask)
+    labels = label_terms(output.logits, batch, context, label_smoothing=label_smoothing)
+    metrics = {"accuracy": accuracy(output.logits, batch)}
+    return jnp.asarray(labels.logit), Aux({"labels": labels}, metrics, {participant: changes})
 
   def predict(participants: Participants, images: Array) -> dict[str, Array]:
     return {participant: infer(model, participants[participant], images).logits}
 
   def export(participants: Participants) -> dict[str, Network]:
-    return {participant: Network(model, participants[participant])}
+    return {participant: network_of(model, participants[participant])}
 
   return Scheme(init, targets, loss, predict, (participant,), export)

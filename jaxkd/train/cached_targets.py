@@ -25,7 +25,7 @@ from jaxkd.train.stages import Stage
 from jaxkd.train.state import TrainState
 from jaxkd.train.step import view_keys
 from jaxkd.train.stored_targets import StoredTargets, fingerprint
-from jaxkd.types import Batch, Context
+from jaxkd.types import Batch, Context, Counts
 
 
 class CachedTargets:
@@ -57,7 +57,7 @@ class CachedTargets:
       stage.scheme,
       shapes.participants,
       _as_seen(stage, self._part),
-      Context(jax.random.key(0), jnp.int32(0), mapping.AXIS_NAME),
+      _context_of(stage),
       axis_size=self._axis_size,
     )
     if self._halves.changing:
@@ -152,6 +152,13 @@ class CachedTargets:
       f"{self._stage.name}: targets of {views} of {len(self._stage.examples)} examples, "
       f"{self.bytes / 2**20:.1f} MiB {where}, computed in {seconds:.1f} s"
     )
+
+
+def _context_of(stage: Stage) -> Context:
+  """A context of the structure that the stage's step has."""
+  counts = None if stage.accumulate == 1 else Counts(*[jnp.float32(1)] * 3)
+  step = jnp.int32(0)
+  return Context(jax.random.key(0), step, mapping.AXIS_NAME, stage.accumulate, counts)
 
 
 def _as_seen(stage: Stage, size: int) -> Batch:

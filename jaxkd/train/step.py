@@ -15,6 +15,8 @@ import optax
 from jax import lax
 
 from jaxkd import participants as trees
+from jaxkd.counts import whole_counts
+from jaxkd.errors import ConfigError
 from jaxkd.evaluate.accuracy import score
 from jaxkd.train import nonfinite
 from jaxkd.train.state import TrainState
@@ -52,13 +54,19 @@ def training_step(
       image's place in the global batch, or with `views` on the example and the view, so that
       results do not depend on the number of devices.
     axis_name: the device axis, or None for an unmapped step.
-    accumulate: parts into which the batch is cut to save memory; gradients are averaged over
-      them. Batch statistics are then those of a part.
+    accumulate: parts into which each device's batch is cut to save memory. Loss and gradients are
+      those of the whole batch, however its labels and its padding are spread over the parts; what
+      compares examples with each other is refused. Batch statistics are those of a part, and move
+      with every part.
     average_decay: decay of the exponential moving average of the learners' parameters.
     views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
     finish: the loss by what is stored of its targets, `jaxkd.train.halves.Halves.finish`, for
       batches of the size of each device's, or of a part of it.
     watched: whether to tell how each learner came through.
+
+  Raises:
+    ConfigError: when traced, naming the loss, if it cannot be computed on parts; if the batch of a
+      device is no multiple of them.
 
   Returns:
     (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `finish`,
@@ -95,7 +103,13 @@ def training_step(
       place = device * len(batch.indices) + jnp.arange(len(batch.indices))
       keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, place)
     batch = prepare(keys, batch)
-    context = Context(jax.random.fold_in(loss_key, device), state.step, axis_name)
+    context = Context(
+      jax.random.fold_in(loss_key, device),
+      state.step,
+      axis_name,
+      accumulate,
+      whole_counts(batch, parts=accumulate, axis_name=axis_name),
+    )
     learning = trees.select(state.participants, scheme.learners)
 
     if accumulate == 1:
@@ -154,7 +168,9 @@ def evaluation_step(
   def step(participants: Participants, batch: Batch) -> dict[str, Metrics]:
     batch = prepare(batch)
     logits = predict(participants, batch.images)
-    scores = {name: score(z, batch.labels, batch.weights) for name, z in logits.items()}
+    scores = {
+      name: score(z, batch.labels, batch.weights, where=batch.mask) for name, z in logits.items()
+    }
     return lax.psum(scores, axis_name) if axis_name else scores
 
   return step
@@ -189,6 +205,9 @@ def _accumulated(
   parts: int,
 ) -> tuple[Participants, Participants, Metrics]:
   """Gradient averaged over `parts` slices of the batch, one after the other."""
+  size = len(fed[0].indices)
+  if size % parts:
+    raise ConfigError(f"accumulate={parts}: expected a divisor of the {size} examples of a device")
 
   def cut(leaf: Array) -> Array:
     return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])

@@ -1,0 +1,41 @@
+"""What every scheme adds for its labels: the cross-entropy, and the accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxkd.counts import label_share
+from jaxkd.evaluate.accuracy import score
+from jaxkd.losses import cross_entropy
+from jaxkd.types import Array, Batch, Context, Terms
+
+
+def label_terms(
+  logits: Any, batch: Batch, context: Context, *, label_smoothing: float = 0.0
+) -> Terms:
+  """The cross-entropy with a batch's labels.
+
+  The mean over the parts of a batch and over the devices is that of the whole batch, however its
+  labels are spread.
+
+  Args:
+    logits: of the batch, (..., C).
+    batch: its labels, weights and mask are used.
+    context: of the step.
+    label_smoothing: probability spread over all classes.
+  """
+  in_parts = context.counts is not None
+  value = cross_entropy(
+    logits,
+    batch.labels,
+    batch.weights,
+    where=batch.mask,
+    label_smoothing=label_smoothing,
+    axis_name=None if in_parts else context.axis_name,
+  )
+  return Terms(logit=label_share(batch, context) * value if in_parts else value)
+
+
+def accuracy(logits: Any, batch: Batch) -> tuple[Array, Array]:
+  """(weighted number of labels that are predicted, sum of weights)."""
+  return score(logits, batch.labels, batch.weights, where=batch.mask)["accuracy"]

@@ -1,0 +1,153 @@
+"""A scheme of every kind, on the smallest networks, and one update of it in any division."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxkd import losses, schemes
+from jaxkd.models import with_exits
+from jaxkd.participants import select
+from jaxkd.schemes import Distillation
+from jaxkd.train import TrainState, training_step
+from tests.schemes.one_step import jit
+from tests.tiny import TinyNet, batch
+
+AXIS = "batch"
+SHAPE = (6, 6, 1)
+STAGES = ("stage1", "stage2")
+
+
+class Linear(nn.Module):
+  """A connector, or with `shares` a gate, without statistics of a batch."""
+
+  width: int
+  shares: bool = False
+
+  @nn.compact
+  def __call__(self, features, train):
+    if not self.shares:
+      return nn.Dense(self.width)(features)
+    return nn.softmax(nn.Dense(self.width)(features.mean((1, 2))))
+
+
+def offline(net, *distillations, **options):
+  return schemes.offline(net(), {"teacher": net(axis_name=None)}, distillations, **options)
+
+
+def at_stages(loss, **options):
+  return functools.partial(loss, stages=STAGES, **options)
+
+
+FEATURES = {
+  "at": (at_stages(losses.attention_transfer), 100.0),
+  "at_paper": (at_stages(losses.attention_transfer, norm="paper"), 1.0),
+  "nst": (at_stages(losses.neuron_selectivity_transfer), 5.0),
+  "gaussian": (at_stages(losses.neuron_selectivity_transfer, kernel="gaussian"), 5.0),
+  "fsp": (at_stages(losses.flow_of_solution), 1.0),
+  "ft": (at_stages(losses.factor_transfer), 5.0),
+  "ab": (at_stages(losses.activation_boundaries), 1.0),
+  "fitnets": (at_stages(losses.fitnets), 1.0),
+}
+
+
+def exits(net, loss, **options):
+  plain = net(axis_name=None)
+  output = jax.eval_shape(
+    lambda images: plain.init_with_output(jax.random.key(0), images)[0], batch().images
+  )
+  network = with_exits(net(), output, STAGES, kind="linear", num_classes=3)
+  return schemes.multi_exit(
+    network, loss, label_weights=(0.5, 0.5, 1.0), image_shape=SHAPE, **options
+  )
+
+
+BYOT = functools.partial(
+  losses.be_your_own_teacher, feature_weight=0.1, feature_stage="hint", feature_exits=(1,)
+)
+DISTANCE = functools.partial(BYOT, feature="distance")
+
+
+@functools.cache
+def schemes_of_means(norm):
+  """Name -> a scheme whose objective is a mean over examples; `norm`: batch normalisation."""
+  net = functools.partial(TinyNet, norm=norm, axis_name=AXIS)
+  return {
+    "supervised": schemes.supervised(net(), label_smoothing=0.1),
+    "logits": offline(net, Distillation("kd", losses.knowledge_distillation, 0.5)),
+    "features": offline(
+      net, *(Distillation(name, loss, weight) for name, (loss, weight) in FEATURES.items())
+    ),
+    "gradients": offline(
+      net,
+      Distillation(
+        "gradients",
+        losses.gradient_attention_transfer,
+        student_gradients=("images",),
+        teacher_gradients=("images",),
+      ),
+    ),
+    "mutual": schemes.mutual({"one": net(), "two": net(width=3)}),
+    "alternating": schemes.mutual({"one": net(), "two": net(width=3)}, updates="alternating"),
+    "native ensemble": schemes.native_ensemble(
+      net(), Linear(2, shares=True), branches=2, from_stage="stage1"
+    ),
+    "multi exit": exits(net, functools.partial(losses.multi_exit, teachers="later")),
+    "own teacher": exits(net, BYOT, summed=True),
+    "simkd": schemes.simkd(
+      net(),
+      net(width=6, axis_name=None),
+      Linear(12),
+      image_shape=SHAPE,
+      stages=("stage2", "stage2"),
+      label_weight=1.0,
+      kd_weight=0.5,
+    ),
+    "sequential": schemes.fresh_classifier(
+      net(), net(axis_name=None), image_shape=SHAPE, kd_weight=0.5
+    ),
+    "autoencoder": schemes.autoencoder(net(axis_name=None), Linear(3), Linear(8), stage="stage2"),
+  }
+
+
+def confidence(student, teacher, labels, weights, axis_name, where=None):
+  return losses.confidence_weighted_by_teacher_max(
+    student, teacher, labels, weights, axis_name=axis_name, where=where
+  )
+
+
+@functools.cache
+def schemes_of_whole_batches(norm):
+  """Name -> a scheme whose objective needs all examples of the batch at once."""
+  net = functools.partial(TinyNet, norm=norm, axis_name=AXIS)
+  adaptive = schemes.AdaptiveTemperature(start=1.5, confidence=0.2, factor=2.0)
+  return {
+    "rkd": offline(net, Distillation("rkd", losses.relational, global_batch=True)),
+    "cwtm": offline(net, Distillation("cwtm", confidence, labelled=True), label_weight=0.0),
+    "own teacher": exits(net, DISTANCE, global_batch=True),
+    "multi exit": exits(net, losses.multi_exit, temperature=adaptive),
+  }
+
+
+def start(scheme, seed=0):
+  return jit(scheme.init)(jax.random.key(seed), batch(2))
+
+
+def update(scheme, participants, data, *, parts=1, devices=1):
+  """Participants and metrics after one plain step on the data, shared out over devices."""
+  optimizer = optax.sgd(1.0)
+  step = training_step(scheme, optimizer, lambda keys, b: b, axis_name=AXIS, accumulate=parts)
+  state = TrainState(
+    jnp.int32(0),
+    jax.random.key_data(jax.random.key(0)),
+    participants,
+    optimizer.init(select(participants, scheme.learners)),
+  )
+  shared = jax.tree.map(lambda x: jnp.reshape(x, (devices, -1, *x.shape[1:])), data)
+  state, metrics = jit(jax.vmap(step, in_axes=(None, 0), axis_name=AXIS))(state, shared)
+  return jax.tree.map(lambda x: np.asarray(x[0], np.float64), (state.participants, metrics))

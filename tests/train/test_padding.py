@@ -1,0 +1,106 @@
+"""Padding is out of every loss, metric and statistic, whatever it holds and wherever it lies."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import losses
+from jaxkd.errors import ConfigError
+from jaxkd.schemes import Distillation
+from jaxkd.types import Output, Terms
+from tests.tiny import TinyNet, batch
+from tests.train.every_scheme import (
+  offline,
+  schemes_of_means,
+  schemes_of_whole_batches,
+  start,
+  update,
+)
+
+REAL = dataclasses.replace(
+  batch(5), labels=jnp.array([0, 1, 2, -1, 1]), weights=jnp.array([1.0, 1.0, 0.5, 0.0, 2.0])
+)
+# Where the real examples lie among the padding, so that devices and parts hold different numbers.
+PLACES = np.array([0, 1, 3, 4, 6])
+
+
+def padded(fill):
+  """The real examples in a batch of eight."""
+
+  def spread(x):
+    whole = np.full((8, *x.shape[1:]), fill if np.issubdtype(x.dtype, np.floating) else -7, x.dtype)
+    whole[PLACES] = x
+    return jnp.asarray(whole)
+
+  mask = np.zeros(8, bool)
+  mask[PLACES] = True
+  data = jax.tree.map(lambda x: spread(np.asarray(x)), REAL)
+  return dataclasses.replace(data, mask=jnp.asarray(mask))
+
+
+def assert_same_update(actual, expected):
+  (participants, metrics), (wanted, reference) = actual, expected
+  chex.assert_trees_all_close(participants, wanted, rtol=5e-4, atol=2e-5)
+  means, references = (
+    {name: total / count for name, (total, count) in found.items()}
+    for found in (metrics, reference)
+  )
+  chex.assert_trees_all_close(means, references, rtol=1e-4, atol=1e-6)
+
+
+CASES = [
+  *((schemes_of_means, name) for name in schemes_of_means(True)),
+  *((schemes_of_whole_batches, name) for name in schemes_of_whole_batches(True)),
+]
+
+
+@pytest.mark.parametrize(
+  ("family", "name"), CASES, ids=[f"{family.__name__}-{name}" for family, name in CASES]
+)
+def test_padding_changes_nothing_on_one_device_or_four(family, name):
+  scheme = family(True)[name]
+  participants = start(scheme)
+  expected = update(scheme, participants, REAL)
+  for fill, devices in ((np.nan, 1), (1e30, 4)):
+    assert_same_update(update(scheme, participants, padded(fill), devices=devices), expected)
+
+
+@pytest.mark.parametrize("name", schemes_of_means(False))
+def test_padding_changes_nothing_in_parts(name):
+  scheme = schemes_of_means(False)[name]
+  participants = start(scheme)
+  expected = update(scheme, participants, REAL)
+  assert_same_update(update(scheme, participants, padded(np.nan), parts=2, devices=2), expected)
+
+
+def test_a_batch_of_padding_alone_leaves_everything_as_it_was():
+  scheme = schemes_of_means(True)["logits"]
+  participants = start(scheme)
+  data = dataclasses.replace(padded(np.nan), mask=jnp.zeros(8, bool))
+  after, metrics = update(scheme, participants, data)
+  chex.assert_trees_all_close(after, jax.tree.map(np.asarray, participants))
+  assert metrics["loss"][0] == 0
+
+
+def test_a_loss_that_cannot_leave_padding_out_is_refused_in_one_line():
+  def blind(student, teacher):
+    return Terms(logit=jnp.mean(student.logits))
+
+  scheme = offline(functools.partial(TinyNet, norm=False), Distillation("mine", blind))
+  with pytest.raises(ConfigError, match=r"distillation 'mine' takes no where="):
+    update(scheme, start(scheme), padded(0.0))
+
+
+def test_two_real_rows_give_the_divergence_that_they_give_with_padding():
+  rng = np.random.default_rng(0)
+  student, teacher = (rng.normal(size=(4, 5)).astype("float32") * 3 for _ in range(2))
+  student[2:], teacher[2:] = 1e3 * student[2:], -1e3 * teacher[2:]
+  where = jnp.array([1, 1, 0, 0])
+  whole = losses.knowledge_distillation(Output(student), Output(teacher), where=where)
+  real = losses.knowledge_distillation(Output(student[:2]), Output(teacher[:2]))
+  np.testing.assert_allclose(whole.logit, real.logit, rtol=1e-6)

@@ -1,0 +1,59 @@
+"""Parts of a batch, and its shares on devices, together give what the whole batch gives."""
+
+import dataclasses
+
+import chex
+import jax.numpy as jnp
+import pytest
+
+from jaxkd.errors import ConfigError
+from tests.tiny import batch
+from tests.train.every_scheme import schemes_of_means, schemes_of_whole_batches, start, update
+
+LABELS = jnp.array([0, 1, 2, -1, -1, -1, -1, 0])
+WEIGHTS = jnp.array([1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 2.0])
+UNEVEN = dataclasses.replace(batch(8), labels=LABELS, weights=WEIGHTS)
+
+
+def assert_same_update(actual, expected):
+  """Participants and every metric but the norm of what a part's statistics see."""
+  (participants, metrics), (wanted, reference) = actual, expected
+  chex.assert_trees_all_close(participants, wanted, rtol=2e-4, atol=2e-6)
+  means, references = (
+    {name: total / count for name, (total, count) in found.items()}
+    for found in (metrics, reference)
+  )
+  chex.assert_trees_all_close(means, references, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", schemes_of_means(False))
+def test_parts_with_unequal_labels_give_the_update_of_the_whole_batch(name):
+  scheme = schemes_of_means(False)[name]
+  participants = start(scheme)
+  expected = update(scheme, participants, UNEVEN)
+  for parts, devices in ((2, 1), (4, 1), (1, 4), (2, 2)):
+    assert_same_update(update(scheme, participants, UNEVEN, parts=parts, devices=devices), expected)
+
+
+def test_parts_of_one_example_and_of_class_probabilities_give_the_update_of_the_whole_batch():
+  scheme = schemes_of_means(False)["supervised"]
+  participants = start(scheme)
+  soft = jnp.eye(3)[jnp.maximum(LABELS, 0)] * 0.7 + 0.1
+  for data in (UNEVEN, dataclasses.replace(UNEVEN, labels=soft)):
+    assert_same_update(
+      update(scheme, participants, data, parts=8), update(scheme, participants, data)
+    )
+
+
+@pytest.mark.parametrize("name", schemes_of_whole_batches(False))
+def test_what_compares_examples_is_refused_on_parts_in_one_line(name):
+  scheme = schemes_of_whole_batches(False)[name]
+  participants = start(scheme)
+  with pytest.raises(ConfigError, match=r"^accumulate=2: expected 1 with "):
+    update(scheme, participants, UNEVEN, parts=2)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused_in_one_line():
+  scheme = schemes_of_means(False)["supervised"]
+  with pytest.raises(ConfigError, match=r"^accumulate=3: expected a divisor of the 8 examples"):
+    update(scheme, start(scheme), UNEVEN, parts=3)
