@@ -187,7 +187,8 @@ def measure(
   optimizer = optax.sgd(0.05, momentum=0.9)
   step = training_step(scheme, optimizer, lambda keys, batch: batch, axis_name=devices.AXIS_NAME)
   batch = _noise(image_shape, batch_size * len(chosen))
-  state = create_state(scheme, optimizer, jax.random.key(0), batch)
+  # A step takes the same time whatever the teacher knows.
+  state = create_state(scheme, optimizer, jax.random.key(0), batch, untrained=("teacher",))
   flops = count_flops(step, state, _noise(image_shape, batch_size))
 
   frozen = trees.frozen(state.participants, scheme.learners)

@@ -63,7 +63,8 @@ def _steps(name: str) -> list[tuple[str, dict[str, float]]]:
   batch = pairs.random_batch(pair.image_shape, pair.batch_size)
   here = jax.local_devices()[:1]
   whole, cached = (
-    pairs.Stepper(pairs.distilling(pair), batch, here, cached=cached) for cached in (False, True)
+    pairs.Stepper(pairs.distilling(pair), batch, here, untrained=("teacher",), cached=cached)
+    for cached in (False, True)
   )
   theirs = torch_step(pair, whole.participants, channels_last=True)
   images = torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)))

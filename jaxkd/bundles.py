@@ -30,10 +30,10 @@ with needed_by("jaxkd.bundles"):
   from safetensors.numpy import save as save_weights
 
 
-from jaxkd import connectors, models
+from jaxkd import connectors, models, preprocessing
 from jaxkd.errors import ConfigError, one_line, unknown_name, writing
 from jaxkd.models.safetensors_data import arrays_in
-from jaxkd.types import Network
+from jaxkd.types import Network, Preprocessing
 
 FORMAT = 1
 _MODEL, _WEIGHTS = "model.json", "weights.safetensors"
@@ -74,8 +74,9 @@ def save_bundle(
   Args:
     directory: where; anything there but a bundle or an empty directory is left alone, an error.
     network: its module may hold modules, numbers, strings, tuples, dicts and dtypes as fields.
-    description: what JSON can hold; "image_shape", [H, W, C], is required. Normalisation, class
-      names, data set and metrics belong here, too.
+    description: what JSON can hold; "image_shape", [H, W, C], is required. "mean" and "std", one
+      number per channel, class names, data set and metrics belong here, too. Of the first three
+      what is missing is the network's `preprocessing`.
     modules: name -> class, for module classes beyond those of jaxkd.
 
   Raises:
@@ -86,10 +87,11 @@ def save_bundle(
   target = Path(directory)
   if target.exists() and not _replaceable(target):
     raise ConfigError(f"{target} exists and is not a bundle: nothing was written")
+  description = {**_described(network.preprocessing), **description}
   document = {
     "format": FORMAT,
     "network": _encoded(network.module, {**MODULES, **modules}, "network"),
-    "description": dict(description),
+    "description": description,
   }
   flat = {
     "/".join(path): np.ascontiguousarray(value)
@@ -126,11 +128,13 @@ def load_bundle(
     modules: name -> class, for module classes beyond those of jaxkd.
 
   Returns:
-    The network, its variables as numpy arrays, and the description.
+    The network, its variables as numpy arrays, and the description. The network's
+    `preprocessing` is what the description says of its images, None if it says no mean or std.
 
   Raises:
     ConfigError: for a directory that is no bundle, a missing or damaged file, a newer format, an
-      unknown class or field, or weights of another architecture.
+      unknown class or field, weights of another architecture, or a mean or std that is not one
+      number per channel.
   """
   source = Path(directory)
   # Those of os.path take any text for a path, one that is too long, too.
@@ -158,7 +162,8 @@ def load_bundle(
   if hashlib.sha256(weights).hexdigest() != digest:
     raise ConfigError(f"bundle {source}: damaged {_WEIGHTS}: not what {_MODEL} was written with")
   variables = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
-  return Network(module, variables), description
+  images = preprocessing.from_description(f"bundle {source}", description)
+  return Network(module, variables, images), description
 
 
 def _encoded(value: Any, modules: Mapping[str, type[nn.Module]], where: str) -> Any:
@@ -218,6 +223,16 @@ def _fields(module: type[nn.Module]) -> tuple[str, ...]:
   return tuple(name for name in names if name not in ("parent", "name"))
 
 
+def _described(images: Preprocessing | None) -> dict[str, Any]:
+  if images is None:
+    return {}
+  return {
+    "image_shape": list(images.image_shape),
+    "mean": list(images.mean),
+    "std": list(images.std),
+  }
+
+
 def _check_weights(
   bundle: Path, module: nn.Module, description: Mapping[str, Any], flat: Mapping[str, np.ndarray]
 ) -> None:
@@ -231,7 +246,7 @@ def _check_weights(
   images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
   try:
     variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
-  except (ValueError, TypeError, OverflowError, ArithmeticError) as error:
+  except Exception as error:  # of any kind: it is the module's own
     reason = one_line(error)
     raise ConfigError(f"bundle {bundle}: not a network that can be made: {reason}") from error
   wanted = {"/".join(path): like.shape for path, like in variables.items()}

@@ -31,11 +31,13 @@ class Field:
     default: its value where nobody says otherwise.
     accepts: whether a value is valid.
     meaning: what would be accepted, for the error message.
+    any_type: whether values may be of another type than the default.
   """
 
   default: Any
   accepts: Callable[[Any], bool]
   meaning: str
+  any_type: bool = False
 
 
 Fields = Mapping[str, Any]  # name -> Field, or a nested Fields
@@ -105,6 +107,35 @@ def weights(default: tuple[float, ...] = ()) -> Field:
     return isinstance(v, tuple | list) and all(_is_finite(x) and x > 0 for x in v)
 
   return Field(default, accepts, "a tuple of positive numbers")
+
+
+def channel_numbers(*, positive: bool = False) -> Field:
+  """A tuple of numbers, one per channel of an image; or one such tuple for each of several files.
+
+  () leaves it open.
+  """
+
+  def one(v: Any) -> bool:
+    return isinstance(v, tuple | list) and all(_is_finite(x) and (x > 0 or not positive) for x in v)
+
+  def accepts(v: Any) -> bool:
+    return one(v) or (isinstance(v, tuple | list) and all(map(one, v)))
+
+  kind = "positive numbers" if positive else "numbers"
+  return Field((), accepts, f"a tuple of {kind}, one per channel, or one such tuple for each file")
+
+
+def image_sizes(*, maximum: int = 4096) -> Field:
+  """The side of square images, 0 to leave it open; or a tuple of one for each of several files."""
+
+  def one(v: Any) -> bool:
+    return isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= maximum
+
+  def accepts(v: Any) -> bool:
+    return one(v) or (isinstance(v, tuple) and len(v) > 0 and all(map(one, v)))
+
+  meaning = f"an integer >= 0 and <= {maximum}, or a tuple of one for each file"
+  return Field(0, accepts, meaning, any_type=True)
 
 
 def names(default: tuple[str, ...]) -> Field:
@@ -204,6 +235,12 @@ COMMON: Fields = {
     # teacher.model (.pth, .safetensors).
     "bundle": text(""),
     "weights": text(""),
+    # The images that it was trained on, where they are not the run's: mean and std of pixel values
+    # in 0..1, and the side of the images. Of several files that differ, one for each. What is left
+    # open is what a bundle says, for weights of an ImageNet model torchvision's, else the run's.
+    "mean": channel_numbers(),
+    "std": channel_numbers(positive=True),
+    "image_size": image_sizes(),
     "count": integer(1, minimum=1, maximum=64),
     # Whether one that comes trained is scored again; many runs with one teacher need not.
     "rescore": flag(True),
@@ -220,10 +257,16 @@ def defaults(fields: Fields) -> ml_collections.ConfigDict:
   """
   return ml_collections.ConfigDict(
     {
-      name: field.default if isinstance(field, Field) else defaults(field)
+      name: _default(field) if isinstance(field, Field) else defaults(field)
       for name, field in fields.items()
     }
   )
+
+
+def _default(field: Field) -> Any:
+  if not field.any_type:
+    return field.default
+  return ml_collections.FieldReference(field.default, field_type=object)
 
 
 def check(config: Mapping[str, Any], fields: Fields, path: str = "") -> None:

@@ -24,6 +24,7 @@ from jaxkd import bundles, plan, recipes, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.interruption import Interruption
+from jaxkd.stated_images import images_of_run
 from jaxkd.train import (
   NonFinite,
   Reporter,
@@ -120,7 +121,7 @@ def _make(
     report.write_atomically(workdir / "config.json", _as_json(settings))
     for stage in stages:
       for note in stage.notes:
-        console.print(f"{stage.name}: {note}", soft_wrap=True, highlight=False)
+        console.print(f"{stage.name}: {note}", soft_wrap=True, highlight=False, markup=False)
   started = time.monotonic()
   with Stopwatch() as compiling:
     results = _train_all(settings, stages, data, workdir, chosen, console, stop)
@@ -236,13 +237,15 @@ def _save_bundles(
     check_file_name(f"predictor of stage {stage.name!r}:", predictor)
     if predictor not in result.test:
       continue  # a teacher that came trained, and is not scored again
+    # A teacher that came trained may have been trained on others than the run's.
+    images = network.preprocessing or images_of_run(plan.as_seen(settings, data))
     description = {
       "model": stage.label,
       "data": settings.data.name,
       "num_classes": data.num_classes,
-      "image_shape": list(plan.as_seen(settings, data).image_shape),
-      "mean": list(data.mean),
-      "std": list(data.std),
+      "image_shape": list(images.image_shape),
+      "mean": list(images.mean),
+      "std": list(images.std),
       "method": settings.method.name,
       "stage": stage.name,
       "predictor": predictor,

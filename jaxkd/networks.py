@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,8 +22,10 @@ from flax import linen as nn
 from jaxkd import bundles, models
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, one_line
+from jaxkd.preprocessing import Converted, as_trained
 from jaxkd.recipes import Teacher
-from jaxkd.types import Output
+from jaxkd.stated_images import StatedImages, images_of_files, shown
+from jaxkd.types import Network, Output
 
 Trained = tuple[Teacher, Mapping[str, Any] | None]
 
@@ -59,6 +63,9 @@ def teachers(
 ) -> list[Trained]:
   """The teachers, each with its variables if it comes trained.
 
+  One that comes trained may predict other classes than the data's. It is given its images as it
+  was trained to, whatever those of the run are.
+
   Args:
     settings: a config, of which the "teacher" section counts.
     data: what they are to teach.
@@ -79,24 +86,60 @@ def teachers(
       raise ConfigError(
         f"teacher.count={own.count}: expected {len(paths)}, as many as teacher.{field}"
       )
-  if given["bundle"]:
-    return [_bundled(path, settings, data) for path in given["bundle"]]
+  paths, read = given["bundle"] or given["weights"], _bundled if given["bundle"] else _from_torch
+  if paths:
+    images = images_of_files(own, data, len(paths))
+    return [
+      read(path, chosen, settings, data, options)
+      for path, chosen in zip(paths, images, strict=True)
+    ]
   module, output = create("teacher.model", own.model, data, options, dropout=own.dropout)
-  teacher = Teacher(module, _one_output("teacher.model", own.model, output), own.model)
-  if given["weights"]:
-    return [(teacher, _from_torch(path, teacher, data)) for path in given["weights"]]
-  return [(teacher, None)] * own.count
+  output = _one_output("teacher.model", own.model, output)
+  return [(Teacher(module, output, own.model, f"teacher.model={own.model!r}"), None)] * own.count
 
 
-def _from_torch(path: str, teacher: Teacher, data: Dataset) -> Mapping[str, Any]:
-  """The weights of a teacher that PyTorch trained."""
+def _from_torch(
+  path: str,
+  images: StatedImages,
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+  options: Mapping[str, Any],
+) -> Trained:
+  """A teacher that PyTorch trained."""
+  own, field = settings.teacher, "teacher.weights"
+  published = models.published_preprocessing(own.model)
+  # Weights for images of another number of channels are not those that were published.
+  usual = published if published and len(published.mean) == data.image_shape[-1] else None
+  wanted = images.over(usual or images.given)
+  seen = dataclasses.replace(data, image_shape=wanted.image_shape)
+  module, output = create("teacher.model", own.model, seen, options, dropout=own.dropout)
+  shape = wanted.image_shape
   try:
-    return models.from_torch(path, teacher.module, image_shape=data.image_shape)
+    try:
+      variables = models.from_torch(path, module, image_shape=shape)
+    except ConfigError:
+      count = models.classes_in(
+        path, lambda classes: module.clone(num_classes=classes), image_shape=shape
+      )
+      if count in (None, data.num_classes):
+        raise
+      seen = dataclasses.replace(seen, num_classes=count)
+      module, output = create("teacher.model", own.model, seen, options, dropout=own.dropout)
+      variables = models.from_torch(path, module, image_shape=shape)
   except ConfigError as error:
-    raise ConfigError(f"teacher.weights, for teacher.model={teacher.label!r}: {error}") from error
+    raise ConfigError(f"{field}, for teacher.model={own.model!r}: {error}") from error
+  output = _one_output("teacher.model", own.model, output)
+  network = Network(module, variables, wanted)
+  return _as_trained(f"{field}={path!r}", network, output, own.model, images, data), variables
 
 
-def _bundled(path: str, settings: ml_collections.ConfigDict, data: Dataset) -> Trained:
+def _bundled(
+  path: str,
+  images: StatedImages,
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+  options: Mapping[str, Any],
+) -> Trained:
   """A teacher that comes trained."""
   name = settings.teacher.model
   network, description = bundles.load_bundle(pathlib.Path(path))
@@ -107,16 +150,58 @@ def _bundled(path: str, settings: ml_collections.ConfigDict, data: Dataset) -> T
       f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
       "or to '' to take what the bundle holds"
     )
-  shapes = _shapes("teacher.bundle", path, network.module, data, network.variables)
-  output = _one_output("teacher.bundle", path, shapes)
-  classes = 0 if output.logits is None else output.logits.shape[-1]
-  if classes != data.num_classes:
+  height, width, channels = (int(size) for size in description["image_shape"])
+  if channels != data.image_shape[-1]:
     raise ConfigError(
-      f"{where} predicts {classes} classes, the student {data.num_classes} "
-      f"(data set {settings.data.name!r})"
+      f"{where} takes images of {channels} channels, those of {data.name} have "
+      f"{data.image_shape[-1]}: expected a network of {data.image_shape[-1]}"
     )
+  given = images.given
+  said = network.preprocessing or dataclasses.replace(given, image_size=(height, width))
+  wanted = images.over(said)
+  seen = dataclasses.replace(data, image_shape=wanted.image_shape)
+  shapes = _shapes("teacher.bundle", path, network.module, seen, network.variables)
+  output = _one_output("teacher.bundle", path, shapes)
   label = stored or type(network.module).__name__
-  return Teacher(network.module, output, label), network.variables
+  teacher = _as_trained(
+    where, network._replace(preprocessing=wanted), output, label, images, data, description
+  )
+  if network.preprocessing is None and not (images.mean and images.std):
+    assumed = (
+      f"{where} does not say which mean and std its images had: those of {data.name} are assumed; "
+      "teacher.mean and teacher.std set others"
+    )
+    teacher = dataclasses.replace(teacher, notes=(assumed, *teacher.notes))
+  return teacher, network.variables
+
+
+def _as_trained(
+  field: str,
+  network: Network,
+  output: Output,
+  label: str,
+  images: StatedImages,
+  data: Dataset,
+  description: Mapping[str, Any] = MappingProxyType({}),
+) -> Teacher:
+  """A teacher that comes trained, its images converted if they are not the run's."""
+  model = as_trained(network, images.given)
+  converted = model if isinstance(model, Converted) else None
+  notes = [f"its images are converted to {shown(converted.wanted)}"] if converted else []
+  accuracy = _accuracy(description.get("test_accuracy"))
+  teacher = Teacher(network.module, output, label, field, converted, accuracy)
+  if teacher.num_classes != data.num_classes:
+    notes.append(
+      f"it predicts {teacher.num_classes} classes, and {data.name} has {data.num_classes}: it is "
+      "not scored"
+    )
+  return dataclasses.replace(teacher, notes=tuple(notes))
+
+
+def _accuracy(said: Any) -> float | None:
+  """What a description says, if it can be an accuracy."""
+  number = isinstance(said, int | float) and not isinstance(said, bool)
+  return float(said) if number and 0 <= said <= 1 else None
 
 
 def _shapes(
@@ -128,7 +213,7 @@ def _shapes(
     if variables is None:
       return _initial_shapes(module, data.image_shape)
     return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
-  except (ValueError, TypeError) as error:
+  except Exception as error:  # of any kind: it is the module's own
     reason = one_line(error)
     raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
 

@@ -46,4 +46,6 @@ def _table(stage: Stage, image_shape: tuple[int, int, int]) -> str:
   batch = plan.batch_shapes(image_shape, (2,))
   participants = jax.eval_shape(stage.scheme.init, jax.random.key(0), batch)
   network = stage.scheme.export(participants)[stage.reported]
+  if network.preprocessing is not None:
+    image_shape = network.preprocessing.image_shape
   return str(models.summary(network.module, image_shape, variables=network.variables))

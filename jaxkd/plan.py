@@ -25,6 +25,7 @@ from jaxkd.data import (
   load,
   normalize,
   per_class,
+  unseen_classes,
   with_unlabelled,
 )
 from jaxkd.errors import ConfigError
@@ -32,6 +33,7 @@ from jaxkd.evaluate.costs import multiply_adds_of
 from jaxkd.participants import select
 from jaxkd.recipes import ALONE, Pair, Teacher, Training
 from jaxkd.train import (
+  Expected,
   Stage,
   check_stages,
   learning_rate_schedule,
@@ -110,7 +112,9 @@ def stages(
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher
       plan.append(_teaching(called, number, teacher, variables, settings, data))
+    recipes.check_classes(settings, teachers, data.num_classes)
   if name == "teacher":
+    plan = _with_note(plan, unseen_classes(data))
     return _rehearsed(plan, data) if traced else plan
 
   model = settings.student.model
@@ -148,7 +152,15 @@ def stages(
   except ValueError as error:
     raise ConfigError(f"method {name!r}: {error}") from error
   check_stages(plan)
-  return plan
+  return _with_note(plan, unseen_classes(data))
+
+
+def _with_note(plan: list[Stage], note: str) -> list[Stage]:
+  """The stages, the first with one more line for the reader, if there is one."""
+  if not note:
+    return plan
+  first, *others = plan
+  return [dataclasses.replace(first, notes=(note, *first.notes)), *others]
 
 
 def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
@@ -172,6 +184,13 @@ def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
   return dataclasses.replace(data, image_shape=(size, size, channels))
 
 
+# For a teacher that comes trained and does not predict.
+_HINT = (
+  "check that its images and classes are those that it was trained on (teacher.mean, teacher.std, "
+  "teacher.image_size, data.name)"
+)
+
+
 def _teaching(
   called: str,
   number: int,
@@ -181,14 +200,21 @@ def _teaching(
   data: Dataset,
 ) -> Stage:
   """The stage of one teacher, by the teachers' recipe; without epochs if it comes trained."""
-  scheme = schemes.supervised(teacher.module, participant=called)
+  scheme = schemes.supervised(teacher.model, participant=called)
   stage = _stage(called, scheme, settings, "teacher", data, seed_offset=number)
   stage = dataclasses.replace(stage, label=teacher.label, reported=called)
   if variables is None:
     return stage
-  # It is scored like any other, where that is wanted.
-  reported = called if settings.teacher.rescore else ""
-  return dataclasses.replace(stage, epochs=0, given={called: variables}, reported=reported)
+  # It is scored like any other, where that is wanted and its classes are the data's.
+  scored = teacher.num_classes == data.num_classes
+  return dataclasses.replace(
+    stage,
+    epochs=0,
+    given={called: variables},
+    reported=called if scored and settings.teacher.rescore else "",
+    expected=Expected(called, data.num_classes, teacher.accuracy, _HINT) if scored else None,
+    notes=teacher.notes,
+  )
 
 
 def _learning(
@@ -239,17 +265,22 @@ def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) ->
 def _rehearsed(stages: Sequence[Stage], data: Dataset) -> list[Stage]:
   """The stages with their multiply-adds; what does not fit surfaces before a teacher is trained."""
   return [
-    dataclasses.replace(stage, multiply_adds=multiply_adds(stage.scheme, data.image_shape))
+    dataclasses.replace(
+      stage, multiply_adds=multiply_adds(stage.scheme, data.image_shape, parts=stage.accumulate)
+    )
     if stage.epochs
     else stage
     for stage in stages
   ]
 
 
-def multiply_adds(scheme: Scheme, image_shape: tuple[int, int, int]) -> int | None:
+def multiply_adds(
+  scheme: Scheme, image_shape: tuple[int, int, int], *, parts: int = 1
+) -> int | None:
   """Those of an example's targets and loss, forwards; None if they cannot be counted.
 
-  Nothing is computed, but the objective is traced, so that what does not fit is told here.
+  Nothing is computed, but the objective is traced, so that what does not fit is an error here, an
+  objective that cannot be computed on `parts` of a batch, too.
   """
   examples = 2
   batch = batch_shapes(image_shape, (1, examples))  # on one device
@@ -258,7 +289,8 @@ def multiply_adds(scheme: Scheme, image_shape: tuple[int, int, int]) -> int | No
     everyone = scheme.init(rng, batch)
     learning = select(everyone, scheme.learners)
     targets = scheme.targets(everyone, batch)
-    return scheme.loss(learning, everyone, batch, targets, Context(rng, jnp.int32(0), AXIS_NAME))
+    context = Context(rng, jnp.int32(0), AXIS_NAME, parts)
+    return scheme.loss(learning, everyone, batch, targets, context)
 
   mapped = jax.vmap(objective, in_axes=(None, 0), axis_name=AXIS_NAME)
   traced = jax.make_jaxpr(mapped)(jax.random.key(0), batch)

@@ -151,6 +151,7 @@ def lower(
       stage.scheme,
       stage.optimizer,
       jax.eval_shape(stage.prepare_evaluation, _stored(data, 2)),
+      untrained=(*stage.inherit, *stage.given),  # Their shapes are all that counts.
       average=stage.average_decay is not None,
     ).shapes
     if stage.epochs:

@@ -46,9 +46,9 @@ def measure(
 
 def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   batch = pairs.random_batch(pair.image_shape, pair.batch_size)
-  ours = Stepper(pairs.distilling(pair), batch)
+  ours = Stepper(pairs.distilling(pair), batch, untrained=("teacher",))
   people = ours.participants
-  cached = Stepper(pairs.distilling(pair), batch, cached=True)
+  cached = Stepper(pairs.distilling(pair), batch, untrained=("teacher",), cached=True)
   images = torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)))
   labels = torch.from_numpy(batch.labels.astype(np.int64))
   theirs = {layout: torch_step(pair, people, layout) for layout in (False, True)}

@@ -111,7 +111,7 @@ def _compare(pair: Pair) -> dict[str, Any]:
 
   batch = pairs.random_batch(pair.image_shape, pair.batch_size)
   one = jax.local_devices()[:1]
-  stepper = Stepper(pairs.distilling(pair), batch, one)
+  stepper = Stepper(pairs.distilling(pair), batch, one, untrained=("teacher",))
   mapped = jax.pmap(
     stepper.function,
     axis_name=devices.AXIS_NAME,

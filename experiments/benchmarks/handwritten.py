@@ -31,7 +31,7 @@ def measure(
 def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   batch = pairs.random_batch(pair.image_shape, pair.batch_size)
   scheme = pairs.distilling(pair)
-  ours = Stepper(scheme, batch, jax.local_devices()[:1])
+  ours = Stepper(scheme, batch, jax.local_devices()[:1], untrained=("teacher",))
   people = ours.participants
   hand = _ByHand(pair, people)
   contestants = {"ours": ours.step, "by_hand": lambda: hand.step(batch.images, batch.labels)}

@@ -83,6 +83,7 @@ class Stepper:
     on: Sequence[jax.Device] | None = None,
     *,
     given: Mapping[str, Any] | None = None,
+    untrained: Sequence[str] = (),
     cached: bool = False,
   ) -> None:
     """Makes the state; the step is compiled when it is first called.
@@ -92,12 +93,15 @@ class Stepper:
       batch: of every step.
       on: the devices that share it; by default as an experiment chooses them.
       given: participants that start with these variables.
+      untrained: frozen participants that are drawn: a step takes as long whatever they know.
       cached: what the loss needs of the targets is computed here, and the step reads it.
     """
     on = on or _chosen(scheme, batch)
     self.devices = list(on)
     optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
-    state = create_state(scheme, optimizer, jax.random.key(0), batch, given=given)
+    state = create_state(
+      scheme, optimizer, jax.random.key(0), batch, given=given, untrained=untrained
+    )
     self._state = devices.replicate(state, on)
     self._batch = devices.shard(batch, on)
     step = functools.partial(

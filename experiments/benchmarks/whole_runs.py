@@ -102,7 +102,12 @@ def prepare(home: pathlib.Path, config: str, overrides: Mapping[str, Any]) -> di
   bundles.save_bundle(
     bundle,
     Network(teacher, weights["teacher"]),
-    {"num_classes": data.num_classes, "image_shape": list(data.image_shape)},
+    {
+      "num_classes": data.num_classes,
+      "image_shape": list(data.image_shape),
+      "mean": list(data.mean),
+      "std": list(data.std),
+    },
   )
   arrays = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(weights).items()}
   train = per_class(data.train, settings.data.per_class, seed=settings.seed)

@@ -10,7 +10,7 @@ from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamp
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.data.prepare import DataUnavailable
 from jaxkd.data.rectangles import centre_crop, random_resized_crop
-from jaxkd.data.soundness import check_dataset
+from jaxkd.data.soundness import check_dataset, unseen_classes
 from jaxkd.data.sources import DATASETS, Dataset, load, stand_in
 from jaxkd.data.subsets import per_class, split_off, with_unlabelled
 
@@ -37,5 +37,6 @@ __all__ = [
   "split_off",
   "stand_in",
   "training_batches",
+  "unseen_classes",
   "with_unlabelled",
 ]

@@ -15,8 +15,8 @@ def check_dataset(data: Dataset) -> Dataset:
   """The data set, if its parts fit what it says of itself.
 
   Raises:
-    ConfigError: naming the data set and the part, for a part without examples, a class without
-      training examples, a label that is no class, images of another type or shape, or a
+    ConfigError: naming the data set and the part, for a part without examples, training examples
+      that all have no label, a label that is no class, images of another type or shape, or a
       normalisation that is not finite.
   """
   channels = data.image_shape[-1]
@@ -30,15 +30,18 @@ def check_dataset(data: Dataset) -> Dataset:
     examples = getattr(data, part)
     if examples is not None:
       _check_part(f"data set {data.name!r}: {part}", examples, data, part == "train")
-  seen = np.unique(data.train.labels[data.train.labels != UNLABELLED])
-  missing = np.setdiff1d(np.arange(data.num_classes), seen)
-  if missing.size:
-    more = f" and {missing.size - 1} more" if missing.size > 1 else ""
-    raise ConfigError(
-      f"data set {data.name!r}: train: class {missing[0]}{more} of {data.num_classes} has no "
-      "example"
-    )
+  if not np.any(data.train.labels != UNLABELLED):
+    raise ConfigError(f"data set {data.name!r}: train: no example has a label")
   return data
+
+
+def unseen_classes(data: Dataset) -> str:
+  """In words, the classes that no training example has; "" if there are none."""
+  missing = np.setdiff1d(np.arange(data.num_classes), data.train.labels)
+  if not missing.size:
+    return ""
+  more = f" and {missing.size - 1} more" if missing.size > 1 else ""
+  return f"class {missing[0]}{more} of {data.num_classes} has no training example"
 
 
 def _check_part(where: str, examples: Examples, data: Dataset, unlabelled: bool) -> None:

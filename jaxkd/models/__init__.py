@@ -23,14 +23,14 @@ from jaxkd.models.ensembles import (
 )
 from jaxkd.models.exits import MultiExit, plain_network
 from jaxkd.models.fitted_exits import with_exits
-from jaxkd.models.from_torch import from_torch
+from jaxkd.models.from_torch import classes_in, from_torch
 from jaxkd.models.gated import GatedBranches, gated_branches
 from jaxkd.models.heads import AttentionExit, BottleneckExit, ConvExit, LinearExit, ProjectedExit
 from jaxkd.models.mlp import MLP
 from jaxkd.models.mobilenetv1 import MobileNetV1
 from jaxkd.models.mobilenetv2 import MobileNetV2
 from jaxkd.models.msdnet import MSDNet
-from jaxkd.models.registry import create, names
+from jaxkd.models.registry import create, names, published_preprocessing
 from jaxkd.models.resnet import CifarResNet
 from jaxkd.models.several import ReusedClassifiers, reuse_classifiers
 from jaxkd.models.shufflenetv1 import ShuffleNetV1
@@ -71,6 +71,7 @@ __all__ = [
   "VisionTransformer",
   "WideResNet",
   "branch_network",
+  "classes_in",
   "create",
   "cut_at_exit",
   "ensemble_of",
@@ -80,6 +81,7 @@ __all__ = [
   "gated_branches",
   "names",
   "plain_network",
+  "published_preprocessing",
   "reuse_classifier",
   "reuse_classifiers",
   "summary",

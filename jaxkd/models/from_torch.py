@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,45 @@ def from_torch(
       for path, like in wanted.items()
     }
   )
+
+
+def classes_in(
+  source: str | os.PathLike[str] | Mapping[str, Any],
+  create: Callable[[int], nn.Module],
+  *,
+  image_shape: tuple[int, int, int] = (32, 32, 3),
+) -> int | None:
+  """How many classes the weights of a PyTorch state dict predict; None if they do not say.
+
+  Args:
+    source: as for `from_torch`.
+    create: number of classes -> the model that the weights are for.
+    image_shape: as for `from_torch`.
+
+  Raises:
+    ConfigError: as `from_torch`, for a source that cannot be read or holds no state dict.
+  """
+  state = source if isinstance(source, Mapping) else read_torch_file(Path(source))
+  state = _without_prefix(_state_dict(str(source), state))
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  few, more = (
+    flatten_dict(jax.eval_shape(create(count).init, jax.random.key(0), images)) for count in (2, 3)
+  )
+  # Of the variables that grow with the classes, the axis that does.
+  axes = {
+    path: axis
+    for path, like in few.items()
+    for axis, size in enumerate(like.shape)
+    if (size, more[path].shape[axis]) == (2, 3)
+  }
+  found = set()
+  for name, value in state.items():
+    module, _, leaf = name.rpartition(".")
+    path = _variable(module_path(module, create(2).torch_names), leaf, value.ndim)
+    shape = _described(leaf, value)
+    if path in axes and isinstance(shape, tuple) and len(shape) == len(few[path].shape):
+      found.add(shape[axes[path]])
+  return found.pop() if len(found) == 1 else None
 
 
 def _state_dict(where: str, value: Any) -> Mapping[str, Any]:

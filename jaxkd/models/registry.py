@@ -22,6 +22,7 @@ from jaxkd.models.shufflenetv2 import ShuffleNetV2
 from jaxkd.models.vgg import VGG
 from jaxkd.models.vit import VisionTransformer
 from jaxkd.models.wide_resnet import WideResNet
+from jaxkd.types import Preprocessing
 
 
 def _resnet(depth: int, stem: int, *stages: int) -> partial[CifarResNet]:
@@ -157,6 +158,19 @@ def names() -> tuple[str, ...]:
   ('resnet8', 'resnet14', 'resnet20', 'resnet32')
   """
   return tuple(_MODELS)
+
+
+# Of torchvision's ImageNet networks, and of all that were trained as they were.
+_IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
+
+
+def published_preprocessing(name: str) -> Preprocessing | None:
+  """The images that a model's published weights were trained on; None where there is no custom.
+
+  >>> published_preprocessing("imagenet_resnet18").image_size
+  (224, 224)
+  """
+  return _IMAGENET if name.startswith("imagenet_") else None
 
 
 def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:

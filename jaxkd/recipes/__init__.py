@@ -32,7 +32,7 @@ from jaxkd.recipes.objective import ALONE
 from jaxkd.types import Output
 
 METHODS: Mapping[str, Method] = {
-  "teacher": Method("the teacher alone, from labels", {}),
+  "teacher": Method("the teacher alone, from labels", {}, same_classes="scores the teacher"),
   "alone": Method("the student alone, from labels", {}, takes_exits=True),
   **logits.METHODS,
   **features.METHODS,
@@ -51,6 +51,7 @@ __all__ = [
   "Training",
   "alone",
   "base_config",
+  "check_classes",
   "check_config",
   "fields",
   "methods",
@@ -155,6 +156,30 @@ def trainings(pair: Pair) -> list[Training]:
   found = methods(pair.hyperparameters.name)
   _check_needs(found, pair)
   return objective.trainings(found, pair)
+
+
+def check_classes(
+  settings: ml_collections.ConfigDict, teachers: Mapping[str, Teacher], num_classes: int
+) -> None:
+  """Raises a ConfigError if a teacher of other classes than the student's meets their logits.
+
+  Args:
+    settings: a config, whose method it is.
+    teachers: participant name -> Teacher.
+    num_classes: the student's.
+  """
+  for name in methods(settings.method.name):
+    own = section(settings, name)
+    assert own is not None
+    why = METHODS[name].why_same_classes(own)
+    for teacher in teachers.values():
+      if why and teacher.num_classes != num_classes:
+        able = [n for n, m in METHODS.items() if m.distillations and not m.same_classes]
+        raise ConfigError(
+          f"{teacher.field} predicts {teacher.num_classes} classes, the student {num_classes} "
+          f"(data set {settings.data.name!r}), and method {name!r} {why}; these compare no logits: "
+          f"{', '.join(able)}"
+        )
 
 
 def _check_needs(found: Mapping[str, Method], pair: Pair) -> None:

@@ -24,10 +24,24 @@ def check(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> None:
       _check_model(own.model)
     if own.optimizer == "sgd" and own.nesterov and not own.momentum:
       raise ConfigError(f"{role}.nesterov=True: needs momentum > 0, got {role}.momentum=0")
+  if with_teacher:
+    _check_images(settings.teacher)
   for name in settings.method.get("models", ()):
     if name != "student":
       _check_model(name)
   _check_data(settings)
+
+
+def _check_images(teacher: ml_collections.ConfigDict) -> None:
+  """Raises a ConfigError if a teacher that is trained in the run is to see other images."""
+  if teacher.bundle or teacher.weights:
+    return
+  for field, unset in (("mean", ()), ("std", ()), ("image_size", 0)):
+    if teacher[field] != unset:
+      raise ConfigError(
+        f"teacher.{field}={teacher[field]}: expected {unset} without teacher.bundle and "
+        "teacher.weights, as a teacher that is trained in this run sees its images"
+      )
 
 
 def _check_model(name: str) -> None:

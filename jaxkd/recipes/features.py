@@ -87,7 +87,7 @@ def _neuron_selectivity(pair: Pair) -> list[Distillation]:
     kernel=own.kernel,
     degree=own.degree,
     offset=own.offset,
-    where=where,
+    arrays=where,
   )
   return [_summand("nst", pair, loss, stages, where)]
 
@@ -151,6 +151,7 @@ METHODS = {
     ),
     deepest=_deepest,
     needs="features",
+    same_classes="",
   ),
   "at": Method(
     "attention transfer from activations (Zagoruyko and Komodakis, 2017)",
@@ -164,6 +165,7 @@ METHODS = {
     },
     _attention_transfer,
     needs="maps",
+    same_classes="",
   ),
   "gradient_at": Method(
     "attention transfer from gradients (Zagoruyko and Komodakis, 2017)",
@@ -177,6 +179,8 @@ METHODS = {
       "weight": number(1.0),
     },
     _gradient_attention,
+    # A label is a class of the student's; of other classes the teacher's loss has no meaning.
+    same_classes="takes gradients of the teacher's cross-entropy with the student's labels",
   ),
   "nst": Method(
     "neuron selectivity transfer (Huang and Wang, 2017)",
@@ -190,6 +194,7 @@ METHODS = {
     },
     _neuron_selectivity,
     needs="maps",
+    same_classes="",
   ),
   "fsp": Method(
     "flow of solution procedure (Yim et al., 2017)",
@@ -205,6 +210,7 @@ METHODS = {
     warmup=Warmup(default=True, epochs=30, label_weight=1.0, kd_weight=0.0),
     deepest=_deepest,
     needs="maps",
+    same_classes="",
   ),
   "rkd": Method(
     "relational knowledge distillation: distances and angles (Park et al., 2019)",
@@ -217,5 +223,6 @@ METHODS = {
     },
     _relational,
     needs="features",
+    same_classes="",
   ),
 }

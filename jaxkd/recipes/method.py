@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jaxkd.config import Fields
 from jaxkd.errors import unknown_name
+from jaxkd.preprocessing import Converted
 from jaxkd.schemes import Distillation
 from jaxkd.types import Output, Scheme
 
@@ -28,11 +29,29 @@ class Teacher:
     module: the model.
     output: the shapes it returns.
     label: what it is called in tables.
+    field: of the config, with its value, that names it, for errors.
+    converted: the model with its images converted, where it was trained on others than the run's.
+    accuracy: on test images, that it is said to have; None if nothing is said.
+    notes: lines about the images that it is given.
   """
 
   module: nn.Module
   output: Output
   label: str
+  field: str = "the teacher"
+  converted: Converted | None = None
+  accuracy: float | None = None
+  notes: tuple[str, ...] = ()
+
+  @property
+  def model(self) -> nn.Module | Converted:
+    """What schemes take."""
+    return self.converted or self.module
+
+  @property
+  def num_classes(self) -> int:
+    """Classes that it predicts; 0 without logits."""
+    return 0 if self.output.logits is None else self.output.logits.shape[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +102,9 @@ class Pair:
     return self.student_output
 
   @property
-  def modules(self) -> dict[str, nn.Module]:
-    """Every teacher's model by participant name."""
-    return {name: teacher.module for name, teacher in self.teachers.items()}
+  def models(self) -> dict[str, nn.Module | Converted]:
+    """Every teacher's model by participant name, as schemes take it."""
+    return {name: teacher.model for name, teacher in self.teachers.items()}
 
   def named(self, name: str) -> str:
     """`name`, made different for every teacher."""
@@ -195,6 +214,8 @@ class Method:
     takes_exits: whether the student may have several exits of its own.
     needs: what the networks must give it: "logits" alone; "features", of any rank; "maps",
       (B, H, W, C); "preactivations", of any rank; "stages" that the student can be cut at.
+    same_classes: in words, why the teacher must predict the student's classes; "" where it need
+      not, since no logits are compared.
   """
 
   summary: str
@@ -209,6 +230,16 @@ class Method:
   baseline: Callable[[Pair], Training] | None = None
   takes_exits: bool = False
   needs: Literal["logits", "features", "maps", "preactivations", "stages"] = "logits"
+  same_classes: str = "compares logits"
+
+  def why_same_classes(self, own: ml_collections.ConfigDict) -> str:
+    """`same_classes` with these hyperparameters, which may have a second stage of soft targets."""
+    if not self.same_classes and own.get("two_stage") and own.second_kd_weight:
+      return (
+        f"compares logits in its second stage (method.second_kd_weight={own.second_kd_weight:g}; "
+        "0 leaves them out)"
+      )
+    return self.same_classes
 
   @property
   def distils(self) -> bool:

@@ -95,7 +95,7 @@ def trainings(methods: Mapping[str, Method], pair: Pair) -> list[Training]:
   own = pair.hyperparameters
   if own.ramp != "none":
     distillations = [_ramped(d, pair) for d in distillations]
-  scheme = schemes.offline(pair.student, pair.modules, distillations, label_weight=own.label_weight)
+  scheme = schemes.offline(pair.student, pair.models, distillations, label_weight=own.label_weight)
   final = Training(
     DISTILLED,
     scheme,
@@ -119,7 +119,7 @@ def _in_two_stages(
     WARMUP,
     schemes.offline(
       pair.student,
-      pair.modules,
+      pair.models,
       distillations,
       label_weight=0.0,
       to_stage=deepest,
@@ -139,7 +139,7 @@ def _in_two_stages(
       "method.second_kd_weight=0.0 and method.second_label_weight=0.0: expected one of them > 0"
     )
   # Without soft targets nobody looks at a teacher any more.
-  teachers = pair.modules if soft_targets else {}
+  teachers = pair.models if soft_targets else {}
   second = Training(
     DISTILLED,
     schemes.offline(pair.student, teachers, soft_targets, label_weight=own.second_label_weight),

@@ -38,7 +38,7 @@ def _simkd(pair: Pair) -> list[Training]:
     DISTILLED,
     schemes.simkd(
       pair.student,
-      pair.modules,
+      pair.models,
       projectors,
       image_shape=pair.image_shape,
       stages=stages,
@@ -62,7 +62,7 @@ def _simkd(pair: Pair) -> list[Training]:
       f"method.kd_weight={own.kd_weight}: expected 0 with classifier='sequential' and "
       f"{len(pair.teachers)} teachers"
     )
-  teachers = [pair.teacher.module] if own.kd_weight else []
+  teachers = [pair.teacher.model] if own.kd_weight else []
   classifier = Training(
     DISTILLED,
     schemes.fresh_classifier(
@@ -119,5 +119,6 @@ METHODS = {
     },
     trainings=_simkd,
     needs="features",
+    same_classes="predicts through the teacher's classifier",
   ),
 }

@@ -1,5 +1,6 @@
 """Training any scheme: one mapped step, stages, checkpoints. Knows no method by name."""
 
+from jaxkd.train.expected import Expected
 from jaxkd.train.loop import Finished, train_stage
 from jaxkd.train.optimizers import learning_rate_schedule, make_optimizer, take_turns
 from jaxkd.train.reporting import Reporter, Silent
@@ -10,6 +11,7 @@ from jaxkd.train.watch import Diverged, NonFinite
 
 __all__ = [
   "Diverged",
+  "Expected",
   "Finished",
   "NonFinite",
   "Reporter",

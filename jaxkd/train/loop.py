@@ -20,6 +20,7 @@ from jaxkd.train import devices as mapping
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.dispatch import Dispatch
 from jaxkd.train.evaluator import Scores, make_evaluator
+from jaxkd.train.expected import warn_if_worse
 from jaxkd.train.feeding import Feed
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.train.resident import reading
@@ -53,6 +54,7 @@ def train_stage(
   devices: Sequence[jax.Device],
   reporter: Reporter,
   given: Mapping[str, Any] | None = None,
+  untrained: Sequence[str] = (),
   validation: Any = None,
   test: Any = None,
   evaluate_every: int = 1,
@@ -69,7 +71,8 @@ def train_stage(
     directory: of this stage's checkpoints.
     devices: that share each batch (`jaxkd.train.device_choice.local_devices`).
     reporter: told of every step and epoch.
-    given: participants that start with these variables (`starting_variables`).
+    given: participants that start with these variables (`starting_variables`), or `stage.given`.
+    untrained: participants that do not learn and are drawn at random all the same.
     validation: examples scored every `evaluate_every` epochs and at the end; they choose "best".
     test: examples scored once, after everything is chosen.
     evaluate_every: epochs between validations.
@@ -84,25 +87,26 @@ def train_stage(
 
   Raises:
     Interrupted: once all is saved, if `stop` was asked to stop.
-    ConfigError: if given variables do not fit, no checkpoint present can be read, or targets that
-      are to be cached cannot be.
+    ConfigError: if given variables do not fit, or there are none for a participant that does not
+      learn, no checkpoint present can be read, or targets that are to be cached cannot be.
     Diverged: if a step was not finite, or what is to be saved is not.
   """
   stop = stop or Interruption()
   nonfinite = nonfinite or NonFinite()
-  example = _example_batch(stage)
+  given = {**stage.given, **(given or {})}
   first = FirstState(
     stage.scheme,
     stage.optimizer,
-    example,
+    _example_batch(stage),
     given=given,
+    untrained=untrained,
     average=stage.average_decay is not None,
   )
   evaluate = make_evaluator(stage, devices)
+  if not stage.epochs:
+    return _untrained(stage, first.shapes, given, reporter, evaluate, validation, test)
   if not stage.reported:
     validation = test = None
-  if not stage.epochs:
-    return _untrained(stage, first.shapes, given or {}, reporter, evaluate, test)
   feed = Feed(stage, first.shapes, devices, directory=targets)
   checkpoints = Checkpoints(directory)
   beginning = feed.iterator.get_state()
@@ -156,6 +160,7 @@ def _untrained(
   given: Mapping[str, Any],
   reporter: Reporter,
   evaluate: Callable[[Participants, Any], Scores],
+  validation: Any,
   test: Any,
 ) -> Finished:
   """What a stage of no epochs leaves: networks that came trained, as they came."""
@@ -166,7 +171,8 @@ def _untrained(
   reporter.stage_started(stage.name, 0, [])
   participants = mapping.host_copy(dict(given))
   check_finite(stage.name, participants)
-  scores = evaluate(participants, test) if test is not None else {}
+  warn_if_worse(stage, lambda chosen: evaluate(participants, chosen), validation, reporter)
+  scores = evaluate(participants, test) if stage.reported and test is not None else {}
   reporter.stage_ended(stage.name)
   return Finished(participants, [], scores)
 

@@ -10,6 +10,7 @@ import optax
 
 from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.train.devices import AXIS_NAME
+from jaxkd.train.expected import Expected
 from jaxkd.train.state import TrainState
 from jaxkd.train.step import Metrics, Prepare, evaluation_step, training_step
 from jaxkd.types import Batch, Participants, Scheme
@@ -34,6 +35,8 @@ class Stage:
     label: what the trained network is called in tables.
     inherit: participant -> "stage/participant" of an earlier stage, whose final variables it takes.
     given: participant -> variables it starts with, from outside the experiment.
+    expected: of networks that come trained, how well they are to predict; a run warns before others
+      learn from them if they do not (`jaxkd.train.expected`). None is not checked.
     keep: "last" hands on the final participants, "best" those with the best validation accuracy.
     accumulate: parts into which each batch is cut to save memory.
     average_decay: of a moving average of the learners, with which they then predict.
@@ -59,6 +62,7 @@ class Stage:
   label: str
   inherit: Mapping[str, str] = dataclasses.field(default_factory=dict)
   given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  expected: Expected | None = None
   keep: str = "last"
   accumulate: int = 1
   average_decay: float | None = None

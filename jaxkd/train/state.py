@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import participants as trees
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.types import Array, Batch, Participants, Scheme
 
 
@@ -68,6 +68,7 @@ class FirstState:
     batch: Batch,
     *,
     given: Mapping[str, Any] | None = None,
+    untrained: Sequence[str] = (),
     average: bool = False,
   ) -> None:
     """Computes nothing.
@@ -77,10 +78,13 @@ class FirstState:
       optimizer: over the learners' parameters.
       batch: an example batch, for its shapes.
       given: participants that are not drawn afresh but start with these variables.
+      untrained: participants that do not learn and are drawn afresh all the same: what is learned
+        from them is learned from random weights.
       average: whether to keep a moving average of the learners' parameters.
 
     Raises:
-      ConfigError: if given variables do not fit the participant, naming the first difference.
+      ConfigError: if given variables do not fit the participant, naming the first difference; for
+        a participant of which nothing learns, if it is neither given nor `untrained`.
     """
 
     def create(rng: Array, batch: Batch, given: Mapping[str, Any]) -> TrainState:
@@ -88,6 +92,7 @@ class FirstState:
       drawn = scheme.init(init_rng, batch)
       for name, variables in given.items():
         check_same_architecture(name, drawn, variables)
+      check_frozen(drawn, scheme.learners, given, untrained)
       # XLA drops the work of drawing participants that are then replaced.
       participants = {**drawn, **given}
       learning = trees.select(participants, scheme.learners)
@@ -120,10 +125,12 @@ def create_state(
   batch: Batch,
   *,
   given: Mapping[str, Any] | None = None,
+  untrained: Sequence[str] = (),
   average: bool = False,
 ) -> TrainState:
   """A stage's first state, drawn by `rng`; see `FirstState`."""
-  return FirstState(scheme, optimizer, batch, given=given, average=average).values(rng)
+  first = FirstState(scheme, optimizer, batch, given=given, untrained=untrained, average=average)
+  return first.values(rng)
 
 
 def _is_traced() -> bool:
@@ -144,4 +151,34 @@ def check_same_architecture(name: str, expected: Participants, variables: Any) -
       raise ConfigError(
         f"the weights given for {name!r} are of another architecture: at {path} they have shape "
         f"{have.get(path, 'nothing')}, the model needs {want.get(path, 'nothing')}"
+      )
+
+
+def check_frozen(
+  participants: Participants,
+  learners: Sequence[str],
+  given: Mapping[str, Any],
+  untrained: Sequence[str],
+) -> None:
+  """Raises a ConfigError for a participant that does not learn and has random weights unasked.
+
+  Args:
+    participants: all of a scheme's.
+    learners: of the scheme.
+    given: those whose variables come from elsewhere.
+    untrained: those that are meant to be drawn.
+  """
+  if isinstance(untrained, str):
+    raise ConfigError(f"untrained={untrained!r}: expected a sequence of names, ({untrained!r},)")
+  for name in untrained:
+    if name not in participants:
+      raise unknown_name("participant in untrained", name, participants)
+    if name in given:
+      raise ConfigError(f"untrained={tuple(untrained)!r}: {name!r} is given, so it is not drawn")
+  for name in trees.frozen(participants, learners):
+    # One without variables has nothing to be given.
+    if name not in given and name not in untrained and jax.tree.leaves(participants[name]):
+      raise ConfigError(
+        f"participant {name!r} does not learn and has no trained weights: expected them as "
+        f"given={{{name!r}: variables}}, or untrained=({name!r},) to draw them at random"
       )

@@ -74,7 +74,9 @@ def test_twins_make_the_same_update(benchmarks, channels_last):
   pair = pairs.Pair("resnet8_w8", "resnet8_w4", (8, 8, 1), batch_size=16)
   against = importlib.import_module("benchmarks.against_pytorch")
   batch = pairs.random_batch(pair.image_shape, pair.batch_size)
-  ours = pairs.Stepper(pairs.distilling(pair), batch, jax.local_devices()[:2])
+  ours = pairs.Stepper(
+    pairs.distilling(pair), batch, jax.local_devices()[:2], untrained=("teacher",)
+  )
   theirs = against.torch_step(pair, ours.participants, channels_last)
   images = torch.from_numpy(batch.images.transpose(0, 3, 1, 2).copy())
   ours.step()

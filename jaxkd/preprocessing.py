@@ -1,0 +1,148 @@
+"""From the images of a run to those that a network was trained on, on the device.
+
+A network that comes trained was trained on images of one mean, standard deviation and size. The
+images of a run have others. `as_trained` gives the network its own, whatever the run's are:
+
+    ours = Preprocessing((0.5,), (0.5,), (28, 28))
+    teacher = as_trained(load_bundle("runs/digits/bundles/teacher/teacher")[0], ours)
+    scheme = schemes.offline(student, {"teacher": teacher}, distillations)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.errors import ConfigError
+from jaxkd.types import Array, Network, Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+  """A network that is given the images of a run and sees those that it was trained on.
+
+  The schemes take it wherever they take a model. Its variables are the model's own.
+
+  Attributes:
+    module: the model.
+    given: the images that the scheme hands over.
+    wanted: the images that the model was trained on.
+  """
+
+  module: Any
+  given: Preprocessing
+  wanted: Preprocessing
+
+  def inputs(self, images: Array) -> Array:
+    """The images as the model sees them."""
+    return convert(images, given=self.given, wanted=self.wanted)
+
+
+def as_trained(network: Network, given: Preprocessing) -> Any:
+  """A network's model for schemes whose images are `given`: it sees those it was trained on.
+
+  Args:
+    network: with its `preprocessing`; None leaves the images as they are.
+    given: the images of the run.
+
+  Returns:
+    The module itself where nothing differs, else a Converted.
+
+  Raises:
+    ConfigError: if the numbers of channels differ.
+  """
+  wanted = network.preprocessing
+  if wanted is None or wanted == given:
+    return network.module
+  _check_channels(given, wanted)
+  return Converted(network.module, given, wanted)
+
+
+def plain(model: Any) -> Any:
+  """The model itself, without the conversion of its images."""
+  return model.module if isinstance(model, Converted) else model
+
+
+def inputs_of(model: Any, images: Array) -> Array:
+  """What a model, converted or not, sees of the images of a run."""
+  return model.inputs(images) if isinstance(model, Converted) else images
+
+
+def convert(images: Array, *, given: Preprocessing, wanted: Preprocessing) -> Array:
+  """Normalised images with another normalisation, and at another size.
+
+  Where nothing differs, there is no operation. Sizes change by linear interpolation, antialiased.
+
+  Args:
+    images: (B, H, W, C), (x - given.mean) / given.std of pixel values x in 0..1.
+    given: what they are; their size is taken from the images themselves.
+    wanted: what they become.
+
+  Raises:
+    ConfigError: if the numbers of channels differ.
+
+  >>> ours, theirs = Preprocessing((0.5,), (0.5,), (1, 1)), Preprocessing((0.0,), (0.25,), (1, 1))
+  >>> convert(jnp.ones((1, 1, 1, 1)), given=ours, wanted=theirs).item()
+  4.0
+  """
+  _check_channels(given, wanted)
+  if (given.mean, given.std) != (wanted.mean, wanted.std):
+    mean, std, new_mean, new_std = (
+      np.asarray(values, np.float64) for values in (given.mean, given.std, wanted.mean, wanted.std)
+    )
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    scale, shift = (
+      jnp.asarray(values.reshape(shape), images.dtype)
+      for values in (std / new_std, (mean - new_mean) / new_std)
+    )
+    images = images * scale + shift
+  if images.shape[-3:-1] != wanted.image_size:
+    size = (*images.shape[:-3], *wanted.image_size, images.shape[-1])
+    images = jax.image.resize(images, size, "linear", antialias=True)
+  return images
+
+
+def from_description(where: str, description: Mapping[str, Any]) -> Preprocessing | None:
+  """What a bundle's description says of its images; None if it has no mean or no std.
+
+  Raises:
+    ConfigError: for a mean or std that is not one number per channel.
+  """
+  height, width, channels = (int(size) for size in description["image_shape"])
+  if description.get("mean") is None or description.get("std") is None:
+    return None
+  return Preprocessing(
+    numbers(f"{where}: mean", description["mean"], channels),
+    numbers(f"{where}: std", description["std"], channels, positive=True),
+    (height, width),
+  )
+
+
+def numbers(where: str, values: Any, channels: int, *, positive: bool = False) -> tuple[float, ...]:
+  """A mean, or with `positive` a standard deviation, of so many channels.
+
+  Raises:
+    ConfigError: naming `where` and the value, if it is anything else.
+  """
+  wanted = f"expected {channels} finite numbers{' > 0' if positive else ''}, one per channel"
+  if not isinstance(values, list | tuple) or len(values) != channels:
+    raise ConfigError(f"{where}={values!r}: {wanted}")
+  for value in values:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or (positive and value <= 0):
+      raise ConfigError(f"{where}={values!r}: {wanted}")
+  return tuple(float(value) for value in values)
+
+
+def _check_channels(given: Preprocessing, wanted: Preprocessing) -> None:
+  if len(given.mean) != len(wanted.mean):
+    raise ConfigError(
+      f"images of {len(given.mean)} channels cannot be converted to those of {len(wanted.mean)}, "
+      "which the network was trained on"
+    )
