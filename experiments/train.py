@@ -73,19 +73,24 @@ def main(argv: list[str]) -> None:
   settings.lock()
   logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save
   if _SUMMARY.value:
+    _say_method(settings.method.name)
     overview.overview(settings, _CONSOLE)
     return
+  for flag in (_NUM_PROCESSES, _PROCESS_ID):
+    if flag.value is not None and not _are_several():
+      raise ConfigError(f"--{flag.name}={flag.value}: expected --coordinator=HOST:PORT with it")
   if _WORKDIR.value is None:
     raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
   compilation.remember_programs()
   host_memory.keep_freed_memory()
   device_choice.split_cpu(settings.cpu_devices, settings.batch_size)
-  if _DISTRIBUTED.value or _MPI.value or _COORDINATOR.value:
+  if _are_several():
     devices.join_processes(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, mpi=_MPI.value
     )
     lost_processes.on_abort(_end_alone)
   _CONSOLE.quiet = not devices.is_first_process()
+  _say_method(settings.method.name)
   try:
     experiment.run(settings, pathlib.Path(_WORKDIR.value), _CONSOLE, stop=_STOP)
   except Interrupted as where:
@@ -98,6 +103,18 @@ def main(argv: list[str]) -> None:
     if lost_processes.is_of_lost_process(error):
       _end_alone()
     _end(_last_words(error))
+
+
+def _are_several() -> bool:
+  """Whether the flags ask for one of several processes."""
+  return bool(_DISTRIBUTED.value or _MPI.value or _COORDINATOR.value)
+
+
+def _say_method(method: str) -> None:
+  """Prints which method a config file chose, where --config names none."""
+  file, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+  if not argument:
+    _say(f"method {method}, as --config={file} names none; another is --config={file}:METHOD")
 
 
 def _last_words(error: Exception) -> str:

@@ -119,6 +119,8 @@ def _make(
   """The run, once nothing speaks against it; returns the summary."""
   if devices.is_first_process():
     report.write_atomically(workdir / "config.json", _as_json(settings))
+    for remark in recipes.remarks(settings):
+      console.print(remark, soft_wrap=True, highlight=False, markup=False)
     for stage in stages:
       for note in stage.notes:
         console.print(f"{stage.name}: {note}", soft_wrap=True, highlight=False, markup=False)

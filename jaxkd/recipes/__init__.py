@@ -127,6 +127,12 @@ def check_config(settings: ml_collections.ConfigDict) -> None:
   consistency.check(settings, with_teacher=name == "teacher" or is_taught(name))
 
 
+def remarks(settings: ml_collections.ConfigDict) -> list[str]:
+  """A line for every field of a valid config that has less effect than it seems to."""
+  name = settings.method.name
+  return consistency.remarks(settings, with_teacher=name == "teacher" or is_taught(name))
+
+
 def is_taught(name: str) -> bool:
   """Whether students of a method, or of several added up, learn from a teacher trained before.
 

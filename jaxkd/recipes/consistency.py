@@ -6,6 +6,7 @@ import ml_collections
 
 from jaxkd import models
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.train.optimizers import drops_after_the_end
 
 
 def check(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> None:
@@ -24,6 +25,13 @@ def check(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> None:
       _check_model(own.model)
     if own.optimizer == "sgd" and own.nesterov and not own.momentum:
       raise ConfigError(f"{role}.nesterov=True: needs momentum > 0, got {role}.momentum=0")
+    comes_trained = own.get("bundle") or own.get("weights")
+    # A number of updates that int32 does not count is the schedule's matter.
+    if own.epochs < own.warmup_epochs < 2**31 and not comes_trained:
+      raise ConfigError(
+        f"{role}.warmup_epochs={own.warmup_epochs:g}: expected a number <= {own.epochs}, as "
+        f"{role}.epochs says, since the learning rate would not be reached"
+      )
   if with_teacher:
     _check_images(settings.teacher)
   for name in settings.method.get("models", ()):
@@ -42,6 +50,34 @@ def _check_images(teacher: ml_collections.ConfigDict) -> None:
         f"teacher.{field}={teacher[field]}: expected {unset} without teacher.bundle and "
         "teacher.weights, as a teacher that is trained in this run sees its images"
       )
+
+
+def remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list[str]:
+  """A line for every field that a run accepts, and that has less effect on it than it seems to.
+
+  Args:
+    settings: a config that `check` accepts.
+    with_teacher: whether a teacher is trained, or comes trained.
+  """
+  found = []
+  comes_trained = settings.teacher.bundle or settings.teacher.weights
+  used = ["student"] if settings.method.name != "teacher" else []
+  used += ["teacher"] if with_teacher and not comes_trained else []
+  for role in used:
+    own = settings[role]
+    late = drops_after_the_end(own.drops, own.epochs) if own.schedule == "step" else ()
+    if late:
+      which = ", ".join(f"{epoch:g}" for epoch in late)
+      found.append(
+        f"{role}.drops={tuple(own.drops)}: without effect at {which}, as {role}.epochs={own.epochs}"
+      )
+  method = settings.method
+  if method.get("ramp", "none") != "none" and method.ramp_epochs > settings.student.epochs:
+    found.append(
+      f"method.ramp_epochs={method.ramp_epochs:g} is longer than the training, "
+      f"student.epochs={settings.student.epochs}: the weight at its end is not reached"
+    )
+  return found
 
 
 def _check_model(name: str) -> None:

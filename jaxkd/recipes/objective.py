@@ -90,9 +90,15 @@ def trainings(methods: Mapping[str, Method], pair: Pair) -> list[Training]:
       at_hand = dataclasses.replace(part, at=teacher)
       before += method.before(at_hand) if method.before else []
       distillations += method.distillations(at_hand)
-  if len(parts) == 1 and pair.hyperparameters.get("two_stage"):
-    return [*before, *_in_two_stages(parts[0][0], pair, distillations, before)]
   own = pair.hyperparameters
+  _check_used(own)
+  learned = any(callable(d.weight) or d.weight for d in distillations)
+  if len(parts) == 1 and own.get("two_stage"):
+    if not learned:
+      raise ConfigError(_NOTHING.format("two_stage=True"))
+    return [*before, *_in_two_stages(parts[0][0], pair, distillations, before)]
+  if not learned and not own.label_weight:
+    raise ConfigError(_NOTHING.format("method.label_weight=0.0"))
   if own.ramp != "none":
     distillations = [_ramped(d, pair) for d in distillations]
   scheme = schemes.offline(pair.student, pair.models, distillations, label_weight=own.label_weight)
@@ -104,6 +110,21 @@ def trainings(methods: Mapping[str, Method], pair: Pair) -> list[Training]:
     notes=_notes(distillations),
   )
   return [*before, final]
+
+
+_NOTHING = "all weights of the method are 0 with {}: expected one > 0, as nothing is learned"
+
+
+def _check_used(own: Mapping[str, object]) -> None:
+  """Raises a ConfigError for a field that is set and that another one leaves without effect."""
+  if own.get("ramp") == "none":
+    for field in ("ramp_epochs", "ramp_start"):
+      if own[field]:
+        raise ConfigError(f"method.{field}={own[field]}: expected 0 with ramp='none'")
+  if own.get("two_stage") is False and own["first_learning_rate"]:
+    raise ConfigError(
+      f"method.first_learning_rate={own['first_learning_rate']}: expected 0 with two_stage=False"
+    )
 
 
 def _in_two_stages(

@@ -32,12 +32,15 @@ def learning_rate_schedule(
     learning_rate: the peak.
     epochs: length of the stage.
     steps_per_epoch: updates per epoch.
-    drops: epochs after which "step" drops.
+    drops: epochs after which "step" drops, each at an update of its own. What comes after the
+      last epoch has no effect (`drops_after_the_end`).
     drop_factor: what "step" multiplies by.
-    warmup_epochs: the rate rises linearly over so many epochs, whatever the schedule.
+    warmup_epochs: the rate rises linearly over so many epochs, whatever the schedule; at most
+      `epochs`.
 
   Raises:
-    ConfigError: for an unknown name, or a warmup of 2**31 updates or more.
+    ConfigError: for an unknown name, a warmup that is longer than the stage or of 2**31 updates or
+      more, and for drops that come before the first update or two at one.
 
   >>> rate = learning_rate_schedule(
   ...   "step", learning_rate=0.5, epochs=4, steps_per_epoch=10, drops=(2,))
@@ -47,10 +50,9 @@ def learning_rate_schedule(
   if name == "constant":
     base = optax.constant_schedule(learning_rate)
   elif name == "step":
-    places = [round(epoch * steps_per_epoch) for epoch in drops]
     # Counts of updates are int32, and never come to what is more.
-    boundaries = {place: drop_factor for place in places if place < 2**31}
-    base = optax.piecewise_constant_schedule(learning_rate, boundaries)
+    places = [place for place in _places(drops, steps_per_epoch) if place < 2**31]
+    base = optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(places, drop_factor))
   elif name == "cosine":
     base = optax.cosine_decay_schedule(learning_rate, max(1, round(epochs * steps_per_epoch)))
   else:
@@ -60,7 +62,41 @@ def learning_rate_schedule(
     return base
   if warmup >= 2**31:
     raise ConfigError(f"warmup_epochs={warmup_epochs:g}: more updates than int32 counts")
+  if warmup_epochs > epochs:
+    raise ConfigError(
+      f"warmup_epochs={warmup_epochs:g}: expected a number <= {epochs:g}, the epochs of the "
+      "training, which would end before the learning rate is reached"
+    )
   return lambda count: base(count) * jnp.minimum(1.0, (count + 1) / warmup)
+
+
+def _places(drops: Sequence[float], steps_per_epoch: int) -> list[int]:
+  """The numbers of updates after which the rate drops; each at least 1, and more than the last."""
+  places: list[int] = []
+  for epoch in drops:
+    place = round(epoch * steps_per_epoch)
+    if place < 1:
+      raise ConfigError(
+        f"drops={tuple(drops)}: {epoch:g} is before the first update, of which an epoch has "
+        f"{steps_per_epoch}; a lower learning_rate does the same"
+      )
+    if places and place <= places[-1]:
+      raise ConfigError(
+        f"drops={tuple(drops)}: {drops[len(places) - 1]:g} and {epoch:g} are both after update "
+        f"{place}, where the rate can drop once; expected at least 1/{steps_per_epoch} of an epoch "
+        "between them, or a lower drop_factor"
+      )
+    places.append(place)
+  return places
+
+
+def drops_after_the_end(drops: Sequence[float], epochs: float) -> tuple[float, ...]:
+  """The drops of a "step" schedule that have no effect on a training of so many epochs.
+
+  >>> drops_after_the_end((150, 180, 210), 180)
+  (180, 210)
+  """
+  return tuple(epoch for epoch in drops if epoch >= epochs)
 
 
 def make_optimizer(
