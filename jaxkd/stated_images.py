@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import ml_collections
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.stated_images"):
+  import ml_collections
 
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
