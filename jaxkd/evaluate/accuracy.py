@@ -45,8 +45,9 @@ def score(
   if where is not None:
     weights = jnp.where(_over_positions("where", jnp.asarray(where), logits) != 0, weights, 0.0)
   if labels.shape == logits.shape[:-1]:
-    classes = labels
-    known = (labels >= 0) & (labels < logits.shape[-1])
+    # A narrow dtype may not hold the number of classes.
+    classes = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+    known = (classes >= 0) & (classes < logits.shape[-1])
   elif labels.shape == logits.shape:
     classes = jnp.argmax(labels, axis=-1)
     # Looser than the cross-entropy's own check, whose gradient they would be.

@@ -66,6 +66,9 @@ def cross_entropy(
   check_fraction("label_smoothing", label_smoothing)
   (logits,) = widen(logits, what="cross_entropy")
   labels = jnp.asarray(labels)
+  if labels.dtype.itemsize < 4 and jnp.issubdtype(labels.dtype, jnp.integer):
+    # Which may not hold the number of classes.
+    labels = labels.astype(jnp.int32)
   hard = labels.shape == logits.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer)
   if not hard and labels.shape != logits.shape:
     raise ConfigError(
@@ -75,9 +78,10 @@ def cross_entropy(
   weights = effective_weights("cross_entropy", logits, weights, where)
   weighed = None if weights is None else weights != 0
   logits, labels = keep(weighed, logits, labels)
-  log_p = log_probabilities(logits)
-  losses = -_log_likelihoods(log_p, labels, hard, label_smoothing)
   known = _are_classes(labels, hard, logits.shape[-1])
+  if hard:
+    labels = jnp.where(known, labels, 0)
+  losses = -_log_likelihoods(log_probabilities(logits), labels, hard, label_smoothing)
   # A factor, not a value, so that the gradient is NaN as well.
   losses = losses * jnp.where(known if weighed is None else known | ~weighed, 1.0, jnp.nan)
   if weights is None:
