@@ -38,10 +38,19 @@ digits-table: $(INSTALLED)
 parity: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_golden.py tests/test_golden_models.py --float32 -n auto
 
-# With PyTorch itself (its CPU build, 200 MB): a teacher that a plain script trained is as good here.
-TORCH := torch==2.13.0+cpu
+# With PyTorch itself: a teacher that a plain script trained is as good here. An installed 2.13.0 of any
+# build is used as it is. Else pip takes the CPU build (200 MB) from PyTorch's own index or from a folder
+# that pip knows (PIP_FIND_LINKS); where neither is at hand, the usual registry's build, which for Linux
+# has CUDA with it (3 GB). The first line is for torch alone: an index out of reach is waited for once.
+TORCH := torch==2.13.0
+CPU_BUILDS := https://download.pytorch.org/whl/cpu
+define install_torch
+	$(BIN)/pip install -qq --retries 1 --no-deps --extra-index-url $(CPU_BUILDS) $(TORCH)
+	$(BIN)/pip install --quiet $(TORCH)
+endef
+
 torch: $(INSTALLED)
-	$(BIN)/pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+	$(install_torch)
 	$(BIN)/python -m pytest tests/with_torch -s
 
 # Breaks the losses on purpose, one way at a time: which test notices? (about ten minutes)
@@ -123,7 +132,7 @@ dry-run: $(INSTALLED)
 # Our times over others', measured side by side: of losses, steps, whole runs and cohorts; FLOPs over
 # the fewest. PyTorch and torchdistill are for this alone (its other dependencies are not needed).
 bench: $(INSTALLED)
-	$(BIN)/pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+	$(install_torch)
 	$(BIN)/pip install --quiet --no-deps torchdistill==1.1.5
 	$(BIN)/python experiments/bench.py --output experiments/results/bench.json
 	$(BIN)/python experiments/bench_profiles.py --output experiments/results/bench_profiles.md

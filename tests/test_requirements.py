@@ -229,3 +229,14 @@ def test_the_install_lines_are_such_as_pip_of_python_3_11_reads():
   for scheme, rest in addresses:
     assert scheme == "file" or not rest.startswith("/"), scheme
   assert "git+file:///" not in README
+
+
+@pytest.mark.parametrize("target", ["torch", "bench"])
+def test_any_build_of_pytorch_will_do(tmp_path, target):
+  """A local version ("+cpu") is on PyTorch's own index alone."""
+  command = ["make", "-n", target, f"VENV={tmp_path}"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+  installs = [line for line in done.stdout.splitlines() if re.search(r" torch[=<>~]", line)]
+  assert [line.split()[-1] for line in installs] == ["torch==2.13.0"] * 2
+  # An index that is out of reach is asked for one package, and not for all that this one needs.
+  assert ["--no-deps" in line for line in installs] == ["index-url" in line for line in installs]
