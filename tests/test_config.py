@@ -63,6 +63,10 @@ def wrong_values(path, field):
   if field.meaning == "a tuple of positive numbers":
     wrong = [(0.0,), (-1.0, 1.0), (math.inf,), ("1",), (None,), (True,)]
     return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
+  if path[-1] in ("mean", "std"):
+    wrong = [(math.nan,), ("1",), (None,), (True,), ((0.5,), 0.5), ((("1",),),)]
+    wrong += [(0.0,), (-1.0,), ((0.5,), (0.0,))] if path[-1] == "std" else []
+    return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
   assert field.meaning == "a tuple of names"
   return st.one_of(st.text(), st.none(), st.just(()), st.lists(st.integers(), min_size=1))
 
@@ -195,7 +199,7 @@ def test_imagenet_is_the_tables_recipe_for_both_pairs(method):
 def test_cifar100_is_repdistillers_recipe(method):
   settings = importlib.import_module("configs.cifar100").get_config(method)
   for network in (settings.teacher, settings.student):
-    others = ("model", "bundle", "weights", "count", "rescore")
+    others = ("model", "bundle", "weights", "mean", "std", "image_size", "count", "rescore")
     recipe = {name: network[name] for name in network if name not in others}
     assert recipe == {
       "epochs": 240,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -12,6 +13,7 @@ from flax import linen as nn
 
 from jaxkd import schemes
 from jaxkd.data import ArrayExamples, normalize, pad_crop
+from jaxkd.participants import frozen
 from jaxkd.train import Stage
 from jaxkd.types import Batch, Output
 
@@ -90,6 +92,11 @@ def batch(size=8, seed=0):
   chosen = examples(size, seed)
   images = jnp.asarray(chosen.fetch(np.arange(size)), jnp.float32) / 128 - 0.5
   return Batch(images, jnp.asarray(chosen.labels), jnp.ones(size), jnp.arange(size))
+
+
+def bystanders(scheme):
+  """The participants that do not learn, which a test means to be drawn at random."""
+  return frozen(jax.eval_shape(scheme.init, jax.random.key(0), batch()), scheme.learners)
 
 
 def stage(**changes):

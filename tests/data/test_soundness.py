@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from jaxkd import plan, recipes
-from jaxkd.data import UNLABELLED, ArrayExamples, Dataset, RecordExamples, check_dataset
+from jaxkd.data import (
+  UNLABELLED,
+  ArrayExamples,
+  Dataset,
+  RecordExamples,
+  check_dataset,
+  unseen_classes,
+)
 from jaxkd.errors import ConfigError
 
 
@@ -42,8 +49,7 @@ class Floats:
     ({"train": examples([0, -2, 1, 2])}, "train: label of example 1 is -2, not in 0..2"),
     ({"test": examples([0, UNLABELLED])}, "test: label of example 1 is -1, not in 0..2"),
     ({"validation": examples([9])}, "validation: label of example 0 is 9, not in 0..2"),
-    ({"train": examples([0, 0, 2])}, "train: class 1 of 3 has no example"),
-    ({"train": examples([0])}, "train: class 1 and 1 more of 3 has no example"),
+    ({"train": examples([UNLABELLED])}, "train: no example has a label"),
     ({"test": examples([])}, "test: there are no examples"),
     (
       {"image_shape": (2, 3, 1)},
@@ -69,5 +75,18 @@ def test_images_of_another_type_on_disk_are_named():
 
 def test_an_experiment_looks_at_data_that_it_is_handed():
   settings = recipes.base_config("kd")
-  with pytest.raises(ConfigError, match=r"^data set 'own': train: class 1 of 3 has no example$"):
-    plan.dataset(settings, lambda name, **options: dataset(train=examples([0, 2, 0])))
+  with pytest.raises(ConfigError, match=r"^data set 'own': train: label of example 1 is 3, not in"):
+    plan.dataset(settings, lambda name, **options: dataset(train=examples([0, 3, 0])))
+
+
+@pytest.mark.parametrize(
+  ("labels", "note"),
+  [
+    ([0, 1, 2], ""),
+    ([0, 0, 2], "class 1 of 3 has no training example"),
+    ([UNLABELLED, 1], "class 0 and 1 more of 3 has no training example"),
+  ],
+)
+def test_a_class_without_a_training_example_is_accepted_and_named(labels, note):
+  data = check_dataset(dataset(train=examples(labels)))
+  assert unseen_classes(data) == note

@@ -176,6 +176,7 @@ def test_targets_that_devices_cannot_hold_need_a_directory(tmp_path):
       directory=tmp_path,
       devices=jax.local_devices()[:1],
       reporter=Silent(),
+      untrained=("teacher",),
     )
 
 

@@ -95,7 +95,9 @@ def steps(device_count, accumulate, poisons):
   )
   optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), out_of_bounds)
   scheme = two_learners(poisons, device=device_count - 1)
-  state = create_state(scheme, optimizer, jax.random.key(0), batch(), average=True)
+  state = create_state(
+    scheme, optimizer, jax.random.key(0), batch(), untrained=("bystander",), average=True
+  )
   chosen = jax.local_devices()[:device_count]
   step = training_step(
     scheme,
@@ -183,6 +185,7 @@ def train(
     directory=directory,
     devices=jax.local_devices()[:2],
     reporter=reporter or Silent(),
+    untrained=("bystander",),
     checkpoint_seconds=seconds,
     steps_per_dispatch=together,
     nonfinite=policy,

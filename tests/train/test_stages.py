@@ -31,7 +31,7 @@ def test_a_stage_without_a_predictor_is_trained_handed_on_and_shown(tmp_path):
     train_stage, devices=jax.local_devices()[:1], reporter=Silent(), validation=examples(9)
   )
   first = stage(name="warmup", scheme=FIRST, epochs=2, reported="", average_decay=None)
-  done = run(first, directory=tmp_path / "first", test=examples(9))
+  done = run(first, directory=tmp_path / "first", untrained=("teacher",), test=examples(9))
   assert done.test == {}
   assert all("validation" not in row for row in done.rows)
   assert done.rows[1]["train"]["loss"] < done.rows[0]["train"]["loss"]

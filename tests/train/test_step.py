@@ -15,7 +15,7 @@ from jaxkd.data import normalize, pad_crop
 from jaxkd.schemes import Distillation
 from jaxkd.train import create_state, devices, training_step
 from jaxkd.types import Aux, Batch, Context, Output, Scheme, Terms
-from tests.tiny import TinyNet, batch
+from tests.tiny import TinyNet, batch, bystanders
 
 
 def as_it_is(keys, batch):
@@ -32,7 +32,14 @@ def run_steps(
 ):
   """The state after a few steps over the same global batches, computed once for all tests."""
   optimizer = optax.sgd(0.1, momentum=0.9)
-  state = create_state(scheme, optimizer, jax.random.key(0), batch(), average=decay is not None)
+  state = create_state(
+    scheme,
+    optimizer,
+    jax.random.key(0),
+    batch(),
+    untrained=bystanders(scheme),
+    average=decay is not None,
+  )
   chosen = jax.local_devices()[:device_count]
   step = devices.map_training_step(
     training_step(
@@ -116,7 +123,7 @@ def test_replicas_never_diverge(axis_name):
 def test_the_teacher_is_neither_trained_nor_are_its_statistics_moved():
   scheme = distilling()
   before = create_state(
-    scheme, optax.sgd(0.1, momentum=0.9), jax.random.key(0), batch()
+    scheme, optax.sgd(0.1, momentum=0.9), jax.random.key(0), batch(), untrained=("teacher",)
   ).participants
   after, _ = run_steps(scheme, 2, steps=2)
   for a, b in zip(

@@ -1,0 +1,114 @@
+"""A participant that does not learn has trained weights, or is drawn because a caller says so."""
+
+import jax
+import optax
+import pytest
+
+from jaxkd import losses, schemes
+from jaxkd.errors import ConfigError
+from jaxkd.schemes import Distillation
+from jaxkd.train import Silent, create_state, train_stage
+from jaxkd.train.state import FirstState
+from tests.models.drawn import drawn
+from tests.tiny import TinyNet, batch, stage
+
+KD = Distillation("kd", losses.knowledge_distillation)
+MISSING = (
+  r"^participant 'teacher' does not learn and has no trained weights: .*untrained=\('teacher'"
+)
+SCHEME = schemes.offline(TinyNet(), {"teacher": TinyNet(width=6)}, [KD])
+
+
+def arguments(scheme=SCHEME):
+  return scheme, optax.sgd(0.1), jax.random.key(0), batch()
+
+
+def trained():
+  return drawn(TinyNet(width=6), batch().images)
+
+
+@pytest.mark.parametrize(
+  "scheme",
+  [
+    SCHEME,
+    schemes.fresh_classifier(TinyNet(), TinyNet(), image_shape=(6, 6, 1), kd_weight=1.0),
+    schemes.simkd(
+      TinyNet(),
+      TinyNet(),
+      TinyNet(),
+      image_shape=(6, 6, 1),
+      stages=("stage2", "stage2"),
+    )._replace(init=SCHEME.init, learners=("student",)),
+  ],
+  ids=["offline", "sequential", "simkd"],
+)
+def test_a_forgotten_teacher_is_named(scheme):
+  with pytest.raises(ConfigError, match=MISSING):
+    create_state(*arguments(scheme))
+  with pytest.raises(ConfigError, match=MISSING):
+    jax.eval_shape(
+      lambda key: create_state(scheme, optax.sgd(0.1), key, batch()), jax.random.key(0)
+    )
+
+
+def test_a_forgotten_generation_is_named():
+  teaching = Distillation("kd", losses.knowledge_distillation, teacher="generation_1")
+  scheme = schemes.born_again(TinyNet(), [teaching], generation=2)
+  given = {"generation_1": drawn(TinyNet(), batch().images)}
+  with pytest.raises(ConfigError, match=r"^participant 'generation_0' does not learn"):
+    create_state(*arguments(scheme), given=given)
+
+
+def test_a_forgotten_teacher_ends_a_stage_before_it_starts(tmp_path):
+  options = {"directory": tmp_path, "devices": jax.local_devices()[:1], "reporter": Silent()}
+  with pytest.raises(ConfigError, match=MISSING):
+    train_stage(stage(scheme=SCHEME), **options)
+  with pytest.raises(ConfigError, match=MISSING):
+    train_stage(stage(scheme=SCHEME, epochs=0), **options)
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_a_stage_gives_need_not_be_given_again(tmp_path):
+  short = stage(scheme=SCHEME, epochs=1, given={"teacher": trained()}, reported="")
+  done = train_stage(short, directory=tmp_path, devices=jax.local_devices()[:1], reporter=Silent())
+  jax.tree.map(
+    lambda one, other: (one == other).all() or pytest.fail("another teacher"),
+    done.participants["teacher"],
+    jax.device_get(trained()),
+  )
+
+
+def test_a_teacher_is_drawn_where_that_is_meant():
+  one = create_state(*arguments(), untrained=("teacher",))
+  other = create_state(*arguments(), given={"teacher": one.participants["teacher"]})
+  jax.tree.map(lambda a, b: pytest.fail("differs") if (a != b).any() else None, one, other)
+  assert FirstState(SCHEME, optax.sgd(0.1), batch(), untrained=["teacher"]).shapes.step.shape == ()
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"untrained": ("techer",)}, r"^unknown participant in untrained 'techer': did you mean"),
+    ({"untrained": "teacher"}, r"^untrained='teacher': expected a sequence of names"),
+    (
+      {"untrained": ("teacher",), "given": {"teacher": trained()}},
+      r"^untrained=\('teacher',\): 'teacher' is given",
+    ),
+    ({"given": {"teacher": {}}}, r"^the weights given for 'teacher' are of another architecture"),
+  ],
+)
+def test_a_wrong_name_is_a_line(options, message):
+  with pytest.raises(ConfigError, match=message):
+    create_state(*arguments(), **options)
+
+
+def test_those_without_variables_and_those_that_learn_a_part_need_none():
+  state = create_state(*arguments(schemes.supervised(TinyNet())))
+  assert set(state.participants) == {"student"}
+  part = schemes.fresh_classifier(TinyNet(), image_shape=(6, 6, 1))
+  create_state(*arguments(part))
+
+  def init(rng, data):
+    return {**SCHEME.init(rng, data), "teacher": {}}
+
+  create_state(*arguments(SCHEME._replace(init=init)))
