@@ -24,35 +24,35 @@ class Net(eqx.Module):
     self.classifier = eqx.nn.Linear(width, 10, key=second)
 
   def __call__(self, image):
-    """From one image (1, H, W) to logits and the map (H, W, C)."""
+    """From one image (1, H, W) to logits and the map (H, W, C), jaxkd's order of axes."""
     features = jax.nn.relu(self.convolution(image))
-    # equinox puts channels first, jaxkd last.
     return self.classifier(features.mean((1, 2))), jnp.moveaxis(features, 0, -1)
 
 
 @eqx.filter_jit
-def step(student, teacher, images, labels, learning_rate=0.1):
-  """One step of SGD for the student, from logits and attention maps."""
+def step(student, teacher, images, labels, weight=1.0, learning_rate=0.1):
+  """One step of SGD for the student, from labels, and the teacher's logits and attention maps."""
 
   def objective(student):
     logits, maps = jax.vmap(student)(images)
     soft, teacher_maps = jax.vmap(teacher)(images)
     terms = soft_target_kl(logits, soft), 100.0 * attention_map_mse(maps, teacher_maps)
-    return cross_entropy(logits, labels) + sum(terms)
+    return cross_entropy(logits, labels) + weight * sum(terms)
 
   loss, gradient = eqx.filter_value_and_grad(objective)(student)
-  updates = jax.tree.map(lambda g: -learning_rate * g, gradient)
-  return eqx.apply_updates(student, updates), loss
+  return eqx.apply_updates(student, jax.tree.map(lambda g: -learning_rate * g, gradient)), loss
 
 
 def main(steps=10):
-  """Distils a (random) wide teacher into a narrow student; returns the losses."""
-  digits = sklearn.datasets.load_digits()
-  x, y = np.float32(digits.images[:64, None] / 16), digits.target[:64]
+  """Trains a wide teacher on labels, then a narrow student on both; returns its losses."""
+  images, y = sklearn.datasets.load_digits(return_X_y=True)
+  x, y = np.float32(images[:64].reshape(-1, 1, 8, 8) / 16), y[:64]
   teacher, student, losses = Net(16, jax.random.key(0)), Net(4, jax.random.key(1)), []
   for _ in range(steps):
+    teacher, _ = step(teacher, teacher, x, y, weight=0.0)
+  for _ in range(steps):
     student, loss = step(student, teacher, x, y)
-    losses.append(float(loss))
+    losses += [float(loss)]
   return losses
 
 
