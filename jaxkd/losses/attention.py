@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_maps, check_positive, is_number
 from jaxkd.losses.counting import counted_examples, keep, mean
-from jaxkd.losses.norms import l2_distance, l2_norm, l2_normalize
+from jaxkd.losses.norms import l2_distance, l2_norm, power_of_two
 from jaxkd.losses.precision import widen
 from jaxkd.losses.spatial import match_sizes
 from jaxkd.losses.stages import Stages, over_stages
@@ -79,7 +79,11 @@ def attention_map(
   (features,) = keep(counted_examples("attention_map", where, features), features)
   if not is_number(power) or power <= _SAFE_POWER:
     energy = _REDUCTIONS[reduce](_power(features, power, absolute), axis=-1)
-    return l2_normalize(energy, (1, 2), eps=eps, eps_added=eps_added)
+    # Slopes of the norm are as large as 1 / |q|^2, which float32 does not hold for |q| > 1e19.
+    scale = power_of_two(jnp.max(jnp.abs(energy), axis=(1, 2), keepdims=True))
+    norm = l2_norm(energy / scale, (1, 2), keepdims=True)
+    bound = eps / scale
+    return (energy / scale) / (norm + bound if eps_added else jnp.maximum(norm, bound))
   # The map does not change with the features' scale if eps follows it, so that a high power is
   # taken of values up to 1 and does not overflow.
   largest = jnp.max(jnp.abs(features), axis=(1, 2, 3), keepdims=True)

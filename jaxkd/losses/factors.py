@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,7 +16,7 @@ from jaxkd.losses.attention import attention_map
 from jaxkd.losses.checks import check_maps, check_same_shape, is_number
 from jaxkd.losses.counting import counted_examples, keep, mean, number
 from jaxkd.losses.hints import hint_mse
-from jaxkd.losses.norms import as_rows, l2_norm, l2_normalize
+from jaxkd.losses.norms import as_rows, difference, l2_norm, l2_normalize
 from jaxkd.losses.precision import widen
 from jaxkd.losses.spatial import match_sizes
 from jaxkd.losses.stages import Stages, over_stages
@@ -61,8 +60,7 @@ def factor_l1(
   0.6
   """
   s, t, counted = _rows("factor_l1", student, teacher, where)
-  t_norm = jnp.maximum(l2_norm(t, (1, 2), keepdims=True), eps)
-  value = _mean_absolute_gap(s, t, t_norm, eps)
+  value = _mean_absolute_gap(s, t, l2_norm(t, (1, 2), keepdims=True), eps)
   # Rows that do not count are zeros on both sides, and add nothing.
   return value if counted is None else value * (s.shape[0] / number(counted, s.shape[0]))
 
@@ -101,7 +99,8 @@ def factor_lp(
   _check_order(order)
   s, t, counted = _rows("factor_lp", student, teacher, where)
   s, t = (l2_normalize(f, (1, 2), eps=eps) for f in (s, t))
-  total = jnp.sum(_absolute_power(_gap(s, t, _typical(s)), order), axis=(1, 2))
+  gap = difference(s, t, l2_norm(t, (1, 2), keepdims=True))
+  total = jnp.sum(_absolute_power(gap, order), axis=(1, 2))
   positive = total > 0
   # The inner where keeps the root's infinite slope at 0 out of the backward pass.
   root = jnp.where(positive, total, 1.0) ** (1 / order)
@@ -151,7 +150,8 @@ def factor_map_lp(
   counted = counted_examples("factor_map_lp", where, s)
   s, t = match_sizes(*keep(counted, s, t))
   s, t = (attention_map(f, power=power, eps=eps) for f in (s, t))
-  return mean(_absolute_power(_gap(s, t, _typical(s)), order), counted)
+  gap = difference(s, t, l2_norm(t, (1, 2), keepdims=True))
+  return mean(_absolute_power(gap, order), counted)
 
 
 def reconstruction_error(
@@ -190,7 +190,7 @@ def reconstruction_error(
     return hint_mse(r, f, where=where)
   counted = counted_examples("reconstruction_error", where, r)
   r, f = keep(counted, r, f)
-  return mean(jnp.abs(_gap(r, f)), counted)
+  return mean(jnp.abs(difference(r, f)), counted)
 
 
 def factor_transfer(
@@ -273,40 +273,29 @@ def _rows(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _mean_absolute_gap(s: jax.Array, t: jax.Array, t_norm: jax.Array, eps: float) -> jax.Array:
-  """Mean over every element of |s / max(|s|, eps) - t / t_norm|; t and its norm are constant."""
-  bound = jnp.maximum(l2_norm(s, (1, 2), keepdims=True), eps)
-  return jnp.mean(jnp.abs(_gap(s / bound, t / t_norm, _typical(s))))
+  """Mean over every element of |s / max(|s|, eps) - t / max(|t|, eps)|; t is constant."""
+  bounds = (jnp.maximum(norm, eps) for norm in (l2_norm(s, (1, 2), keepdims=True), t_norm))
+  return jnp.mean(jnp.abs(_unit_gap(s, t, *bounds, t_norm)))
 
 
 @_mean_absolute_gap.defjvp
 def _mean_absolute_gap_jvp(eps, primals, tangents):
   s, t, t_norm = primals
   norm = l2_norm(s, (1, 2), keepdims=True)
-  bound = jnp.maximum(norm, eps)
-  gap = _gap(s / bound, t / t_norm, _typical(s))
+  bound, t_bound = jnp.maximum(norm, eps), jnp.maximum(t_norm, eps)
+  gap = _unit_gap(s, t, bound, t_bound, t_norm)
   along = jnp.sum(jnp.sign(gap) * s, (1, 2), keepdims=True) / bound
   # Signs are taken anew: to write them all down and read them costs more.
-  s, t, t_norm, bound = lax.optimization_barrier((s, t, t_norm, bound))
-  unit = s / bound
-  sideways = jnp.where(norm > eps, along, 0) * unit
-  slope = (jnp.sign(_gap(unit, t / t_norm, _typical(s))) - sideways) / bound
+  s, t, t_norm, bound, t_bound = lax.optimization_barrier((s, t, t_norm, bound, t_bound))
+  sideways = jnp.where(norm > eps, along, 0) * (s / bound)
+  slope = (jnp.sign(_unit_gap(s, t, bound, t_bound, t_norm)) - sideways) / bound
   return jnp.mean(jnp.abs(gap)), jnp.sum(slope * tangents[0]) / s.size
 
 
-def _gap(student: jax.Array, teacher: jax.Array, least: float = 0.0) -> jax.Array:
-  """The difference; exactly 0, with a gradient of 0, where it is no more than rounding.
-
-  |x| has a kink at 0. Compilers may round two equal sides differently, and what is left would
-  have a gradient of full size. Rounding is that of the elements, or of values of size `least`.
-  """
-  gap = student - teacher
-  size = jnp.maximum(jnp.maximum(jnp.abs(student), jnp.abs(teacher)), least)
-  return jnp.where(jnp.abs(gap) > 32 * jnp.finfo(gap.dtype).eps * size, gap, 0)
-
-
-def _typical(x: jax.Array) -> float:
-  """The root mean square of the elements of an example of norm 1, with the shape of x (B, ...)."""
-  return 1.0 / math.sqrt(max(1, math.prod(x.shape[1:])))
+def _unit_gap(
+  s: jax.Array, t: jax.Array, bound: jax.Array, t_bound: jax.Array, t_norm: jax.Array
+) -> jax.Array:
+  return difference(s / bound, t / t_bound, t_norm / t_bound)
 
 
 def _absolute_power(x: jax.Array, order: float) -> jax.Array:

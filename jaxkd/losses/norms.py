@@ -40,6 +40,21 @@ def l2_normalize(
   return x / (norm + eps if eps_added else jnp.maximum(norm, eps))
 
 
+def power_of_two(largest: jax.Array) -> jax.Array:
+  """The power of two below a magnitude, by which values divide without rounding; constant.
+
+  It is 1 for 0 and for what is not finite.
+
+  >>> power_of_two(jnp.array([3.0, 0.0, 1e-18]))
+  Array([2.0000000e+00, 1.0000000e+00, 8.6736174e-19], dtype=float32)
+  """
+  largest = lax.stop_gradient(largest)
+  smallest = int(jnp.finfo(largest.dtype).minexp)
+  exponent = jnp.maximum(jnp.frexp(largest)[1] - 1, smallest)
+  power = jnp.ldexp(jnp.ones_like(largest), exponent)
+  return jnp.where((largest > 0) & jnp.isfinite(largest), power, 1.0)
+
+
 def l2_distance(x: jax.Array, y: jax.Array, axis: Axes) -> jax.Array:
   """|x - y|_2 over `axis`; exactly 0, with gradient 0, where x and y agree up to rounding.
 
@@ -61,3 +76,16 @@ def beyond_rounding(distance: jax.Array, norm: jax.Array) -> jax.Array:
   """
   rounding = ROUNDINGS * float(jnp.finfo(distance.dtype).eps) * lax.stop_gradient(norm)
   return jnp.where(distance > rounding, distance, 0.0)
+
+
+def difference(x: jax.Array, y: jax.Array, norm: jax.Array | None = None) -> jax.Array:
+  """X - y; exactly 0, with gradient 0, in every element that is no more than rounding.
+
+  For |x - y|, whose kink is at 0. Rounding is 32 machine epsilons of the elements or, given the
+  `norm` of y (B, ...) over all axes but the first, (B, 1, ...), of their root mean square.
+  """
+  gap = x - y
+  size = jnp.maximum(jnp.abs(x), jnp.abs(y))
+  if norm is not None:
+    size = jnp.maximum(size, lax.stop_gradient(norm) / math.sqrt(max(1, math.prod(y.shape[1:]))))
+  return jnp.where(jnp.abs(gap) > 2 * ROUNDINGS * jnp.finfo(gap.dtype).eps * size, gap, 0)

@@ -36,3 +36,16 @@ def _channel_gram_jvp(primals, tangents):
   # One product, forwards and backwards, where `channel_products(x, x)` takes two.
   half = channel_products(primals[0], tangents[0])
   return channel_gram(*primals), half + jnp.swapaxes(half, 1, 2)
+
+
+def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
+  """(B, C, C'): between every channel of x (B, H, W, C) and every channel of y (B, H, W, C')."""
+  of_x, of_y = (jnp.sum(z * z, axis=(1, 2)) for z in (x, y))
+  return of_x[:, :, None] + of_y[:, None, :] - 2.0 * channel_products(x, y)
+
+
+def mean_outer_product(maps: jax.Array) -> jax.Array:
+  """(B, HW, HW): the mean over channels of x x', for the channels x of maps (B, H, W, C)."""
+  flat = maps.reshape(maps.shape[0], -1, maps.shape[3])
+  outer = jnp.einsum("bpc,bqc->bpq", flat, flat, precision=lax.Precision.HIGHEST)
+  return outer / maps.shape[3]

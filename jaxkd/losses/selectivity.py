@@ -21,7 +21,12 @@ from jaxkd.losses.checks import check_maps, check_positive, is_number
 from jaxkd.losses.counting import counted_examples, keep, mean, number
 from jaxkd.losses.norms import l2_norm
 from jaxkd.losses.precision import widen
-from jaxkd.losses.products import channel_gram, channel_products
+from jaxkd.losses.products import (
+  channel_gram,
+  channel_products,
+  mean_outer_product,
+  squared_distances,
+)
 from jaxkd.losses.spatial import match_sizes
 from jaxkd.losses.stages import Arrays, Stages, over_stages
 from jaxkd.types import Output, Terms
@@ -85,7 +90,7 @@ def polynomial_mmd(
   if degree == 2 and is_number(offset) and offset == 0 and 2 * positions < channels:
     # mean (x.y)^2 is the inner product of the sets' mean outer products x x': the same value from
     # smaller matrices, without a difference of large means.
-    means = _mean_outer_product(_unit(s)), _mean_outer_product(_unit(t))
+    means = mean_outer_product(_unit(s)), mean_outer_product(_unit(t))
     return _distance_of_means(*means, teacher_term, counted)
   # The norms are on the matrices' diagonals, so the maps themselves need not be divided.
   within, across, constant = channel_gram(s), channel_products(s, t), channel_gram(t)
@@ -143,7 +148,7 @@ def gaussian_mmd(
   # Distances do not change with the origin, and near the maps their rounding errors are small.
   origin = jnp.mean(t, axis=3, keepdims=True)
   s, t = s - origin, t - origin
-  within, across, constant = (_squared_distances(x, y) for x, y in ((s, s), (s, t), (t, t)))
+  within, across, constant = (squared_distances(x, y) for x, y in ((s, s), (s, t), (t, t)))
   if variance is None:
     pairs = (s.shape[3] + t.shape[3]) ** 2
     total = sum(jnp.sum(d, (1, 2), keepdims=True) for d in (within, across, across, constant))
@@ -294,19 +299,6 @@ def _scales(gram: jax.Array) -> jax.Array:
   positive = squares > 0
   norm = jnp.sqrt(jnp.where(positive, squares, 1.0))
   return jnp.where(positive, 1.0 / jnp.maximum(norm, _SMALLEST_NORM), 0.0)
-
-
-def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
-  """(B, C, C'): between every channel of x and every channel of y."""
-  of_x, of_y = (jnp.sum(z * z, axis=(1, 2)) for z in (x, y))
-  return of_x[:, :, None] + of_y[:, None, :] - 2.0 * channel_products(x, y)
-
-
-def _mean_outer_product(maps: jax.Array) -> jax.Array:
-  """(B, HW, HW): the mean over channels of x x'."""
-  flat = maps.reshape(maps.shape[0], -1, maps.shape[3])
-  outer = jnp.einsum("bpc,bqc->bpq", flat, flat, precision=lax.Precision.HIGHEST)
-  return outer / maps.shape[3]
 
 
 def _distance_of_means(
