@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 WORKDIR ?= runs/digits-simkd
 
-.PHONY: run test test-long lint parity torch mutations digits-table fashion-search fashion-table \
+.PHONY: run test test-long lint numerics parity torch mutations digits-table fashion-search fashion-table \
 	together-search together-table digits-together cross-search cross-table claims claims-quick claims-search claims-why faults \
 	budget bench accelerator-check dry-run lock clean
 
@@ -33,6 +33,11 @@ lint: $(INSTALLED)
 # The table of the README: every method on digits over five seeds (about twenty minutes).
 digits-table: $(INSTALLED)
 	$(BIN)/python experiments/compare.py --config configs/digits.py --workdir runs/digits-compare --output experiments/results/digits.md
+
+# Every loss and every method's update, compiled in float32, against float64 at every batch size from 1
+# to 17 (about half an hour).
+numerics: $(INSTALLED)
+	$(BIN)/python -m pytest -m numerics -n auto tests/numerics
 
 # How many values of the published code ours agrees with, by method, and how closely, by model.
 parity: $(INSTALLED)

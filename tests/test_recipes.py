@@ -66,13 +66,19 @@ STAGES = {
 }
 
 
-def planned(variant, **changes):
-  """The stages of "METHOD/field=value/..."."""
+def settings_with(variant):
+  """The config of "METHOD/field=value/..."."""
   method, *fields = variant.split("/")
   settings = settings_for(method)
   for field in fields:
     name, _, value = field.partition("=")
     settings.method[name] = ast.literal_eval(value)
+  return settings
+
+
+def planned(variant, **changes):
+  """The stages of "METHOD/field=value/..."."""
+  settings = settings_with(variant)
   settings.update(changes)
   recipes.check_config(settings)
   return plan.stages(settings, dataset())

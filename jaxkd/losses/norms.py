@@ -49,9 +49,11 @@ def power_of_two(largest: jax.Array) -> jax.Array:
   Array([2.0000000e+00, 1.0000000e+00, 8.6736174e-19], dtype=float32)
   """
   largest = lax.stop_gradient(largest)
-  smallest = int(jnp.finfo(largest.dtype).minexp)
-  exponent = jnp.maximum(jnp.frexp(largest)[1] - 1, smallest)
-  power = jnp.ldexp(jnp.ones_like(largest), exponent)
+  kind = jnp.finfo(largest.dtype)
+  integer = jnp.dtype(f"int{kind.bits}")
+  # Without its mantissa a number is a power of two.
+  bits = lax.bitcast_convert_type(largest, integer) & jnp.array(-(1 << kind.nmant), integer)
+  power = jnp.maximum(lax.bitcast_convert_type(bits, largest.dtype), kind.tiny)
   return jnp.where((largest > 0) & jnp.isfinite(largest), power, 1.0)
 
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_positive, is_number
 from jaxkd.losses.counting import counted_examples, keep
-from jaxkd.losses.norms import l2_norm
+from jaxkd.losses.norms import l2_norm, power_of_two
 from jaxkd.losses.precision import widen
 from jaxkd.losses.stages import Stages, over_stages
 from jaxkd.losses.triangles import corners, squared_distances, sum_of_angle_hubers
@@ -231,7 +231,7 @@ def _relate(
   """One side's distances; `own` are the samples of this device that count."""
   x = x.reshape(x.shape[0], -1)
   # Values near 1 have squares that float32 holds. Relations do not change with the scale.
-  scale = _power_of_two(x, axis_name)
+  scale = _scale(x, axis_name)
   x = x / scale
   x = _unit_vectors(x) if unit else x
   closest = _CLOSEST if unit else jnp.minimum(_CLOSEST / scale, 1 / _CLOSEST)
@@ -320,15 +320,10 @@ def _reduce(total: jax.Array, count: Any, reduction: Reduction) -> jax.Array:
   return total / (count if isinstance(count, int) else jnp.maximum(count, 1))
 
 
-def _power_of_two(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
-  """A power of two near the largest magnitude in x, by which it divides without rounding."""
+def _scale(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+  """A power of two near the largest magnitude in x, on all devices."""
   largest = jnp.max(jnp.abs(lax.stop_gradient(x)), initial=0.0)
-  if axis_name is not None:
-    largest = lax.pmax(largest, axis_name)
-  exponent = jnp.frexp(largest)[1] - 1
-  smallest = int(jnp.finfo(x.dtype).minexp)
-  power = jnp.ldexp(jnp.ones_like(largest), jnp.maximum(exponent, smallest))
-  return jnp.where((largest > 0) & jnp.isfinite(largest), power, 1.0)
+  return power_of_two(largest if axis_name is None else lax.pmax(largest, axis_name))
 
 
 def _unit_vectors(x: jax.Array) -> jax.Array:

@@ -125,6 +125,12 @@ def _transposed(eqn: core.JaxprEqn, axis: int) -> int | None:
   return tuple(eqn.params["permutation"]).index(axis)
 
 
+def _reread(eqn: core.JaxprEqn, axis: int) -> int | None:
+  # Bits of another width come with an axis more, or less.
+  same = shape_of(eqn.invars[0]) == shape_of(eqn.outvars[0])
+  return axis if same else None
+
+
 def _broadcast(eqn: core.JaxprEqn, axis: int) -> int | None:
   place = eqn.params["broadcast_dimensions"][axis]
   return place if eqn.params["shape"][place] == shape_of(eqn.invars[0])[axis] else None
@@ -247,6 +253,7 @@ RULES: dict[core.Primitive, _Rule] = {
   p.squeeze_p: _of_first(_squeezed),
   p.rev_p: _of_first(_reversed),
   p.transpose_p: _of_first(_transposed),
+  p.bitcast_convert_type_p: _of_first(_reread),
   p.broadcast_in_dim_p: _of_first(_broadcast),
   p.reshape_p: _of_first(_reshaped),
   p.slice_p: _of_first(_sliced),

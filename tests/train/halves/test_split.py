@@ -67,7 +67,8 @@ STORED = {
     functools.partial(losses.attention_transfer, stages=TWO, power=4, norm="paper"),
     TEACHER,
     TEACHER,
-    ["float32[16, 16]", "float32[8, 8]"],
+    # And the norm next to which a distance is rounding, of the map whose own costs more anew.
+    ["float32[16, 16]", "float32[8, 8]", "float32[]"],
   ),
   # Where they have fewer places than channels, what is compared are mean outer products.
   "nst, few places": (
@@ -109,7 +110,8 @@ STORED = {
     losses.gradient_attention_transfer,
     TEACHER,
     TEACHER,
-    ["float32[192]"],
+    # And its norm, next to which a distance is rounding.
+    ["float32[192]", "float32[]"],
   ),
   "gradient attention, one map": (
     functools.partial(losses.gradient_attention_transfer, reduce="abs_mean"),

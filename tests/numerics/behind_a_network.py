@@ -1,0 +1,230 @@
+"""Every loss behind a small network, as a program that is compiled the way users compile it.
+
+The other tests compile without optimisation. Only the optimising compiler contracts a
+multiplication of the network with a subtraction of the loss.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxkd import losses
+from jaxkd.types import Output
+
+# As jax has it without the flags of tests/conftest.py.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+# For references in float64, which are right either way.
+PLAIN = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+BATCH_SIZES = range(1, 18)
+SCALES = (1e-18, 1e-14, 1e-6, 1.0, 1e3, 1e8)
+INNER, BOTH = ("stage2",), ("stage1", "stage2")
+
+
+class Case(NamedTuple):
+  """A loss of a student's and a teacher's Output and of labels.
+
+  Attributes:
+    loss: (student, teacher, labels) -> scalar.
+    of_logits: its gradient grows with the logits' scale, and so does what rounding makes of it.
+  """
+
+  loss: Callable[[Output, Output, Any], Any]
+  of_logits: bool = False
+
+
+def network(weights, images, scale):
+  """Two convolutions with pooling behind each, a classifier; all it returns, times `scale`."""
+  convolve = functools.partial(
+    lax.conv_general_dilated,
+    window_strides=(1, 1),
+    padding="SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  first = convolve(images, weights["conv1"])
+  stage1 = jax.nn.relu(first)
+  halved = stage1.reshape(stage1.shape[0], 3, 2, 3, 2, -1).mean((2, 4))
+  second = convolve(halved, weights["conv2"])
+  stage2 = jax.nn.relu(second)
+  pooled = stage2.mean((1, 2))
+  three = first[..., :3]
+  return Output(
+    logits=(pooled @ weights["classifier"]) * scale,
+    features={"stage1": stage1 * scale, "stage2": stage2 * scale, "pooled": pooled * scale},
+    preactivations={"stage1": first * scale, "stage2": second * scale},
+    gradients={"images": three * scale, "flipped_images": three[:, :, ::-1] * scale},
+  )
+
+
+def _exits(output):
+  """Three exits made of one."""
+  logits, pooled = output.logits, output.features["pooled"]
+  return [
+    Output(logits, {"hint": pooled}),
+    Output(2.0 * logits[:, ::-1], {"hint": pooled[:, ::-1]}),
+    Output(0.5 * logits, {"hint": 0.3 * pooled}),
+  ]
+
+
+def _of(loss, **options):
+  return Case(lambda s, t, y: loss(s, t, **options).total)
+
+
+def _of_logits(loss, **options):
+  return Case(lambda s, t, y: loss(s, t, **options).total, of_logits=True)
+
+
+def _of_exits(loss, **options):
+  return Case(lambda s, t, y: loss(_exits(s), **options).total, of_logits=True)
+
+
+CASES = {
+  "cross_entropy": Case(lambda s, t, y: losses.cross_entropy(s.logits, y), of_logits=True),
+  "knowledge_distillation": _of_logits(losses.knowledge_distillation),
+  "knowledge_distillation T=1": _of_logits(losses.knowledge_distillation, temperature=1.0),
+  "fitnets": _of(losses.fitnets, stages=INNER),
+  "simkd": _of(losses.simkd, stages=INNER),
+  "attention_transfer": _of(losses.attention_transfer, stages=BOTH),
+  "attention_transfer power 4": _of(losses.attention_transfer, stages=BOTH, power=4),
+  "attention_transfer power 1": _of(losses.attention_transfer, stages=BOTH, power=1),
+  "attention_transfer paper": _of(losses.attention_transfer, stages=BOTH, norm="paper"),
+  "neuron_selectivity_transfer": _of(losses.neuron_selectivity_transfer, stages=BOTH),
+  "neuron_selectivity_transfer gaussian": _of(
+    losses.neuron_selectivity_transfer, stages=INNER, kernel="gaussian"
+  ),
+  "neuron_selectivity_transfer linear": _of(
+    losses.neuron_selectivity_transfer, stages=INNER, kernel="linear"
+  ),
+  "neuron_selectivity_transfer cubic": _of(
+    losses.neuron_selectivity_transfer, stages=INNER, degree=3, offset=0.5
+  ),
+  "flow_of_solution": _of(losses.flow_of_solution, stages=BOTH),
+  "flow_of_solution columns": _of(losses.flow_of_solution, stages=BOTH, norm="columns", pool="max"),
+  "factor_transfer": _of(losses.factor_transfer, stages=INNER),
+  "factor_transfer order 2": _of(losses.factor_transfer, stages=INNER, order=2),
+  "factor_transfer maps": _of(losses.factor_transfer, stages=INNER, normalization="repdistiller"),
+  "activation_boundaries": _of(losses.activation_boundaries, stages=BOTH),
+  "relational": _of(losses.relational),
+  "relational distances": _of(losses.relational, angle_weight=0.0),
+  "relational squared": _of(losses.relational, angle_weight=0.0, squared=True),
+  "relational angles": _of(losses.relational, distance_weight=0.0),
+  "relational normalised": _of(losses.relational, normalize_student=True, normalize_teacher=True),
+  "relational maps": _of(losses.relational, stages=("stage1",)),
+  "gradient_attention_transfer": _of(losses.gradient_attention_transfer),
+  "gradient_attention_transfer normalised": _of(losses.gradient_attention_transfer, normalize=True),
+  "gradient_attention_transfer mse": _of(
+    losses.gradient_attention_transfer, norm="mse", normalize=True, reduce="abs_mean"
+  ),
+  "gradient_symmetry": Case(lambda s, t, y: losses.gradient_symmetry(s).total),
+  "mutual": Case(lambda s, t, y: losses.mutual(s, [t, Output(-t.logits)]).total, of_logits=True),
+  "mutual, authors' smoothing": Case(
+    lambda s, t, y: losses.mutual(s, [t], ratio_smoothing=1e-8).total, of_logits=True
+  ),
+  "native_ensemble": Case(
+    lambda s, t, y: losses.native_ensemble([s, Output(s.logits[:, ::-1])], t).total,
+    of_logits=True,
+  ),
+  "multi_exit": _of_exits(losses.multi_exit),
+  "multi_exit ensemble": _of_exits(
+    losses.multi_exit, teachers="ensemble", divergence="kl", average="mean"
+  ),
+  "be_your_own_teacher": _of_exits(losses.be_your_own_teacher, feature_weight=1.0),
+  "be_your_own_teacher distance": _of_exits(
+    losses.be_your_own_teacher, feature="distance", feature_weight=1.0
+  ),
+  "confidence_weighted_by_teacher_max": Case(
+    lambda s, t, y: losses.confidence_weighted_by_teacher_max(s, t, y).total, of_logits=True
+  ),
+  "dark_knowledge_permuted": Case(
+    lambda s, t, y: losses.dark_knowledge_permuted(s, t, jax.random.key(0)).total,
+    of_logits=True,
+  ),
+}
+
+
+def draw(batch_size: int, *, duplicates: bool = False) -> tuple[Any, ...]:
+  """(student's weights, teacher's, its images, the teacher's, labels), float32."""
+  rng = np.random.default_rng(batch_size)
+
+  def normal(*shape, size=1.0):
+    return (size * rng.normal(size=shape)).astype("float32")
+
+  def weights():
+    return {
+      "conv1": normal(3, 3, 3, 8, size=0.4),
+      "conv2": normal(3, 3, 8, 6, size=0.3),
+      "classifier": normal(6, 5),
+    }
+
+  student, teacher = weights(), weights()
+  images, others = normal(batch_size, 6, 6, 3), normal(batch_size, 6, 6, 3)
+  if duplicates:
+    images[-1] = images[batch_size // 2] = images[0]
+  return student, teacher, images, others, rng.integers(0, 5, batch_size).astype("int32")
+
+
+def program(names: tuple[str, ...], *, options: dict[str, Any], vmapped: bool = False):
+  """A compiled (weights, teacher, images, others, labels, scale) -> {name: (value, gradient)}."""
+
+  def run(weights, teacher, images, others, labels, scale):
+    target = network(teacher, others, jnp.ones_like(scale))
+
+    def value_and_gradient(loss):
+      def objective(weights):
+        return loss(network(weights, images, scale), target, labels)
+
+      return jax.value_and_grad(objective)(weights)
+
+    return {name: value_and_gradient(CASES[name].loss) for name in names}
+
+  return jax.jit(jax.vmap(run) if vmapped else run, compiler_options=options)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+  """The tree with its floating arrays in another dtype."""
+  return jax.tree.map(lambda x: np.asarray(x, dtype) if x.dtype.kind == "f" else x, tree)
+
+
+def reference(names: tuple[str, ...], drawn: Any, scale: float) -> dict[str, Any]:
+  """Value and gradient of each in float64, of the same float32 numbers."""
+  with jax.enable_x64(True):
+    found = _reference_program(names)(*cast(drawn, "float64"), np.float64(np.float32(scale)))
+    return jax.device_get(found)
+
+
+@functools.cache
+def _reference_program(names):
+  return program(names, options=PLAIN)
+
+
+def disagreement(name: str, found: Any, wanted: Any, scale: float, resolution: float = 1e-7) -> str:
+  """What of a value and its gradient is further off than rounding explains; "" if nothing is.
+
+  Args:
+    name: of the case.
+    found: (value, gradient by weight).
+    wanted: the same in float64.
+    scale: of what the network returns.
+    resolution: of the numbers that the network computes with.
+  """
+  (value, gradient), (true_value, true_gradient) = found, wanted
+  # Logits of size s are known to s roundings only, and a loss of them and its gradient, too.
+  natural = abs(float(true_value)) + (scale if CASES[name].of_logits else 0.0)
+  allowed = 1e3 * resolution * abs(float(true_value)) + 30 * resolution * natural + 1e-10
+  wrong = []
+  if not abs(float(value) - float(true_value)) <= allowed:
+    wrong.append(f"value {float(value):.6g}, in float64 {float(true_value):.6g}")
+  largest = max(np.abs(g).max() for g in true_gradient.values())
+  allowed = 1e4 * resolution * largest + 30 * resolution * natural + 1e-10
+  for weight, true in true_gradient.items():
+    off = np.abs(np.asarray(gradient[weight], np.float64) - true).max()
+    if not off <= allowed:
+      wrong.append(f"gradient of {weight} off by {off:.3g}, largest {largest:.3g}")
+  return f"{name}, scale {scale:g}: {'; '.join(wrong)}" if wrong else ""
