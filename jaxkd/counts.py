@@ -26,7 +26,8 @@ def counts(batch: Batch) -> Counts:
     mask = jnp.asarray(mask) != 0
     leading = mask.shape if mask.ndim > len(leading) else leading
   counted = jnp.broadcast_to(jnp.bool_(True) if mask is None else _over(mask, leading), leading)
-  weights = jnp.asarray(batch.weights).astype(jnp.float32)
+  weights = jnp.ones(size) if batch.weights is None else jnp.asarray(batch.weights)
+  weights = weights.astype(jnp.float32)
   positions = jnp.where(counted, _over(weights, leading), 0.0)
   examples = jnp.any(counted.reshape(size, math.prod(leading[1:])), axis=1)
   return Counts(
