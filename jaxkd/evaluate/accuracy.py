@@ -20,8 +20,8 @@ def score(
     labels: class numbers of the leading axes; or class probabilities (..., C), whose largest then
       is the class.
     weights: (B,), or all leading axes; 0 leaves a label out. Dense logits count every position.
-    where: what counts at all, of the shapes of `weights`; the rest is padding and may hold anything.
-      None counts all.
+    where: what counts at all, of the shapes of `weights`; the rest is padding and may hold
+      anything. None counts all.
 
   Returns:
     {"accuracy": (weighted number correct, sum of weights), "cross_entropy": (nats, sum of weights)}

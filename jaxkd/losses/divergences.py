@@ -25,7 +25,8 @@ def _relative_entropy_jvp(primals, tangents):
   target, excess, terms = _parts(*primals)
   # p - q, rounded as p and q are: where they differ by less, there is nothing to learn.
   slope = (target + excess) - target
-  steep = jnp.where(terms == jnp.inf, 0.0, terms)
+  # Nothing moves what is infinite.
+  slope, steep = (jnp.where(terms == jnp.inf, 0.0, x) for x in (slope, terms))
   moved = slope * (tangents[0] - tangents[1]) + steep * tangents[1]
   return jnp.sum(terms, axis=-1), jnp.sum(moved, axis=-1)
 

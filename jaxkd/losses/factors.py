@@ -274,8 +274,8 @@ def _rows(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _mean_absolute_gap(s: jax.Array, t: jax.Array, t_norm: jax.Array, eps: float) -> jax.Array:
   """Mean over every element of |s / max(|s|, eps) - t / max(|t|, eps)|; t is constant."""
-  bounds = (jnp.maximum(norm, eps) for norm in (l2_norm(s, (1, 2), keepdims=True), t_norm))
-  return jnp.mean(jnp.abs(_unit_gap(s, t, *bounds, t_norm)))
+  bound = jnp.maximum(l2_norm(s, (1, 2), keepdims=True), eps)
+  return jnp.mean(jnp.abs(_unit_gap(s, t, bound, jnp.maximum(t_norm, eps), t_norm)))
 
 
 @_mean_absolute_gap.defjvp

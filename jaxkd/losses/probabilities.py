@@ -15,18 +15,17 @@ from jaxkd.losses.precision import widen
 
 
 def softened(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
-  """Logits / T. A logit of -inf, a class that is impossible, stays one and has a gradient of 0.
-
-  Neither the logit nor T gets 0 * inf as its gradient.
-  """
+  """Logits / T. A logit of -inf is an impossible class, and gives T no gradient of 0 * inf."""
+  if is_number(temperature):
+    return logits if temperature == 1 else logits / temperature
   impossible = logits == -jnp.inf
-  if is_number(temperature) and temperature == 1:
-    return jnp.where(impossible, -jnp.inf, logits)
   return jnp.where(impossible, -jnp.inf, jnp.where(impossible, 0.0, logits) / temperature)
 
 
 def log_probabilities(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
-  """Log softmax(logits / T), of the logits' shape; -inf, with gradient 0, for a logit of -inf.
+  """Log softmax(logits / T), of the logits' shape; -inf for a logit of -inf.
+
+  Such a logit's gradient is that of its logarithm alone, so 0 in what leaves the logarithm out.
 
   >>> log_probabilities(jnp.array([0.0, 0.0, -jnp.inf])).round(4)
   Array([-0.6931, -0.6931,    -inf], dtype=float32)

@@ -117,7 +117,9 @@ def _log_likelihoods(
     numbers = lax.broadcasted_iota(jnp.int32, log_p.shape, log_p.ndim - 1)
     chosen = labels[..., None].astype(jnp.int32) == numbers
     if is_number(label_smoothing) and label_smoothing == 0:
-      return jnp.sum(jnp.where(chosen, log_p, 0.0), axis=-1)
+      likelihoods = jnp.sum(jnp.where(chosen, log_p, 0.0), axis=-1)
+      # Of an impossible class: a constant, which has no gradient.
+      return jnp.where(likelihoods == -jnp.inf, -jnp.inf, likelihoods)
     targets = chosen.astype(log_p.dtype)
   else:
     targets = labels.astype(log_p.dtype)
