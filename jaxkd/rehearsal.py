@@ -147,11 +147,12 @@ def lower(
   for stage in stages:
     if stage.name in skip:
       continue
+    seen = jax.eval_shape(stage.prepare_evaluation, _stored(data, 2))
     state = FirstState(
       stage.scheme,
       stage.optimizer,
-      jax.eval_shape(stage.prepare_evaluation, _stored(data, 2)),
-      untrained=(*stage.inherit, *stage.given),  # Their shapes are all that counts.
+      seen,
+      untrained=_frozen(stage, seen),  # Their shapes are all that counts.
       average=stage.average_decay is not None,
     ).shapes
     if stage.epochs:
@@ -193,12 +194,16 @@ def dry_run(
     size = batch_size * stage.accumulate
     batches = training_batches(stage.examples, batch_size=size, seed=0, threads=0)
     drawn = [next(batches) for _ in range(steps)]
+    given = starting_variables(stage, left)
+    seen = jax.eval_shape(stage.prepare_evaluation, drawn[0])
     state = create_state(
       stage.scheme,
       stage.optimizer,
       jax.random.key(stage.seed),
-      jax.eval_shape(stage.prepare_evaluation, drawn[0]),
-      given=starting_variables(stage, left),
+      seen,
+      given=given,
+      # On noise there is nothing to be learned from weights of any kind.
+      untrained=[name for name in _frozen(stage, seen) if name not in given],
       average=stage.average_decay is not None,
     )
     before = devices.host_copy(state.participants)
@@ -212,6 +217,12 @@ def dry_run(
       left[stage.name] = _settled(stage, left[stage.name], drawn[-1])
     done.append(Ran(stage.name, losses, left[stage.name]))
   return done
+
+
+def _frozen(stage: Stage, seen: Batch) -> tuple[str, ...]:
+  """The participants that do not learn."""
+  everyone = jax.eval_shape(stage.scheme.init, jax.random.key(0), seen)
+  return frozen(everyone, stage.scheme.learners)
 
 
 def _stored(data: Dataset, count: int) -> Batch:
