@@ -37,7 +37,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(COMPILED, "of-scripts")
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)
 jax.config.update("jax_persistent_cache_enable_xla_caches", "")
 
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)
+# Nothing of a test may depend on how fast the machine is, nor on how fast examples are drawn.
+hypothesis.settings.register_profile(
+  "ci",
+  deadline=None,
+  derandomize=True,
+  max_examples=25,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("ci")
 
 

@@ -87,7 +87,7 @@ def test_without_an_accelerator_it_says_so_in_one_line():
     env={**os.environ, "JAX_PLATFORMS": "nonsense"},
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=900,
   )
   assert done.returncode == 0
   assert done.stdout == (

@@ -370,7 +370,7 @@ def answers(tmp_path_factory):
     workdir = folder / case
     command = [sys.executable, "experiments/train.py", *COMMANDS[case]]
     command += ["--workdir", str(workdir)] if case != "workdir" else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     return done, workdir
 
   with ThreadPoolExecutor(2) as pool:

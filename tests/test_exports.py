@@ -142,7 +142,7 @@ def test_what_the_command_writes_runs_without_this_library(bundle, command, tmp_
     cwd=output,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=600,
   )
   assert done.returncode == 0, done.stderr
   found, wanted = np.load(output / "found.npz"), expected(given)

@@ -11,19 +11,26 @@ import pytest
 from jaxkd.interruption import STATUS
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Keeps the interpreter in C, where handlers of Python's own would have to wait.
+# An idle one stays in C for good, where handlers of Python would have to wait: at a mutex that
+# its thread holds already. A sleep would not do, as a signal ends it.
 SCRIPT = """
 import ctypes, sys, time
 from jaxkd.interruption import Interruption, heed_signals
 stop = Interruption()
 heed_signals(stop, lambda line: print(line, flush=True))
-if sys.argv[1] == "holding":
-  stop.hold()
 print("ready", flush=True)
+if sys.argv[1] == "idle":
+  library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+  library.pthread_mutex_init(mutex, None)
+  while True:
+    library.pthread_mutex_lock(mutex)
+stop.hold()
+print("holding", flush=True)
 while not stop.asked:
-  ctypes.CDLL(None).usleep(60_000_000 if sys.argv[1] == "idle" else 10_000)
+  time.sleep(0.01)
 print("asked by", stop.asked_by, flush=True)
-time.sleep(60)
+while True:
+  time.sleep(60)
 """
 
 
@@ -37,6 +44,8 @@ def start():
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, kind], cwd=ROOT, **pipes)
     started.append(process)
     assert process.stdout.readline() == "ready\n"
+    if kind == "holding":
+      assert process.stdout.readline() == "holding\n"
     return process
 
   yield one
@@ -49,7 +58,7 @@ def start():
 def test_a_run_that_holds_nothing_ends_at_once_even_inside_a_long_call(start, number):
   process = start("idle")
   process.send_signal(number)
-  said, _ = process.communicate(timeout=30)
+  said, _ = process.communicate(timeout=900)
   line = f"stopped by {number.name}, holding nothing unsaved; the same command goes on\n"
   assert (process.returncode, said) == (STATUS[number], line)
 
@@ -62,6 +71,6 @@ def test_a_run_that_holds_something_is_asked_first_and_ended_second(start, numbe
   time.sleep(0.1)
   assert process.poll() is None
   process.send_signal(number)
-  said, _ = process.communicate(timeout=30)
+  said, _ = process.communicate(timeout=900)
   line = f"ended by a second {number.name}; the same command goes on from the last checkpoint\n"
   assert (process.returncode, said) == (128 + number, line)

@@ -75,7 +75,9 @@ class TensorBoard(Silent):
     self._folder = self._directory / stage
     with writing(self._folder):
       self._folder.mkdir(parents=True, exist_ok=True)
-      self._writer = EventsWriter(str(self._folder / "events"))
+      # Its name has the time in seconds: without a number, a second one would write over the first.
+      number = len(list(self._folder.glob("events*")))
+      self._writer = EventsWriter(str(self._folder / "events"), f".{number:03d}")
     if purge is not None:
       self._write(Event(step=purge, session_log=SessionLog(status=SessionLog.START)))
     self._flush()

@@ -90,10 +90,10 @@ def test_processes_may_prepare_at_once_and_after_one_was_killed_half_way(tmp_pat
     )
 
   killed = start("die")
-  killed.communicate(timeout=120)
+  killed.communicate(timeout=600)
   assert killed.returncode == 9 and list((tmp_path / "digits").glob("incomplete*"))
   for process in [start("live"), start("live")]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out) == (0, "1437\n"), err
 
 

@@ -221,6 +221,6 @@ assert "tensorflow" not in sys.modules
 
 def test_importing_is_light_and_a_program_ends_without_closing_the_iterator():
   run = subprocess.run(
-    [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=120
+    [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=600
   )
   assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

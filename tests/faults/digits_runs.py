@@ -46,7 +46,7 @@ def alone(workdir: pathlib.Path, home: pathlib.Path, *flags: str) -> subprocess.
   small = "--config.student.model=resnet8_w4"
   process = start(workdir, small, *flags, method="alone", home=home)
   with ended_after(process):
-    said = process.communicate(timeout=280)
+    said = process.communicate(timeout=900)
   return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
@@ -61,7 +61,7 @@ def start_two(workdir: pathlib.Path, *flags: str, **options) -> list[subprocess.
 
 def finish(*runs: subprocess.Popen) -> list[str]:
   """Waits for runs that must end well; what each said."""
-  said = [run.communicate(timeout=300) for run in runs]
+  said = [run.communicate(timeout=900) for run in runs]
   assert not any(run.returncode for run in runs), said
   return [out for out, _ in said]
 

@@ -113,7 +113,7 @@ def trained(workdir, data, *flags):
   environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
   environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.parent / "compiled")
   done = subprocess.run(
-    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
   )
   assert done.returncode == 0, done.stderr[-2000:]
   return (workdir / "bundles/distilled/student/weights.safetensors").read_bytes()

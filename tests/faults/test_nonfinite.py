@@ -80,7 +80,7 @@ def command(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(command):
   """run(workdir, *flags): the finished subprocess."""
-  return lambda *args, **options: subprocess.run(**command(*args, **options), timeout=280)
+  return lambda *args, **options: subprocess.run(**command(*args, **options), timeout=900)
 
 
 def rows(workdir):

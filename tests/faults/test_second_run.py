@@ -13,7 +13,7 @@ pytestmark = pytest.mark.faults
 def refused(*runs):
   """How long it took until each ended in the one line."""
   since = time.monotonic()
-  said = [run.communicate(timeout=100) for run in runs]
+  said = [run.communicate(timeout=300) for run in runs]
   for run, (out, errors) in zip(runs, said, strict=True):
     assert run.returncode == 1 and "steps" not in out
     (line,) = errors.splitlines()

@@ -36,7 +36,7 @@ def stopped(process, number, text=None):
       until(process, text)
     process.send_signal(number)
     since = time.monotonic()
-    said, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=600)
   seconds = time.monotonic() - since
   assert (process.returncode, "Traceback" in errors) == (STATUS[number], False), errors
   return said.splitlines()[-1], seconds

@@ -61,7 +61,7 @@ def run(arguments):
   """What a command says, and the seconds it took."""
   started = time.monotonic()
   done = subprocess.run(
-    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
   )
   return done, time.monotonic() - started
 

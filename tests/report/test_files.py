@@ -12,7 +12,7 @@ from jaxkd.report import MetricsFile, TensorBoard
 def events(folder):
   """Of all files of a folder, oldest first."""
   found = []
-  for file in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
+  for file in sorted(folder.glob("events*"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
     data = file.read_bytes()
     while data:
       (size,) = struct.unpack("Q", data[:8])
