@@ -126,7 +126,7 @@ def _last_words(error: Exception) -> str:
 
 
 def _end(line: str) -> NoReturn:
-  """Ends one of several processes, without waiting for the others."""
+  """Ends this process at once, without waiting for its threads or for other processes."""
   os.write(2, f"{line}\n".encode())
   os._exit(1)
 
@@ -171,7 +171,11 @@ def guarded_main() -> None:
   """Reports a user's mistake as one line and a non-zero status, without a traceback."""
   try:
     app.run(main, flags_parser=parse_flags)
-  except (ConfigError, DiskError) as error:
+  except DiskError as error:
+    # At an orderly exit, threads of orbax wait five minutes for what was not written.
+    sys.stdout.flush()
+    _end(_one_line(error))
+  except ConfigError as error:
     sys.exit(_one_line(error))
 
 

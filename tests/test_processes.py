@@ -7,6 +7,7 @@ and Open MPI's environments say.
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -65,8 +66,9 @@ def stop_when_saved(workdir: pathlib.Path, step: int, *runs: subprocess.Popen) -
   return max(int(path.name) for path in saved.glob("*") if path.name.isdigit())
 
 
-def free_port(first: int = 0, last: int = 0) -> int:
-  for port in range(first, last + 1):
+def free_port(first: int, last: int) -> int:
+  """Any of them, so that tests that run at the same time do not choose the same one."""
+  for port in random.sample(range(first, last + 1), last + 1 - first):
     with socket.socket() as probe:
       try:
         probe.bind(("127.0.0.1", port))

@@ -77,7 +77,12 @@ def test_wrong_command_lines_end_in_one_line(tmp_path, record_property):
   for name, (arguments, beginning) in COMMANDS.items():
     workdir = tmp_path / "run"
     command = ["experiments/train.py", *arguments, "--workdir", str(workdir)]
-    done, seconds = run([*command, f"--config.data.directory={data}"])
+    # What is slow itself is so three times; a busy machine is not.
+    for _ in range(3):
+      done, seconds = run([*command, f"--config.data.directory={data}"])
+      if seconds - importing <= SECONDS:
+        break
+      _, importing = run(["-c", IMPORTS])
     slowest = max(slowest, seconds - importing)
     one_line = done.stderr.count("\n") == 1 and done.stderr.startswith(f"error: {beginning}")
     if not one_line or not done.returncode or done.stdout or workdir.exists():

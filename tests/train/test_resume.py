@@ -11,13 +11,12 @@ import pytest
 from rich.console import Console
 
 from jaxkd import schemes
-from jaxkd.errors import ConfigError, DiskError
+from jaxkd.errors import ConfigError
 from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.report import Lines, ProgressBar
 from jaxkd.train import Silent, check_stages, starting_variables, train_stage
-from jaxkd.train.checkpoints import Checkpoints, check_checkpoints
+from jaxkd.train.checkpoints import check_checkpoints
 from jaxkd.train.seals import check_seal
-from jaxkd.train.state import TrainState
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples, stage
 
@@ -241,28 +240,6 @@ def test_a_step_that_was_damaged_is_saved_again(tmp_path, stopped):
       train(tmp_path, StopAfter(2), checkpoint_seconds=0.0)
     check_seal(tmp_path / str(step))
     assert len(list(tmp_path.glob(f"{step}.damaged*"))) == times
-
-
-class Position:
-  def get_state(self):
-    return {"next_index": 1}
-
-
-def test_what_the_disk_does_not_take_is_told_with_its_place(tmp_path):
-  directory = tmp_path / "alone"
-  weights = {"student": {"params": {"kernel": np.zeros(3, np.float32)}}}
-  state = TrainState(np.int32(1), np.zeros(2, np.uint32), weights, ())
-  checkpoints = Checkpoints(directory)
-  checkpoints.save(1, state, weights, {}, Position())
-  checkpoints.wait()
-  directory.rename(tmp_path / "elsewhere")
-  directory.write_text("a file where the folder was")
-  with pytest.raises(DiskError, match=f"^checkpoints in {directory} cannot be written: ") as caught:
-    checkpoints.save(2, state, weights, {}, Position())
-    checkpoints.wait()
-  assert "\n" not in str(caught.value)
-  checkpoints.close()
-  check_checkpoints(tmp_path / "elsewhere")
 
 
 def test_checkpoints_in_which_every_process_kept_its_own_position_are_read(
