@@ -157,7 +157,7 @@ MUTATIONS = [
   Mutation(
     "RKD's distances not divided by their mean",
     "relations.py",
-    "return distances / (jnp.sum(distances) / (count * (count - 1))) if count > 1 else distances",
+    "return distances / (jnp.where(total > 0, total, 1.0) / jnp.maximum(count * (count - 1), 1))",
     "return distances",
     "test_relations.py",
     "rkd",
@@ -165,8 +165,8 @@ MUTATIONS = [
   Mutation(
     "RKD's gradient stopped at what other devices gathered",
     "relations.py",
-    "squared_distances(x, lax.all_gather(x, axis_name, tiled=True))",
-    "squared_distances(x, lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True)))",
+    "everyone = lax.all_gather(x, axis_name, tiled=True)",
+    "everyone = lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True))",
     "test_relations.py",
     "",
   ),

@@ -15,7 +15,7 @@ from jaxkd.errors import unknown_name
 from jaxkd.losses.checks import check_positive, check_same_shape
 from jaxkd.losses.counting import counted_examples, keep, mean, number
 from jaxkd.losses.precision import widen
-from jaxkd.losses.stages import Arrays, Stages, over_stages, stage_pairs
+from jaxkd.losses.stages import Arrays, Stages, mask_and_arrays, over_stages, stage_pairs
 from jaxkd.types import Output, Terms
 
 Reduction = Literal["sum", "batch", "mean"]
@@ -119,7 +119,7 @@ def activation_boundaries(
   scale: ArrayLike = 3 / 1000,
   reduction: Reduction = "batch",
   arrays: Arrays = "preactivations",
-  where: ArrayLike | None = None,
+  where: ArrayLike | str | None = None,
 ) -> Terms:
   """Activation boundaries: the student's neurons are on where the teacher's are.
 
@@ -136,7 +136,8 @@ def activation_boundaries(
     scale: of the whole.
     reduction: within a stage, "sum", "batch" or "mean".
     arrays: those that are compared; "features" are those after the activation.
-    where: (B,), the examples that count; see `boundary_margin`.
+    where: (B,), the examples that count; see `boundary_margin`. A text is taken for
+      `arrays`, its earlier name.
 
   Returns:
     Terms(feature=...), float32 or wider.
@@ -154,6 +155,7 @@ def activation_boundaries(
   >>> float(activation_boundaries(maps, maps, stages=["stage3"]).total)
   0.0
   """
+  where, arrays = mask_and_arrays(where, arrays)
   if stage_weights is None:
     count = len(stage_pairs(stages))
     stage_weights = [2.0 ** (i - count + 1) for i in range(count)]

@@ -18,7 +18,7 @@ from jaxkd.losses.norms import l2_distance
 from jaxkd.losses.precision import widen
 from jaxkd.losses.products import channel_products
 from jaxkd.losses.spatial import adaptive_average_pool, adaptive_max_pool
-from jaxkd.losses.stages import Arrays, Stages, stage_arrays, stage_pairs
+from jaxkd.losses.stages import Arrays, Stages, mask_and_arrays, stage_arrays, stage_pairs
 from jaxkd.types import Output, Terms
 
 Pool = Literal["average", "max"]
@@ -151,7 +151,7 @@ def flow_of_solution(
   pool: Pool = "average",
   norm: Literal["mse", "columns"] = "mse",
   arrays: Arrays = "features",
-  where: ArrayLike | None = None,
+  where: ArrayLike | str | None = None,
 ) -> Terms:
   """Flow of solution procedure: the student goes from layer to layer as the teacher does.
 
@@ -167,7 +167,8 @@ def flow_of_solution(
     pool: "average" or "max", how the larger layer of a flow is pooled.
     norm: how two flow matrices are compared.
     arrays: "features", or "preactivations", the same stages before their last activation.
-    where: (B,), the examples that count; see `flow_matrix`.
+    where: (B,), the examples that count; see `flow_matrix`. A text is taken for
+      `arrays`, its earlier name.
 
   Returns:
     Terms(feature=...), float32 or wider.
@@ -185,6 +186,7 @@ def flow_of_solution(
   >>> float(flow_of_solution(maps, maps, stages=["a", "b"]).total)
   0.0
   """
+  where, arrays = mask_and_arrays(where, arrays)
   norms = {"mse": fsp_mse, "columns": fsp_column_norm}
   if norm not in norms:
     raise unknown_name("norm", norm, norms)

@@ -181,7 +181,8 @@ def relational(
       total = total + angle_weight * _angle_huber(ours, theirs, reduction, axis_name, block_size)
     return total
 
-  return Terms(feature=over_stages(kernel, student, teacher, stages, weights=stage_weights))
+  total = over_stages(kernel, student, teacher, stages, weights=stage_weights, what="relational")
+  return Terms(feature=total)
 
 
 class _Relations(NamedTuple):
@@ -209,7 +210,7 @@ def _relations(
   normalize: tuple[bool, bool] = (False, False),
 ) -> tuple[_Relations, _Relations]:
   """Both sides' distances, all that the two terms need; the teacher's take no gradient."""
-  student, teacher = widen(student, lax.stop_gradient(teacher))
+  student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
   for name, x in (("student", student), ("teacher", teacher)):
     if x.ndim < 2:
       raise ConfigError(f"{what}: {name} {x.shape} is not (B, ...), one vector or map per sample")

@@ -28,7 +28,7 @@ from jaxkd.losses.products import (
   squared_distances,
 )
 from jaxkd.losses.spatial import match_sizes
-from jaxkd.losses.stages import Arrays, Stages, over_stages
+from jaxkd.losses.stages import Arrays, Stages, mask_and_arrays, over_stages
 from jaxkd.types import Output, Terms
 
 Kernel = Literal["polynomial", "gaussian", "linear"]
@@ -210,7 +210,7 @@ def neuron_selectivity_transfer(
   variance: ArrayLike | None = None,
   teacher_term: bool = True,
   arrays: Arrays = "features",
-  where: ArrayLike | None = None,
+  where: ArrayLike | str | None = None,
 ) -> Terms:
   """Neuron selectivity transfer: the student's channels select the places the teacher's do.
 
@@ -227,7 +227,8 @@ def neuron_selectivity_transfer(
     variance: of the Gaussian kernel; None takes it from the data, as a constant.
     teacher_term: add the constant teacher-teacher mean.
     arrays: "features", or "preactivations", the same stages before their last activation.
-    where: (B,), the examples that count; see `polynomial_mmd`.
+    where: (B,), the examples that count; see `polynomial_mmd`. A text is taken for
+      `arrays`, its earlier name.
 
   Returns:
     Terms(feature=...), float32 or wider. Weights: 50 by the authors and RepDistiller, 10 in the
@@ -246,6 +247,7 @@ def neuron_selectivity_transfer(
   >>> float(neuron_selectivity_transfer(maps, maps, kernel="linear").total)
   0.0
   """
+  where, arrays = mask_and_arrays(where, arrays)
   kernels: dict[str, tuple[Callable[..., jax.Array], dict[str, Any]]] = {
     "polynomial": (polynomial_mmd, {"degree": degree, "offset": offset}),
     "gaussian": (gaussian_mmd, {"variance": variance}),

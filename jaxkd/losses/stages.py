@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,26 @@ def stage_pairs(stages: Stages) -> list[tuple[str, str]]:
       raise ConfigError(f"stages has {stage!r}: write a name or a (student, teacher) pair of names")
     pairs.append(pair)
   return pairs
+
+
+def mask_and_arrays(
+  where: ArrayLike | str | None, arrays: Arrays
+) -> tuple[ArrayLike | None, Arrays]:
+  """`where` as a mask, and the arrays that are compared.
+
+  Before there were masks, `where` was the name of what is `arrays` now. As text it still is.
+
+  Raises:
+    ConfigError: for a text that names no arrays.
+
+  >>> mask_and_arrays("preactivations", "features")
+  (None, 'preactivations')
+  """
+  if not isinstance(where, str):
+    return where, arrays
+  if where not in _ARRAYS:
+    raise unknown_name("where", where, _ARRAYS)
+  return None, cast(Arrays, where)
 
 
 def stage_arrays(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -120,4 +121,7 @@ def mask_option(function: Callable[..., Any], batch: Batch, what: str) -> dict[s
     raise ConfigError(
       f"batch.mask is given, but {what} takes no where=: without it padding would count"
     )
+  bound = function.keywords if isinstance(function, functools.partial) else {}
+  if bound.get("where") is not None:
+    raise ConfigError(f"batch.mask is given, but {what} has where={bound['where']!r} already")
   return {"where": batch.mask}
