@@ -1,8 +1,8 @@
 """What a run shows and leaves behind: console, metrics, curves, tables."""
 
-from jaxkd.errors import needed_by
+from jaxkd import errors as _errors
 
-with needed_by("jaxkd.report"):
+with _errors.needed_by("jaxkd.report"):
   from jaxkd.report.bars import Bar, draw_bars
   from jaxkd.report.budget import anytime_table, budget_table, draw_budget_curves
   from jaxkd.report.comparisons import (
