@@ -18,7 +18,7 @@ import numpy as np
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.train import devices as mapping
-from jaxkd.train.company import company_matters
+from jaxkd.train.company import TOLERANCE, company_matters
 from jaxkd.train.halves import halves
 from jaxkd.train.reporting import Reporter
 from jaxkd.train.stages import Stage
@@ -112,11 +112,21 @@ class CachedTargets:
     examples = self._stage.examples.indices
     about = fingerprint(state.rng, read, examples, self._views, repr(layout))
     kept = StoredTargets(directory, self._halves.stored, about)
-    if not kept.complete:
+    if not (kept.complete and self._are_those(kept, state)):
       kept.write(arrays for _, _, arrays in self._computed(state))
       self._tell(reporter, f"in {directory}", time.monotonic() - started)
     count = len(self._stage.examples)
     return lambda positions, epochs: kept.read(epochs % self._views * count + positions)
+
+  def _are_those(self, kept: StoredTargets, state: TrainState) -> bool:
+    """Whether the first examples' stored targets are what is computed of them now.
+
+    The fingerprint knows weights and examples by number. This also sees other images under the same
+    numbers, another normalisation, and another conversion of a teacher's images.
+    """
+    _, _, arrays = next(self._computed(state))
+    stored = kept.read(np.arange(len(arrays[0])))
+    return all(map(_agree, stored, arrays))
 
   def _computed(self, state: TrainState) -> Iterator[tuple[int, int, list[np.ndarray]]]:
     """(view, first position, arrays of the examples from there on), in order."""
@@ -152,6 +162,15 @@ class CachedTargets:
       f"{self._stage.name}: targets of {views} of {len(self._stage.examples)} examples, "
       f"{self.bytes / 2**20:.1f} MiB {where}, computed in {seconds:.1f} s"
     )
+
+
+def _agree(stored: np.ndarray, computed: np.ndarray) -> bool:
+  """Whether two arrays are the same up to the rounding of another program."""
+  if not np.issubdtype(computed.dtype, np.floating):
+    # Signs of values near 0 may differ.
+    return bool(np.mean(stored != computed) <= TOLERANCE)
+  allowed = TOLERANCE * np.max(np.abs(computed), initial=0.0)
+  return bool(np.all(np.abs(stored - computed) <= allowed))
 
 
 def _context_of(stage: Stage) -> Context:

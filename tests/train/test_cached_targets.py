@@ -10,7 +10,7 @@ import pytest
 
 from jaxkd import losses, schemes
 from jaxkd.connectors import Projector
-from jaxkd.data import ArrayExamples
+from jaxkd.data import ArrayExamples, normalize
 from jaxkd.errors import ConfigError
 from jaxkd.schemes import Distillation
 from jaxkd.train import Silent, train_stage
@@ -111,6 +111,33 @@ def test_targets_of_another_teacher_are_not_used_again(tmp_path):
     reporter=heard,
     given={"teacher": drawn(TinyNet(width=6), batch().images, seed=1)},
     targets=tmp_path / "other" / "targets",
+  )
+  assert len(heard.lines) == 1
+
+
+def test_targets_of_other_images_or_another_normalisation_are_not_used_again(tmp_path):
+  options = {"cached_targets": True, "resident_bytes": 0, "epochs": 1}
+  train(tmp_path, taught(KD), **options)
+
+  def brighter(batch):
+    return dataclasses.replace(batch, images=normalize(batch.images, (0.2,), (0.5,)))
+
+  heard = Heard()
+  train_stage(
+    stage(
+      scheme=taught(KD),
+      views=2,
+      reported="",
+      average_decay=None,
+      prepare_training=lambda keys, batch: brighter(batch),
+      prepare_evaluation=brighter,
+      **options,
+    ),
+    directory=tmp_path / "other" / "checkpoints",
+    devices=jax.local_devices()[:2],
+    reporter=heard,
+    given={"teacher": drawn(TinyNet(width=6), batch().images)},
+    targets=tmp_path / "targets",
   )
   assert len(heard.lines) == 1
 
