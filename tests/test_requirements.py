@@ -68,7 +68,7 @@ def guards(path):
   """Packages of whose absence a package says so, in `__init__.py`, before its modules do."""
   init = path.parent / "__init__.py"
   named = {name for name, _, is_named in third_party(init) if is_named} if init != path else set()
-  if init != path and re.search(r"with needed_by\(.*\):\n  from jaxkd\.", init.read_text()):
+  if init != path and re.search(r"with [.\w]*needed_by\(.*\):\n  from jaxkd\.", init.read_text()):
     return named | EXTRA  # around all that it imports
   return named
 
