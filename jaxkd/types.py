@@ -198,8 +198,15 @@ class Preprocessing:
     return (*self.image_size, len(self.mean))
 
 
-class Network(NamedTuple):
+class _ModuleAndVariables(NamedTuple):
+  module: Any
+  variables: Mapping[str, Any]
+
+
+class Network(_ModuleAndVariables):
   """A model and its weights, ready to leave the scheme it was trained in.
+
+  It unpacks as two: `module, variables = network`.
 
   Attributes:
     module: a linen module whose `__call__(images, train)` returns an Output.
@@ -208,9 +215,21 @@ class Network(NamedTuple):
       are those of the run at hand.
   """
 
-  module: Any
-  variables: Mapping[str, Any]
-  preprocessing: Preprocessing | None = None
+  preprocessing: Preprocessing | None
+
+  def __new__(
+    cls, module: Any, variables: Mapping[str, Any], preprocessing: Preprocessing | None = None
+  ) -> Network:
+    """As the class says."""
+    network = super().__new__(cls, module, variables)
+    network.preprocessing = preprocessing
+    return network
+
+  def _replace(self, **changes: Any) -> Network:
+    return Network(**{**self._asdict(), "preprocessing": self.preprocessing, **changes})
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    return Network, (self.module, self.variables, self.preprocessing)
 
 
 class Scheme(NamedTuple):

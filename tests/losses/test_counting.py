@@ -264,12 +264,16 @@ def test_positions_that_count_are_those_of_dense_logits():
     counted_positions("f", z, z)
 
 
-def test_where_is_not_the_arrays_that_are_compared():
-  x = Output(preactivations={"x": jnp.ones((2, 2, 2, 3))})
+def test_where_as_text_names_the_arrays_of_three_losses_and_nothing_of_a_kernel():
+  x = Output(preactivations={"x": jnp.arange(24.0).reshape(2, 2, 2, 3)})
+  y = Output(preactivations={"x": -x.preactivations["x"] ** 2})
+  loss = losses.neuron_selectivity_transfer
+  named = loss(x, y, stages=["x"], where="preactivations")
+  assert named.feature == loss(x, y, stages=["x"], arrays="preactivations").feature != 0
+  with pytest.raises(ConfigError, match="unknown where 'preactivation'"):
+    loss(x, y, stages=["x"], where="preactivation")
   with pytest.raises(ConfigError, match=r"it says which examples count.*arrays='preactivations'"):
-    losses.neuron_selectivity_transfer(
-      x, x, stages=["x"], arrays="preactivations", where="preactivations"
-    )
+    losses.hint_mse(jnp.ones((2, 3)), jnp.ones((2, 3)), where="preactivations")
 
 
 @pytest.mark.parametrize(
