@@ -16,6 +16,7 @@ from jaxkd.losses.checks import check_arrays, check_same_shape, logits_of
 from jaxkd.losses.counting import keep
 from jaxkd.losses.logits import soft_target_kl
 from jaxkd.losses.precision import widen
+from jaxkd.losses.probabilities import log_probabilities
 from jaxkd.losses.supervised import cross_entropy, effective_weights
 from jaxkd.types import Output, Terms
 
@@ -64,10 +65,10 @@ def confidence_weighted_cross_entropy(
   check_same_shape(what, student, teacher)
   weights = effective_weights(what, student, weights, where)
   if weights is None:
-    confidence = jnp.max(jax.nn.softmax(teacher), axis=-1)
+    confidence = jnp.exp(jnp.max(log_probabilities(teacher), axis=-1))
   else:
     (teacher,) = keep(weights != 0, teacher)
-    confidence = weights * jnp.max(jax.nn.softmax(teacher), axis=-1)
+    confidence = weights * jnp.exp(jnp.max(log_probabilities(teacher), axis=-1))
   return cross_entropy(student, labels, confidence, axis_name=axis_name)
 
 

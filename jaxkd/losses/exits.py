@@ -21,7 +21,7 @@ from jaxkd.losses.checks import (
 from jaxkd.losses.counting import counted_positions, keep, mean
 from jaxkd.losses.divergences import entropy, relative_entropy
 from jaxkd.losses.precision import widen
-from jaxkd.losses.probabilities import log_probabilities, mean_log_probabilities, softened
+from jaxkd.losses.probabilities import log_probabilities, mean_log_probabilities
 from jaxkd.types import Output, Terms
 
 Teachers = Literal["last", "ensemble", "later"]
@@ -192,7 +192,7 @@ def mean_confidence(
   (logits,) = widen(logits, what="mean_confidence")
   counted = counted_positions("mean_confidence", where, logits)
   (logits,) = keep(counted, logits)
-  confidence = jnp.max(jax.nn.softmax(softened(logits, temperature)), axis=-1)
+  confidence = jnp.exp(jnp.max(log_probabilities(logits, temperature), axis=-1))
   if axis_name is None or counted is None:
     value = mean(confidence, counted)
     return value if axis_name is None else lax.pmean(value, axis_name)

@@ -30,7 +30,25 @@ def log_probabilities(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Ar
   >>> log_probabilities(jnp.array([0.0, 0.0, -jnp.inf])).round(4)
   Array([-0.6931, -0.6931,    -inf], dtype=float32)
   """
-  return jax.nn.log_softmax(softened(logits, temperature))
+  return jax.nn.log_softmax(softened(_below_largest(logits), temperature))
+
+
+@jax.custom_jvp
+def _below_largest(logits: jax.Array) -> jax.Array:
+  """Logits - their largest, which is exactly 0; its derivative is the logits' own.
+
+  A compiler may contract a multiplication that makes the logits, a division by T for one, into the
+  difference. What is left of the largest logit is then rounding, of 4 at logits of 1e8, and the
+  probabilities do not sum to 1. A softmax does not change with what is subtracted.
+  """
+  largest = jnp.max(logits, axis=-1, keepdims=True)
+  is_largest = (logits >= largest) & (jnp.abs(largest) < jnp.inf)
+  return jnp.where(is_largest, 0.0, logits - largest)
+
+
+@_below_largest.defjvp
+def _below_largest_jvp(primals, tangents):
+  return _below_largest(*primals), tangents[0]
 
 
 def mean_log_probabilities(

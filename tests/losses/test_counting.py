@@ -266,7 +266,7 @@ def test_positions_that_count_are_those_of_dense_logits():
 
 def test_where_as_text_names_the_arrays_of_three_losses_and_nothing_of_a_kernel():
   x = Output(preactivations={"x": jnp.arange(24.0).reshape(2, 2, 2, 3)})
-  y = Output(preactivations={"x": -x.preactivations["x"] ** 2})
+  y = Output(preactivations={"x": -(x.preactivations["x"] ** 2)})
   loss = losses.neuron_selectivity_transfer
   named = loss(x, y, stages=["x"], where="preactivations")
   assert named.feature == loss(x, y, stages=["x"], arrays="preactivations").feature != 0

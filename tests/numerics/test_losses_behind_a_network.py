@@ -22,7 +22,7 @@ from tests.numerics.behind_a_network import (
 
 RELATIONAL = tuple(name for name in CASES if name.startswith("relational"))
 # The compiler contracts the pooling at most batch sizes; 8 is one of those where it does not.
-OFTEN = (4, 17)
+OFTEN = (4,)
 # float32 is exact to 6e-8.
 FLOAT32, BFLOAT16 = 1e-7, 4e-3
 
@@ -56,7 +56,7 @@ def test_every_loss_agrees_with_float64_at_every_batch_size(batch_size):
   assert not compare(batch_size, tuple(CASES))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 7, 8, 16])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 16])
 def test_relations_agree_with_float64(batch_size):
   assert not compare(batch_size, RELATIONAL)
 
@@ -67,15 +67,23 @@ def test_every_loss_agrees_with_float64_under_vmap(batch_size):
   assert not compare(batch_size, tuple(CASES), vmapped=True)
 
 
+def test_relations_agree_with_float64_in_bfloat16():
+  assert not compare_in_bfloat16(4, RELATIONAL)
+
+
 def test_relations_agree_with_float64_under_vmap():
   assert not compare(5, RELATIONAL, vmapped=True)
 
 
 @pytest.mark.parametrize(
-  "batch_size", [4, *(pytest.param(b, marks=pytest.mark.numerics) for b in (1, 2, 3, 5, 16, 17))]
+  "batch_size", [pytest.param(b, marks=pytest.mark.numerics) for b in (1, 2, 3, 4, 5, 16, 17)]
 )
 def test_every_loss_agrees_with_float64_in_bfloat16(batch_size):
-  names = tuple(CASES)
+  assert not compare_in_bfloat16(batch_size, tuple(CASES))
+
+
+def compare_in_bfloat16(batch_size, names):
+  """What disagrees more than the network's own resolution explains."""
   drawn = cast(cast(draw(batch_size), jnp.bfloat16), "float32")
   run = program(names, options=OPTIMISED)
   narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype.kind == "f" else x, drawn)
@@ -86,10 +94,10 @@ def test_every_loss_agrees_with_float64_in_bfloat16(batch_size):
     value, gradient = found[name]
     gradient = cast(gradient, "float64")
     wrong.append(disagreement(name, (value, gradient), wanted[name], 1.0, BFLOAT16 / 30))
-  assert not [words for words in wrong if words]
+  return [words for words in wrong if words]
 
 
-@pytest.mark.parametrize("batch_size", [2, 4, 16])
+@pytest.mark.parametrize("batch_size", [4, 16])
 def test_the_angle_behind_a_pooled_layer_has_the_value_and_gradient_that_it_has_without_jit(
   batch_size,
 ):

@@ -121,7 +121,7 @@ def networks_of_any_type(monkeypatch):
   monkeypatch.setattr(models, "create", create)
 
 
-OFTEN = ("kd", "rkd", "at")
+OFTEN = ("kd", "rkd")
 
 
 @pytest.mark.parametrize("variant", OFTEN)

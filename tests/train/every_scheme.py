@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import linen as nn
 
 from jaxkd import losses, schemes
@@ -132,6 +133,15 @@ def schemes_of_whole_batches(norm):
     "own teacher": exits(net, DISTANCE, global_batch=True),
     "multi exit": exits(net, losses.multi_exit, temperature=adaptive),
   }
+
+
+# One for each way in which an objective is put together; the others take long to compile.
+OFTEN = ("supervised", "logits", "own teacher", "rkd", "cwtm")
+
+
+def some_often(names):
+  """The names for a test, of which most belong to the long ones."""
+  return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 def start(scheme, seed=0):

@@ -8,7 +8,13 @@ import pytest
 
 from jaxkd.errors import ConfigError
 from tests.tiny import batch
-from tests.train.every_scheme import schemes_of_means, schemes_of_whole_batches, start, update
+from tests.train.every_scheme import (
+  schemes_of_means,
+  schemes_of_whole_batches,
+  some_often,
+  start,
+  update,
+)
 
 LABELS = jnp.array([0, 1, 2, -1, -1, -1, -1, 0])
 WEIGHTS = jnp.array([1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 2.0])
@@ -26,12 +32,12 @@ def assert_same_update(actual, expected):
   chex.assert_trees_all_close(means, references, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", schemes_of_means(False))
+@pytest.mark.parametrize("name", some_often(schemes_of_means(False)))
 def test_parts_with_unequal_labels_give_the_update_of_the_whole_batch(name):
   scheme = schemes_of_means(False)[name]
   participants = start(scheme)
   expected = update(scheme, participants, UNEVEN)
-  for parts, devices in ((2, 1), (4, 1), (1, 4), (2, 2)):
+  for parts, devices in ((4, 1), (2, 2)):
     assert_same_update(update(scheme, participants, UNEVEN, parts=parts, devices=devices), expected)
 
 
