@@ -58,7 +58,12 @@ def pytest_unconfigure():
 
 
 # Whole runs: long, and few to a file.
-_FIRST = ("test_experiment.py", "test_processes.py", "test_bad_input.py")
+_FIRST = (
+  "test_experiment.py",
+  "test_processes.py",
+  "test_bad_input.py",
+  "test_losses_behind_a_network.py",
+)
 
 
 def pytest_collection_modifyitems(items):

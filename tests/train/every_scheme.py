@@ -136,7 +136,7 @@ def schemes_of_whole_batches(norm):
 
 
 # One for each way in which an objective is put together; the others take long to compile.
-OFTEN = ("supervised", "logits", "own teacher", "rkd", "cwtm")
+OFTEN = ("supervised", "logits", "own teacher", "rkd")
 
 
 def some_often(names):

@@ -83,9 +83,8 @@ def test_dense_students_learn_and_are_scored_in_any_division_of_the_batch(kind, 
   expected = update(scheme, participants, data)
   positions = data.labels[0].size
   assert expected[1]["accuracy"][1] == data.weights.sum() * positions
-  for parts, devices in ((4, 1), (2, 2)):
-    actual = update(scheme, participants, data, parts=parts, devices=devices)
-    chex.assert_trees_all_close(actual[0], expected[0], rtol=1e-4, atol=1e-6)
+  actual = update(scheme, participants, data, parts=2, devices=2)
+  chex.assert_trees_all_close(actual[0], expected[0], rtol=1e-4, atol=1e-6)
 
 
 @each_kind
@@ -98,7 +97,7 @@ def test_padding_of_positions_is_out_of_loss_and_accuracy(kind):
   expected = update(scheme, participants, masked)
   # Labels of padding may be anything.
   wrong = dataclasses.replace(masked, labels=np.where(mask, data.labels, 77).astype("int32"))
-  for other, parts, devices in ((wrong, 1, 1), (wrong, 2, 1), (masked, 2, 4)):
+  for other, parts, devices in ((wrong, 1, 1), (masked, 2, 4)):
     actual = update(scheme, participants, other, parts=parts, devices=devices)
     chex.assert_trees_all_close(actual[0], expected[0], rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(actual[1]["accuracy"], expected[1]["accuracy"])
