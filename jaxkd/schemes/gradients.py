@@ -21,6 +21,7 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses import cross_entropy
+from jaxkd.losses.precision import widen
 from jaxkd.losses.supervised import effective_weights
 from jaxkd.preprocessing import inputs_of, plain
 from jaxkd.schemes.masked import without_padding
@@ -229,7 +230,7 @@ def _summed_cross_entropy(output: Any, targets: _Targets) -> Array:
       "gradients are of one cross-entropy: the model must return one Output, with logits"
     )
   labels, weights, where = targets
-  logits = jnp.asarray(output.logits)
+  (logits,) = widen(output.logits)
   found = effective_weights("gradients", logits, weights, where)
   count = logits.size // logits.shape[-1] if found is None else jnp.sum(found)
   return cross_entropy(logits, labels, weights, where=where) * count
