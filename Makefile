@@ -45,7 +45,7 @@ parity: $(INSTALLED)
 
 # With PyTorch itself: a teacher that a plain script trained is as good here. An installed 2.13.0 of any
 # build is used as it is. Else pip takes the CPU build (200 MB) from PyTorch's own index or from a folder
-# that pip knows (PIP_FIND_LINKS); where neither is at hand, the usual registry's build, which for Linux
+# that pip knows (PIP_FIND_LINKS); where neither is found, the usual registry's build, which for Linux
 # has CUDA with it (3 GB). The first line is for torch alone: an index out of reach is waited for once.
 TORCH := torch==2.13.0
 CPU_BUILDS := https://download.pytorch.org/whl/cpu

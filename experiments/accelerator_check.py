@@ -187,7 +187,7 @@ def measure(
   optimizer = optax.sgd(0.05, momentum=0.9)
   step = training_step(scheme, optimizer, lambda keys, batch: batch, axis_name=devices.AXIS_NAME)
   batch = _noise(image_shape, batch_size * len(chosen))
-  # A step takes the same time whatever the teacher knows.
+  # A step takes the same time with random weights of the teacher.
   state = create_state(scheme, optimizer, jax.random.key(0), batch, untrained=("teacher",))
   flops = count_flops(step, state, _noise(image_shape, batch_size))
 

@@ -1,4 +1,4 @@
-"""What a config says of the images that its teachers were trained on."""
+"""The images that teachers were trained on, as the config states them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jaxkd.types import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class StatedImages:
-  """The images that one teacher was trained on, as far as the config says it.
+  """The images that one teacher was trained on, as far as the config states it.
 
   Attributes:
     given: those of the run.
-    mean: () where the config says nothing.
+    mean: () where the config has none.
     std: likewise.
-    image_size: the side; 0 where the config says nothing.
+    image_size: the side; 0 where the config has none.
   """
 
   given: Preprocessing
@@ -33,7 +33,7 @@ class StatedImages:
   image_size: int = 0
 
   def over(self, usual: Preprocessing) -> Preprocessing:
-    """`usual`, but for what the config says."""
+    """`usual`, with what the config states in its place."""
     size = (self.image_size, self.image_size) if self.image_size else usual.image_size
     return Preprocessing(self.mean or usual.mean, self.std or usual.std, size)
 
@@ -47,7 +47,7 @@ def images_of_run(data: Dataset) -> Preprocessing:
 def images_of_files(
   own: ml_collections.ConfigDict, data: Dataset, count: int
 ) -> list[StatedImages]:
-  """What a config's "teacher" section says of each of its files.
+  """What a config's "teacher" section states for each of its files.
 
   Args:
     own: the section; its `mean`, `std` and `image_size` are one for all files, or one for each.

@@ -211,8 +211,8 @@ class Network(_ModuleAndVariables):
   Attributes:
     module: a linen module whose `__call__(images, train)` returns an Output.
     variables: its Flax variable dict.
-    preprocessing: the images that it was trained on; None where that is not known, or where they
-      are those of the run at hand.
+    preprocessing: the images that it was trained on; None where that is unknown, or where they are
+      the images of the current run.
   """
 
   preprocessing: Preprocessing | None
@@ -220,7 +220,7 @@ class Network(_ModuleAndVariables):
   def __new__(
     cls, module: Any, variables: Mapping[str, Any], preprocessing: Preprocessing | None = None
   ) -> Network:
-    """As the class says."""
+    """Makes a network; `preprocessing` is no element of the tuple."""
     network = super().__new__(cls, module, variables)
     network.preprocessing = preprocessing
     return network

@@ -1,4 +1,4 @@
-"""Values that each are valid, and together have no effect or another one: refused, or told."""
+"""Values that are valid alone and have no effect together: an error, or a line at the start."""
 
 import io
 import pathlib

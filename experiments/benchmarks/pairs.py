@@ -93,7 +93,7 @@ class Stepper:
       batch: of every step.
       on: the devices that share it; by default as an experiment chooses them.
       given: participants that start with these variables.
-      untrained: frozen participants that are drawn: a step takes as long whatever they know.
+      untrained: frozen participants that are drawn: a step takes the same time with random weights.
       cached: what the loss needs of the targets is computed here, and the step reads it.
     """
     on = on or _chosen(scheme, batch)

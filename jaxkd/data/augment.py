@@ -225,7 +225,7 @@ def augmentation(
     mixed, labels = blend(fold(keys, len(operations)), images, one_hot)
     weights = jnp.minimum(batch.weights, _partners(batch.weights, axis_name))
     if batch.mask is not None:
-      # Padding is no partner: who would get it stays as it is.
+      # Padding is never mixed in: an example whose partner is padding stays unmixed.
       counts = jnp.any((jnp.asarray(batch.mask) != 0).reshape(len(images), -1), axis=1)
       both = counts & _partners(counts, axis_name)
       mixed = jnp.where(both[:, None, None, None], mixed, images)

@@ -122,7 +122,7 @@ def fsp_column_norm(
   Returns:
     The loss, a scalar, float32 or wider; 0 if nothing counts. A norm has a kink at 0, where its
     gradient is 0 and of full size beside it. Columns that differ by less than rounding, 16 machine
-    epsilons of the teacher's norm, count as equal, lest equal networks get a gradient of noise.
+    epsilons of the teacher's norm, count as equal, so that equal networks have no gradient.
 
   Raises:
     ConfigError: if the shapes are not (B, C, C') or differ, or `where` does not belong to them.

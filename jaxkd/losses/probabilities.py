@@ -35,7 +35,7 @@ def log_probabilities(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Ar
 
 @jax.custom_jvp
 def _below_largest(logits: jax.Array) -> jax.Array:
-  """Logits - their largest, which is exactly 0; its derivative is the logits' own.
+  """The logits minus their largest; the largest becomes exactly 0. The derivative is 1.
 
   A compiler may contract a multiplication that makes the logits, a division by T for one, into the
   difference. What is left of the largest logit is then rounding, of 4 at logits of 1e8, and the

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.checks import check_positive, is_number
 from jaxkd.losses.counting import counted_examples, keep
-from jaxkd.losses.norms import l2_norm, power_of_two
+from jaxkd.losses.norms import ROUNDINGS, l2_norm, power_of_two
 from jaxkd.losses.precision import widen
 from jaxkd.losses.stages import Stages, over_stages
 from jaxkd.losses.triangles import corners, squared_distances, sum_of_angle_hubers
@@ -25,8 +25,6 @@ AxisName = str | tuple[str, ...]
 _REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 # Lower bound of a distance: samples closer than this are that far apart, and stay.
 _CLOSEST = 1e-6
-# Samples count as equal where they differ by less than so many roundings of the larger one.
-_ROUNDINGS = 8
 
 
 def pairwise_distance_huber(
@@ -53,7 +51,7 @@ def pairwise_distance_huber(
 
   Returns:
     The loss, a scalar, float32 or wider. It does not change if either side is moved, rotated or
-    scaled. Samples that are equal up to rounding (8 machine epsilons of their norm) have the
+    scaled. Samples that are equal up to rounding (16 machine epsilons of their norm) have the
     distance 1e-6, with gradient 0; one sample alone gives 0.
 
   Raises:
@@ -97,7 +95,7 @@ def angle_huber(
 
   Returns:
     The loss, a scalar, float32 or wider. It does not change if either side is moved, rotated or
-    scaled. Samples that are equal up to rounding (8 machine epsilons of their norm) have no
+    scaled. Samples that are equal up to rounding (16 machine epsilons of their norm) have no
     direction between them: the cosine is 0, and so is its gradient.
 
   Raises:
@@ -248,7 +246,7 @@ def _relate(
   # A compiler may contract the multiplication that makes x into the difference x_i - x_j. What is
   # left of equal samples is then rounding: it is not a distance, and has no direction.
   norms, all_norms = (jnp.sum(jnp.square(lax.stop_gradient(z)), axis=1) for z in (x, everyone))
-  rounding = (_ROUNDINGS * jnp.finfo(x.dtype).eps) ** 2
+  rounding = (ROUNDINGS * jnp.finfo(x.dtype).eps) ** 2
   apart = squares > rounding * jnp.maximum(norms[:, None], all_norms[None])
   apart &= places[:, None] != jnp.arange(len(everyone))[None]
   # NaN is apart from everything: it must reach the loss.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxkd import config, losses, schemes
 from jaxkd.config import choice, number, text
 from jaxkd.connectors import paraphraser_for, translator_for
+from jaxkd.losses.counting import counted_examples
 from jaxkd.recipes.method import Method, Pair, Training, Warmup
 from jaxkd.recipes.stages import AUTO, chosen_pairs, last_pair, stage_options, widths_matched
 from jaxkd.schemes import Distillation
@@ -83,7 +84,12 @@ def _boundaries(pair: Pair) -> list[Distillation]:
       )
       for ours, theirs in stages
     ]
-    counted = jnp.float32(1) if where is None else jnp.sum(where != 0, dtype=jnp.float32)
+    counted = jnp.float32(1)
+    if where is not None:
+      first = student.preactivations[stages[0][0]]
+      counted = jnp.sum(
+        jnp.asarray(counted_examples("disagreement", where, first)), dtype=jnp.float32
+      )
     return counted * sum(shares, start=jnp.float32(0)), counted * len(shares)
 
   return [

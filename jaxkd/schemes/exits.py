@@ -167,7 +167,7 @@ def multi_exit(
   def adapted(now: Array, deepest: Any, batch: Batch, context: Context) -> Array:
     assert temperature is not None
     refuse_parts(
-      "an adaptive temperature", context, "which rises by what the network says of a whole batch"
+      "an adaptive temperature", context, "which follows the mean confidence of a whole batch"
     )
     return losses.adapted_temperature(
       now,

@@ -1,4 +1,4 @@
-"""Padding stays out of a learner: out of what it sees, and out of its batch statistics."""
+"""Keeps padding out of the inputs of a learner, and out of its batch statistics."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxkd.errors import ConfigError
+from jaxkd.losses.counting import counted_examples, keep, over_positions
 from jaxkd.types import Array
 
 
@@ -24,13 +25,10 @@ def without_padding(inputs: Any, mask: Any) -> Any:
   """
   if mask is None:
     return inputs
-  mask = jnp.asarray(mask) != 0
-  examples = jnp.any(mask.reshape(mask.shape[0], -1), axis=1)
 
   def cleared(x: Any) -> Array:
     x = jnp.asarray(x)
-    rows = examples.reshape(-1, *(1,) * (x.ndim - 1))
-    return jnp.where(rows, x, jnp.zeros((), x.dtype))
+    return keep(counted_examples("batch.mask", mask, x), x)[0]
 
   return jax.tree.map(cleared, inputs)
 
@@ -97,7 +95,7 @@ def _normalized(
   return normalized
 
 
-def _rows(module: nn.BatchNorm, x: Array, counted: Array) -> Array:
+def _rows(module: nn.BatchNorm, x: Array, counted: Any) -> Array:
   """Which rows (...) of x (..., C) count."""
   leading = x.shape[:-1]
   if leading[0] != counted.shape[0]:
@@ -106,7 +104,6 @@ def _rows(module: nn.BatchNorm, x: Array, counted: Array) -> Array:
       "the examples'"
     )
   if counted.shape != leading[: counted.ndim]:
-    # A mask of another resolution says which examples count.
-    counted = jnp.any(counted.reshape(counted.shape[0], -1), axis=1)
-  spread = counted.reshape(counted.shape + (1,) * (len(leading) - counted.ndim))
-  return jnp.broadcast_to(spread, leading)
+    # Of a mask of another resolution, only the examples are known.
+    counted = counted_examples("batch.mask", counted, x)
+  return over_positions(f"batch.mask {counted.shape} does not belong", counted, x)

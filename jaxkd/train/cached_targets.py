@@ -112,17 +112,18 @@ class CachedTargets:
     examples = self._stage.examples.indices
     about = fingerprint(state.rng, read, examples, self._views, repr(layout))
     kept = StoredTargets(directory, self._halves.stored, about)
-    if not (kept.complete and self._are_those(kept, state)):
+    if not (kept.complete and self._still_valid(kept, state)):
       kept.write(arrays for _, _, arrays in self._computed(state))
       self._tell(reporter, f"in {directory}", time.monotonic() - started)
     count = len(self._stage.examples)
     return lambda positions, epochs: kept.read(epochs % self._views * count + positions)
 
-  def _are_those(self, kept: StoredTargets, state: TrainState) -> bool:
-    """Whether the first examples' stored targets are what is computed of them now.
+  def _still_valid(self, kept: StoredTargets, state: TrainState) -> bool:
+    """Compares the stored targets of the first batch with targets that are computed now.
 
-    The fingerprint knows weights and examples by number. This also sees other images under the same
-    numbers, another normalisation, and another conversion of a teacher's images.
+    The fingerprint covers weights and the numbers of the examples. This comparison also detects
+    other images under the same numbers, another normalisation, and another conversion of the
+    teacher's images.
     """
     _, _, arrays = next(self._computed(state))
     stored = kept.read(np.arange(len(arrays[0])))

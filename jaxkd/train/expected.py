@@ -1,4 +1,4 @@
-"""How well a network that comes trained is to predict, and a warning where it does not.
+"""The accuracy expected of a trained network, and a warning where it is not reached.
 
 Weights that are given inputs of another normalisation, size, order of classes or data set than
 those they were trained on predict badly, and a student learns that without an error.
@@ -67,13 +67,13 @@ def warn_if_worse(
   validation: Any,
   reporter: Reporter,
 ) -> None:
-  """Tells in a line if a stage's network, which comes trained, predicts worse than expected.
+  """Reports a line if the trained network of a stage predicts worse than expected.
 
   Args:
     stage: the Stage; nothing is computed without its `expected`.
     evaluate: examples -> predictor -> its scores.
     validation: as for `sample`.
-    reporter: told the line.
+    reporter: receives the line.
   """
   if stage.expected is None:
     return

@@ -56,6 +56,7 @@ class StoredTargets:
     with writing(self._directory):
       self._directory.mkdir(parents=True, exist_ok=True)
       (self._directory / _ABOUT).unlink(missing_ok=True)
+    self._reader = None  # of the file that is written over
     # Groups of one: records are read one by one, in no order.
     writer = ArrayRecordWriter(str(self._directory / _RECORDS), "group_size:1")
     for arrays in parts:

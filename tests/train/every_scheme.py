@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,6 +136,17 @@ def schemes_of_whole_batches(norm):
   }
 
 
+def assert_same_update(actual, expected, *, rtol=2e-4, atol=2e-6):
+  """Equal participants, and equal means of every metric."""
+  (participants, metrics), (wanted, reference) = actual, expected
+  chex.assert_trees_all_close(participants, wanted, rtol=rtol, atol=atol)
+  means, references = (
+    {name: total / count for name, (total, count) in found.items()}
+    for found in (metrics, reference)
+  )
+  chex.assert_trees_all_close(means, references, rtol=1e-4, atol=1e-6)
+
+
 # One for each way in which an objective is put together; the others take long to compile.
 OFTEN = ("supervised", "logits", "own teacher", "rkd")
 
@@ -149,15 +161,22 @@ def start(scheme, seed=0):
 
 
 def update(scheme, participants, data, *, parts=1, devices=1):
-  """Participants and metrics after one plain step on the data, shared out over devices."""
+  """Participants and metrics after one plain step on the data, shared out over devices.
+
+  Without devices (0) the step has no axis and is not mapped.
+  """
   optimizer = optax.sgd(1.0)
-  step = training_step(scheme, optimizer, lambda keys, b: b, axis_name=AXIS, accumulate=parts)
+  axis = AXIS if devices else None
+  step = training_step(scheme, optimizer, lambda keys, b: b, axis_name=axis, accumulate=parts)
   state = TrainState(
     jnp.int32(0),
     jax.random.key_data(jax.random.key(0)),
     participants,
     optimizer.init(select(participants, scheme.learners)),
   )
+  if not devices:
+    state, metrics = jit(step)(state, data)
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), (state.participants, metrics))
   shared = jax.tree.map(lambda x: jnp.reshape(x, (devices, -1, *x.shape[1:])), data)
   state, metrics = jit(jax.vmap(step, in_axes=(None, 0), axis_name=AXIS))(state, shared)
   return jax.tree.map(lambda x: np.asarray(x[0], np.float64), (state.participants, metrics))

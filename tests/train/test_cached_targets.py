@@ -122,24 +122,24 @@ def test_targets_of_other_images_or_another_normalisation_are_not_used_again(tmp
   def brighter(batch):
     return dataclasses.replace(batch, images=normalize(batch.images, (0.2,), (0.5,)))
 
-  heard = Heard()
-  train_stage(
-    stage(
-      scheme=taught(KD),
-      views=2,
-      reported="",
-      average_decay=None,
+  def trained(name, **changes):
+    heard = Heard()
+    found = train(
+      tmp_path / name,
+      taught(KD),
+      reporter=heard,
       prepare_training=lambda keys, batch: brighter(batch),
       prepare_evaluation=brighter,
-      **options,
-    ),
-    directory=tmp_path / "other" / "checkpoints",
-    devices=jax.local_devices()[:2],
-    reporter=heard,
-    given={"teacher": drawn(TinyNet(width=6), batch().images)},
-    targets=tmp_path / "targets",
-  )
-  assert len(heard.lines) == 1
+      **changes,
+    )
+    return found, heard.lines
+
+  expected, _ = trained("uncached", epochs=1)
+  (tmp_path / "other").mkdir()
+  (tmp_path / "targets").rename(tmp_path / "other" / "targets")
+  found, lines = trained("other", **options)
+  assert len(lines) == 1
+  assert_close(expected, found)
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ from jaxkd.schemes import Distillation
 from jaxkd.types import Output, Terms
 from tests.tiny import TinyNet, batch
 from tests.train.every_scheme import (
+  assert_same_update,
   offline,
   schemes_of_means,
   schemes_of_whole_batches,
@@ -28,6 +29,8 @@ REAL = dataclasses.replace(
 )
 # Where the real examples lie among the padding, so that devices and parts hold different numbers.
 PLACES = np.array([0, 1, 3, 4, 6])
+# Statistics over other numbers of rows round otherwise, which RKD's weights of 25 and 50 enlarge.
+LOOSE = {"rtol": 5e-4, "atol": 2e-5}
 
 
 def padded(fill):
@@ -44,16 +47,6 @@ def padded(fill):
   return dataclasses.replace(data, mask=jnp.asarray(mask))
 
 
-def assert_same_update(actual, expected):
-  (participants, metrics), (wanted, reference) = actual, expected
-  chex.assert_trees_all_close(participants, wanted, rtol=5e-4, atol=2e-5)
-  means, references = (
-    {name: total / count for name, (total, count) in found.items()}
-    for found in (metrics, reference)
-  )
-  chex.assert_trees_all_close(means, references, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", some_often(schemes_of_means(True)))
 def test_padding_changes_nothing_on_one_device_or_four(name):
   compare_with_padding(schemes_of_means(True)[name])
@@ -68,7 +61,8 @@ def compare_with_padding(scheme):
   participants = start(scheme)
   expected = update(scheme, participants, REAL)
   for fill, devices in ((np.nan, 1), (1e30, 4)):
-    assert_same_update(update(scheme, participants, padded(fill), devices=devices), expected)
+    actual = update(scheme, participants, padded(fill), devices=devices)
+    assert_same_update(actual, expected, **LOOSE)
 
 
 @pytest.mark.parametrize("name", some_often(schemes_of_means(False)))
@@ -76,7 +70,8 @@ def test_padding_changes_nothing_in_parts(name):
   scheme = schemes_of_means(False)[name]
   participants = start(scheme)
   expected = update(scheme, participants, REAL)
-  assert_same_update(update(scheme, participants, padded(np.nan), parts=2, devices=2), expected)
+  actual = update(scheme, participants, padded(np.nan), parts=2, devices=2)
+  assert_same_update(actual, expected, **LOOSE)
 
 
 def test_a_batch_of_padding_alone_leaves_everything_as_it_was():
