@@ -173,6 +173,7 @@ def script(*flags):
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_the_script_says_which_method_a_config_without_one_takes(tmp_path):
   chosen = ["--config.student.model=mlp", "--config.teacher.model=mlp", "--summary"]
   file = tmp_path / "digits.py"

@@ -228,6 +228,7 @@ def test_what_does_not_count_is_as_if_it_were_not_there(case):
 
 
 @each_case
+@pytest.mark.long
 def test_numbers_tell_what_counts_without_a_compiler(case):
   numbers = np.where(COUNTED, 0.5, 0.0)
   pair = draw(case)

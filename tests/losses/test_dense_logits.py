@@ -79,6 +79,7 @@ def test_dense_logits_are_as_many_rows(call, leading):
 
 @each_case
 @SHAPES
+@pytest.mark.long
 def test_where_is_of_any_of_the_leading_axes(call, leading):
   if call is CASES["mean_log_probabilities"]:
     return

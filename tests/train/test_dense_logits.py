@@ -58,7 +58,9 @@ def dense_batch(draw, size=8):
 
 
 KINDS = {"tokens": (Tagger, tokens), "pixels": (Segmenter, pixels)}
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize(
+  "kind", ["tokens", pytest.param("pixels", marks=pytest.mark.long)]
+)
 
 
 def taught(network, label_weight):
