@@ -104,7 +104,7 @@ def _sized(name: str, size: int) -> str:
   return f"{name}/data.per_class={size}/student.epochs={SIZES[size]}"
 
 
-# Setting -> run -> "METHOD/field=value/..." (`jaxkd.variants`).
+# Setting -> run -> "METHOD/field=value/..." (`jaxkd.experiment.overrides`).
 RUNS = {
   "fashion": {
     "alone": "alone",

@@ -31,8 +31,9 @@ import optax
 from jax import lax
 
 from jaxkd import losses, models, schemes
-from jaxkd import participants as trees
-from jaxkd.train import create_state, devices, training_step
+from jaxkd import networks as trees
+from jaxkd.runtime import devices
+from jaxkd.train import create_state, training_step
 from jaxkd.types import Batch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -27,7 +27,7 @@ with needed_by_script("experiments/bench.py"):
 
   from jaxkd.errors import ConfigError
   from jaxkd.report import write_atomically
-  from jaxkd.train import device_choice, host_memory
+  from jaxkd.runtime import devices, process
 
 _SECTIONS = flags.DEFINE_list("sections", None, "Which to measure; default all.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results.")
@@ -130,9 +130,9 @@ def _measured_apart(name: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _measure_here(name: str, result: pathlib.Path) -> None:
-  host_memory.keep_freed_memory()
+  process.keep_freed_memory()
   if name not in _UNDIVIDED:
-    device_choice.split_cpu(0, 64)
+    devices.split_cpu(0, 64)
   started = time.perf_counter()
   taken_on = machine.machine()
   with needed_by_script("experiments/bench.py", extra="bench"):

@@ -25,8 +25,10 @@ with needed_by_script("experiments/budget.py"):
   from ml_collections import ConfigDict
   from rich.console import Console
 
-  from jaxkd import bundles, data, evaluate, models, plan, report
+  from jaxkd import data, evaluate, models, report
   from jaxkd.errors import ConfigError, DiskError, one_line
+  from jaxkd.experiment import build
+  from jaxkd.export import bundles
   from jaxkd.types import Array, Batch
 
 _RUN = flags.DEFINE_string("run", None, "The run's work directory.")
@@ -102,7 +104,7 @@ def load_data(config: Mapping[str, Any]) -> data.Dataset:
       f"data.validation={section['validation']!r}: thresholds are fitted to a validation split, "
       "expected a run that held one out"
     )
-  return plan.dataset(ConfigDict(config), data.load)
+  return build.dataset(ConfigDict(config), data.load)
 
 
 def measure(

@@ -30,9 +30,10 @@ with needed_by_script("experiments/claims.py"):
   from reproduction.results import Runs, summary
   from rich.console import Console
 
-  from jaxkd import report, sweep, variants
+  from jaxkd import report
   from jaxkd.errors import ConfigError, DiskError, one_line
-  from jaxkd.train import compilation, devices
+  from jaxkd.experiment import overrides, sweep
+  from jaxkd.runtime import devices, process
 
 _CONFIG = flags.DEFINE_string("config", "configs/claims.py", "What is run, and how.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
-  config: Any = variants.load_module(pathlib.Path(_CONFIG.value))
+  config: Any = overrides.load_module(pathlib.Path(_CONFIG.value))
   workdir, console = pathlib.Path(_WORKDIR.value), Console()
   output = pathlib.Path(_OUTPUT.value or workdir)
   command = f"python experiments/claims.py {' '.join(sys.argv[1:])}"
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
     devices.compile_fast()
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
   make(planned, workdir, console)
-  compilation.remember_programs_in(workdir / "compiled")
+  process.remember_programs_in(workdir / "compiled")
   results = [(claim, claim.rows(runs)) for claim in CLAIMS]
   overview, text = tables.overview(results), tables.as_markdown(results, runs, facts(runs, planned))
   console.print(f"{text}\n\n{overview}", soft_wrap=True, highlight=False, markup=False)

@@ -40,8 +40,10 @@ with needed_by_script("experiments/compare.py"):
   from ml_collections import ConfigDict
   from rich.console import Console
 
-  from jaxkd import experiment, recipes, report, sweep, variants
+  from jaxkd import recipes, report
   from jaxkd.errors import ConfigError, DiskError, one_line
+  from jaxkd.experiment import overrides, sweep
+  from jaxkd.experiment import run as experiment
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file, without a method.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
@@ -187,7 +189,7 @@ def _draw(path: pathlib.Path, panels: Mapping[str, report.Accuracies], xlabel: s
 def _settings(name: str, rate: float | None) -> ConfigDict:
   """The config of "METHOD/field=value/...", checked, at another learning rate if one is given."""
   file, variant = _parts(name)
-  settings = variants.variant(_get_config(file or _CONFIG.value), variant, _SET.value)
+  settings = overrides.variant(_get_config(file or _CONFIG.value), variant, _SET.value)
   changed = {change.partition("=")[0] for change in (*_SET.value, *variant.split("/")[1:])}
   if rate is not None and _method(name) == "alone":
     settings.student.learning_rate = rate
@@ -198,8 +200,8 @@ def _settings(name: str, rate: float | None) -> ConfigDict:
 
 
 @functools.cache
-def _get_config(path: str) -> variants.GetConfig:
-  module = variants.load_module(pathlib.Path(path))
+def _get_config(path: str) -> overrides.GetConfig:
+  module = overrides.load_module(pathlib.Path(path))
   if not hasattr(module, "get_config"):
     raise ConfigError(f"{path} has no get_config")
   return module.get_config

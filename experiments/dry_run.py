@@ -33,10 +33,11 @@ with needed_by_script("experiments/dry_run.py"):
   import jax
   from absl import app, flags, logging
 
-  from jaxkd import recipes, rehearsal, report
+  from jaxkd import recipes, report
   from jaxkd.errors import ConfigError, DiskError, one_line
+  from jaxkd.experiment import dry_run
+  from jaxkd.experiment.overrides import load_module
   from jaxkd.types import Participants
-  from jaxkd.variants import load_module
 
 _CONFIGS = flags.DEFINE_list("configs", None, "Config files that have PAIRS.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/dry-run", "Where the results are kept.")
@@ -140,15 +141,15 @@ def _tried(trial: Trial, module: Any, teachers: dict[str, Participants]) -> dict
     settings = module.get_config(f"{trial.method}@{trial.pair}" if trial.pair else trial.method)
     settings.compute_dtype = trial.dtype
     settings.baseline = False
-    prepared = rehearsal.prepare(settings)
+    prepared = dry_run.prepare(settings)
     elsewhere = () if trial.method in (*_ELSEWHERE, "born_again") else _ELSEWHERE
-    lowered = rehearsal.lower(prepared, skip=elsewhere)
+    lowered = dry_run.lower(prepared, skip=elsewhere)
     result["lowered"] = [
       {"stage": x.stage, "step": x.step, "convolutions": dict(x.convolutions)} for x in lowered
     ]
     if trial.steps:
       finished = _teacher(trial, module, teachers) if "teacher" in elsewhere else {}
-      ran = rehearsal.dry_run(prepared, batch_size=_BATCH_SIZE.value, finished=finished)
+      ran = dry_run.dry_run(prepared, batch_size=_BATCH_SIZE.value, finished=finished)
       result["batch_size"] = _BATCH_SIZE.value
       result["ran"] = [{"stage": x.stage, "losses": x.losses} for x in ran]
       if trial.method == "teacher":
@@ -167,7 +168,7 @@ def _teacher(
     return {}
   settings = module.get_config(f"teacher@{trial.pair}")
   if settings.teacher.model not in teachers:
-    [ran] = rehearsal.dry_run(rehearsal.prepare(settings), batch_size=_BATCH_SIZE.value)
+    [ran] = dry_run.dry_run(dry_run.prepare(settings), batch_size=_BATCH_SIZE.value)
     teachers.clear()  # one at a time is enough, pair by pair
     teachers[settings.teacher.model] = ran.participants
   return {"teacher": teachers[settings.teacher.model]}
@@ -208,7 +209,7 @@ def _report(
     f"{sum(r['seconds'] for r in found) / 60:.0f} minutes; {versions}, Python "
     f"{platform.python_version()}.",
     "",
-    f"{lowered} steps of {len(found)} configs were lowered for {' and '.join(rehearsal.PLATFORMS)} "
+    f"{lowered} steps of {len(found)} configs were lowered for {' and '.join(dry_run.PLATFORMS)} "
     "at their own batch size over eight devices: every training and evaluation step of every "
     f"stage. {len(ran)} configs then made two updates of every stage on noise, on the CPU with "
     f"{images} at a time: losses and variables were finite, and all learners moved. "

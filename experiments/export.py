@@ -20,13 +20,14 @@ with needed_by_script("experiments/export.py"):
   from jax import export
   from rich.console import Console
 
-  from jaxkd import bundles, exports, report
+  from jaxkd import report
   from jaxkd.errors import ConfigError, DiskError, one_line
+  from jaxkd.export import bundles, stablehlo
 
 _BUNDLE = flags.DEFINE_string("bundle", None, "A predictor's bundle, or a run's work directory.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to write to; new, or an older export.")
 _PLATFORMS = flags.DEFINE_list(
-  "platforms", ["cpu", "cuda", "tpu"], f"Where it is to run: {', '.join(exports.PLATFORMS)}."
+  "platforms", ["cpu", "cuda", "tpu"], f"Where it is to run: {', '.join(stablehlo.PLATFORMS)}."
 )
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time; by default any number.")
 flags.mark_flags_as_required(["bundle", "output"])
@@ -70,7 +71,7 @@ def check_output(directory: pathlib.Path) -> None:
   if not directory.is_dir():
     raise ConfigError(f"output={str(directory)!r} is a file, expected a directory")
   names = {path.name for path in directory.iterdir() if path.suffix != ".partial"}
-  older = exports.is_function(directory / FUNCTION) and names <= {FUNCTION, WEIGHTS, README}
+  older = stablehlo.is_function(directory / FUNCTION) and names <= {FUNCTION, WEIGHTS, README}
   if names and not older:
     raise ConfigError(
       f"output={str(directory)!r} holds something else than an export: nothing was written"
@@ -86,10 +87,10 @@ def write(
 ) -> str:
   """Exports one bundle; returns what README.txt says."""
   network, description = bundles.load_bundle(bundle)
-  exported = exports.export_function(
+  exported = stablehlo.export_function(
     network, description, platforms=platforms, batch_size=batch_size
   )
-  exports.save_function(directory / FUNCTION, exported)
+  stablehlo.save_function(directory / FUNCTION, exported)
   copy(bundle / WEIGHTS, directory / WEIGHTS)
   text = described(exported, network.variables, description)
   report.write_atomically(directory / README, text)

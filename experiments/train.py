@@ -17,7 +17,7 @@ import traceback
 from typing import NoReturn
 
 from jaxkd.errors import needed_by_script
-from jaxkd.interruption import Interrupted, Interruption, heed_signals
+from jaxkd.runtime.signals import Interrupted, Interruption, heed_signals
 
 with needed_by_script("experiments/train.py"):
   from rich.console import Console
@@ -38,9 +38,10 @@ with needed_by_script("experiments/train.py"):
   from absl import app, flags, logging
   from ml_collections import config_flags
 
-  from jaxkd import experiment, overview, recipes
+  from jaxkd import recipes
   from jaxkd.errors import ConfigError, DiskError, one_line
-  from jaxkd.train import compilation, device_choice, devices, host_memory, lost_processes
+  from jaxkd.experiment import overview, run
+  from jaxkd.runtime import devices, process
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -81,18 +82,18 @@ def main(argv: list[str]) -> None:
       raise ConfigError(f"--{flag.name}={flag.value}: expected --coordinator=HOST:PORT with it")
   if _WORKDIR.value is None:
     raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
-  compilation.remember_programs()
-  host_memory.keep_freed_memory()
-  device_choice.split_cpu(settings.cpu_devices, settings.batch_size)
+  process.remember_programs()
+  process.keep_freed_memory()
+  devices.split_cpu(settings.cpu_devices, settings.batch_size)
   if _are_several():
     devices.join_processes(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, mpi=_MPI.value
     )
-    lost_processes.on_abort(_end_alone)
+    process.on_abort(_end_alone)
   _CONSOLE.quiet = not devices.is_first_process()
   _say_method(settings.method.name)
   try:
-    experiment.run(settings, pathlib.Path(_WORKDIR.value), _CONSOLE, stop=_STOP)
+    run.run(settings, pathlib.Path(_WORKDIR.value), _CONSOLE, stop=_STOP)
   except Interrupted as where:
     _say(f"stopped by {_STOP.asked_by} in {where}, saved; the same command goes on")
     sys.exit(_STOP.status)
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> None:
     if devices.are_alone():
       raise
     # An orderly exit would wait for the others, which may be waiting for this process.
-    if lost_processes.is_of_lost_process(error):
+    if process.is_of_lost_process(error):
       _end_alone()
     _end(_last_words(error))
 
@@ -135,7 +136,7 @@ def _end_alone() -> NoReturn:
   """Ends one of several processes after another one is gone."""
   if _STOP.asked:  # as the other one was, which was quicker
     os._exit(_STOP.status)
-  _end(lost_processes.MESSAGE)
+  _end(process.MESSAGE)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """jaxkd: knowledge distillation in functional JAX and Flax.
 
-Import what you need: `jaxkd.losses` (needs jax alone), `jaxkd.models`, `jaxkd.connectors`,
+Import what you need: `jaxkd.losses` (needs jax alone), `jaxkd.models`, `jaxkd.adapters`,
 `jaxkd.schemes`, `jaxkd.train`, `jaxkd.data`, `jaxkd.evaluate`, `jaxkd.recipes`.
 """
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES
-from jaxkd.train.watch import POLICIES
+from jaxkd.train.policy import POLICIES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,11 +47,11 @@ def needed_by(what: str, *, extra: str = "experiments") -> Iterator[None]:
     what: the module, function or script that needs the package, the subject of the line.
     extra: of this library, which lists the package.
 
-  >>> with needed_by("jaxkd.bundles"):
+  >>> with needed_by("jaxkd.export.bundles"):
   ...   raise ModuleNotFoundError("No module named 'safetensors'", name="safetensors")
   Traceback (most recent call last):
-  jaxkd.errors.MissingPackage: jaxkd.bundles needs safetensors, which is not installed: pip install
-    safetensors, or as the README says jaxkd-distillation[experiments]
+  jaxkd.errors.MissingPackage: jaxkd.export.bundles needs safetensors, which is not installed: pip
+    install safetensors, or as the README says jaxkd-distillation[experiments]
   """
   try:
     yield

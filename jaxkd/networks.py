@@ -1,234 +1,277 @@
-"""The networks that a config names: by architecture, from a bundle, with PyTorch's weights."""
+"""Draw, run and train the networks of a scheme; select the parameters that learn."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import pathlib
-from collections.abc import Mapping
-from types import MappingProxyType
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from jaxkd.errors import needed_by
-
-with needed_by("jaxkd.networks"):
-  import ml_collections
-
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxkd import bundles, models
-from jaxkd.data import Dataset
-from jaxkd.errors import ConfigError, one_line
-from jaxkd.preprocessing import Converted, as_trained
-from jaxkd.recipes import Teacher
-from jaxkd.stated_images import StatedImages, images_of_files, shown
-from jaxkd.types import Network, Output
-
-Trained = tuple[Teacher, Mapping[str, Any] | None]
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.jaxprs import live_inputs
+from jaxkd.padding import counted_statistics, without_padding
+from jaxkd.preprocessing import Converted, inputs_of, plain
+from jaxkd.types import Array, Network, Output, Participants
 
 
-def create(
-  field: str, name: str, data: Dataset, options: Mapping[str, Any], *, dropout: float = 0.0
-) -> tuple[nn.Module, Output | tuple[Output, ...]]:
-  """A model of that name for this data, and the shapes it returns.
+def select(participants: Participants, learners: Iterable[str]) -> Participants:
+  """The parameters that receive gradients, without the "params" level of Flax's variables.
 
   Args:
-    field: of the config, for errors.
-    name: one of `models.names()`.
-    data: its images and classes.
-    options: the model's other fields.
-    dropout: of a model that has it; 0 for none.
+    participants: name -> Flax variables.
+    learners: names of participants, or paths into their parameters ("student/head").
+
+  Returns:
+    {"student": params, "connector": {"conv1": params}, ...}
 
   Raises:
-    ConfigError: for an unknown name, or a model that cannot take these images or has no dropout.
+    ValueError: naming the learner and what there is, if a path leads nowhere.
+
+  >>> tree = {"student": {"params": {"stem": 1, "head": 2}, "batch_stats": {"stem": 3}}}
+  >>> select(tree, ["student"])
+  {'student': {'stem': 1, 'head': 2}}
+  >>> select(tree, ["student/head"])
+  {'student': {'head': 2}}
   """
-  module = models.create(name, num_classes=data.num_classes, **options)
-  if dropout:
-    if not hasattr(module, "dropout"):
-      able = [n for n in models.names() if hasattr(models.create(n, num_classes=1), "dropout")]
-      section = field.partition(".")[0]
-      raise ConfigError(
-        f"{section}.dropout={dropout:g}: expected 0.0, as {field}={name!r} has no dropout; these "
-        f"have: {', '.join(able)}"
-      )
-    module = module.clone(dropout=dropout)
-  return module, _shapes(field, name, module, data)
+  learning: dict[str, Any] = {}
+  for learner in learners:
+    name, *path = learner.split("/")
+    if name not in participants:
+      raise ValueError(f"learner {learner!r}: no participant {name!r} among {sorted(participants)}")
+    source, target, key = participants[name]["params"], learning, name
+    for step in path:
+      if step not in source:
+        raise ValueError(f"learner {learner!r}: no {step!r} among {sorted(source)}")
+      target = target.setdefault(key, {})
+      source, key = source[step], step
+    target[key] = source
+  return learning
 
 
-def teachers(
-  settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
-) -> list[Trained]:
-  """The teachers, each with its variables if it comes trained.
+def frozen(participants: Iterable[str], learners: Iterable[str]) -> tuple[str, ...]:
+  """The participants of which no part learns.
 
-  One that comes trained may predict other classes than the data's. It is given its images as it
-  was trained to, whatever those of the run are.
+  >>> frozen(["teacher", "student", "projector"], ["student/head", "projector"])
+  ('teacher',)
+  """
+  learning = {learner.partition("/")[0] for learner in learners}
+  return tuple(name for name in participants if name not in learning)
+
+
+def merge(participants: Participants, learning: Participants) -> Participants:
+  """`participants` with the parameters of `learning` (see `select`) in place of its own.
+
+  >>> tree = {"student": {"params": {"stem": 1, "head": 2}, "batch_stats": {"stem": 3}}}
+  >>> merge(tree, {"student": {"head": 9}})
+  {'student': {'params': {'stem': 1, 'head': 9}, 'batch_stats': {'stem': 3}}}
+  """
+  return update(participants, {name: {"params": params} for name, params in learning.items()})
+
+
+def update(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+  """`tree` with the leaves of `changes` laid over it; nested dicts are merged, not replaced.
+
+  >>> update({"student": {"params": 1, "batch_stats": 2}}, {"student": {"batch_stats": 5}})
+  {'student': {'params': 1, 'batch_stats': 5}}
+  """
+  merged = dict(tree)
+  for key, change in changes.items():
+    both = isinstance(change, Mapping) and isinstance(tree.get(key), Mapping)
+    merged[key] = update(tree[key], change) if both else change
+  return merged
+
+
+def key_for(rng: Array, participant: str) -> Array:
+  """The key of one participant: the same whoever else takes part.
+
+  A student alone and a distilled student of the same seed therefore start from equal weights.
+  """
+  return jax.random.fold_in(rng, zlib.crc32(participant.encode()) & 0x7FFFFFFF)
+
+
+# A model, or one whose images are converted to those that it was trained on.
+Model = nn.Module | Converted
+
+
+def initialize(module: Model, rng: Array, participant: str, inputs: Array) -> dict[str, Any]:
+  """Fresh variables for one participant."""
+  key = key_for(rng, participant)
+  keys = {"params": key, "dropout": key}
+  return dict(plain(module).init(keys, inputs_of(module, inputs), train=False))
+
+
+def network_of(module: Model, variables: Mapping[str, Any]) -> Network:
+  """A model as it leaves a scheme, with what is known of the images it was trained on."""
+  wanted = module.wanted if isinstance(module, Converted) else None
+  return Network(plain(module), variables, wanted)
+
+
+def learn(
+  module: Model,
+  variables: Mapping[str, Any],
+  inputs: Array,
+  rng: Array,
+  *,
+  from_stage: str | None = None,
+  to_stage: str | None = None,
+  where: Any = None,
+) -> tuple[Any, dict[str, Any]]:
+  """A learner's output in training mode, and its new non-parameter state.
+
+  The state holds only what the module replaced: statistics of layers that did not run are left
+  out, so that pooling over devices does not touch them.
 
   Args:
-    settings: a config, of which the "teacher" section counts.
-    data: what they are to teach.
-    options: fields of models that are made here.
+    module: a model, a model whose images are converted (`jaxkd.preprocessing`), a connector.
+    variables: its Flax variables.
+    inputs: images, or features.
+    rng: for dropout.
+    from_stage: the inputs are this stage's features: the model goes on from there.
+    to_stage: the deepest stage that is needed: a model that has `encode` stops there, and any
+      other runs to its end.
+    where: `Batch.mask`: examples of which nothing counts are zeros to the module, and out of its
+      batch statistics.
 
   Raises:
-    ConfigError: naming the field and what would be accepted.
+    ConfigError: if the model cannot go on from a stage.
   """
-  own = settings.teacher
-  fields = ("bundle", "weights")
-  given = {field: [path for path in own[field].split(",") if path] for field in fields}
-  if all(given.values()):
-    raise ConfigError(
-      f"teacher.bundle={own.bundle!r} and teacher.weights={own.weights!r}: expected one of them"
+  mutable = [collection for collection in variables if collection != "params"]
+  if from_stage is None:
+    inputs = inputs_of(module, inputs)
+  model = plain(module)
+  with counted_statistics(where):
+    output, changes = model.apply(
+      variables,
+      without_padding(inputs, where),
+      train=True,
+      mutable=mutable,
+      rngs={"dropout": rng},
+      **_part(model, from_stage, to_stage),
     )
-  for field, paths in given.items():
-    if paths and own.count not in (1, len(paths)):
+  before = flatten_dict(dict(variables))
+  replaced = {
+    path: value
+    for path, value in flatten_dict(dict(changes)).items()
+    if value is not before.get(path)
+  }
+  return output, unflatten_dict(replaced)
+
+
+def infer(
+  module: Model,
+  variables: Mapping[str, Any],
+  inputs: Array,
+  *,
+  from_stage: str | None = None,
+  to_stage: str | None = None,
+) -> Any:
+  """A network's output in evaluation mode; the arguments are those of `learn`."""
+  if from_stage is None:
+    inputs = inputs_of(module, inputs)
+  model = plain(module)
+  return model.apply(variables, inputs, train=False, **_part(model, from_stage, to_stage))
+
+
+def _part(module: nn.Module, from_stage: str | None, to_stage: str | None) -> dict[str, Any]:
+  """What makes a model run only a part of itself."""
+  if from_stage is not None:
+    if not hasattr(module, "resume"):
       raise ConfigError(
-        f"teacher.count={own.count}: expected {len(paths)}, as many as teacher.{field}"
+        f"{type(module).__name__} cannot go on from {from_stage!r}: give it a "
+        "resume(features, from_stage, train) method (see jaxkd.models.CifarResNet)"
       )
-  paths, read = given["bundle"] or given["weights"], _bundled if given["bundle"] else _from_torch
-  if paths:
-    images = images_of_files(own, data, len(paths))
-    return [
-      read(path, chosen, settings, data, options)
-      for path, chosen in zip(paths, images, strict=True)
-    ]
-  module, output = create("teacher.model", own.model, data, options, dropout=own.dropout)
-  output = _one_output("teacher.model", own.model, output)
-  return [(Teacher(module, output, own.model, f"teacher.model={own.model!r}"), None)] * own.count
+    return {"from_stage": from_stage, "method": "resume"}
+  if to_stage is not None and hasattr(module, "encode"):
+    return {"to_stage": to_stage, "method": "encode"}
+  return {}
 
 
-def _from_torch(
-  path: str,
-  images: StatedImages,
-  settings: ml_collections.ConfigDict,
-  data: Dataset,
-  options: Mapping[str, Any],
-) -> Trained:
-  """A teacher that PyTorch trained."""
-  own, field = settings.teacher, "teacher.weights"
-  published = models.published_preprocessing(own.model)
-  # Weights for images of another number of channels are not those that were published.
-  usual = published if published and len(published.mean) == data.image_shape[-1] else None
-  wanted = images.over(usual or images.given)
-  seen = dataclasses.replace(data, image_shape=wanted.image_shape)
-  module, output = create("teacher.model", own.model, seen, options, dropout=own.dropout)
-  shape = wanted.image_shape
-  try:
-    try:
-      variables = models.from_torch(path, module, image_shape=shape)
-    except ConfigError:
-      count = models.classes_in(
-        path, lambda classes: module.clone(num_classes=classes), image_shape=shape
-      )
-      if count in (None, data.num_classes):
-        raise
-      seen = dataclasses.replace(seen, num_classes=count)
-      module, output = create("teacher.model", own.model, seen, options, dropout=own.dropout)
-      variables = models.from_torch(path, module, image_shape=shape)
-  except ConfigError as error:
-    raise ConfigError(f"{field}, for teacher.model={own.model!r}: {error}") from error
-  output = _one_output("teacher.model", own.model, output)
-  network = Network(module, variables, wanted)
-  return _as_trained(f"{field}={path!r}", network, output, own.model, images, data), variables
+def partial_learners(
+  module: nn.Module, participant: str, to_stage: str, image_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+  """The parameters that a stage's features depend on.
+
+  Found by tracing, in evaluation mode; nothing is computed. Works for any model, whether or not
+  it can stop at a stage: what counts is what enters the features.
+
+  Args:
+    module: `__call__(images, train) -> Output`; its `encode` is used if it has one.
+    participant: what the scheme calls it.
+    to_stage: the deepest stage that is needed.
+    image_shape: (H, W, C).
+
+  Returns:
+    Learners for a Scheme: the participant itself if every parameter is needed, else the largest
+    subtrees of which all is, "student/stem_conv".
+
+  Raises:
+    ConfigError: if there is no such stage, or nothing to learn before it.
+
+  >>> from jaxkd.models import create
+  >>> partial_learners(create("resnet8", num_classes=3), "student", "stem", (8, 8, 1))
+  ('student/stem_bn', 'student/stem_conv')
+  """
+  needed = _needed(module, image_shape, lambda output: _stage(output, to_stage), to_stage)
+  return _nonempty(needed, participant, f"before stage {to_stage!r}")
 
 
-def _bundled(
-  path: str,
-  images: StatedImages,
-  settings: ml_collections.ConfigDict,
-  data: Dataset,
-  options: Mapping[str, Any],
-) -> Trained:
-  """A teacher that comes trained."""
-  name = settings.teacher.model
-  network, description = bundles.load_bundle(pathlib.Path(path))
-  where = f"teacher.bundle={path!r}"
-  stored = description.get("model")
-  if name not in ("", stored):
-    raise ConfigError(
-      f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
-      "or to '' to take what the bundle holds"
-    )
-  height, width, channels = (int(size) for size in description["image_shape"])
-  if channels != data.image_shape[-1]:
-    raise ConfigError(
-      f"{where} takes images of {channels} channels, those of {data.name} have "
-      f"{data.image_shape[-1]}: expected a network of {data.image_shape[-1]}"
-    )
-  given = images.given
-  said = network.preprocessing or dataclasses.replace(given, image_size=(height, width))
-  wanted = images.over(said)
-  seen = dataclasses.replace(data, image_shape=wanted.image_shape)
-  shapes = _shapes("teacher.bundle", path, network.module, seen, network.variables)
-  output = _one_output("teacher.bundle", path, shapes)
-  label = stored or type(network.module).__name__
-  teacher = _as_trained(
-    where, network._replace(preprocessing=wanted), output, label, images, data, description
+def later_learners(
+  module: nn.Module, participant: str, from_stage: str, image_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+  """The parameters that the logits depend on and a stage's features do not: what comes after it.
+
+  The complement of `partial_learners`, but for what the logits do not need either; see there.
+
+  >>> from jaxkd.models import create
+  >>> later_learners(create("resnet8", num_classes=3), "student", "pooled", (8, 8, 1))
+  ('student/classifier',)
+  """
+  before = _needed(module, image_shape, lambda output: _stage(output, from_stage))
+  everything = _needed(module, image_shape, lambda output: output.logits)
+  after = jax.tree.map(lambda needed, earlier: needed and not earlier, everything, before)
+  return _nonempty(after, participant, f"after stage {from_stage!r}")
+
+
+def _needed(
+  module: nn.Module,
+  image_shape: tuple[int, int, int],
+  result: Callable[[Output], Any],
+  to_stage: str | None = None,
+) -> Any:
+  """The tree of the module's parameters, True for those that `result` depends on."""
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  variables = jax.eval_shape(
+    lambda rng, images: initialize(module, rng, "module", images), jax.random.key(0), images
   )
-  if network.preprocessing is None and not (images.mean and images.std):
-    assumed = (
-      f"{where} does not say which mean and std its images had: those of {data.name} are assumed; "
-      "teacher.mean and teacher.std set others"
-    )
-    teacher = dataclasses.replace(teacher, notes=(assumed, *teacher.notes))
-  return teacher, network.variables
+  traced = jax.make_jaxpr(lambda v, x: result(infer(module, v, x, to_stage=to_stage)))(
+    variables, images
+  )
+  leaves, structure = jax.tree.flatten(variables)
+  return jax.tree.unflatten(structure, live_inputs(traced.jaxpr)[: len(leaves)])["params"]
 
 
-def _as_trained(
-  field: str,
-  network: Network,
-  output: Output,
-  label: str,
-  images: StatedImages,
-  data: Dataset,
-  description: Mapping[str, Any] = MappingProxyType({}),
-) -> Teacher:
-  """A teacher that comes trained, its images converted if they are not the run's."""
-  model = as_trained(network, images.given)
-  converted = model if isinstance(model, Converted) else None
-  notes = [f"its images are converted to {shown(converted.wanted)}"] if converted else []
-  accuracy = _accuracy(description.get("test_accuracy"))
-  teacher = Teacher(network.module, output, label, field, converted, accuracy)
-  if teacher.num_classes != data.num_classes:
-    notes.append(
-      f"it predicts {teacher.num_classes} classes, and {data.name} has {data.num_classes}: it is "
-      "not scored"
-    )
-  return dataclasses.replace(teacher, notes=tuple(notes))
+def _stage(output: Output, stage: str) -> Any:
+  if stage not in output.features:
+    raise unknown_name("stage", stage, output.features)
+  return output.features[stage]
 
 
-def _accuracy(said: Any) -> float | None:
-  """What a description says, if it can be an accuracy."""
-  number = isinstance(said, int | float) and not isinstance(said, bool)
-  return float(said) if number and 0 <= said <= 1 else None
+def _nonempty(needed: Any, participant: str, where: str) -> tuple[str, ...]:
+  learners = tuple(_subtrees(needed, participant))
+  if not learners:
+    raise ConfigError(f"{participant!r} has no parameters {where}: nothing would learn")
+  return learners
 
 
-def _shapes(
-  field: str, value: str, module: nn.Module, data: Dataset, variables: Any = None
-) -> Output | tuple[Output, ...]:
-  """What a model returns for this data's images, as shapes; nothing is computed."""
-  images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
-  try:
-    if variables is None:
-      return _initial_shapes(module, data.image_shape)
-    return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
-  except Exception as error:  # of any kind: it is the module's own
-    reason = one_line(error)
-    raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
-
-
-# Those who plan many experiments ask for the same networks again and again, deep ones take seconds.
-@functools.lru_cache(maxsize=64)
-def _initial_shapes(
-  module: nn.Module, image_shape: tuple[int, int, int]
-) -> Output | tuple[Output, ...]:
-  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-  return jax.eval_shape(module.init_with_output, jax.random.key(0), images)[0]
-
-
-def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> Output:
-  """The shapes of a network that can teach: one with a single output."""
-  if isinstance(output, tuple):
-    raise ConfigError(f"{field}={value!r} has {len(output)} exits: a teacher needs to have one")
-  return output
+def _subtrees(needed: Any, path: str) -> Iterator[str]:
+  """The largest subtrees of which every leaf is needed."""
+  leaves = jax.tree.leaves(needed)
+  if leaves and all(leaves):
+    yield path
+  elif isinstance(needed, Mapping):
+    for name, part in needed.items():
+      yield from _subtrees(part, f"{path}/{name}")

@@ -241,7 +241,7 @@ class Scheme(NamedTuple):
       batch alone. Runs outside the differentiated function and in eval mode, so that a teacher
       is neither trained nor has its batch statistics moved.
     loss: (learning, participants, batch, targets, context) -> (scalar, Aux). `learning` holds the
-      learners' parameters (`jaxkd.participants.select`) and is what is differentiated.
+      learners' parameters (`jaxkd.networks.select`) and is what is differentiated.
     predict: (participants, images) -> {predictor: logits}, every named predictor.
     learners: the participants, or subtrees such as "student/head", that receive gradients.
     export: participants -> {predictor: Network}, the predictors that can stand alone.

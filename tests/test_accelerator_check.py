@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxkd.train import devices
+from jaxkd.runtime import devices
 from tests.tiny import TinyNet
 
 ROOT = Path(__file__).parents[1]

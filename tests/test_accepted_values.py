@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxkd import experiment, plan, recipes
+from jaxkd import recipes
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import build, run
 from jaxkd.train import learning_rate_schedule
 from tests.tiny import examples
 
@@ -90,7 +91,7 @@ def stages(name, **fields):
   settings = settings_for(name, method=fields)
   settings.teacher.model, settings.student.model = "resnet8_w8", "resnet8_w4"
   recipes.check_config(settings)
-  return plan.stages(settings, data(), traced=False)
+  return build.stages(settings, data(), traced=False)
 
 
 def test_a_first_stage_shorter_than_the_warmup_is_refused():
@@ -98,7 +99,7 @@ def test_a_first_stage_shorter_than_the_warmup_is_refused():
   settings.method.update({"two_stage": True, "first_epochs": 4})
   settings.teacher.model, settings.student.model = "resnet8_w8", "resnet8_w4"
   with pytest.raises(ConfigError, match=r"^warmup_epochs=5: expected a number <= 4, "):
-    plan.stages(settings, data(), traced=False)
+    build.stages(settings, data(), traced=False)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,7 @@ def test_a_run_tells_it_before_it_trains(tmp_path):
   settings = settings_for("alone", student={"epochs": 1})
   settings.student.model = "mlp"
   printed = io.StringIO()
-  experiment.run(
-    settings, tmp_path / "run", Console(file=printed), load_data=lambda *_, **__: data()
-  )
+  run.run(settings, tmp_path / "run", Console(file=printed), load_data=lambda *_, **__: data())
   first, *rest = printed.getvalue().splitlines()
   assert first.startswith("student.drops=(150, 180, 210): without effect at 150, 180, 210")
   assert rest[0].startswith("alone: 3 steps")

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import jaxkd.train.evaluator
+import jaxkd.train.evaluate
 import jaxkd.train.loop
-from jaxkd import experiment, models, plan, recipes
-from jaxkd.bundles import save_bundle
+from jaxkd import models, recipes
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import build, run
+from jaxkd.export.bundles import save_bundle
+from jaxkd.runtime.process import LOCK, claimed
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.state import FirstState
 from jaxkd.types import Batch, Network
-from jaxkd.workdir import LOCK, claimed
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -60,12 +61,12 @@ def refuse(monkeypatch, tmp_path):
     raise AssertionError("a step was to be compiled")
 
   monkeypatch.setattr(jaxkd.train.loop.mapping, "map_training_step", train)
-  monkeypatch.setattr(experiment, "load", lambda *args, **options: dataset())
+  monkeypatch.setattr(run, "load", lambda *args, **options: dataset())
 
   def check(settings, message, workdir=tmp_path / "run"):
     before = contents(tmp_path)
     with pytest.raises(ConfigError, match=message) as caught:
-      experiment.run(settings, workdir, Console(quiet=True))
+      run.run(settings, workdir, Console(quiet=True))
     assert len(str(caught.value).splitlines()) == 1
     assert contents(tmp_path) == before
     assert workdir.exists() == any(name.startswith(str(workdir)) for name in before)
@@ -161,7 +162,7 @@ def test_a_mistake_is_named_before_anything_is_compiled_or_written(refuse, setti
 def test_an_unknown_data_set_is_named_with_its_like(refuse, monkeypatch):
   from jaxkd.data import load
 
-  monkeypatch.setattr(experiment, "load", load)
+  monkeypatch.setattr(run, "load", load)
   refuse(settings_for(data={"name": "cifar"}), r"^unknown data set 'cifar': did you mean 'cifar10")
 
 
@@ -176,7 +177,7 @@ def test_an_unknown_method_or_field_is_named_with_its_like(refuse):
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (3, 8, 1)])
 def test_images_that_a_model_cannot_take_are_named_with_their_size(refuse, monkeypatch, shape):
-  monkeypatch.setattr(experiment, "load", lambda *args, **options: dataset(shape))
+  monkeypatch.setattr(run, "load", lambda *args, **options: dataset(shape))
   size = f"{shape[0]}x{shape[1]}"
   refuse(
     settings_for(),
@@ -223,7 +224,7 @@ def test_a_teacher_bundle_that_is_not_there_is_named(refuse, tmp_path):
 
 
 def test_student_and_teacher_of_different_class_counts_are_refused(refuse, bundle, monkeypatch):
-  monkeypatch.setattr(experiment, "load", lambda *args, **options: dataset(classes=7))
+  monkeypatch.setattr(run, "load", lambda *args, **options: dataset(classes=7))
   refuse(
     settings_for(teacher={"bundle": str(bundle), "model": ""}),
     rf"^teacher.bundle='{bundle}' predicts 10 classes, the student 7 \(data set 'digits'\), and "
@@ -250,15 +251,15 @@ def test_a_workdir_of_another_config_is_refused_and_the_difference_named(refuse,
 
 def test_a_teachers_run_goes_on_whatever_the_student(tmp_path):
   hold(tmp_path / "run", settings_for("teacher"))
-  experiment.refuse_other_run(settings_for("teacher", student={"epochs": 7}), tmp_path / "run")
+  run.refuse_other_run(settings_for("teacher", student={"epochs": 7}), tmp_path / "run")
   with pytest.raises(ConfigError, match=r"teacher.epochs=240 there, 7 asked"):
-    experiment.refuse_other_run(settings_for("teacher", teacher={"epochs": 7}), tmp_path / "run")
+    run.refuse_other_run(settings_for("teacher", teacher={"epochs": 7}), tmp_path / "run")
 
 
 def test_a_run_goes_on_on_other_devices(tmp_path):
   hold(tmp_path / "run", settings_for())
   elsewhere = settings_for(devices=4, cpu_devices=3, checkpoint_seconds=5.0)
-  experiment.refuse_other_run(elsewhere, tmp_path / "run")
+  run.refuse_other_run(elsewhere, tmp_path / "run")
 
 
 def test_a_finished_run_of_another_config_is_not_shown_as_this_ones(refuse, tmp_path):
@@ -298,18 +299,18 @@ def test_the_workdir_of_a_run_in_progress_is_refused(refuse, tmp_path, monkeypat
     with pytest.raises(ConfigError, match=message), claimed(workdir):
       raise AssertionError("two have it")
     (workdir / "config.json").write_text(json.dumps(settings_for().to_dict()))
-    monkeypatch.delattr(experiment, "load")  # it is refused before data are loaded
+    monkeypatch.delattr(run, "load")  # it is refused before data are loaded
     refuse(settings_for(), message)
     # Reading what is finished is nobody's business but the reader's.
     (workdir / "summary.json").write_text('{"stages": {}}')
-    monkeypatch.setattr(experiment.report, "closing_table", lambda summary: "table")
-    assert experiment.run(settings_for(), workdir, Console(quiet=True)) == {"stages": {}}
+    monkeypatch.setattr(run.report, "closing_table", lambda summary: "table")
+    assert run.run(settings_for(), workdir, Console(quiet=True)) == {"stages": {}}
 
 
 def test_a_lock_left_behind_is_not_in_the_way(tmp_path):
   with claimed(tmp_path / "run"):
     pass
-  experiment.refuse_other_run(settings_for(), tmp_path / "run")
+  run.refuse_other_run(settings_for(), tmp_path / "run")
   with claimed(tmp_path / "run"):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
@@ -322,7 +323,7 @@ def test_a_damaged_config_of_a_run_is_named(refuse, tmp_path):
 
 def test_a_truncated_checkpoint_is_named_and_kept(refuse, tmp_path):
   settings, workdir = settings_for("alone"), tmp_path / "run"
-  [stage] = plan.stages(settings, dataset())
+  [stage] = build.stages(settings, dataset())
   example = Batch(np.zeros((2, 8, 8, 1), np.float32), *np.zeros((3, 2), np.int32))
   shapes = FirstState(stage.scheme, stage.optimizer, example).shapes
   state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -162,8 +162,8 @@ def test_what_a_run_is_busy_with_is_told_by_its_innermost_known_frame(benchmarks
 
   trace = lives("/x/jax/_src/pjit.py", "_trace_for_jit", here)
   assert here() == phases.REST
-  assert lives("/x/jaxkd/train/dispatch.py", "next", here)() == "starting steps"
-  assert lives("/x/jaxkd/train/dispatch.py", "next", trace)() == "tracing"
+  assert lives("/x/jaxkd/train/input.py", "next", here)() == "starting steps"
+  assert lives("/x/jaxkd/train/input.py", "next", trace)() == "tracing"
 
   def looked_at(phase, times):
     """Returns once that phase was seen so often: how long that takes is the machine's matter."""
@@ -173,7 +173,7 @@ def test_what_a_run_is_busy_with_is_told_by_its_innermost_known_frame(benchmarks
   began = time.perf_counter()
   with phases.Phases(every=0.001) as found:
     looked_at(phases.REST, 3)
-    lives("/x/jaxkd/bundles.py", "save_bundle", lambda: looked_at("bundles", 300))()
+    lives("/x/jaxkd/export/bundles.py", "save_bundle", lambda: looked_at("bundles", 300))()
     seen = dict(found._seen)
   took = time.perf_counter() - began
   assert found.seconds.keys() == {"bundles", phases.REST} == seen.keys()

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from jaxkd import report, variants
+from jaxkd import report
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import overrides
 
 ROOT = pathlib.Path(__file__).parent.parent
 WRITTEN = ROOT / "experiments/results"
@@ -35,7 +36,7 @@ def reproduction():
 
 @pytest.fixture(scope="module")
 def config():
-  return variants.load_module(ROOT / "configs/claims.py")
+  return overrides.load_module(ROOT / "configs/claims.py")
 
 
 def finished(folder, accuracies, predictor="student", stage="distilled"):

@@ -10,8 +10,8 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxkd import experiment
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import run as experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEFINERS = ("string", "list", "integer", "bool")

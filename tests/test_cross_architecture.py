@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxkd import models, plan, recipes
+from jaxkd import models, recipes
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import build
 
 pytestmark = pytest.mark.long
 
@@ -40,7 +41,7 @@ def planned(monkeypatch):
   def plan_for(method, student, teacher, *, traced=False, **fields):
     if not traced:
       # Tracing the objective takes most of the time; what is said of it is known before.
-      monkeypatch.setattr(plan, "_rehearsed", lambda stages, data: stages)
+      monkeypatch.setattr(build, "_rehearsed", lambda stages, data: stages)
     settings = recipes.base_config(method)
     settings.batch_size = 8
     settings.baseline = False
@@ -49,7 +50,7 @@ def planned(monkeypatch):
     settings.teacher.model, settings.student.model = teacher, student
     settings.method.update(fields)
     recipes.check_config(settings)
-    return plan.stages(settings, dataset())
+    return build.stages(settings, dataset())
 
   return plan_for
 

@@ -12,15 +12,16 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxkd import losses, models, networks, plan, recipes, schemes
-from jaxkd.connectors import Gate, Projector
+from jaxkd import losses, models, recipes, schemes
+from jaxkd.adapters import Gate, Projector
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
-from jaxkd.participants import select
+from jaxkd.experiment import build, networks
+from jaxkd.networks import learn, select
+from jaxkd.runtime import devices
 from jaxkd.schemes import Distillation
 from jaxkd.schemes.gradients import learn_with_gradients
-from jaxkd.schemes.networks import learn
-from jaxkd.train import create_state, devices, training_step
+from jaxkd.train import create_state, training_step
 from jaxkd.types import Context, Output
 from tests.models.drawn import drawn
 from tests.schemes.one_step import jit, unprepared
@@ -164,7 +165,7 @@ def test_each_section_of_the_config_has_its_own_dropout(monkeypatch, role, metho
     return TinyNet(), Output(logits=jnp.ones((2, 3)))
 
   monkeypatch.setattr(networks, "create", create)
-  plan.stages(settings, DATA)
+  build.stages(settings, DATA)
   assert asked == {f"{role}.model": settings[role].dropout}
 
 

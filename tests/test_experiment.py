@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from jaxkd.bundles import load_bundle
+from jaxkd.export.bundles import load_bundle
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [

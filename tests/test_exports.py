@@ -16,11 +16,11 @@ from flax import linen as nn
 from jax import export
 
 from jaxkd import models
-from jaxkd.bundles import save_bundle
-from jaxkd.connectors import Gate, Projector
+from jaxkd.adapters import Gate, Projector
 from jaxkd.data import normalize
 from jaxkd.errors import ConfigError
-from jaxkd.exports import export_function, is_function, save_function
+from jaxkd.export.bundles import save_bundle
+from jaxkd.export.stablehlo import export_function, is_function, save_function
 from jaxkd.types import Network, Output
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet

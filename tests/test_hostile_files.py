@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_weights
 
-from jaxkd import models, plan, recipes
-from jaxkd.bundles import load_bundle, save_bundle
-from jaxkd.data.photographs import Labels
+from jaxkd import models, recipes
+from jaxkd.data.imagenet import Labels
 from jaxkd.errors import ConfigError
-from jaxkd.models.torch_files import read_torch_file
+from jaxkd.experiment import build
+from jaxkd.export.bundles import load_bundle, save_bundle
+from jaxkd.models.torch.files import read_torch_file
 from jaxkd.train import check_stages
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.state import FirstState
@@ -293,7 +294,7 @@ def test_names_in_a_config_are_never_paths(method, field, place, tmp_path, monke
       settings[role].model = model
   with pytest.raises(ConfigError) as error:
     recipes.check_config(settings)
-    plan.stages(settings, plan.dataset(settings, stand_in))
+    build.stages(settings, build.dataset(settings, stand_in))
   assert len(str(error.value).splitlines()) == 1
   assert not list(tmp_path.iterdir())
 
@@ -318,8 +319,8 @@ def test_stages_and_predictors_are_never_paths(place):
 
 ALLOWED = {
   # Whose names are looked up in a short fixed list.
-  ("jaxkd/models/torch_pickle.py", "import pickle"),
-  ("jaxkd/models/torch_pickle.py", "import pickletools"),
+  ("jaxkd/models/torch/pickle.py", "import pickle"),
+  ("jaxkd/models/torch/pickle.py", "import pickletools"),
 }
 _MODULES = (
   "pickle",

@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from jaxkd import experiment, models, overview, plan
+from jaxkd import models
+from jaxkd.experiment import build, overview, run
 from tests.test_bad_input import dataset, settings_for
 
 
@@ -17,7 +18,7 @@ def console():
 
 
 def test_an_overview_has_every_stages_length_pairs_and_network(monkeypatch, console):
-  monkeypatch.setattr(plan, "dataset", lambda settings: dataset())
+  monkeypatch.setattr(build, "dataset", lambda settings: dataset())
   settings = settings_for("simkd")
   settings.student.epochs = 3
   overview.overview(settings, console)
@@ -37,7 +38,7 @@ def test_an_overview_has_every_stages_length_pairs_and_network(monkeypatch, cons
 
 
 def test_a_network_that_was_shown_is_named(monkeypatch, console):
-  monkeypatch.setattr(plan, "dataset", lambda settings: dataset())
+  monkeypatch.setattr(build, "dataset", lambda settings: dataset())
   overview.overview(settings_for("kd"), console)
   assert console.file.getvalue().rstrip().endswith("\nstudent: resnet8_w4, as in stage 'alone'")
 
@@ -49,10 +50,10 @@ def test_a_run_says_what_it_compares_before_it_trains(monkeypatch, console, tmp_
   def train(*args):
     raise Started
 
-  monkeypatch.setattr(experiment, "load", lambda *args, **options: dataset())
-  monkeypatch.setattr(experiment, "_train_all", train)
+  monkeypatch.setattr(run, "load", lambda *args, **options: dataset())
+  monkeypatch.setattr(run, "_train_all", train)
   with pytest.raises(Started):
-    experiment.run(settings_for("at"), tmp_path / "run", console)
+    run.run(settings_for("at"), tmp_path / "run", console)
   assert console.file.getvalue() == (
     "distilled: at compares stage1 8x8x4 with stage1 8x8x8, stage2 4x4x8 with stage2 4x4x16, "
     "stage3 2x2x16 with stage3 2x2x32 of the teacher\n"

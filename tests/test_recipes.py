@@ -11,12 +11,14 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from jaxkd import experiment, models, plan, recipes
+from jaxkd import models, recipes
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
-from jaxkd.participants import frozen, select
-from jaxkd.train import check_stages, device_choice
+from jaxkd.experiment import build, run
+from jaxkd.networks import frozen, select
+from jaxkd.runtime import devices
+from jaxkd.train import check_stages
 from jaxkd.types import Context
 from tests.models.drawn import drawn
 from tests.schemes.one_step import assert_all_moved, assert_same, jit, updated
@@ -81,7 +83,7 @@ def planned(variant, **changes):
   settings = settings_with(variant)
   settings.update(changes)
   recipes.check_config(settings)
-  return plan.stages(settings, dataset())
+  return build.stages(settings, dataset())
 
 
 @pytest.fixture
@@ -317,7 +319,7 @@ def test_fewer_test_images_are_the_same_for_every_seed():
 
   def parts(seed):
     settings.seed = seed
-    return plan.dataset(settings, lambda *args, **options: whole)
+    return build.dataset(settings, lambda *args, **options: whole)
 
   assert np.bincount(parts(0).test.labels).tolist() == [2] * 4
   assert np.array_equal(parts(0).test.indices, parts(1).test.indices)
@@ -338,7 +340,7 @@ def test_a_teacher_takes_pytorchs_weights(tmp_path):
     settings.baseline = False
     settings.teacher.update({"model": model, "weights": str(file), **changes})
     recipes.check_config(settings)
-    return plan.stages(settings, data)[0]
+    return build.stages(settings, data)[0]
 
   teacher = teacher_of("resnet8")
   assert teacher.epochs == 0
@@ -357,7 +359,7 @@ def test_a_teacher_takes_pytorchs_weights(tmp_path):
 def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was(tiny_models):
   settings = settings_for("simkd")
   settings.method.learning_rate = 0.25
-  _, alone, distilled = plan.stages(settings, dataset())
+  _, alone, distilled = build.stages(settings, dataset())
   slopes = []
   for stage in (alone, distilled):
     optimizer, weights = stage.optimizer, {"w": np.zeros(1, np.float32)}
@@ -371,11 +373,11 @@ def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was(tiny_mod
   [({}, 2e9, 1), ({"devices": 2}, 2e9, 2), ({"cpu_devices": 8}, 2e9, 8), ({}, 1e4, 8)],
 )
 def test_small_steps_are_left_to_one_device(monkeypatch, tmp_path, changes, least_work, count):
-  monkeypatch.setattr(device_choice, "_WORTH_SHARING", least_work)
+  monkeypatch.setattr(devices, "_WORTH_SHARING", least_work)
   made = []
-  monkeypatch.setattr(experiment, "_make", lambda *args: made.append(args[4]))
+  monkeypatch.setattr(run, "_make", lambda *args: made.append(args[4]))
   settings = settings_for("alone")
   settings.update(changes)
   options = {"load_data": lambda *args, **options: dataset()}
-  experiment.run(settings, tmp_path / "run", Console(quiet=True), **options)
+  run.run(settings, tmp_path / "run", Console(quiet=True), **options)
   assert [len(chosen) for chosen in made] == [count]

@@ -13,10 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import models, plan, recipes, rehearsal
+from jaxkd import models, recipes
 from jaxkd.data import stand_in
 from jaxkd.errors import ConfigError
-from jaxkd.rehearsal import Rehearsal, RehearsalFailed
+from jaxkd.experiment import build, dry_run
+from jaxkd.experiment.dry_run import Rehearsal, RehearsalFailed
 from jaxkd.types import Aux, Scheme
 from tests import tiny
 
@@ -41,9 +42,9 @@ def settings_for(method, **changes):
 
 
 def test_every_step_is_lowered_for_tpu_and_cuda(tiny_models):
-  planned = rehearsal.prepare(settings_for("kd"))
+  planned = dry_run.prepare(settings_for("kd"))
   assert [stage.name for stage in planned.stages] == ["teacher", "alone", "distilled"]
-  lowered = rehearsal.lower(planned, skip=("teacher", "alone"))
+  lowered = dry_run.lower(planned, skip=("teacher", "alone"))
   assert [(x.stage, x.step) for x in lowered] == [
     ("distilled", "training"),
     ("distilled", "evaluation"),
@@ -83,8 +84,8 @@ ALWAYS = ("kd", "ft", "simkd", "dml")
 def test_in_bfloat16_networks_are_lowered_in_it_and_losses_in_float32(tiny_models, method):
   settings = settings_for(method, compute_dtype="bfloat16", baseline=False)
   settings.method.update(ON_TWO_STAGES.get(method, {}))
-  planned = rehearsal.prepare(settings)
-  lowered = rehearsal.lower(planned, skip=() if method == "teacher" else ("teacher",))
+  planned = dry_run.prepare(settings)
+  lowered = dry_run.lower(planned, skip=() if method == "teacher" else ("teacher",))
   trained = [x.stage for x in lowered if x.step == "training"]
   assert trained == STAGES.get(method, ["distilled"])
   for found in lowered:
@@ -124,7 +125,7 @@ def test_a_loss_or_a_state_in_bfloat16_is_told(what):
   planned = Rehearsal(settings_for("alone"), stand_in("digits"), [stage])
   named = r"1 results are not float32 \(.*trace.*w" if what == "the optimizer" else r"'bf16': \d"
   with pytest.raises(RehearsalFailed, match=f"^stage 'alone': losses and metrics of .*{named}"):
-    rehearsal.lower(planned, device_count=2)
+    dry_run.lower(planned, device_count=2)
 
 
 def test_a_convolution_in_another_type_is_told(tiny_models, monkeypatch):
@@ -132,16 +133,16 @@ def test_a_convolution_in_another_type_is_told(tiny_models, monkeypatch):
   monkeypatch.setattr(
     models, "create", lambda name, *, num_classes, **_: tiny.TinyNet(2, num_classes)
   )
-  planned = rehearsal.prepare(settings_for("alone", compute_dtype="bfloat16"))
+  planned = dry_run.prepare(settings_for("alone", compute_dtype="bfloat16"))
   with pytest.raises(
     RehearsalFailed,
     match=r"^stage 'alone': convolutions of its training step compute in {'f32': \d+}, expected",
   ):
-    rehearsal.lower(planned, device_count=2)
+    dry_run.lower(planned, device_count=2)
 
 
 def test_a_config_is_tried_on_noise(tiny_models):
-  (ran,) = rehearsal.dry_run(rehearsal.prepare(settings_for("alone")), batch_size=2)
+  (ran,) = dry_run.dry_run(dry_run.prepare(settings_for("alone")), batch_size=2)
   assert ran.stage == "alone" and np.isfinite(ran.losses).all() and len(ran.losses) == 2
 
 
@@ -175,11 +176,11 @@ def test_a_stage_starts_from_what_earlier_ones_leave():
       stage_of_one_number("distilled", "student", inherit={"teacher": "teacher/teacher"}),
     ],
   )
-  taught, distilled = rehearsal.dry_run(planned, batch_size=2)
+  taught, distilled = dry_run.dry_run(planned, batch_size=2)
   assert number(taught, "teacher") == number(distilled, "teacher") < 1
   # What is finished is not made again.
   finished = {"teacher": {"teacher": {"params": {"w": np.float32(7)}}}}
-  (alone,) = rehearsal.dry_run(planned, batch_size=2, finished=finished)
+  (alone,) = dry_run.dry_run(planned, batch_size=2, finished=finished)
   assert number(alone, "teacher") == 7 and number(alone, "student") < 1
 
 
@@ -193,7 +194,7 @@ def test_a_stage_starts_from_what_earlier_ones_leave():
 def test_what_goes_wrong_is_told_with_its_stage(factor, message):
   stages = [stage_of_one_number("alone", "student", factor)]
   with pytest.raises(RehearsalFailed, match=message):
-    rehearsal.dry_run(Rehearsal(None, None, stages), batch_size=2)
+    dry_run.dry_run(Rehearsal(None, None, stages), batch_size=2)
 
 
 @pytest.mark.parametrize("file", ["cifar100", "imagenet"])
@@ -206,14 +207,14 @@ def test_every_method_of_every_pair_has_a_config_that_is_accepted(file):
 
 def test_networks_see_imagenet_cut_to_224(tiny_models):
   settings = importlib.import_module("configs.imagenet").get_config("kd")
-  planned = rehearsal.prepare(settings)
+  planned = dry_run.prepare(settings)
   assert planned.data.image_shape == (256, 256, 3) and len(planned.data.train) == 1_281_167
-  stored = rehearsal._stored(planned.data, 2)
+  stored = dry_run._stored(planned.data, 2)
   for stage in planned.stages:
     seen = jax.eval_shape(stage.prepare_evaluation, stored)
     trained = jax.eval_shape(stage.prepare_training, jax.random.split(jax.random.key(0), 2), stored)
     assert seen.images.shape == trained.images.shape == (2, 224, 224, 3)
-  assert plan.as_seen(settings, planned.data).image_shape == (224, 224, 3)
+  assert build.as_seen(settings, planned.data).image_shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_networks_see_imagenet_cut_to_224(tiny_models):
 def test_crops_that_do_not_fit_are_named(changes, message):
   settings = settings_for("alone", data=changes)
   with pytest.raises(ConfigError, match=message):
-    rehearsal.prepare(settings)
+    dry_run.prepare(settings)
 
 
 CONFIG = """

@@ -161,7 +161,7 @@ def test_whatever_needs_the_extra_says_in_one_line_what_to_install(told):
     assert kind in ("MissingPackage", "ConfigError"), (what, kind, line)
   # scikit-learn is needed to prepare the digits, once.
   for what, package in [
-    ("jaxkd.bundles", "safetensors"),
+    ("jaxkd.export.bundles", "safetensors"),
     ("jaxkd.recipes", "ml_collections"),
     ("jaxkd.report", "matplotlib"),
     ("batches", "grain"),
@@ -180,14 +180,14 @@ def test_the_core_is_what_the_readme_says(told):
   needing = {name for name in told if name.startswith("jaxkd.")}
   for name in re.findall(r"`(jaxkd\.\w+)`", core):
     assert name not in needing, name
-  listed = set(re.findall(r"`(jaxkd\.\w+)`", extra)) - {"jaxkd.exports"}
+  listed = set(re.findall(r"`(jaxkd\.\w+)`", extra)) - {"jaxkd.export.stablehlo"}
   assert listed <= needing
   assert "jaxkd.train" not in needing and "jaxkd.data" not in needing
 
 
 def test_an_error_of_another_kind_passes():
   for name in ("jaxkd.lossses", None):
-    with pytest.raises(ModuleNotFoundError) as raised, needed_by("jaxkd.bundles"):
+    with pytest.raises(ModuleNotFoundError) as raised, needed_by("jaxkd.export.bundles"):
       raise ModuleNotFoundError("No such module", name=name)
     assert not isinstance(raised.value, ConfigError)
   with pytest.raises(MissingPackage, match="pip install pillow") as raised, needed_by("reading"):

@@ -14,18 +14,19 @@ import jax
 import pytest
 from rich.console import Console
 
-from jaxkd import experiment, sweep, variants, workers
 from jaxkd.errors import ConfigError
-from jaxkd.sweep import Planned
-from jaxkd.workers import Ended, Place, Workers
+from jaxkd.experiment import overrides, sweep, workers
+from jaxkd.experiment import run as experiment
+from jaxkd.experiment.sweep import Planned
+from jaxkd.experiment.workers import Ended, Place, Workers
 
 ROOT = pathlib.Path(__file__).parent.parent
-GET_CONFIG = variants.load_module(ROOT / "configs/digits.py").get_config
+GET_CONFIG = overrides.load_module(ROOT / "configs/digits.py").get_config
 SMALL = ("data.validation=0.0", "data.per_class=8", "student.model=mlp", "student.epochs=1")
 
 
 def settings_for(name="alone", *changes):
-  return variants.variant(GET_CONFIG, name, [*SMALL, *changes])
+  return overrides.variant(GET_CONFIG, name, [*SMALL, *changes])
 
 
 @pytest.fixture(autouse=True)
@@ -265,7 +266,7 @@ def test_a_task_and_its_result_stay_together_and_a_worker_that_dies_is_told():
 
 KILLED = """
 import functools, os, signal, time
-from jaxkd.workers import Place, Workers
+from jaxkd.experiment.workers import Place, Workers
 if __name__ == "__main__":
   with Workers([Place((), {})], functools.partial, time.sleep) as team:
     team.give(1000)

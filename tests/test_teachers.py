@@ -16,10 +16,12 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from jaxkd import experiment, models, networks, plan, recipes
-from jaxkd.bundles import load_bundle, save_bundle
+from jaxkd import models, recipes
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import build, networks
+from jaxkd.experiment import run as experiment
+from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.losses import cross_entropy
 from jaxkd.models import MLP, CifarResNet
 from jaxkd.preprocessing import Converted, as_trained, convert
@@ -96,7 +98,7 @@ def settings_for(method="kd", paths=(), student="mlp", /, **teacher):
 
 
 def stages_of(settings, data):
-  return plan.stages(settings, data)
+  return build.stages(settings, data)
 
 
 def targets_of(stages, data, count=8):

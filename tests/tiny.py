@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxkd import schemes
 from jaxkd.data import ArrayExamples, normalize, pad_crop
-from jaxkd.participants import frozen
+from jaxkd.networks import frozen
 from jaxkd.train import Stage
 from jaxkd.types import Batch, Output
 

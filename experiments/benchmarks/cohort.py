@@ -15,9 +15,9 @@ from benchmarks import pairs
 from benchmarks.alternating import alternate, compared, milliseconds
 from benchmarks.pairs import Stepper
 from jaxkd import models, schemes
-from jaxkd.connectors import Gate
-from jaxkd.models.copies import separate
-from jaxkd.train import devices
+from jaxkd.adapters import Gate
+from jaxkd.models.layers import separate
+from jaxkd.runtime import devices
 from jaxkd.types import Array, Batch, Output
 
 MEMBERS = 4

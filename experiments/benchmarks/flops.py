@@ -15,7 +15,7 @@ from benchmarks import pairs
 from benchmarks.pairs import PAIRS, Pair, Stepper
 from jaxkd import models
 from jaxkd.evaluate import multiply_adds
-from jaxkd.train import devices
+from jaxkd.runtime import devices
 
 
 def measure(names: Sequence[str] = tuple(PAIRS)) -> dict[str, Any]:

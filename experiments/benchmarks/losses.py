@@ -138,7 +138,7 @@ def copy_bandwidth() -> float:
 
 def _flops(name: str, batch: int, compiled: jax.stages.Compiled) -> float:
   counted = (compiled.cost_analysis() or {}).get("flops", 0.0)
-  # Half of the triples, 22 operations for value and slopes; see jaxkd/losses/triangles.py.
+  # Half of the triples, 22 operations for value and slopes; see jaxkd/losses/_rkd_angles.py.
   return 11.0 * batch**3 if name == "rkd" else counted
 
 

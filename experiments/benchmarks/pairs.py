@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd import losses, models, plan, schemes
-from jaxkd import participants as trees
-from jaxkd.train import create_state, device_choice, devices, training_step
-from jaxkd.train.halves import halves
+from jaxkd import losses, models, schemes
+from jaxkd import networks as trees
+from jaxkd.cache.split import halves
+from jaxkd.experiment import build
+from jaxkd.runtime import devices
+from jaxkd.train import create_state, training_step
 from jaxkd.types import Batch, Context, Scheme
 
 CLASSES = 10
@@ -65,8 +67,8 @@ def distilling(pair: Pair) -> Scheme:
 
 def _chosen(scheme: Scheme, batch: Batch) -> Sequence[jax.Device]:
   count, *image_shape = batch.images.shape
-  work = plan.multiply_adds(scheme, tuple(image_shape))
-  return device_choice.worth_sharing(jax.local_devices(), [work], count)
+  work = build.multiply_adds(scheme, tuple(image_shape))
+  return devices.worth_sharing(jax.local_devices(), [work], count)
 
 
 class Stepper:

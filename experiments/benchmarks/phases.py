@@ -17,15 +17,15 @@ _PHASES = (
   ("jax/_src/interpreters/pxla.py", "lower_sharding_computation", "lowering"),
   ("jax/_src/pjit.py", "_trace_for_jit", "tracing"),
   ("jax/_src/api.py", "eval_shape", "tracing"),
-  ("jaxkd/train/evaluator.py", "evaluate", "scoring"),
-  ("jaxkd/train/cached_targets.py", "_computed", "cached targets"),
-  ("jaxkd/train/dispatch.py", "next", "starting steps"),
-  ("jaxkd/train/devices.py", "_read", "waiting for steps"),
+  ("jaxkd/train/evaluate.py", "evaluate", "scoring"),
+  ("jaxkd/cache/targets.py", "_computed", "cached targets"),
+  ("jaxkd/train/input.py", "next", "starting steps"),
+  ("jaxkd/runtime/devices.py", "_read", "waiting for steps"),
   ("jaxkd/train/checkpoints.py", "", "checkpoints"),
-  ("jaxkd/bundles.py", "save_bundle", "bundles"),
-  ("jaxkd/report/curves.py", "", "curves"),
+  ("jaxkd/export/bundles.py", "save_bundle", "bundles"),
+  ("jaxkd/report/plots.py", "", "curves"),
   ("jaxkd/report/files.py", "", "metrics and TensorBoard"),
-  ("jaxkd/plan.py", "stages", "planning"),
+  ("jaxkd/experiment/build.py", "stages", "planning"),
 )
 REST = "everything else"
 

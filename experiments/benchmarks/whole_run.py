@@ -35,15 +35,16 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
 
   from benchmarks.phases import Phases
   from benchmarks.whole_runs import settings_of
-  from jaxkd import experiment, plan
-  from jaxkd.train import device_choice, host_memory
+  from jaxkd.experiment import build
+  from jaxkd.experiment import run as experiment
+  from jaxkd.runtime import devices, process
 
   logging.set_verbosity(logging.WARNING)
   for module in _LATE:
     importlib.import_module(module)
   settings = settings_of(job)
-  host_memory.keep_freed_memory()
-  device_choice.split_cpu(settings.cpu_devices, settings.batch_size)
+  process.keep_freed_memory()
+  devices.split_cpu(settings.cpu_devices, settings.batch_size)
   compiling = 0.0
 
   def heard(event: str, seconds: float, **_: Any) -> None:
@@ -53,7 +54,7 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
 
   jax.monitoring.register_event_duration_secs_listener(heard)
   reading = time.perf_counter()
-  data = plan.dataset(settings)
+  data = build.dataset(settings)
   start = time.perf_counter()
   with Phases() as phases:
     summary = experiment.run(

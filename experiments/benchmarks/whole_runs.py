@@ -18,8 +18,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from benchmarks.machine import cores
-from jaxkd import bundles, models, plan, variants
+from jaxkd import models
 from jaxkd.data import per_class
+from jaxkd.experiment import build
+from jaxkd.experiment import overrides as variants
+from jaxkd.export import bundles
 from jaxkd.types import Network
 
 _SCRIPT = pathlib.Path(__file__).parent / "whole_run.py"
@@ -88,7 +91,7 @@ def prepare(home: pathlib.Path, config: str, overrides: Mapping[str, Any]) -> di
   }
   job["overrides"] |= {"teacher.rescore": False, "baseline": False}
   settings = settings_of(job)
-  data = plan.dataset(settings)
+  data = build.dataset(settings)
   teacher, student = (
     models.create(name, num_classes=data.num_classes)
     for name in (settings.teacher.model, settings.student.model)

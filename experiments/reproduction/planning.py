@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes, sweep, variants
+from jaxkd import recipes
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import overrides, sweep
 from reproduction.results import Runs
 
 TEACHER = "teacher"
@@ -90,7 +91,7 @@ def _tried(
 
 
 def _settings(config: Any, setting: str, name: str) -> ConfigDict:
-  return variants.variant(lambda method: config.get_config(f"{method}@{setting}"), name)
+  return overrides.variant(lambda method: config.get_config(f"{method}@{setting}"), name)
 
 
 def _teacher(config: Any, folder: pathlib.Path, quick: bool) -> sweep.Planned:

@@ -8,7 +8,10 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxkd import bundles, data, experiment, plan, report
+from jaxkd import data, report
+from jaxkd.experiment import build
+from jaxkd.experiment import run as experiment
+from jaxkd.export import bundles
 from jaxkd.train import Stage
 from jaxkd.types import Network
 
@@ -151,8 +154,8 @@ class Runs:
     """What a run was made of: its data and its last stage."""
     settings = self.settings(setting, run)
     settings.seed = seed
-    found = plan.dataset(settings, _load)
-    return found, plan.stages(settings, found, traced=False)[-1]
+    found = build.dataset(settings, _load)
+    return found, build.stages(settings, found, traced=False)[-1]
 
 
 # Reading a data set takes seconds, and most runs have the same.

@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkd import experiment, report
+from jaxkd import report
+from jaxkd.experiment import run as experiment
 
 # (setting, run) -> changes -> validation accuracy of each seed, 0..1
 Tried = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]

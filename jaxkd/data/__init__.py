@@ -6,12 +6,11 @@ TFDS and grain are imported when first needed.
 from __future__ import annotations
 
 from jaxkd.data.augment import augmentation, cutout, flip, mixup, normalize, pad_crop
+from jaxkd.data.crops import centre_crop, random_resized_crop
+from jaxkd.data.datasets import DATASETS, Dataset, check_dataset, load, stand_in, unseen_classes
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamples
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.data.prepare import DataUnavailable
-from jaxkd.data.rectangles import centre_crop, random_resized_crop
-from jaxkd.data.soundness import check_dataset, unseen_classes
-from jaxkd.data.sources import DATASETS, Dataset, load, stand_in
 from jaxkd.data.subsets import per_class, split_off, with_unlabelled
 
 __all__ = [

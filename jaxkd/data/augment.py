@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd.data.crops import random_resized_crop
 from jaxkd.data.keys import check_size, fold, per_image
-from jaxkd.data.rectangles import random_resized_crop
 from jaxkd.errors import ConfigError
 from jaxkd.types import Array, Batch
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.errors import ConfigError
-from jaxkd.types import Array
+from jaxkd.types import Array, Batch
 
 
 def per_image(key: Array, images: Array) -> Array:
@@ -36,3 +36,17 @@ def check_size(name: str, size: int, least: int = 0) -> None:
   """Raises a ConfigError naming the option unless it is an integer of at least `least`."""
   if isinstance(size, bool) or not isinstance(size, int) or size < least:
     raise ConfigError(f"{name}: expected an integer >= {least}, got {size!r}")
+
+
+def view_keys(rng: Array, batch: Batch, views: int) -> Array:
+  """One key per image (B,): of its example and view, whenever and wherever that comes.
+
+  Args:
+    rng: the stage's PRNG key data.
+    batch: with `epochs`, by which the views take turns.
+    views: how many there are.
+  """
+  # No step has this number.
+  key = jax.random.fold_in(jax.random.wrap_key_data(rng), jnp.uint32(2**32 - 1))
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  return jax.vmap(jax.random.fold_in)(fold(key, batch.indices), batch.epochs % views)

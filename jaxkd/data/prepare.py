@@ -27,7 +27,7 @@ class DataUnavailable(ConfigError):
 
 def prepared_digits(directory: str | None) -> tfds.core.DatasetBuilder:
   """The builder of the digits, prepared in the TFDS directory."""
-  from jaxkd.data.builders.digits import Digits
+  from jaxkd.data.builders import Digits
 
   return _prepare(functools.partial(Digits, data_dir=directory))
 
@@ -46,13 +46,15 @@ def prepared_files(name: str, directory: str | None) -> tfds.core.DatasetBuilder
   with needed_by("jaxkd.data.load"):
     import tensorflow_datasets as tfds
 
-  from jaxkd.data.builders import cifar, idx, plain
+  from jaxkd.data import builders
 
   stock = tfds.builder(name, data_dir=directory)
   if _is_prepared(stock) and _has_random_access(stock):
     return stock
 
-  kind = cifar.CifarBinary if name in cifar.CifarBinary.builder_configs else idx.IdxImages
+  kind = (
+    builders.CifarBinary if name in builders.CifarBinary.builder_configs else builders.IdxImages
+  )
   ours = kind(config=name, data_dir=directory)
   if _is_prepared(ours):
     return ours
@@ -61,7 +63,7 @@ def prepared_files(name: str, directory: str | None) -> tfds.core.DatasetBuilder
   folders = [Path(stock.data_dir_root, "downloads", "manual", name)]
   folders += [DEBIAN_FOLDERS[name]] if name in DEBIAN_FOLDERS else []
   for folder in folders:
-    if all(plain.in_folder(folder, file) for file in config.files):
+    if all(builders.in_folder(folder, file) for file in config.files):
       return _prepare(functools.partial(kind, config=name, data_dir=directory, folder=folder))
 
   obstacle = _obstacle(config.url + config.files[-1])

@@ -5,7 +5,6 @@ and inference that stops computing at the exit chosen. How far a student's featu
 teacher's.
 """
 
-from jaxkd.evaluate.accuracy import score
 from jaxkd.evaluate.anytime import anytime_at, anytime_curve, exit_logits
 from jaxkd.evaluate.budgeted import (
   budgeted_curve,
@@ -16,7 +15,7 @@ from jaxkd.evaluate.budgeted import (
 )
 from jaxkd.evaluate.costs import exit_costs, multiply_adds
 from jaxkd.evaluate.early_exit import EarlyExit, EarlyPredictions, batch_sizes
-from jaxkd.evaluate.features import feature_distances
+from jaxkd.evaluate.metrics import feature_distances, score
 
 __all__ = [
   "EarlyExit",

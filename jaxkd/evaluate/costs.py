@@ -1,18 +1,15 @@
-"""What a prediction costs: multiply-adds, counted from the traced computation."""
+"""What a prediction costs: multiply-adds, counted in the traced computation."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
-from jax.interpreters import partial_eval
 
-from jaxkd.errors import ConfigError
+from jaxkd.jaxprs import multiply_adds_of
 
 
 def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
@@ -34,12 +31,6 @@ def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
   30
   """
   return multiply_adds_of(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def multiply_adds_of(traced: Jaxpr) -> int:
-  """Those of a computation that is traced already; raises as `multiply_adds`."""
-  needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
-  return _of_jaxpr(needed)
 
 
 def exit_costs(model: Any, variables: Any, image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -68,33 +59,3 @@ def exit_costs(model: Any, variables: Any, image_shape: Sequence[int]) -> tuple[
     costs.append(multiply_adds(run, variables, carry))
     carry, _ = jax.eval_shape(run, variables, carry)
   return tuple(int(cost) for cost in np.cumsum(costs))
-
-
-def _of_jaxpr(jaxpr: Jaxpr) -> int:
-  return sum(_of_equation(equation) for equation in jaxpr.eqns)
-
-
-def _of_equation(equation: JaxprEqn) -> int:
-  name, params = equation.primitive.name, equation.params
-  if name == "dot_general":
-    left, result = _aval(equation.invars[0]), _aval(equation.outvars[0])
-    (contracted, _), _ = params["dimension_numbers"]
-    return result.size * math.prod(left.shape[axis] for axis in contracted)
-  if name == "conv_general_dilated":
-    kernel, result = _aval(equation.invars[1]), _aval(equation.outvars[0])
-    # The kernel's input channels are those of one group already.
-    outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-    return result.size * (kernel.size // outputs)
-  inner = [_of_jaxpr(jaxpr) for jaxpr in jaxprs_in_params(params)]
-  if name == "scan":
-    return params["length"] * sum(inner)
-  if name == "cond":
-    return max(inner)
-  if name == "while" and any(inner):
-    raise ConfigError("multiply_adds: a while loop of unknown length multiplies matrices")
-  return sum(inner)
-
-
-def _aval(variable: Any) -> Any:
-  """The shaped array that a variable of a jaxpr stands for."""
-  return variable.aval

@@ -25,12 +25,9 @@ and takes no gradient; all else is keyword-only, with the authors' defaults.
 `adaptive_average_pool`, `adaptive_max_pool` and `match_sizes` bring feature maps to one size.
 """
 
-from jaxkd.losses.attention import (
-  attention_map,
-  attention_map_l2,
-  attention_map_mse,
-  attention_transfer,
-)
+from jaxkd.losses._resize import adaptive_average_pool, adaptive_max_pool, match_sizes
+from jaxkd.losses.ab import activation_boundaries, boundary_disagreement, boundary_margin
+from jaxkd.losses.at import attention_map, attention_map_l2, attention_map_mse, attention_transfer
 from jaxkd.losses.born_again import (
   confidence_weighted_by_teacher_max,
   confidence_weighted_cross_entropy,
@@ -38,48 +35,33 @@ from jaxkd.losses.born_again import (
   permute_wrong_classes,
   permuted_soft_target_kl,
 )
-from jaxkd.losses.boundaries import (
-  activation_boundaries,
-  boundary_disagreement,
-  boundary_margin,
-)
-from jaxkd.losses.exits import (
-  adapted_temperature,
-  mean_confidence,
-  multi_exit,
-  soft_cross_entropy,
-)
-from jaxkd.losses.factors import (
+from jaxkd.losses.byot import be_your_own_teacher, euclidean_distance, masked_sum_of_squares
+from jaxkd.losses.cross_entropy import cross_entropy
+from jaxkd.losses.dml import gated_logits, mutual, native_ensemble, peer_kl
+from jaxkd.losses.fitnets import fitnets, hint_mse, simkd
+from jaxkd.losses.fsp import flow_matrix, flow_of_solution, fsp_column_norm, fsp_mse
+from jaxkd.losses.ft import (
   factor_l1,
   factor_lp,
   factor_map_lp,
   factor_transfer,
   reconstruction_error,
 )
-from jaxkd.losses.flow import flow_matrix, flow_of_solution, fsp_column_norm, fsp_mse
-from jaxkd.losses.gradients import (
+from jaxkd.losses.gradient_at import (
   gradient_attention_transfer,
   gradient_l2,
   gradient_mse,
   gradient_symmetry,
 )
-from jaxkd.losses.hints import fitnets, hint_mse, simkd
-from jaxkd.losses.logits import knowledge_distillation, soft_target_kl
-from jaxkd.losses.own_teacher import (
-  be_your_own_teacher,
-  euclidean_distance,
-  masked_sum_of_squares,
+from jaxkd.losses.kd import knowledge_distillation, soft_target_kl
+from jaxkd.losses.multi_exit import (
+  adapted_temperature,
+  mean_confidence,
+  multi_exit,
+  soft_cross_entropy,
 )
-from jaxkd.losses.peers import gated_logits, mutual, native_ensemble, peer_kl
-from jaxkd.losses.relations import angle_huber, pairwise_distance_huber, relational
-from jaxkd.losses.selectivity import (
-  gaussian_mmd,
-  linear_mmd,
-  neuron_selectivity_transfer,
-  polynomial_mmd,
-)
-from jaxkd.losses.spatial import adaptive_average_pool, adaptive_max_pool, match_sizes
-from jaxkd.losses.supervised import cross_entropy
+from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
+from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
 
 __all__ = [
   "activation_boundaries",

@@ -12,12 +12,11 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError
-from jaxkd.losses.checks import check_arrays, check_same_shape, logits_of
-from jaxkd.losses.counting import keep
-from jaxkd.losses.logits import soft_target_kl
-from jaxkd.losses.precision import widen
-from jaxkd.losses.probabilities import log_probabilities
-from jaxkd.losses.supervised import cross_entropy, effective_weights
+from jaxkd.losses._checks import check_arrays, check_same_shape, logits_of
+from jaxkd.losses._counting import keep
+from jaxkd.losses._numerics import log_probabilities, widen
+from jaxkd.losses.cross_entropy import cross_entropy, effective_weights
+from jaxkd.losses.kd import soft_target_kl
 from jaxkd.types import Output, Terms
 
 

@@ -10,9 +10,8 @@ A model with several exits returns one Output for each, shallowest first. It has
 `from_torch` makes a model's variables of a PyTorch state dict, without PyTorch.
 """
 
-from jaxkd.models.branched import Branched, branch_network
-from jaxkd.models.deep_resnet import ResNet
-from jaxkd.models.ensembles import (
+from jaxkd.models.compose.branches import Branched, GatedBranches, branch_network, gated_branches
+from jaxkd.models.compose.ensemble import (
   AtExit,
   Ensemble,
   ExitEnsemble,
@@ -21,26 +20,32 @@ from jaxkd.models.ensembles import (
   exit_ensemble,
   exits_inside,
 )
-from jaxkd.models.exits import MultiExit, plain_network
-from jaxkd.models.fitted_exits import with_exits
-from jaxkd.models.from_torch import classes_in, from_torch
-from jaxkd.models.gated import GatedBranches, gated_branches
-from jaxkd.models.heads import AttentionExit, BottleneckExit, ConvExit, LinearExit, ProjectedExit
-from jaxkd.models.mlp import MLP
-from jaxkd.models.mobilenetv1 import MobileNetV1
-from jaxkd.models.mobilenetv2 import MobileNetV2
-from jaxkd.models.msdnet import MSDNet
+from jaxkd.models.compose.exits import MultiExit, plain_network, with_exits
+from jaxkd.models.compose.heads import (
+  AttentionExit,
+  BottleneckExit,
+  ConvExit,
+  LinearExit,
+  ProjectedExit,
+)
+from jaxkd.models.compose.reused_classifier import (
+  ReusedClassifier,
+  ReusedClassifiers,
+  reuse_classifier,
+  reuse_classifiers,
+)
 from jaxkd.models.registry import create, names, published_preprocessing
-from jaxkd.models.resnet import CifarResNet
-from jaxkd.models.several import ReusedClassifiers, reuse_classifiers
-from jaxkd.models.shufflenetv1 import ShuffleNetV1
-from jaxkd.models.shufflenetv2 import ShuffleNetV2
-from jaxkd.models.spliced import ReusedClassifier, reuse_classifier
 from jaxkd.models.summary import StageSummary, Summary, summary
 from jaxkd.models.tap import Tapped, tap
-from jaxkd.models.vgg import VGG
-from jaxkd.models.vit import VisionTransformer
-from jaxkd.models.wide_resnet import WideResNet
+from jaxkd.models.torch.load import classes_in, from_torch
+from jaxkd.models.zoo.mlp import MLP
+from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
+from jaxkd.models.zoo.msdnet import MSDNet
+from jaxkd.models.zoo.resnet import CifarResNet, ResNet
+from jaxkd.models.zoo.shufflenet import ShuffleNetV1, ShuffleNetV2
+from jaxkd.models.zoo.vgg import VGG
+from jaxkd.models.zoo.vit import VisionTransformer
+from jaxkd.models.zoo.wide_resnet import WideResNet
 
 __all__ = [
   "MLP",

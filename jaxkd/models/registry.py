@@ -11,17 +11,14 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.models.deep_resnet import ResNet
-from jaxkd.models.mlp import MLP
-from jaxkd.models.mobilenetv1 import MobileNetV1
-from jaxkd.models.mobilenetv2 import MobileNetV2
-from jaxkd.models.msdnet import MSDNet
-from jaxkd.models.resnet import CifarResNet
-from jaxkd.models.shufflenetv1 import ShuffleNetV1
-from jaxkd.models.shufflenetv2 import ShuffleNetV2
-from jaxkd.models.vgg import VGG
-from jaxkd.models.vit import VisionTransformer
-from jaxkd.models.wide_resnet import WideResNet
+from jaxkd.models.zoo.mlp import MLP
+from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
+from jaxkd.models.zoo.msdnet import MSDNet
+from jaxkd.models.zoo.resnet import CifarResNet, ResNet
+from jaxkd.models.zoo.shufflenet import ShuffleNetV1, ShuffleNetV2
+from jaxkd.models.zoo.vgg import VGG
+from jaxkd.models.zoo.vit import VisionTransformer
+from jaxkd.models.zoo.wide_resnet import WideResNet
 from jaxkd.types import Preprocessing
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxkd import config, losses
+from jaxkd.adapters import regressor_for
 from jaxkd.config import choice, flag, number, text
-from jaxkd.connectors import regressor_for
 from jaxkd.recipes.method import Method, Pair, Warmup
 from jaxkd.recipes.stages import (
   ACTIVATION,

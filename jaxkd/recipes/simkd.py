@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from jaxkd import config, schemes
+from jaxkd.adapters import projector_for
+from jaxkd.adapters.projector import LAYOUTS
 from jaxkd.config import choice, number, text
-from jaxkd.connectors import projector_for
-from jaxkd.connectors.projector import LAYOUTS
 from jaxkd.errors import ConfigError
 from jaxkd.recipes.method import Method, Pair, Training
 from jaxkd.recipes.objective import DISTILLED

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from flax import linen as nn
 
+from jaxkd.adapters import regressor_for
 from jaxkd.config import Field, choice
-from jaxkd.connectors import regressor_for
 from jaxkd.errors import ConfigError
 from jaxkd.recipes.method import Pair
 from jaxkd.recipes.pairing import last_stages, paired_stages

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 from jaxkd import config, losses, schemes
+from jaxkd.adapters import Gate
 from jaxkd.config import choice, flag, number, text
-from jaxkd.connectors import Gate
 from jaxkd.errors import ConfigError
 from jaxkd.recipes.method import Method, Pair, Training, feature_shape, sizes
 from jaxkd.recipes.objective import ALONE, DISTILLED, check_something_learns

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import config, losses, schemes
+from jaxkd.adapters import paraphraser_for, translator_for
 from jaxkd.config import choice, number, text
-from jaxkd.connectors import paraphraser_for, translator_for
-from jaxkd.losses.counting import counted_examples
+from jaxkd.losses._counting import counted_examples
 from jaxkd.recipes.method import Method, Pair, Training, Warmup
 from jaxkd.recipes.stages import AUTO, chosen_pairs, last_pair, stage_options, widths_matched
 from jaxkd.schemes import Distillation

@@ -3,23 +3,28 @@
 from jaxkd import errors as _errors
 
 with _errors.needed_by("jaxkd.report"):
-  from jaxkd.report.bars import Bar, draw_bars
-  from jaxkd.report.budget import anytime_table, budget_table, draw_budget_curves
-  from jaxkd.report.comparisons import (
+  from jaxkd.report.console import Lines, ProgressBar, closing_table, comparison
+  from jaxkd.report.exit_plots import (
+    Curve,
+    anytime_table,
+    budget_table,
+    draw_budget_curves,
+    draw_exit_curves,
+  )
+  from jaxkd.report.files import MetricsFile, TensorBoard, write_atomically
+  from jaxkd.report.plots import Bar, draw_bars, draw_curves, draw_histograms
+  from jaxkd.report.stats import (
     Accuracies,
+    Interval,
     best_rate,
     choice_table,
     comparison_table,
+    mean_interval,
+    paired_difference,
     run_accuracies,
     validated_stages,
+    verdict,
   )
-  from jaxkd.report.console import Lines, ProgressBar
-  from jaxkd.report.curves import draw_curves
-  from jaxkd.report.exit_curves import Curve, draw_exit_curves
-  from jaxkd.report.files import MetricsFile, TensorBoard, write_atomically
-  from jaxkd.report.histograms import draw_histograms
-  from jaxkd.report.paired import Interval, mean_interval, paired_difference, verdict
-  from jaxkd.report.table import closing_table, comparison
 
 __all__ = [
   "Accuracies",

@@ -9,9 +9,8 @@ from jax import lax
 
 from jaxkd.counts import scaled
 from jaxkd.losses import reconstruction_error
-from jaxkd.losses.stages import stage_arrays
-from jaxkd.participants import merge
-from jaxkd.schemes.networks import Model, infer, initialize, key_for, learn
+from jaxkd.losses._checks import stage_arrays
+from jaxkd.networks import Model, infer, initialize, key_for, learn, merge
 from jaxkd.types import Array, Aux, Batch, Context, Network, Participants, Scheme, Terms
 
 
@@ -33,7 +32,7 @@ def autoencoder(
 
   Args:
     teacher: `__call__(images, train) -> Output`.
-    encoder: `__call__(features, train)`, with `decoder` as `jaxkd.connectors.paraphraser_for`
+    encoder: `__call__(features, train)`, with `decoder` as `jaxkd.adapters.paraphraser_for`
       gives them.
     decoder: back to the shape of the features.
     stage: of the teacher, whose features are reconstructed.

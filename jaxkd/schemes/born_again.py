@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError
-from jaxkd.losses.probabilities import mean_log_probabilities
+from jaxkd.losses._numerics import mean_log_probabilities
 from jaxkd.models import ensemble_of
+from jaxkd.networks import infer, initialize
 from jaxkd.schemes.distillation import Distillation
-from jaxkd.schemes.networks import infer, initialize
 from jaxkd.schemes.offline import offline
 from jaxkd.types import Array, Batch, Network, Participants, Scheme
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxkd.counts import refuse_parts, scaled
 from jaxkd.errors import ConfigError
-from jaxkd.schemes.networks import key_for
+from jaxkd.networks import key_for
 from jaxkd.types import Array, Batch, Context, Output, Terms
 
 # A number, or a function of the step (`jaxkd.schemes.ramp`, or any optax schedule).

@@ -13,17 +13,16 @@ from jax import lax
 from jaxkd import losses
 from jaxkd.counts import refuse_parts, scaled
 from jaxkd.errors import ConfigError
-from jaxkd.losses.probabilities import mean_log_probabilities
+from jaxkd.losses._numerics import mean_log_probabilities
 from jaxkd.models import (
   MultiExit,
   cut_at_exit,
   exit_ensemble,
   plain_network,
 )
-from jaxkd.participants import merge
+from jaxkd.networks import infer, initialize, key_for, learn, merge
 from jaxkd.schemes.distillation import mask_option
 from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.schemes.networks import infer, initialize, key_for, learn
 from jaxkd.types import (
   Array,
   Aux,

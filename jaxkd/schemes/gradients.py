@@ -21,11 +21,11 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses import cross_entropy
-from jaxkd.losses.precision import widen
-from jaxkd.losses.supervised import effective_weights
+from jaxkd.losses._numerics import widen
+from jaxkd.losses.cross_entropy import effective_weights
+from jaxkd.networks import Model, infer, learn
+from jaxkd.padding import without_padding
 from jaxkd.preprocessing import inputs_of, plain
-from jaxkd.schemes.masked import without_padding
-from jaxkd.schemes.networks import Model, infer, learn
 from jaxkd.types import Array, Output
 
 IMAGES, FLIPPED_IMAGES = "images", "flipped_images"
@@ -46,7 +46,7 @@ def learn_with_gradients(
 ) -> tuple[Output, dict[str, Any]]:
   """A learner's output with gradients, and its new non-parameter state, in training mode.
 
-  Both are those of `jaxkd.schemes.networks.learn`, and `Output.gradients` besides. All of it,
+  Both are those of `jaxkd.networks.learn`, and `Output.gradients` besides. All of it,
   gradients included, can be differentiated with respect to the variables.
 
   Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxkd.counts import label_share
-from jaxkd.evaluate.accuracy import score
+from jaxkd.evaluate.metrics import score
 from jaxkd.losses import cross_entropy
 from jaxkd.types import Array, Batch, Context, Terms
 

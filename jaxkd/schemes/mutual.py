@@ -14,11 +14,10 @@ from jax import lax
 from jaxkd import losses
 from jaxkd.counts import scaled
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.losses.probabilities import mean_log_probabilities
+from jaxkd.losses._numerics import mean_log_probabilities
 from jaxkd.models import ensemble_of
-from jaxkd.participants import merge, update
+from jaxkd.networks import infer, initialize, key_for, learn, merge, update
 from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.schemes.networks import infer, initialize, key_for, learn
 from jaxkd.types import (
   Array,
   Aux,

@@ -10,10 +10,9 @@ from flax import linen as nn
 from jaxkd import losses
 from jaxkd.counts import scaled
 from jaxkd.models import Branched, branch_network, gated_branches
-from jaxkd.participants import merge
+from jaxkd.networks import infer, initialize, key_for, learn, merge
 from jaxkd.schemes.distillation import Weight
 from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.schemes.networks import infer, initialize, key_for, learn
 from jaxkd.types import (
   Array,
   Aux,
@@ -50,7 +49,7 @@ def native_ensemble(
   Args:
     network: a model with `stages`, `encode` and `resume` (see jaxkd.models).
     gate: `__call__(features, train)` -> (B, branches), weights that sum to 1
-      (`jaxkd.connectors.Gate`).
+      (`jaxkd.adapters.Gate`).
     branches: how many copies.
     from_stage: the last stage they share.
     weight: of the last term; a function of the step ramps.

@@ -11,12 +11,10 @@ import jax
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError
-from jaxkd.participants import merge
+from jaxkd.networks import Model, infer, initialize, key_for, learn, merge, partial_learners
 from jaxkd.schemes.distillation import Distillation, mask_option
 from jaxkd.schemes.gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.schemes.networks import Model, infer, initialize, key_for, learn
-from jaxkd.schemes.parts import partial_learners
 from jaxkd.types import (
   Array,
   Aux,

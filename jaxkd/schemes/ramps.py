@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.losses.precision import widen
+from jaxkd.losses._numerics import widen
 from jaxkd.types import Array
 
 # From the share of the ramp that is behind, 0..1, to the share of the way made.

@@ -8,10 +8,8 @@ from flax import linen as nn
 from jaxkd.counts import scaled
 from jaxkd.errors import ConfigError
 from jaxkd.losses import knowledge_distillation
-from jaxkd.participants import merge
+from jaxkd.networks import Model, infer, initialize, later_learners, learn, merge
 from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.schemes.networks import Model, infer, initialize, learn
-from jaxkd.schemes.parts import later_learners
 from jaxkd.types import Array, Aux, Batch, Context, Network, Output, Participants, Scheme, Terms
 
 

@@ -14,11 +14,9 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses import knowledge_distillation
 from jaxkd.losses import simkd as simkd_loss
 from jaxkd.models import reuse_classifier, reuse_classifiers
-from jaxkd.participants import merge
+from jaxkd.networks import Model, infer, initialize, key_for, learn, merge, partial_learners
 from jaxkd.preprocessing import plain
 from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.schemes.networks import Model, infer, initialize, key_for, learn
-from jaxkd.schemes.parts import partial_learners
 from jaxkd.types import Array, Aux, Batch, Context, Network, Output, Participants, Scheme, Terms
 
 
@@ -63,7 +61,7 @@ def simkd(
     student: `__call__(images, train) -> Output`; stops at its stage if it has `encode`.
     teacher: also `resume(features, from_stage, train) -> Output`. Several as name -> model.
     projector: `__call__(features, train)`, from the student's feature to the teacher's channels
-      (`jaxkd.connectors.projector_for`), without a ReLU at its end where the teacher's feature has
+      (`jaxkd.adapters.projector_for`), without a ReLU at its end where the teacher's feature has
       both signs. Several as name -> projector, under the teachers' names.
     image_shape: (H, W, C), by which is found what learns and what `export` takes along.
     stages: the student's and the teachers' stage that are matched.

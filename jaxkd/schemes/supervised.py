@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxkd.participants import merge
+from jaxkd.networks import Model, infer, initialize, learn, merge, network_of
 from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.schemes.networks import Model, infer, initialize, learn, network_of
 from jaxkd.types import Array, Aux, Batch, Context, Network, Participants, Scheme
 
 

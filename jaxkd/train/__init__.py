@@ -3,11 +3,11 @@
 from jaxkd.train.expected import Expected
 from jaxkd.train.loop import Finished, train_stage
 from jaxkd.train.optimizers import learning_rate_schedule, make_optimizer, take_turns
+from jaxkd.train.phase import Stage, check_stages, starting_variables, steps_per_epoch
+from jaxkd.train.policy import Diverged, NonFinite
 from jaxkd.train.reporting import Reporter, Silent
-from jaxkd.train.stages import Stage, check_stages, starting_variables, steps_per_epoch
 from jaxkd.train.state import TrainState, create_state
 from jaxkd.train.step import evaluation_step, training_step
-from jaxkd.train.watch import Diverged, NonFinite
 
 __all__ = [
   "Diverged",

@@ -1,28 +1,132 @@
-"""Checkpoints of a stage: all that changes, saved asynchronously, several generations kept."""
+"""Checkpoints that resume a run exactly, with checksums against damage."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
+import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
+from absl import logging as absl_logging
 from etils import epath
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError, DiskError, one_line, writing
-from jaxkd.train.devices import host_copy, is_first_process, wait_for_everyone
-from jaxkd.train.quiet import QuietOrbax
-from jaxkd.train.seals import Sealed, check_seal
+from jaxkd.runtime.devices import host_copy, is_first_process, wait_for_everyone
 from jaxkd.train.state import TrainState
 from jaxkd.types import Participants
+
+_LOGGERS = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
+
+
+class QuietOrbax:
+  """From `start` to `stop`, no tracebacks of errors that reach the caller anyway.
+
+  Orbax logs them; and once the first of many reads or writes has failed, it asks nobody else what
+  became of theirs, and closes the event loop to which they report. Python logs the one, and tells
+  of the other as an error nobody can catch.
+  """
+
+  def __init__(self) -> None:
+    self._before: Any = None
+
+  def start(self) -> None:
+    """Begins to hold back."""
+    for logger in _LOGGERS:
+      logger.addFilter(_is_news)
+    self._before = sys.unraisablehook
+    sys.unraisablehook = self._told
+
+  def stop(self) -> None:
+    """Leaves everything as it was."""
+    for logger in _LOGGERS:
+      logger.removeFilter(_is_news)
+    sys.unraisablehook = self._before
+
+  def _told(self, unraisable: Any) -> None:
+    if not _is_late(unraisable.exc_value, unraisable.exc_traceback):
+      self._before(unraisable)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  if record.name == "asyncio":  # which names the file that was to be written
+    return ".orbax-checkpoint" not in record.getMessage()
+  return not (record.exc_info and "/orbax/" in record.pathname)
+
+
+def _is_late(error: BaseException | None, where: TracebackType | None) -> bool:
+  """Whether it comes from a callback to an event loop that is closed."""
+  in_asyncio = where is not None and "asyncio" in where.tb_frame.f_code.co_filename
+  return in_asyncio and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
+_SEAL = "digests.json"
+# Orbax writes these two after the seal, and needs neither to read a checkpoint.
+_ABOUT, _COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
+
+
+class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A checkpoint being written, which is sealed before it gets its name: none is without."""
+
+  async def finalize(self) -> None:
+    """Seals it, and lets it appear."""
+    folder = pathlib.Path(self.get())
+    # Orbax does the same with its items, which are parts of it.
+    if ocp.path.atomicity_types.TMP_DIR_SUFFIX not in folder.parent.name:
+      await asyncio.to_thread(seal, folder)
+    await super().finalize()
+
+
+def seal(folder: pathlib.Path) -> None:
+  """Writes a digest of every file below `folder` into it."""
+  (folder / _SEAL).write_text(json.dumps(_digests(folder), indent=1, sort_keys=True))
+
+
+def check_seal(folder: pathlib.Path) -> None:
+  """Reads every file that was sealed.
+
+  A folder without a seal, as earlier versions left them, passes.
+
+  Raises:
+    ValueError: naming the first file that is not what it was.
+  """
+  try:
+    json.loads((folder / _ABOUT).read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{_ABOUT} is damaged ({error})") from error
+  if not (folder / _SEAL).exists():
+    return
+  try:
+    sealed = dict(json.loads((folder / _SEAL).read_text()))
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"{_SEAL} is damaged ({error})") from error
+  found = _digests(folder)
+  for name, digest in sealed.items():
+    if name not in found:
+      raise ValueError(f"{name} is missing")
+    if found[name] != digest:
+      raise ValueError(f"{name} is not what was written")
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  found = {}
+  for path in sorted(folder.rglob("*")):
+    name = path.relative_to(folder).as_posix()
+    if path.is_file() and name not in (_SEAL, _ABOUT, _COMMITTED):
+      with path.open("rb") as file:
+        found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+  return found
 
 
 class Restored(NamedTuple):
@@ -44,7 +148,7 @@ class Checkpoints:
 
   State, best participants, data iterator and progress are items of one checkpoint, which orbax
   makes visible only once it is complete: they can never disagree. The last `keep` are kept, and
-  whatever is found damaged (`jaxkd.train.seals`).
+  whatever is found damaged (`jaxkd.train.checkpoints`).
 
   Nothing in a checkpoint depends on how many processes or devices wrote it, and any number of
   them can read it: arrays are the same everywhere, and so is the iterator's position in its stream
@@ -114,7 +218,7 @@ class Checkpoints:
         problems[step] = _reason(error)
       else:
         if problems:
-          logging.warning(
+          absl_logging.warning(
             "%s: %s; going on from checkpoint %d", self._directory, _told(problems), step
           )
           self._set_aside(problems)

@@ -14,19 +14,17 @@ import numpy as np
 
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
-from jaxkd.interruption import Interrupted, Interruption
-from jaxkd.participants import frozen
-from jaxkd.train import devices as mapping
+from jaxkd.networks import frozen
+from jaxkd.runtime import devices as mapping
+from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train.checkpoints import Checkpoints
-from jaxkd.train.dispatch import Dispatch
-from jaxkd.train.evaluator import Scores, make_evaluator
+from jaxkd.train.evaluate import Scores, make_evaluator
 from jaxkd.train.expected import warn_if_worse
-from jaxkd.train.feeding import Feed
+from jaxkd.train.input import Dispatch, Feed, reading
+from jaxkd.train.phase import Stage
+from jaxkd.train.policy import GoBack, NonFinite, Watch, at_lower_rate, check_finite, gone_back
 from jaxkd.train.reporting import Reporter, Row
-from jaxkd.train.resident import reading
-from jaxkd.train.stages import Stage
 from jaxkd.train.state import FirstState, TrainState
-from jaxkd.train.watch import GoBack, NonFinite, Watch, at_lower_rate, check_finite, gone_back
 from jaxkd.types import Batch, Participants
 
 # Agreeing between processes is a round trip, too dear for every step.
@@ -69,7 +67,7 @@ def train_stage(
   Args:
     stage: what to train.
     directory: of this stage's checkpoints.
-    devices: that share each batch (`jaxkd.train.device_choice.local_devices`).
+    devices: that share each batch (`jaxkd.runtime.devices.local_devices`).
     reporter: told of every step and epoch.
     given: participants that start with these variables (`starting_variables`), or `stage.given`.
     untrained: participants that do not learn and are drawn at random all the same.
@@ -77,7 +75,7 @@ def train_stage(
     test: examples scored once, after everything is chosen.
     evaluate_every: epochs between validations.
     checkpoint_seconds: least time between checkpoints; 0 saves after every dispatch.
-    steps_per_dispatch: updates that one program makes (`jaxkd.train.dispatch`); 0 chooses.
+    steps_per_dispatch: updates that one program makes (`jaxkd.train.input`); 0 chooses.
     targets: directory of cached targets that devices do not hold.
     stop: asked to stop, the stage saves what it has made and ends.
     nonfinite: what to do about steps that are not finite; None stops.

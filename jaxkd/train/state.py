@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import participants as trees
+from jaxkd import networks as trees
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.types import Array, Batch, Participants, Scheme
 
@@ -40,18 +40,6 @@ class TrainState:
     if self.average is None:
       return self.participants
     return trees.merge(self.participants, self.average)
-
-
-def take_aside(state: TrainState, names: Sequence[str]) -> tuple[TrainState, Participants]:
-  """The state without some participants, and those."""
-  rest = {name: v for name, v in state.participants.items() if name not in names}
-  aside = {name: state.participants[name] for name in names}
-  return dataclasses.replace(state, participants=rest), aside
-
-
-def put_back(state: TrainState, aside: Participants) -> TrainState:
-  """The state with participants that were taken aside."""
-  return dataclasses.replace(state, participants={**state.participants, **aside})
 
 
 class FirstState:

@@ -1,6 +1,6 @@
 """The one training step, for every scheme, and the one evaluation step.
 
-Both are per-device functions with a named axis; `jaxkd.train.devices` maps them.
+Both are per-device functions with a named axis; `jaxkd.runtime.devices` maps them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxkd import participants as trees
+from jaxkd import networks as trees
 from jaxkd.counts import whole_counts
+from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
-from jaxkd.evaluate.accuracy import score
+from jaxkd.evaluate.metrics import score
 from jaxkd.train import nonfinite
 from jaxkd.train.state import TrainState
 from jaxkd.types import Array, Aux, Batch, Context, Participants, Scheme
@@ -60,7 +61,7 @@ def training_step(
       with every part.
     average_decay: decay of the exponential moving average of the learners' parameters.
     views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
-    finish: the loss by what is stored of its targets, `jaxkd.train.halves.Halves.finish`, for
+    finish: the loss by what is stored of its targets, `jaxkd.cache.Halves.finish`, for
       batches of the size of each device's, or of a part of it.
     watched: whether to tell how each learner came through.
 
@@ -70,7 +71,7 @@ def training_step(
 
   Returns:
     (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `finish`,
-    `stored` is what `jaxkd.train.cached_targets` keeps for the batch's examples, and targets are
+    `stored` is what `jaxkd.cache.targets` keeps for the batch's examples, and targets are
     not computed. With `watched`, (metrics, `jaxkd.train.nonfinite.looked_at`) in place of metrics.
   """
 
@@ -137,20 +138,6 @@ def training_step(
     return after, (metrics, found) if watched else metrics
 
   return step
-
-
-def view_keys(rng: Array, batch: Batch, views: int) -> Array:
-  """One key per image (B,): of its example and view, whenever and wherever that comes.
-
-  Args:
-    rng: the stage's PRNG key data.
-    batch: with `epochs`, by which the views take turns.
-    views: how many there are.
-  """
-  # No step has this number.
-  key = jax.random.fold_in(jax.random.wrap_key_data(rng), jnp.uint32(2**32 - 1))
-  fold = jax.vmap(jax.random.fold_in, (None, 0))
-  return jax.vmap(jax.random.fold_in)(fold(key, batch.indices), batch.epochs % views)
 
 
 def evaluation_step(

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxkd.data import prepare
-from jaxkd.data.builders import cifar, idx
-from jaxkd.data.builders.digits import Digits
+from jaxkd.data import builders, prepare
+from jaxkd.data.builders import Digits
 from tests.data.original_files import cifar_records, write_cifar, write_idx
 
 
@@ -69,7 +68,7 @@ def test_a_faster_process_is_met_at_the_end_and_its_copy_used(tmp_path, monkeypa
 PREPARE = """
 import os, sys
 from jaxkd.data import prepare
-from jaxkd.data.builders.digits import Digits
+from jaxkd.data.builders import Digits
 def die(self, images, labels):
   yield 0, {"image": images[0], "label": int(labels[0])}
   os._exit(9)
@@ -101,7 +100,7 @@ def test_processes_may_prepare_at_once_and_after_one_was_killed_half_way(tmp_pat
 def test_idx_files_are_read_packed_or_not(tmp_path, packed):
   array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
   write_idx(tmp_path / "file", array, packed)
-  np.testing.assert_array_equal(idx.read_idx(tmp_path / "file"), array)
+  np.testing.assert_array_equal(builders.read_idx(tmp_path / "file"), array)
 
 
 def test_damaged_idx_files_are_named(tmp_path):
@@ -111,11 +110,11 @@ def test_damaged_idx_files_are_named(tmp_path):
   for data in (whole[:-1], whole + b"x", whole[:6], packed[:-9], packed[:12] + b"\xff" * 9):
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"broken\.gz is damaged"):
-      idx.read_idx(file)
+      builders.read_idx(file)
   for data in (b"", b"<html>", bytes([0, 0, 13, 1, 0, 0, 0, 0])):
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"broken\.gz is not an IDX file"):
-      idx.read_idx(file)
+      builders.read_idx(file)
 
 
 def test_idx_builder_reads_any_folder_of_idx_files(tmp_path):
@@ -127,7 +126,7 @@ def test_idx_builder_reads_any_folder_of_idx_files(tmp_path):
     expected[split] = images, labels
     write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images)
     write_idx(tmp_path / f"{name}-labels-idx1-ubyte", labels, packed=False)
-  builder = idx.IdxImages(config="mnist", folder=tmp_path, data_dir=tmp_path / "tfds")
+  builder = builders.IdxImages(config="mnist", folder=tmp_path, data_dir=tmp_path / "tfds")
   builder.download_and_prepare(file_format="array_record")
   for split, (images, labels) in expected.items():
     stored_images, stored_labels = read(builder, split)
@@ -142,7 +141,7 @@ def test_cifar100_keeps_the_fine_labels_and_puts_colours_last(tmp_path):
   data = cifar_records(images, coarse, fine)
   members = {"cifar-100-binary/train.bin": data, "cifar-100-binary/test.bin": data[: 3074 * 5]}
   write_cifar(tmp_path / "cifar-100-binary.tar.gz", members)
-  builder = cifar.CifarBinary(config="cifar100", folder=tmp_path, data_dir=tmp_path / "tfds")
+  builder = builders.CifarBinary(config="cifar100", folder=tmp_path, data_dir=tmp_path / "tfds")
   builder.download_and_prepare(file_format="array_record")
   for split, count in (("train", 12), ("test", 5)):
     stored_images, stored_labels = read(builder, split)
@@ -155,7 +154,7 @@ def test_damaged_cifar_archives_are_named(tmp_path):
   write_cifar(file, {"test.bin": b"x" * 100})
   for members, message in ((["train.bin"], "train.bin"), (["test.bin"], "records of 3073 bytes")):
     with pytest.raises(ValueError, match=rf"cifar\.tar\.gz is damaged: .*{message}"):
-      cifar.read_cifar(file, members, 1)
+      builders.read_cifar(file, members, 1)
   file.write_bytes(b"no archive")
   with pytest.raises(ValueError, match=r"cifar\.tar\.gz is damaged"):
-    cifar.read_cifar(file, ["test.bin"], 1)
+    builders.read_cifar(file, ["test.bin"], 1)

@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxkd.data import DataUnavailable, load, stand_in
-from jaxkd.data.photographs import shrink
+from jaxkd.data.imagenet import shrink
 
 SIZES = [(300, 280), (280, 400), (256, 256), (90, 61)]
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxkd.data import augmentation, centre_crop, random_resized_crop
-from jaxkd.data.rectangles import rectangle, resized
+from jaxkd.data.crops import rectangle, resized
 from jaxkd.errors import ConfigError
 from jaxkd.types import Batch
 

@@ -11,8 +11,8 @@ import pytest
 from absl.testing import flagsaver
 
 from jaxkd import data, models
-from jaxkd.bundles import save_bundle
 from jaxkd.errors import ConfigError
+from jaxkd.export.bundles import save_bundle
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHAPE = (8, 8, 1)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from orbax import checkpoint as ocp
 
-from jaxkd.bundles import load_bundle
+from jaxkd.export.bundles import load_bundle
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [

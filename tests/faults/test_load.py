@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxkd.models.safetensors_data import arrays_in
+from jaxkd.models.torch.files import arrays_in
 
 pytestmark = pytest.mark.faults
 
@@ -25,7 +25,7 @@ from absl import logging
 from rich.console import Console
 from jaxkd import experiment, recipes
 from jaxkd.data import RecordExamples, load
-from jaxkd.train import device_choice
+from jaxkd.runtime import devices
 
 class Slow:
   def __init__(self, examples, seconds):
@@ -53,7 +53,7 @@ settings.update({"batch_size": 64, "cpu_devices": 8, "baseline": False, "checkpo
 settings.data.update({"directory": sys.argv[1], "crop": 1})
 settings.teacher.update({"model": "mlp", "epochs": 1})
 settings.student.update({"model": "resnet8_w4", "epochs": EPOCHS})
-device_choice.split_cpu(settings.cpu_devices, settings.batch_size)
+devices.split_cpu(settings.cpu_devices, settings.batch_size)
 experiment.run(settings, pathlib.Path(sys.argv[2]), Console(), load_data=load_slowly)
 """
 SMALL = [

@@ -11,7 +11,8 @@ import jax
 import pytest
 from rich.console import Console
 
-from jaxkd import experiment, recipes, report
+from jaxkd import recipes, report
+from jaxkd.experiment import run
 
 pytestmark = pytest.mark.faults
 
@@ -72,10 +73,10 @@ def watched(monkeypatch, tmp_path):
       made.append(Watch(console))
       return made[-1]
 
-    monkeypatch.setattr(experiment.report, "Lines", watch)
+    monkeypatch.setattr(run.report, "Lines", watch)
     settings = settings_for(tmp_path / "tfds", epochs)
     with open(os.devnull, "w") as nowhere:
-      experiment.run(settings, tmp_path / f"run{epochs}", Console(file=nowhere))
+      run.run(settings, tmp_path / f"run{epochs}", Console(file=nowhere))
     made[-1].end()
     gc.collect()
     return made[-1]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jaxkd.train.lost_processes import MESSAGE
+from jaxkd.runtime.process import MESSAGE
 from tests.faults.digits_runs import assert_same_bits, ended_after, finish, start_two
 
 pytestmark = pytest.mark.faults

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jaxkd.interruption import STATUS
+from jaxkd.runtime.signals import STATUS
 from tests.faults.digits_runs import assert_same_bits, ended_after, finish, start, start_two
 
 pytestmark = pytest.mark.faults

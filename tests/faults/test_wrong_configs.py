@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import jaxkd.train.loop
-from jaxkd import experiment, models, plan, recipes
+from jaxkd import models, recipes
 from jaxkd.data import DATASETS, load
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import build, run
 from tests.test_config import leaves, wrong_values
 
 pytestmark = pytest.mark.faults
@@ -211,7 +212,7 @@ def test_every_wrong_config_is_one_line_at_once(data, compiled, tmp_path, record
   record_property("fault", "wrong configs, drawn from the schema of every method")
   for method in METHODS:
     # What every process does once: modules are imported, the first arrays made.
-    plan.stages(settings_for(method, directory), load_data("digits", directory=str(directory)))
+    build.stages(settings_for(method, directory), load_data("digits", directory=str(directory)))
 
   @hypothesis.settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
   @hypothesis.given(wrong_configs())
@@ -225,7 +226,7 @@ def test_every_wrong_config_is_one_line_at_once(data, compiled, tmp_path, record
     for _ in range(3):
       started = time.monotonic()
       try:
-        experiment.run(settings, workdir, Console(quiet=True), load_data=load_data)
+        run.run(settings, workdir, Console(quiet=True), load_data=load_data)
       except ConfigError as error:
         fault = unlike_a_refusal(str(error), words)
       except Exception as error:  # whatever it is, the user would see it as a traceback

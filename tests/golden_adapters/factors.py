@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxkd import losses
-from jaxkd.connectors import FactorDecoder, FactorEncoder
+from jaxkd.adapters import FactorDecoder, FactorEncoder
 from jaxkd.types import Output
 from tests.golden_adapters.connecting import run_connector
 from tests.golden_cases import Arrays, Case

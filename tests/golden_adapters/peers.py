@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd.connectors import Gate
+from jaxkd.adapters import Gate
 from jaxkd.schemes import ramp
 from jaxkd.types import Output
 from tests.golden_adapters.connecting import run_connector, several_logits

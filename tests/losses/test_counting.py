@@ -14,7 +14,7 @@ import pytest
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError
-from jaxkd.losses.counting import counted_examples, counted_positions
+from jaxkd.losses._counting import counted_examples, counted_positions
 from jaxkd.types import Output
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -11,8 +11,8 @@ import pytest
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError
-from jaxkd.evaluate.accuracy import score
-from jaxkd.losses.probabilities import mean_log_probabilities
+from jaxkd.evaluate.metrics import score
+from jaxkd.losses._numerics import mean_log_probabilities
 from jaxkd.types import Output
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

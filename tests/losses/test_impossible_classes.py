@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxkd import losses
-from jaxkd.evaluate.accuracy import score
-from jaxkd.losses.divergences import entropy, relative_entropy
-from jaxkd.losses.probabilities import log_probabilities, mean_log_probabilities
+from jaxkd.evaluate.metrics import score
+from jaxkd.losses._numerics import (
+  entropy,
+  log_probabilities,
+  mean_log_probabilities,
+  relative_entropy,
+)
 from jaxkd.types import Output
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

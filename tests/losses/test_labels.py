@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkd.evaluate.accuracy import score
+from jaxkd.evaluate.metrics import score
 from jaxkd.losses import (
   confidence_weighted_by_teacher_max,
   confidence_weighted_cross_entropy,

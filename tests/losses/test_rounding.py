@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkd import losses
-from jaxkd.losses.norms import beyond_rounding, l2_distance
+from jaxkd.losses._numerics import beyond_rounding, l2_distance
 from jaxkd.types import Output
 
 SCALES = pytest.mark.parametrize("scale", [1e-12, 1.0, 1e8])

@@ -11,7 +11,7 @@ import pytest
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError
-from jaxkd.losses.checks import KERNELS
+from jaxkd.losses._checks import KERNELS
 from jaxkd.types import Output
 
 Z, KEY, LABELS = jnp.ones((2, 3)), jax.random.key(0), jnp.array([0, 1])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxkd.bundles import load_bundle, save_bundle
 from jaxkd.errors import ConfigError
+from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models import Branched, branch_network
 from tests.models.drawn import drawn, optimized_jit
 from tests.schemes.one_step import assert_all_moved, assert_all_zero, assert_same, jit

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxkd import bundles, models
-from jaxkd.bundles import load_bundle, save_bundle
-from jaxkd.connectors import Projector
+from jaxkd import models
+from jaxkd.adapters import Projector
 from jaxkd.errors import ConfigError
+from jaxkd.export import bundles
+from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models import reuse_classifier, tap
 from jaxkd.types import Network
 from tests.models.drawn import drawn

@@ -12,8 +12,8 @@ from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import ResNet
-from jaxkd.models.residual_blocks import Bottleneck
-from jaxkd.models.torch_names import module_path
+from jaxkd.models.torch.load import module_path
+from jaxkd.models.zoo.resnet import Bottleneck
 from tests.models.drawn import drawn
 
 # Parameters and multiply-adds of torchvision's models, for 224x224 images and 1000 classes.

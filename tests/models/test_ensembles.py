@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkd.bundles import load_bundle, save_bundle
-from jaxkd.connectors import Gate
+from jaxkd.adapters import Gate
 from jaxkd.errors import ConfigError
-from jaxkd.losses.probabilities import mean_log_probabilities
+from jaxkd.export.bundles import load_bundle, save_bundle
+from jaxkd.losses._numerics import mean_log_probabilities
 from jaxkd.models import (
   AtExit,
   Branched,

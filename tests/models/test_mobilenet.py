@@ -10,8 +10,8 @@ import pytest
 from jaxkd import models
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import MobileNetV1, MobileNetV2
-from jaxkd.models.mobilenetv2 import InvertedResidual
-from jaxkd.models.torch_names import module_path
+from jaxkd.models.torch.load import module_path
+from jaxkd.models.zoo.mobilenet import InvertedResidual
 from tests.models.drawn import drawn
 from tests.models.plain_layers import convolved, normalised, rectified
 

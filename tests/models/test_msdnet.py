@@ -14,7 +14,7 @@ from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import MSDNet
-from jaxkd.models.msdnet_plan import plan
+from jaxkd.models.zoo.multiscale import plan
 from tests.models.drawn import drawn
 from tests.torch_weights import msdnet_fields
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxkd import models
-from jaxkd.bundles import load_bundle, save_bundle
-from jaxkd.connectors import Projector
+from jaxkd.adapters import Projector
 from jaxkd.errors import ConfigError
+from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models import ReusedClassifiers, reuse_classifier, reuse_classifiers
 from tests.models.drawn import drawn
 from tests.schemes.one_step import jit

@@ -11,7 +11,7 @@ from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.models import ShuffleNetV1, ShuffleNetV2
 from jaxkd.models.layers import channel_shuffle
-from jaxkd.models.shufflenetv2 import SplitBlock
+from jaxkd.models.zoo.shufflenet import SplitBlock
 from tests.models.drawn import drawn
 from tests.models.plain_layers import convolved, normalised, rectified
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from jaxkd import models
-from jaxkd.connectors import Projector
+from jaxkd.adapters import Projector
 from jaxkd.errors import ConfigError
 from jaxkd.models import MLP, ReusedClassifier, VisionTransformer, reuse_classifier, tap
 from tests.models.drawn import drawn

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from jaxkd import models
-from jaxkd.connectors import Gate, Projector
+from jaxkd.adapters import Gate, Projector
 from jaxkd.errors import ConfigError
 from jaxkd.evaluate import exit_costs, multiply_adds
 from jaxkd.types import Output

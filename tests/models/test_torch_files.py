@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from jaxkd.errors import ConfigError
-from jaxkd.models import torch_files, torch_pickle
-from jaxkd.models.torch_files import read_torch_file
+from jaxkd.models.torch import files
+from jaxkd.models.torch import pickle as torch_pickle
+from jaxkd.models.torch.files import read_torch_file
 
 FOLDER = Path(__file__).parent / "torch_files"
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "uint8", "bool")
@@ -238,7 +239,7 @@ def test_missing_file_is_an_error(tmp_path):
     (b"", "neither a file of torch.save"),
     (b"<html>404</html>", "neither a file of torch.save"),
     (pickle.dumps({"a": 1}), "a pickle, but not one of torch.save"),
-    (pickle.dumps(torch_files._MAGIC) + pickle.dumps(1000), "protocol 1000"),
+    (pickle.dumps(files._MAGIC) + pickle.dumps(1000), "protocol 1000"),
     (pickle.dumps(np.ones(3)), "refused: its pickle names numpy"),
   ],
 )
@@ -266,7 +267,7 @@ def test_compressed_record_is_not_expanded(tmp_path):
 
 def test_safetensors_is_needed_for_its_files_alone(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "safetensors", None)  # importing it now fails
-  read = runpy.run_path(torch_files.__file__)["read_torch_file"]
+  read = runpy.run_path(files.__file__)["read_torch_file"]
   assert set(DTYPES) <= read(FOLDER / "tensors.pth").keys()
   with pytest.raises(ConfigError, match="pip install safetensors"):
     read(FOLDER / "tensors.safetensors")

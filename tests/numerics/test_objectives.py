@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import models, plan
+from jaxkd import models
 from jaxkd.errors import ConfigError
-from jaxkd.participants import select
+from jaxkd.experiment import build
+from jaxkd.networks import select
+from jaxkd.runtime.devices import AXIS_NAME
 from jaxkd.train import TrainState, training_step
-from jaxkd.train.devices import AXIS_NAME
 from jaxkd.types import Batch
 from tests.numerics.behind_a_network import BATCH_SIZES, OPTIMISED, PLAIN, cast
 from tests.test_recipes import ON_TWO_STAGES, dataset, settings_with
@@ -29,7 +30,7 @@ def stages_of(variant, dtype):
   settings.data.crop = 0
   settings.sync_batch_norm = True
   settings.compute_dtype = dtype
-  found = plan.stages(settings, dataset(), traced=False)
+  found = build.stages(settings, dataset(), traced=False)
   return {s.name: s.scheme for s in found if s.name not in ("teacher", "alone")}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd.participants import select
+from jaxkd.networks import select
 from jaxkd.train import TrainState, training_step
 from jaxkd.train.step import Prepare
 from jaxkd.types import Aux, Batch, Context, Participants, Scheme

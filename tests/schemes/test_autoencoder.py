@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from jaxkd import schemes
-from jaxkd.connectors import paraphraser_for
+from jaxkd.adapters import paraphraser_for
 from jaxkd.errors import ConfigError
-from jaxkd.participants import select
+from jaxkd.networks import select
 from tests.schemes.one_step import (
   assert_all_moved,
   assert_all_zero,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jaxkd import losses, schemes
-from jaxkd.connectors import FactorEncoder, Regressor
+from jaxkd.adapters import FactorEncoder, Regressor
 from jaxkd.errors import ConfigError
+from jaxkd.networks import infer, learn
 from jaxkd.schemes import Distillation
 from jaxkd.schemes.gradients import infer_with_gradients, learn_with_gradients
-from jaxkd.schemes.networks import infer, learn
 from jaxkd.types import Context
 from tests.models.drawn import drawn
 from tests.schemes.one_step import (

@@ -12,7 +12,7 @@ import pytest
 from jaxkd import losses, schemes
 from jaxkd.errors import ConfigError
 from jaxkd.models import with_exits
-from jaxkd.participants import select
+from jaxkd.networks import select
 from jaxkd.schemes import AdaptiveTemperature
 from jaxkd.train import TrainState, training_step
 from jaxkd.train.checkpoints import Checkpoints

@@ -10,7 +10,7 @@ import pytest
 
 from jaxkd import losses, schemes
 from jaxkd.errors import ConfigError
-from jaxkd.participants import select
+from jaxkd.networks import select
 from jaxkd.train import take_turns
 from jaxkd.types import Context
 from tests.schemes.one_step import (

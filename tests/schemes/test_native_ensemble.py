@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxkd import losses, schemes
-from jaxkd.connectors import Gate
+from jaxkd.adapters import Gate
 from jaxkd.models import Branched, branch_network
-from jaxkd.participants import select, update
+from jaxkd.networks import select, update
 from jaxkd.types import Context, Output
 from tests.schemes.one_step import (
   assert_all_moved,

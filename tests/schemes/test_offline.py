@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd import losses, schemes
-from jaxkd.connectors import Regressor
+from jaxkd.adapters import Regressor
 from jaxkd.schemes import Distillation
 from tests.schemes.one_step import (
   assert_all_moved,

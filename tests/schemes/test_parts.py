@@ -10,9 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxkd import models
 from jaxkd.errors import ConfigError
-from jaxkd.participants import select
-from jaxkd.schemes.networks import infer, learn
-from jaxkd.schemes.parts import later_learners, partial_learners
+from jaxkd.networks import infer, later_learners, learn, partial_learners, select
 from jaxkd.types import Output
 
 SHAPE = (8, 8, 1)

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from jaxkd import losses, schemes
-from jaxkd.connectors import Projector
+from jaxkd.adapters import Projector
 from jaxkd.errors import ConfigError
-from jaxkd.participants import select
+from jaxkd.networks import select
 from tests.models.drawn import drawn
 from tests.schemes.one_step import (
   assert_all_moved,

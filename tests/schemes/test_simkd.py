@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxkd import losses, models, schemes
-from jaxkd.bundles import load_bundle, save_bundle
-from jaxkd.connectors import Projector, projector_for
-from jaxkd.participants import update
+from jaxkd.adapters import Projector, projector_for
+from jaxkd.export.bundles import load_bundle, save_bundle
+from jaxkd.networks import update
 from jaxkd.schemes import Distillation
 from jaxkd.types import Batch, Network
 from tests.models.drawn import drawn

@@ -13,9 +13,9 @@ import pytest
 from flax import linen as nn
 
 from jaxkd import losses, models, schemes
-from jaxkd.bundles import load_bundle, save_bundle
-from jaxkd.connectors import Projector, projector_for
+from jaxkd.adapters import Projector, projector_for
 from jaxkd.errors import ConfigError
+from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.types import Batch, Scheme
 from tests.models.drawn import drawn
 from tests.schemes.one_step import (

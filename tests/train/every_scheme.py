@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jaxkd import losses, schemes
 from jaxkd.models import with_exits
-from jaxkd.participants import select
+from jaxkd.networks import select
 from jaxkd.schemes import Distillation
 from jaxkd.train import TrainState, training_step
 from tests.schemes.one_step import jit

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd.train import Silent, devices, train_stage
+from jaxkd.runtime import devices
+from jaxkd.train import Silent, train_stage
 from tests.tiny import examples, stage
 
 

@@ -6,8 +6,9 @@ import optax
 import pytest
 
 from jaxkd import schemes
-from jaxkd.train import create_state, devices
-from jaxkd.train.evaluator import make_evaluator
+from jaxkd.runtime import devices
+from jaxkd.train import create_state
+from jaxkd.train.evaluate import make_evaluator
 from tests.tiny import TinyNet, batch, examples, stage
 
 

@@ -14,12 +14,13 @@ import pytest
 from jax import lax
 from rich.console import Console
 
-from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.report import MetricsFile, ProgressBar
-from jaxkd.train import Silent, create_state, devices, nonfinite, train_stage, training_step
-from jaxkd.train.dispatch import told
+from jaxkd.runtime import devices
+from jaxkd.runtime.signals import Interrupted, Interruption
+from jaxkd.train import Silent, create_state, nonfinite, train_stage, training_step
+from jaxkd.train.input import told
 from jaxkd.train.nonfinite import Learner
-from jaxkd.train.watch import Diverged, GoBack, NonFinite, Watch
+from jaxkd.train.policy import Diverged, GoBack, NonFinite, Watch
 from jaxkd.types import Aux, Scheme, Terms
 from tests.schemes.one_step import assert_same
 from tests.tiny import batch, examples, stage

@@ -12,11 +12,10 @@ from rich.console import Console
 
 from jaxkd import schemes
 from jaxkd.errors import ConfigError
-from jaxkd.interruption import Interrupted, Interruption
 from jaxkd.report import Lines, ProgressBar
+from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train import Silent, check_stages, starting_variables, train_stage
-from jaxkd.train.checkpoints import check_checkpoints
-from jaxkd.train.seals import check_seal
+from jaxkd.train.checkpoints import check_checkpoints, check_seal
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples, stage
 

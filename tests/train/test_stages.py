@@ -5,7 +5,7 @@ import functools
 import jax
 
 from jaxkd import losses, schemes
-from jaxkd.connectors import Regressor
+from jaxkd.adapters import Regressor
 from jaxkd.report import closing_table, draw_curves
 from jaxkd.schemes import Distillation
 from jaxkd.train import Silent, starting_variables, train_stage

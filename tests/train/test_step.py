@@ -12,8 +12,9 @@ from flax import linen as nn
 
 from jaxkd import losses, schemes
 from jaxkd.data import normalize, pad_crop
+from jaxkd.runtime import devices
 from jaxkd.schemes import Distillation
-from jaxkd.train import create_state, devices, training_step
+from jaxkd.train import create_state, training_step
 from jaxkd.types import Aux, Batch, Context, Output, Scheme, Terms
 from tests.tiny import TinyNet, batch, bystanders
 

@@ -1,0 +1,18 @@
+"""Trainable modules between the outputs of a student and of a teacher."""
+
+from jaxkd.adapters.factors import FactorDecoder, FactorEncoder, paraphraser_for, translator_for
+from jaxkd.adapters.gate import Gate
+from jaxkd.adapters.projector import Projector, projector_for
+from jaxkd.adapters.regressor import Regressor, regressor_for
+
+__all__ = [
+  "FactorDecoder",
+  "FactorEncoder",
+  "Gate",
+  "Projector",
+  "Regressor",
+  "paraphraser_for",
+  "projector_for",
+  "regressor_for",
+  "translator_for",
+]

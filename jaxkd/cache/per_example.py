@@ -1,0 +1,225 @@
+"""Functions of a batch as functions of one example, with nested calls inlined."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.extend.core import primitives as p
+
+from jaxkd.cache.axis_rules import (
+  REDUCTIONS,
+  RULES,
+  Constant,
+  Known,
+  PerExample,
+  constant_output,
+)
+from jaxkd.jaxprs import CALLS, called, is_variable
+
+
+def known_outputs(eqn: core.JaxprEqn, inputs: Sequence[Known | None]) -> list[Known | None]:
+  """What is known of an equation's outputs; None is nothing.
+
+  Args:
+    eqn: of a jaxpr.
+    inputs: what is known of its inputs, in their order. Literals are `Constant()`.
+  """
+  known = [one for one in inputs if one is not None]
+  nothing: list[Known | None] = [None] * len(eqn.outvars)
+  if len(known) < len(inputs) or eqn.effects:
+    return nothing
+  if eqn.primitive in CALLS:
+    return _through(called(eqn), known)
+  if eqn.primitive is p.iota_p:
+    axes = range(len(eqn.params["shape"]))
+    return [Constant(frozenset(axes) - {eqn.params["dimension"]})]
+  rule = RULES.get(eqn.primitive)
+  if rule is None:
+    return nothing
+  if all(isinstance(one, Constant) for one in known):
+    return [constant_output(eqn, known)] * len(eqn.outvars)
+  axis = rule(eqn, known)
+  return nothing if axis is None else [PerExample(axis)] * len(eqn.outvars)
+
+
+def splittable_reduction(eqn: core.JaxprEqn, inputs: Sequence[Known | None]) -> int | None:
+  """The examples' axis, if an equation reduces it together with others.
+
+  The others can then be reduced first, example by example.
+  """
+  [first, *_] = inputs or [None]
+  if eqn.primitive not in REDUCTIONS or not isinstance(first, PerExample):
+    return None
+  axes = eqn.params["axes"]
+  return first.axis if first.axis in axes and len(axes) > 1 else None
+
+
+def _through(function: core.ClosedJaxpr | None, inputs: Sequence[Known]) -> list[Known | None]:
+  """What is known of a function's outputs."""
+  assert function is not None
+  jaxpr = function.jaxpr
+  found: dict[Any, Known | None] = dict.fromkeys(jaxpr.constvars, Constant())
+  found.update(zip(jaxpr.invars, inputs, strict=True))
+
+  def read(atom: Any) -> Known | None:
+    return Constant() if isinstance(atom, core.Literal) else found[atom]
+
+  for eqn in jaxpr.eqns:
+    found.update(zip(eqn.outvars, known_outputs(eqn, [*map(read, eqn.invars)]), strict=True))
+  return [read(atom) for atom in jaxpr.outvars]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+  """The equations of a traced function in one list, and what is known of their values.
+
+  Functions that are called with per-example values are taken apart, reductions over the examples
+  and other axes at once are two (first the others'), and what is known is computed once.
+
+  Attributes:
+    eqns: each after those that compute its inputs.
+    outputs: the function's outputs.
+    known: value -> what is known of it.
+    constants: value -> array.
+  """
+
+  eqns: Sequence[core.JaxprEqn]
+  outputs: Sequence[Any]
+  known: Mapping[core.Var, Known]
+  constants: Mapping[core.Var, Any]
+  _jaxpr: core.Jaxpr
+
+  def of(self, atom: Any) -> Known | None:
+    """What is known of an equation's input or of an output."""
+    return Constant() if isinstance(atom, core.Literal) else self.known.get(atom)
+
+  def axis(self, value: core.Var) -> int:
+    """The examples' axis of a value that is per example."""
+    known = self.known[value]
+    assert isinstance(known, PerExample)
+    return known.axis
+
+  def needed(
+    self, outputs: Iterable[Any], given: Iterable[core.Var] = (), *, effects: bool = True
+  ) -> list[core.JaxprEqn]:
+    """The equations that `outputs` need where `given` are there already, in their order.
+
+    With `effects` also those that do more than compute, such as `jax.debug.print`.
+    """
+    present = set(given)
+    wanted = set(filter(is_variable, outputs)) - present
+    found = []
+    for eqn in reversed(self.eqns):
+      if wanted.intersection(eqn.outvars) or (effects and eqn.effects):
+        found.append(eqn)
+        wanted |= set(filter(is_variable, eqn.invars)) - present
+    return found[::-1]
+
+  def part(
+    self, inputs: Sequence[core.Var], outputs: Sequence[Any], *, effects: bool = True
+  ) -> core.ClosedJaxpr:
+    """The function from some of the values to others."""
+    eqns = self.needed(outputs, inputs, effects=effects)
+    used = set(filter(is_variable, (*outputs, *(atom for eqn in eqns for atom in eqn.invars))))
+    constants = {var: value for var, value in self.constants.items() if var in used}
+    jaxpr = self._jaxpr.replace(
+      constvars=list(constants),
+      invars=list(inputs),
+      outvars=list(outputs),
+      eqns=eqns,
+      effects={effect for eqn in eqns for effect in eqn.effects},
+    )
+    return core.ClosedJaxpr(jaxpr, list(constants.values()))
+
+
+def flatten(function: core.ClosedJaxpr, given: Mapping[core.Var, Known]) -> Flat:
+  """The equations of a function, of some of whose inputs something is known."""
+  eqns: list[core.JaxprEqn] = []
+  known: dict[core.Var, Known] = dict(given)
+  constants: dict[core.Var, Any] = {}
+  computed: dict[Any, list[Any]] = {}
+
+  def of(atom: Any) -> Known | None:
+    return Constant() if isinstance(atom, core.Literal) else known.get(atom)
+
+  def keep(eqn: core.JaxprEqn) -> list[Any]:
+    """Appends an equation, unless what it computes is known and there already."""
+    inputs = [of(atom) for atom in eqn.invars]
+    outputs = known_outputs(eqn, inputs)
+    kinds = {type(one) for one in outputs}
+    # One equation is computed in one half: what only some of its outputs are does not help.
+    if kinds == {PerExample} or (
+      kinds == {Constant} and not any(isinstance(one, PerExample) for one in inputs)
+    ):
+      known.update(zip(eqn.outvars, outputs, strict=True))  # type: ignore[arg-type]
+      # A loss and its metric may ask the same of a teacher: it is stored once.
+      same = _identity(eqn)
+      if same in computed:
+        return computed[same]
+      if same is not None:
+        computed[same] = eqn.outvars
+    eqns.append(eqn)
+    return eqn.outvars
+
+  def add(function: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+    """Appends a call's equations, all with names of their own; returns its outputs."""
+    jaxpr = function.jaxpr
+    names: dict[core.Var, Any] = dict(zip(jaxpr.invars, arguments, strict=True))
+    for var, value in zip(jaxpr.constvars, function.consts, strict=True):
+      names[var] = core.Var(var.aval)
+      known[names[var]] = Constant()
+      constants[names[var]] = value
+
+    def read(atom: Any) -> Any:
+      return atom if isinstance(atom, core.Literal) else names[atom]
+
+    for eqn in jaxpr.eqns:
+      invars = [read(atom) for atom in eqn.invars]
+      inputs = [of(atom) for atom in invars]
+      inner = called(eqn) if eqn.primitive is p.jit_p else None
+      if inner is not None and any(isinstance(k, PerExample) for k in inputs):
+        found = add(inner, invars)
+      else:
+        found = [core.Var(var.aval) for var in eqn.outvars]
+        own = eqn.replace(invars=invars, outvars=found)
+        axis = splittable_reduction(eqn, inputs)
+        if axis is None:
+          found = keep(own)
+        else:
+          others, last = _one_after_the_other(own, axis)
+          found = keep(last.replace(invars=keep(others)))
+      names.update(zip(eqn.outvars, found, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+  outputs = add(function, function.jaxpr.invars)
+  return Flat(eqns, outputs, known, constants, function.jaxpr)
+
+
+def _identity(eqn: core.JaxprEqn) -> Any:
+  """Equal for equations that compute the same; None where that cannot be told."""
+  # -0.0 equals 0.0, and is another number.
+  invars: Sequence[Any] = eqn.invars
+  atoms = [v if is_variable(v) else (repr(v.val), str(v.aval)) for v in invars]
+  try:
+    same = (eqn.primitive, *atoms, *sorted(eqn.params.items()))
+    hash(same)
+  except TypeError:
+    return None
+  return same
+
+
+def _one_after_the_other(eqn: core.JaxprEqn, last: int) -> tuple[core.JaxprEqn, core.JaxprEqn]:
+  """A reduction as two, of which the second is over the axis `last` alone."""
+  operand: Any = eqn.invars[0]
+  others = tuple(axis for axis in eqn.params["axes"] if axis != last)
+  kept = tuple(n for axis, n in enumerate(operand.aval.shape) if axis not in others)
+  between = core.Var(jax.core.ShapedArray(kept, operand.aval.dtype))
+  place = last - sum(axis < last for axis in others)
+  return (
+    eqn.replace(outvars=[between], params={**eqn.params, "axes": others}),
+    eqn.replace(invars=[between], params={**eqn.params, "axes": (place,)}),
+  )

@@ -1,0 +1,244 @@
+"""Targets of frozen networks that are computed once per example and view."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.cache.split import halves
+from jaxkd.cache.store import StoredTargets, fingerprint
+from jaxkd.data.keys import view_keys
+from jaxkd.data.pipeline import evaluation_batches, training_batches
+from jaxkd.errors import ConfigError
+from jaxkd.runtime import devices as mapping
+from jaxkd.types import Array, Batch, Context, Counts, Participants, Scheme
+
+# Relative to the largest value: more than rounding in another order does in float32.
+TOLERANCE = 1e-3
+
+
+def company_matters(
+  compute: Callable[[Batch], Any], batch: Batch, *, tolerance: float = TOLERANCE
+) -> bool:
+  """Whether examples get other values in other places of the batch or among other examples.
+
+  A mere change of order would not show what all examples do to each, such as batch statistics. So
+  every other example makes way for a copy of its neighbour, and then the neighbours for copies of
+  these: each example is looked at twice, in its own place and in its neighbour's.
+
+  Args:
+    compute: batch -> pytree of arrays (B, ...), compiled or not.
+    batch: B >= 2 examples that are not all alike.
+    tolerance: difference that rounding may make, relative to an array's largest value.
+  """
+  size = len(batch.indices)
+  usual = _host(compute(batch))
+  pairs = np.arange(size) // 2 * 2
+  for chosen in (pairs, np.minimum(pairs + 1, size - 1)):
+    # Each array is (B, ...), so `chosen` picks examples.
+    among_others = _host(compute(jax.tree.map(lambda x, at=chosen: np.asarray(x)[at], batch)))
+    for before, after in zip(usual, among_others, strict=True):
+      allowed = tolerance * np.max(np.abs(before), initial=0.0)
+      if not np.all(np.abs(after - before[chosen]) <= allowed):
+        return True
+  return False
+
+
+def _host(tree: Any) -> list[np.ndarray]:
+  return [np.asarray(x, np.float64) for x in jax.device_get(jax.tree.leaves(tree))]
+
+
+class Trained(Protocol):
+  """What is read of a `jaxkd.train.Stage`."""
+
+  @property
+  def name(self) -> str: ...  # noqa: D102
+  @property
+  def scheme(self) -> Scheme: ...  # noqa: D102
+  @property
+  def examples(self) -> Any: ...  # noqa: D102
+  @property
+  def batch_size(self) -> int: ...  # noqa: D102
+  @property
+  def accumulate(self) -> int: ...  # noqa: D102
+  @property
+  def views(self) -> int: ...  # noqa: D102
+  @property
+  def prepare_training(self) -> Callable[[Array, Batch], Batch]: ...  # noqa: D102
+  @property
+  def prepare_evaluation(self) -> Callable[[Batch], Batch]: ...  # noqa: D102
+
+
+class CachedTargets:
+  """What a stage's loss needs of its targets, for every example and view.
+
+  Attributes:
+    bytes: of all of it.
+  """
+
+  def __init__(self, stage: Trained, shapes: Participants, devices: Sequence[jax.Device]) -> None:
+    """Looks at shapes only.
+
+    Args:
+      stage: whose targets.
+      shapes: of its participants.
+      devices: of this process.
+
+    Raises:
+      ConfigError: naming the stage, if its targets come from networks that learn in it, or do not
+        have the examples along their first axis.
+    """
+    self._stage = stage
+    self._devices = devices
+    self._views = max(stage.views, 1)
+    self._axis_size = len(devices) * jax.process_count()
+    # Of one trace of the loss: a device's share, or a part of it.
+    self._part = stage.batch_size // self._axis_size // stage.accumulate
+    self._halves = halves(
+      stage.scheme,
+      shapes,
+      _as_seen(stage, self._part),
+      _context_of(stage),
+      axis_size=self._axis_size,
+    )
+    if self._halves.changing:
+      raise ConfigError(
+        f"cached_targets=True: the targets of stage {stage.name!r} depend on "
+        f"{self._halves.changing[0]}, which changes in it; expected False"
+      )
+    self.bytes = self._halves.bytes_stored * self._views * len(stage.examples)
+
+  @property
+  def finish(self) -> Callable[..., Any]:
+    """(learning, participants, batch, cached targets, context) -> what the scheme's loss gives."""
+    return self._halves.finish
+
+  def in_memory(self, rng: Array, participants: Participants, report: Callable[[str], None]) -> Any:
+    """All of it: arrays (views, N, ...) on the host.
+
+    Args:
+      rng: the stage's PRNG key data.
+      participants: of which the frozen ones are final.
+      report: receives a line with the size and the time taken.
+
+    Raises:
+      ConfigError: naming the stage, if an example's targets depend on which others are in a batch.
+    """
+    started = time.monotonic()
+    size = (self._views, len(self._stage.examples))
+    found = tuple(np.empty((*size, *x.shape[1:]), x.dtype) for x in self._halves.stored)
+    for view, start, arrays in self._computed(rng, participants):
+      for whole, part in zip(found, arrays, strict=True):
+        whole[view, start : start + len(part)] = part
+    self._tell(report, "on each device", time.monotonic() - started)
+    return found
+
+  def on_disk(
+    self,
+    rng: Array,
+    participants: Participants,
+    directory: pathlib.Path,
+    report: Callable[[str], None],
+  ) -> Callable[[np.ndarray, np.ndarray], Any]:
+    """A function that reads it back: (positions (B,), epochs (B,)) -> arrays (B, ...).
+
+    Args:
+      rng: as `in_memory`.
+      participants: as `in_memory`.
+      directory: where it is kept; what is there is used again if it is the same.
+      report: as `in_memory`.
+
+    Raises:
+      ConfigError: as `in_memory`.
+    """
+    started = time.monotonic()
+    leaves = jax.tree.leaves_with_path(participants)
+    paths = {f"participants{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
+    read = {path: leaf for path, leaf in paths.items() if path in self._halves.reads}
+    layout = [[*x.shape[1:], str(x.dtype)] for x in self._halves.stored]
+    examples = self._stage.examples.indices
+    about = fingerprint(rng, read, examples, self._views, repr(layout))
+    kept = StoredTargets(directory, self._halves.stored, about)
+    if not (kept.complete and self._still_valid(kept, rng, participants)):
+      kept.write(arrays for _, _, arrays in self._computed(rng, participants))
+      self._tell(report, f"in {directory}", time.monotonic() - started)
+    count = len(self._stage.examples)
+    return lambda positions, epochs: kept.read(epochs % self._views * count + positions)
+
+  def _still_valid(self, kept: StoredTargets, rng: Array, participants: Participants) -> bool:
+    """Compares the stored targets of the first batch with targets that are computed now.
+
+    The fingerprint covers weights and the numbers of the examples. This comparison also detects
+    other images under the same numbers, another normalisation, and another conversion of the
+    teacher's images.
+    """
+    _, _, arrays = next(self._computed(rng, participants))
+    stored = kept.read(np.arange(len(arrays[0])))
+    return all(map(_agree, stored, arrays))
+
+  def _computed(
+    self, rng: Array, participants: Participants
+  ) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+    """(view, first position, arrays of the examples from there on), in order."""
+    stage = self._stage
+
+    def reduced(state: Any, batch: Batch) -> Any:
+      rng, participants = state
+      batch = stage.prepare_training(view_keys(rng, batch, self._views), batch)
+      return self._halves.reduce(stage.scheme.targets(participants, batch))
+
+    mapped = mapping.map_over_examples(reduced, self._devices)
+    everyone = mapping.replicate((rng, participants), self._devices)
+    size, count = self._part * len(self._devices), len(stage.examples)
+
+    def run(batch: Batch) -> list[np.ndarray]:
+      found = jax.device_get(mapped(everyone, mapping.shard(batch, self._devices)))
+      return [x.reshape(size, *x.shape[2:]) for x in found]
+
+    for view in range(self._views):
+      batches = evaluation_batches(stage.examples, batch_size=size)
+      for start, batch in zip(range(0, count, size), batches, strict=True):
+        batch = dataclasses.replace(batch, epochs=np.full(size, view, np.int32))
+        if view == start == 0 and size > 1 and company_matters(run, batch):
+          raise ConfigError(
+            f"cached_targets=True: the targets of stage {stage.name!r} depend on which examples "
+            "meet in a batch; expected False"
+          )
+        yield view, start, [x[: count - start] for x in run(batch)]
+
+  def _tell(self, report: Callable[[str], None], where: str, seconds: float) -> None:
+    views = f"{self._views} views" if self._views > 1 else "one view"
+    report(
+      f"{self._stage.name}: targets of {views} of {len(self._stage.examples)} examples, "
+      f"{self.bytes / 2**20:.1f} MiB {where}, computed in {seconds:.1f} s"
+    )
+
+
+def _agree(stored: np.ndarray, computed: np.ndarray) -> bool:
+  """Whether two arrays are the same up to the rounding of another program."""
+  if not np.issubdtype(computed.dtype, np.floating):
+    # Signs of values near 0 may differ.
+    return bool(np.mean(stored != computed) <= TOLERANCE)
+  allowed = TOLERANCE * np.max(np.abs(computed), initial=0.0)
+  return bool(np.all(np.abs(stored - computed) <= allowed))
+
+
+def _context_of(stage: Trained) -> Context:
+  """A context of the structure that the stage's step has."""
+  counts = None if stage.accumulate == 1 else Counts(*[jnp.float32(1)] * 3)
+  step = jnp.int32(0)
+  return Context(jax.random.key(0), step, mapping.AXIS_NAME, stage.accumulate, counts)
+
+
+def _as_seen(stage: Trained, size: int) -> Batch:
+  """The shapes of a batch of the stage, as its networks see it."""
+  batch = next(training_batches(stage.examples, batch_size=2, seed=0, threads=0))
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
+  return jax.eval_shape(stage.prepare_evaluation, batch)

@@ -1,0 +1,1 @@
+"""From a config to finished runs: networks, phases, sweeps, dry runs."""

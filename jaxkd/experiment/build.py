@@ -1,0 +1,404 @@
+"""From a config to the list of stages of an experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.experiment.build"):
+  import ml_collections
+
+
+from jaxkd import recipes, schemes
+from jaxkd.data import (
+  Dataset,
+  Examples,
+  augmentation,
+  centre_crop,
+  check_dataset,
+  load,
+  normalize,
+  per_class,
+  unseen_classes,
+  with_unlabelled,
+)
+from jaxkd.errors import ConfigError
+from jaxkd.experiment import networks
+from jaxkd.jaxprs import multiply_adds_of
+from jaxkd.networks import select
+from jaxkd.recipes import ALONE, Pair, Teacher, Training
+from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.train import (
+  Expected,
+  Stage,
+  check_stages,
+  learning_rate_schedule,
+  make_optimizer,
+  take_turns,
+)
+from jaxkd.train import steps_per_epoch as count_steps
+from jaxkd.types import Array, Batch, Context, Scheme
+
+
+def dataset(
+  settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = load
+) -> Dataset:
+  """The data that a config names, in the parts that it asks for.
+
+  Args:
+    settings: a config, of which "data" and "seed" count.
+    load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
+
+  Raises:
+    ConfigError: as `jaxkd.data.load` and `check_dataset`; or if a class has fewer test images than
+      asked for.
+  """
+  own = settings.data
+  split_seed = own.get("split_seed", -1)  # which configs of earlier runs have not
+  data = check_dataset(
+    load_data(
+      own.name,
+      directory=own.directory or None,
+      validation=own.validation,
+      seed=settings.seed if split_seed < 0 else split_seed,
+    )
+  )
+  few = own.get("test_per_class", 0)
+  if not few:
+    return data
+  try:
+    return dataclasses.replace(data, test=per_class(data.test, few, seed=0))  # for every seed
+  except ConfigError as error:
+    reason = str(error).partition(": ")[2]
+    raise ConfigError(f"data.test_per_class={few}: {reason} in the test split") from error
+
+
+def stages(
+  settings: ml_collections.ConfigDict, data: Dataset, *, traced: bool = True
+) -> list[Stage]:
+  """The stages of an experiment: the teachers, the student alone, the distilled student's.
+
+  Nothing is compiled here: mistakes in models, stages and shapes surface from their shapes alone.
+
+  Args:
+    settings: a config that `check_config` accepts.
+    data: what `settings.data` names.
+    traced: whether every objective is traced; without, what does not fit shows when it first runs.
+
+  Raises:
+    ConfigError: naming the field and what would be accepted.
+  """
+  data = as_seen(settings, data)
+  name = settings.method.name
+  methods = recipes.methods(name).values()
+  distils = all(method.distils for method in methods)
+  taught = recipes.is_taught(name)
+  options = {
+    "axis_name": AXIS_NAME if settings.sync_batch_norm else None,
+    "dtype": jnp.dtype(settings.compute_dtype),
+  }
+  if settings.keep == "best" and data.validation is None:
+    raise ConfigError("keep='best' needs a validation split, but data.validation=0.0")
+
+  plan: list[Stage] = []
+  teachers: dict[str, Teacher] = {}
+  if taught or name == "teacher":
+    for number, (teacher, variables) in enumerate(networks.teachers(settings, data, options)):
+      called = "teacher" if number == 0 else f"teacher_{number}"
+      teachers[called] = teacher
+      plan.append(_teaching(called, number, teacher, variables, settings, data))
+    recipes.check_classes(settings, teachers, data.num_classes)
+  if name == "teacher":
+    plan = _with_note(plan, unseen_classes(data))
+    return _rehearsed(plan, data) if traced else plan
+
+  model = settings.student.model
+  student, student_output = networks.create(
+    "student.model", model, data, options, dropout=settings.student.dropout
+  )
+  exits = len(student_output) if isinstance(student_output, tuple) else 0
+  if distils and exits and not all(method.takes_exits for method in methods):
+    able = [n for n, method in recipes.METHODS.items() if method.takes_exits]
+    raise ConfigError(
+      f"student.model={settings.student.model!r} has {exits} exits of its own, and method "
+      f"{name!r} trains a network with one; these train several: {', '.join(able)}"
+    )
+  pair = Pair(
+    student=student,
+    student_output=student_output,
+    teachers=teachers,
+    image_shape=data.image_shape,
+    options=options,
+    epochs=settings.student.epochs,
+    steps_per_epoch=count_steps(len(_examples(settings, "student", data)), settings.batch_size),
+    hyperparameters=settings.method,
+    create=lambda model: networks.create("method.models", model, data, options)[0],
+  )
+  try:
+    trainings = recipes.trainings(pair) if distils else []
+    if (settings.baseline or not distils) and not any(t.name == ALONE for t in trainings):
+      trainings = [recipes.alone(pair), *trainings]
+    # What takes no tracing comes before what does.
+    plan += [_learning(training, settings, data, teachers) for training in trainings]
+    if traced:
+      plan = _rehearsed(plan, data)
+  except ConfigError:
+    raise
+  except ValueError as error:
+    raise ConfigError(f"method {name!r}: {error}") from error
+  check_stages(plan)
+  return _with_note(plan, unseen_classes(data))
+
+
+def _with_note(plan: list[Stage], note: str) -> list[Stage]:
+  """The stages, the first with one more line for the reader, if there is one."""
+  if not note:
+    return plan
+  first, *others = plan
+  return [dataclasses.replace(first, notes=(note, *first.notes)), *others]
+
+
+def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
+  """The data set, its `image_shape` that of the images as the networks see them.
+
+  Raises:
+    ConfigError: if `data.crop`, `resized_crop` or `cutout` is more than the images have.
+  """
+  size = settings.data.resized_crop
+  height, width, channels = data.image_shape
+  for field in ("crop", "cutout"):
+    if settings.data[field] > max(height, width):
+      raise ConfigError(
+        f"data.{field}={settings.data[field]}: expected an integer <= {max(height, width)}, as the "
+        f"images of {data.name} are {height}x{width}"
+      )
+  if not size:
+    return data
+  if size > min(height, width):
+    raise ConfigError(f"data.resized_crop={size}: the images of {data.name} are {height}x{width}")
+  return dataclasses.replace(data, image_shape=(size, size, channels))
+
+
+# For a teacher that comes trained and does not predict.
+_HINT = (
+  "check that its images and classes are those that it was trained on (teacher.mean, teacher.std, "
+  "teacher.image_size, data.name)"
+)
+
+
+def _teaching(
+  called: str,
+  number: int,
+  teacher: Teacher,
+  variables: Mapping[str, Any] | None,
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+) -> Stage:
+  """The stage of one teacher, by the teachers' recipe; without epochs if it comes trained."""
+  scheme = schemes.supervised(teacher.model, participant=called)
+  stage = _stage(called, scheme, settings, "teacher", data, seed_offset=number)
+  stage = dataclasses.replace(stage, label=teacher.label, reported=called)
+  if variables is None:
+    return stage
+  # It is scored like any other, where that is wanted and its classes are the data's.
+  scored = teacher.num_classes == data.num_classes
+  return dataclasses.replace(
+    stage,
+    epochs=0,
+    given={called: variables},
+    reported=called if scored and settings.teacher.rescore else "",
+    expected=Expected(called, data.num_classes, teacher.accuracy, _HINT) if scored else None,
+    notes=teacher.notes,
+  )
+
+
+def _learning(
+  training: Training,
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+  teachers: Mapping[str, Teacher],
+) -> Stage:
+  """The stage of one of a method's trainings, by the student's recipe."""
+  stage = _stage(
+    training.name,
+    training.scheme,
+    settings,
+    "student",
+    data,
+    learning_rate=training.learning_rate or None,
+    epochs=training.epochs,
+    turns=training.turns,
+    seed_offset=training.seed_offset,
+  )
+  label = training.label or stage.label
+  if training.reuses_classifier:
+    label = "+".join([label, *(teacher.label for teacher in teachers.values())])
+  # Where nothing predicts yet, there is nothing to choose the best epoch by.
+  keep = stage.keep if training.reported else "last"
+  return dataclasses.replace(
+    stage,
+    inherit=training.inherit,
+    reported=training.reported,
+    label=label,
+    keep=keep,
+    notes=training.notes,
+  )
+
+
+def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) -> Batch:
+  """What a batch looks like to a scheme: shapes and dtypes, of these leading axes."""
+  number = jax.ShapeDtypeStruct(leading, jnp.int32)
+  return Batch(
+    images=jax.ShapeDtypeStruct((*leading, *image_shape), jnp.float32),
+    labels=number,
+    weights=jax.ShapeDtypeStruct(leading, jnp.float32),
+    indices=number,
+    epochs=number,
+  )
+
+
+def _rehearsed(stages: Sequence[Stage], data: Dataset) -> list[Stage]:
+  """The stages with their multiply-adds; what does not fit surfaces before a teacher is trained."""
+  return [
+    dataclasses.replace(
+      stage, multiply_adds=multiply_adds(stage.scheme, data.image_shape, parts=stage.accumulate)
+    )
+    if stage.epochs
+    else stage
+    for stage in stages
+  ]
+
+
+def multiply_adds(
+  scheme: Scheme, image_shape: tuple[int, int, int], *, parts: int = 1
+) -> int | None:
+  """Those of an example's targets and loss, forwards; None if they cannot be counted.
+
+  Nothing is computed, but the objective is traced, so that what does not fit is an error here, an
+  objective that cannot be computed on `parts` of a batch, too.
+  """
+  examples = 2
+  batch = batch_shapes(image_shape, (1, examples))  # on one device
+
+  def objective(rng: Array, batch: Batch) -> Any:
+    everyone = scheme.init(rng, batch)
+    learning = select(everyone, scheme.learners)
+    targets = scheme.targets(everyone, batch)
+    context = Context(rng, jnp.int32(0), AXIS_NAME, parts)
+    return scheme.loss(learning, everyone, batch, targets, context)
+
+  mapped = jax.vmap(objective, in_axes=(None, 0), axis_name=AXIS_NAME)
+  traced = jax.make_jaxpr(mapped)(jax.random.key(0), batch)
+  try:
+    return multiply_adds_of(traced.jaxpr) // examples
+  except ConfigError:  # of loops whose length nobody knows
+    return None
+
+
+def _stage(
+  name: str,
+  scheme: Scheme,
+  settings: ml_collections.ConfigDict,
+  role: str,
+  data: Dataset,
+  *,
+  learning_rate: float | None = None,
+  epochs: int | None = None,
+  turns: tuple[str, ...] = (),
+  seed_offset: int = 0,
+) -> Stage:
+  """One stage: `role` says whose recipe and examples, but for another rate, length or seed."""
+  recipe = settings[role]
+  epochs = epochs or recipe.epochs
+  # Who learns from labels alone learns nothing from images without.
+  examples = _examples(settings, role, data, labelled=name == ALONE)
+  steps = count_steps(len(examples), settings.batch_size)
+  if epochs * steps >= 2**31:
+    raise ConfigError(
+      f"stage {name!r}: {epochs} epochs of {steps} updates each are more than int32 counts"
+    )
+  schedule = learning_rate_schedule(
+    recipe.schedule,
+    learning_rate=learning_rate or recipe.learning_rate,
+    epochs=epochs,
+    # Those who take turns count their own updates.
+    steps_per_epoch=-(-steps // max(1, len(turns))),
+    drops=recipe.drops,
+    drop_factor=recipe.drop_factor,
+    warmup_epochs=recipe.warmup_epochs,
+  )
+  optimizer = make_optimizer(
+    recipe.optimizer,
+    schedule,
+    momentum=recipe.momentum,
+    nesterov=recipe.nesterov,
+    weight_decay=recipe.weight_decay,
+    clip_norm=recipe.clip_norm,
+  )
+  if turns:
+    optimizer = take_turns(optimizer, turns)
+  augment = augmentation(
+    crop=settings.data.crop,
+    resized_crop=settings.data.resized_crop,
+    flip=settings.data.flip,
+    cutout=settings.data.cutout,
+    mixup=settings.data.mixup,
+    num_classes=data.num_classes,
+    # The published recipes pad with black before they normalise.
+    fill=[-mean / std for mean, std in zip(data.mean, data.std, strict=True)],
+    axis_name=AXIS_NAME,
+  )
+
+  def normalized(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, images=normalize(batch.images, data.mean, data.std))
+
+  def evaluated(batch: Batch) -> Batch:
+    batch, size = normalized(batch), settings.data.resized_crop
+    if not size:
+      return batch
+    return dataclasses.replace(batch, images=centre_crop(batch.images, size=size))
+
+  return Stage(
+    name=name,
+    scheme=scheme,
+    optimizer=optimizer,
+    epochs=epochs,
+    examples=examples,
+    batch_size=settings.batch_size,
+    seed=settings.seed + seed_offset,
+    prepare_training=lambda keys, batch: augment(keys, normalized(batch)),
+    prepare_evaluation=evaluated,
+    reported=role,
+    label=recipe.model,
+    keep=settings.keep,
+    accumulate=settings.accumulate,
+    average_decay=recipe.average_decay or None,
+    views=settings.data.views,
+    cached_targets=settings.cached_targets,
+    resident_bytes=settings.resident_megabytes * 2**20,
+  )
+
+
+def _examples(
+  settings: ml_collections.ConfigDict, role: str, data: Dataset, *, labelled: bool = False
+) -> Examples:
+  """What the teacher, or a student, is trained on; `labelled` leaves out images without labels."""
+  field = "teacher_per_class" if role == "teacher" else "per_class"
+  limit, unlabelled = settings.data[field], settings.data.unlabelled
+  if not limit:
+    return data.train
+  try:
+    chosen = per_class(data.train, limit, seed=settings.seed)
+    if labelled or role == "teacher" or not unlabelled:
+      return chosen
+    field, limit = "unlabelled", unlabelled
+    return with_unlabelled(chosen, data.train, unlabelled, seed=settings.seed)
+  except ConfigError as error:
+    reason = str(error).partition(": ")[2]
+    raise ConfigError(f"data.{field}={limit}: {reason}") from error

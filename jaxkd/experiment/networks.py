@@ -1,0 +1,310 @@
+"""The networks that a config names: by architecture, from a bundle, with the weights of PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.experiment.networks"):
+  import ml_collections
+
+
+from jaxkd import models
+from jaxkd.data import Dataset
+from jaxkd.errors import ConfigError, one_line
+from jaxkd.export import bundles
+from jaxkd.preprocessing import Converted, as_trained, numbers
+from jaxkd.recipes import Teacher
+from jaxkd.types import Network, Output, Preprocessing
+
+Trained = tuple[Teacher, Mapping[str, Any] | None]
+
+
+def create(
+  field: str, name: str, data: Dataset, options: Mapping[str, Any], *, dropout: float = 0.0
+) -> tuple[nn.Module, Output | tuple[Output, ...]]:
+  """A model of that name for this data, and the shapes it returns.
+
+  Args:
+    field: of the config, for errors.
+    name: one of `models.names()`.
+    data: its images and classes.
+    options: the model's other fields.
+    dropout: of a model that has it; 0 for none.
+
+  Raises:
+    ConfigError: for an unknown name, or a model that cannot take these images or has no dropout.
+  """
+  module = models.create(name, num_classes=data.num_classes, **options)
+  if dropout:
+    if not hasattr(module, "dropout"):
+      able = [n for n in models.names() if hasattr(models.create(n, num_classes=1), "dropout")]
+      section = field.partition(".")[0]
+      raise ConfigError(
+        f"{section}.dropout={dropout:g}: expected 0.0, as {field}={name!r} has no dropout; these "
+        f"have: {', '.join(able)}"
+      )
+    module = module.clone(dropout=dropout)
+  return module, _shapes(field, name, module, data)
+
+
+def teachers(
+  settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
+) -> list[Trained]:
+  """The teachers, each with its variables if it comes trained.
+
+  One that comes trained may predict other classes than the data's. It is given its images as it
+  was trained to, whatever those of the run are.
+
+  Args:
+    settings: a config, of which the "teacher" section counts.
+    data: what they are to teach.
+    options: fields of models that are made here.
+
+  Raises:
+    ConfigError: naming the field and what would be accepted.
+  """
+  own = settings.teacher
+  fields = ("bundle", "weights")
+  given = {field: [path for path in own[field].split(",") if path] for field in fields}
+  if all(given.values()):
+    raise ConfigError(
+      f"teacher.bundle={own.bundle!r} and teacher.weights={own.weights!r}: expected one of them"
+    )
+  for field, paths in given.items():
+    if paths and own.count not in (1, len(paths)):
+      raise ConfigError(
+        f"teacher.count={own.count}: expected {len(paths)}, as many as teacher.{field}"
+      )
+  paths, read = given["bundle"] or given["weights"], _bundled if given["bundle"] else _from_torch
+  if paths:
+    images = images_of_files(own, data, len(paths))
+    return [
+      read(path, chosen, settings, data, options)
+      for path, chosen in zip(paths, images, strict=True)
+    ]
+  module, output = create("teacher.model", own.model, data, options, dropout=own.dropout)
+  output = _one_output("teacher.model", own.model, output)
+  return [(Teacher(module, output, own.model, f"teacher.model={own.model!r}"), None)] * own.count
+
+
+def _from_torch(
+  path: str,
+  images: StatedImages,
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+  options: Mapping[str, Any],
+) -> Trained:
+  """A teacher that PyTorch trained."""
+  own, field = settings.teacher, "teacher.weights"
+  published = models.published_preprocessing(own.model)
+  # Weights for images of another number of channels are not those that were published.
+  usual = published if published and len(published.mean) == data.image_shape[-1] else None
+  wanted = images.over(usual or images.given)
+  seen = dataclasses.replace(data, image_shape=wanted.image_shape)
+  module, output = create("teacher.model", own.model, seen, options, dropout=own.dropout)
+  shape = wanted.image_shape
+  try:
+    try:
+      variables = models.from_torch(path, module, image_shape=shape)
+    except ConfigError:
+      count = models.classes_in(
+        path, lambda classes: module.clone(num_classes=classes), image_shape=shape
+      )
+      if count in (None, data.num_classes):
+        raise
+      seen = dataclasses.replace(seen, num_classes=count)
+      module, output = create("teacher.model", own.model, seen, options, dropout=own.dropout)
+      variables = models.from_torch(path, module, image_shape=shape)
+  except ConfigError as error:
+    raise ConfigError(f"{field}, for teacher.model={own.model!r}: {error}") from error
+  output = _one_output("teacher.model", own.model, output)
+  network = Network(module, variables, wanted)
+  return _as_trained(f"{field}={path!r}", network, output, own.model, images, data), variables
+
+
+def _bundled(
+  path: str,
+  images: StatedImages,
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+  options: Mapping[str, Any],
+) -> Trained:
+  """A teacher that comes trained."""
+  name = settings.teacher.model
+  network, description = bundles.load_bundle(pathlib.Path(path))
+  where = f"teacher.bundle={path!r}"
+  stored = description.get("model")
+  if name not in ("", stored):
+    raise ConfigError(
+      f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
+      "or to '' to take what the bundle holds"
+    )
+  height, width, channels = (int(size) for size in description["image_shape"])
+  if channels != data.image_shape[-1]:
+    raise ConfigError(
+      f"{where} takes images of {channels} channels, those of {data.name} have "
+      f"{data.image_shape[-1]}: expected a network of {data.image_shape[-1]}"
+    )
+  given = images.given
+  said = network.preprocessing or dataclasses.replace(given, image_size=(height, width))
+  wanted = images.over(said)
+  seen = dataclasses.replace(data, image_shape=wanted.image_shape)
+  shapes = _shapes("teacher.bundle", path, network.module, seen, network.variables)
+  output = _one_output("teacher.bundle", path, shapes)
+  label = stored or type(network.module).__name__
+  teacher = _as_trained(
+    where, network._replace(preprocessing=wanted), output, label, images, data, description
+  )
+  if network.preprocessing is None and not (images.mean and images.std):
+    assumed = (
+      f"{where} does not say which mean and std its images had: those of {data.name} are assumed; "
+      "teacher.mean and teacher.std set others"
+    )
+    teacher = dataclasses.replace(teacher, notes=(assumed, *teacher.notes))
+  return teacher, network.variables
+
+
+def _as_trained(
+  field: str,
+  network: Network,
+  output: Output,
+  label: str,
+  images: StatedImages,
+  data: Dataset,
+  description: Mapping[str, Any] = MappingProxyType({}),
+) -> Teacher:
+  """A teacher that comes trained, its images converted if they are not the run's."""
+  model = as_trained(network, images.given)
+  converted = model if isinstance(model, Converted) else None
+  notes = [f"its images are converted to {shown(converted.wanted)}"] if converted else []
+  accuracy = _accuracy(description.get("test_accuracy"))
+  teacher = Teacher(network.module, output, label, field, converted, accuracy)
+  if teacher.num_classes != data.num_classes:
+    notes.append(
+      f"it predicts {teacher.num_classes} classes, and {data.name} has {data.num_classes}: it is "
+      "not scored"
+    )
+  return dataclasses.replace(teacher, notes=tuple(notes))
+
+
+def _accuracy(said: Any) -> float | None:
+  """What a description says, if it can be an accuracy."""
+  number = isinstance(said, int | float) and not isinstance(said, bool)
+  return float(said) if number and 0 <= said <= 1 else None
+
+
+def _shapes(
+  field: str, value: str, module: nn.Module, data: Dataset, variables: Any = None
+) -> Output | tuple[Output, ...]:
+  """What a model returns for this data's images, as shapes; nothing is computed."""
+  images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
+  try:
+    if variables is None:
+      return _initial_shapes(module, data.image_shape)
+    return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
+  except Exception as error:  # of any kind: it is the module's own
+    reason = one_line(error)
+    raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
+
+
+# Those who plan many experiments ask for the same networks again and again, deep ones take seconds.
+@functools.lru_cache(maxsize=64)
+def _initial_shapes(
+  module: nn.Module, image_shape: tuple[int, int, int]
+) -> Output | tuple[Output, ...]:
+  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+  return jax.eval_shape(module.init_with_output, jax.random.key(0), images)[0]
+
+
+def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> Output:
+  """The shapes of a network that can teach: one with a single output."""
+  if isinstance(output, tuple):
+    raise ConfigError(f"{field}={value!r} has {len(output)} exits: a teacher needs to have one")
+  return output
+
+
+@dataclasses.dataclass(frozen=True)
+class StatedImages:
+  """The images that one teacher was trained on, as far as the config states it.
+
+  Attributes:
+    given: those of the run.
+    mean: () where the config has none.
+    std: likewise.
+    image_size: the side; 0 where the config has none.
+  """
+
+  given: Preprocessing
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
+  image_size: int = 0
+
+  def over(self, usual: Preprocessing) -> Preprocessing:
+    """`usual`, with what the config states in its place."""
+    size = (self.image_size, self.image_size) if self.image_size else usual.image_size
+    return Preprocessing(self.mean or usual.mean, self.std or usual.std, size)
+
+
+def images_of_run(data: Dataset) -> Preprocessing:
+  """The images of a data set as its networks see them."""
+  height, width, _ = data.image_shape
+  return Preprocessing(tuple(data.mean), tuple(data.std), (height, width))
+
+
+def images_of_files(
+  own: ml_collections.ConfigDict, data: Dataset, count: int
+) -> list[StatedImages]:
+  """What a config's "teacher" section states for each of its files.
+
+  Args:
+    own: the section; its `mean`, `std` and `image_size` are one for all files, or one for each.
+    data: the run's.
+    count: of files.
+
+  Raises:
+    ConfigError: for more or fewer than one for each file, or than one number per channel.
+  """
+  given, channels = images_of_run(data), data.image_shape[-1]
+  nested = {
+    field: any(isinstance(x, list | tuple) for x in own[field]) for field in ("mean", "std")
+  }
+  nested["image_size"] = isinstance(own.image_size, list | tuple)
+  each = {field: _each(field, own[field], several, count) for field, several in nested.items()}
+
+  def one(field: str, number: int) -> tuple[float, ...]:
+    values = tuple(each[field][number])
+    if not values:
+      return ()
+    return numbers(f"teacher.{field}", values, channels, positive=field == "std")
+
+  return [
+    StatedImages(given, one("mean", n), one("std", n), each["image_size"][n]) for n in range(count)
+  ]
+
+
+def shown(images: Preprocessing) -> str:
+  """The images in words."""
+  mean, std = (
+    f"({', '.join(f'{value:.4g}' for value in values)})" for values in (images.mean, images.std)
+  )
+  height, width = images.image_size
+  return f"{height}x{width}, mean {mean}, std {std}"
+
+
+def _each(field: str, value: Any, several: bool, count: int) -> list[Any]:
+  if not several:
+    return [value] * count
+  if len(value) != count:
+    raise ConfigError(f"teacher.{field}={value}: expected one for each of {count} files")
+  return list(value)

@@ -1,0 +1,80 @@
+"""Configs by a line of text: a config file, a method, and the fields that differ.
+
+"simkd" is the method's config; "simkd/reused_stages=1/learning_rate=0.4" sets fields of its own
+section, "alone/student.model=resnet8_w8/data.crop=2" those of other sections. Values are Python
+literals; other texts are taken as they are, and "stage2+stage3" is a tuple of names.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import operator
+import pathlib
+import types
+from collections.abc import Callable, Sequence
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.experiment.overrides"):
+  import ml_collections
+
+
+from jaxkd import recipes
+from jaxkd.errors import ConfigError, one_line
+
+GetConfig = Callable[[str], ml_collections.ConfigDict]
+
+
+def load_module(path: pathlib.Path) -> types.ModuleType:
+  """The Python file at `path`, run as a module.
+
+  Raises:
+    ConfigError: if there is no such file.
+  """
+  if not path.is_file():
+    raise ConfigError(f"config={str(path)!r}: there is no such file")
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def variant(
+  get_config: GetConfig, name: str, changes: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
+  """The config that "METHOD/field=value/..." names, checked.
+
+  Args:
+    get_config: a config file's, of a method.
+    name: a method, and changes behind it.
+    changes: "section.field=value", made before those of the name.
+
+  Raises:
+    ConfigError: naming the change that cannot be made, or as `recipes.check_config`.
+
+  >>> variant(recipes.base_config, "kd/temperature=2/student.model=resnet8").method.temperature
+  2.0
+  """
+  method, *own = name.split("/")
+  settings = get_config(method)
+  own = [x if "." in x.partition("=")[0] else f"method.{x}" for x in own]
+  for change in [*changes, *own]:
+    path, _, value = change.partition("=")
+    *sections, field = path.split(".")
+    try:
+      where = functools.reduce(operator.getitem, sections, settings)
+      where[field] = _literal(value)
+    except (KeyError, TypeError) as error:
+      raise ConfigError(f"{change!r}: {one_line(error)}") from error
+  recipes.check_config(settings)
+  return settings
+
+
+def _literal(value: str) -> object:
+  try:
+    return ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return tuple(value.split("+")) if "+" in value else value

@@ -1,0 +1,301 @@
+"""Many runs at once, spread over the machine's cores or accelerator devices.
+
+Small networks train faster side by side, each on a core or device, than one after the other on
+parts of them. A worker makes run after run: it imports once, and loads a seed's data once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import graphlib
+import itertools
+import json
+import math
+import os
+import pathlib
+import time
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.experiment.sweep"):
+  import ml_collections
+  from rich.console import Console
+
+from absl import logging
+
+from jaxkd import recipes, report
+from jaxkd.data import DATASETS, Dataset, load
+from jaxkd.errors import ConfigError, DiskError, unknown_name
+from jaxkd.experiment import run as experiment
+from jaxkd.experiment.workers import Ended, Place, Workers, places
+from jaxkd.runtime import devices, process
+
+
+class Planned(NamedTuple):
+  """A run to be made.
+
+  Attributes:
+    settings: its config, as for `experiment.run`.
+    folder: its work directory.
+    needs: folders of the runs that must be complete before it starts, such as its teacher's.
+  """
+
+  settings: ml_collections.ConfigDict
+  folder: pathlib.Path
+  needs: tuple[pathlib.Path, ...] = ()
+
+
+class _Outcome(NamedTuple):
+  """How a run ended: with an accuracy, or with an error, which may be the user's mistake."""
+
+  seconds: float = 0.0
+  accuracy: float = math.nan
+  error: str = ""
+  mistake: bool = False
+
+
+_Outcomes = Generator[tuple[Planned, _Outcome], None, None]
+
+# After so many runs a process forgets what it compiled, which jax would keep for good: 35 MB of the
+# smallest run. What runs have in common is then compiled anew, in two seconds.
+_REMEMBERED = 8
+
+
+def run_all(
+  planned: Sequence[Planned],
+  *,
+  workers: int = 0,
+  compiled: pathlib.Path,
+  console: Console,
+) -> None:
+  """Makes whatever runs are missing; complete ones are left alone, begun ones go on.
+
+  Every run is looked at before any starts. When one fails, no other is started, those in progress
+  are finished, and its error is raised. Accuracies depend on `workers` only through rounding.
+
+  Several workers import the script that calls this, which needs the usual `if __name__ ==
+  "__main__"`. Each has a part of the cores, or one accelerator; `settings.cpu_devices` and
+  `settings.devices` count with one worker only.
+
+  Args:
+    planned: the runs, in the order in which to make them, though those that others need come
+      first. A folder may come twice, with the same settings.
+    workers: processes at a time; 0 is one per core, or one per accelerator device where there are
+      any. With 1 the runs are made in this process, and `console` shows them at work.
+    compiled: folder of compiled steps, shared by all runs. With several workers, what each run
+      would print goes to the folder "logs" beside it.
+    console: where a line per run is told.
+
+  Raises:
+    ConfigError: for settings or a folder that will not do, or needs that nobody meets, before any
+      run starts; for a mistake that surfaces in a run, which is named.
+    RuntimeError: naming the run that failed in any other way, and where its traceback is.
+  """
+  home = compiled.parent
+  runs = _distinct(planned)
+  _check(runs, home, workers)
+  missing = [run for run in runs if not _is_complete(run.folder)]
+  done = len(runs) - len(missing)
+  if done:
+    console.print(f"{done} of {len(runs)} runs are complete", highlight=False)
+  if not missing:
+    return
+  needed = {folder for run in missing for folder in run.needs}
+  missing.sort(key=lambda run: run.folder not in needed)
+
+  found = places(workers, len(missing))
+  if found:
+    told = f"{len(missing)} runs by {len(found)} workers; logs in {home / 'logs'}"
+    console.print(told, soft_wrap=True, highlight=False)
+    outcomes = _side_by_side(missing, found, compiled)
+  else:
+    outcomes = _one_by_one(missing, compiled, console)
+  errors: list[Exception] = []
+  with contextlib.closing(outcomes):
+    for run, outcome in outcomes:
+      name = _name(run.folder, home)
+      told = f"{100 * outcome.accuracy:.2f}% in {outcome.seconds:.0f} s"
+      if not outcome.error:
+        done += 1
+      elif outcome.mistake:
+        told = f"failed: {outcome.error}"
+        errors.append(ConfigError(f"{name}: {outcome.error}"))
+      else:
+        told = f"failed: {outcome.error}"
+        where = f"; see {_log(run.folder, home)}" if found else ""
+        errors.append(RuntimeError(f"{name}: {outcome.error}{where}"))
+      line = f"[{done}/{len(runs)}] {name}: {told}"
+      console.print(line, soft_wrap=True, highlight=False, markup=False)
+  if errors:
+    raise errors[0]
+
+
+def _distinct(planned: Sequence[Planned]) -> list[Planned]:
+  """The runs without repetition."""
+  runs: dict[pathlib.Path, Planned] = {}
+  for run in planned:
+    first = runs.setdefault(run.folder, run)
+    if _plain(first.settings) != _plain(run.settings):
+      raise ConfigError(f"{run.folder} is planned twice, with different settings")
+    runs[run.folder] = first._replace(needs=tuple(dict.fromkeys((*first.needs, *run.needs))))
+  return list(runs.values())
+
+
+def _check(runs: Sequence[Planned], home: pathlib.Path, workers: int) -> None:
+  """Raises a ConfigError if a run could not be made."""
+  folders = {run.folder for run in runs}
+  for run in runs:
+    name = _name(run.folder, home)
+    try:
+      recipes.check_config(run.settings)
+    except ConfigError as error:
+      raise ConfigError(f"{name}: {error}") from error
+    if (data := run.settings.data.name) not in DATASETS:
+      raise unknown_name(f"data set of {name}:", data, DATASETS)
+    experiment.refuse_other_run(run.settings, run.folder)
+    if workers != 1 and run.settings.devices > 1:
+      raise ConfigError(f"{name}: devices={run.settings.devices} needs workers=1, not {workers}")
+    for folder in run.needs:
+      if folder not in folders and not _is_complete(folder):
+        raise ConfigError(f"{name} needs the run in {folder}, which is not complete")
+  try:
+    graphlib.TopologicalSorter({run.folder: run.needs for run in runs}).prepare()
+  except graphlib.CycleError as error:
+    circle = ", ".join(_name(folder, home) for folder in error.args[1])
+    raise ConfigError(f"runs that need each other: {circle}") from error
+
+
+def _one_by_one(runs: Sequence[Planned], compiled: pathlib.Path, console: Console) -> _Outcomes:
+  """Makes the runs in this process, until one fails."""
+  _prepare_jax(compiled, runs[0].settings.cpu_devices, _batch_size(runs))
+  load_data = _remembering_load()
+  waiting = list(runs)
+  numbers = itertools.count(1)
+  while run := _take_ready(waiting):
+    outcome = _make(run.settings, run.folder, console, load_data)
+    yield run, outcome
+    if outcome.error:
+      return
+    _forget_compiled(next(numbers))
+
+
+def _side_by_side(
+  runs: Sequence[Planned], found: Sequence[Place], compiled: pathlib.Path
+) -> _Outcomes:
+  """Has workers make the runs, until one fails; yields each as it ends."""
+  waiting = list(runs)
+  by_folder = {run.folder: run for run in runs}
+  with Workers(found, _begin, compiled, _batch_size(runs)) as workers:
+    at_work = 0
+    while True:
+      while workers.idle and (run := _take_ready(waiting)):
+        log = _log(run.folder, compiled.parent)
+        workers.give((run.settings.to_dict(), run.folder, log))
+        at_work += 1
+      if not at_work:
+        return
+      for (_, folder, _), outcome in workers.results():
+        at_work -= 1
+        if isinstance(outcome, Ended):
+          outcome = _Outcome(error=f"its process ended with status {outcome.status}")
+        if outcome.error:
+          waiting.clear()
+        yield by_folder[folder], outcome
+
+
+def _begin(compiled: pathlib.Path, batch_size: int) -> Callable[[Any], _Outcome]:
+  """In a worker, before its first run."""
+  _prepare_jax(compiled, 0, batch_size)  # one device, where it has one core
+  logging.set_verbosity(logging.WARNING)
+  load_data = _remembering_load()
+  numbers = itertools.count(1)
+
+  def make(task: tuple[dict, pathlib.Path, pathlib.Path]) -> _Outcome:
+    settings, folder, log = task
+    _forget_compiled(next(numbers) - 1)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", buffering=1) as file:
+      # Warnings, and what XLA says from C++.
+      os.dup2(file.fileno(), 1)
+      os.dup2(file.fileno(), 2)
+      console = Console(file=file, width=100)
+      return _make(ml_collections.ConfigDict(settings), folder, console, load_data)
+
+  return make
+
+
+def _make(
+  settings: ml_collections.ConfigDict,
+  folder: pathlib.Path,
+  console: Console,
+  load_data: Callable[..., Dataset],
+) -> _Outcome:
+  """Makes one run."""
+  started = time.monotonic()
+  try:
+    summary = experiment.run(settings, folder, console, load_data=load_data)
+  except (ConfigError, DiskError) as error:
+    return _Outcome(error=str(error), mistake=True)
+  except Exception as error:  # told by `run_all`, when the runs in progress are finished
+    console.print(traceback.format_exc(), soft_wrap=True, highlight=False, markup=False)
+    (*_, last) = traceback.format_exception_only(error)
+    return _Outcome(error=last.strip().splitlines()[0])
+  (accuracy,) = report.run_accuracies("", summary["stages"]).values()
+  return _Outcome(time.monotonic() - started, accuracy)
+
+
+def _prepare_jax(compiled: pathlib.Path, cpu_devices: int, batch_size: int) -> None:
+  process.remember_programs_in(compiled)
+  process.keep_freed_memory()
+  with contextlib.suppress(RuntimeError):  # where jax is in use already, its devices stay
+    devices.split_cpu(cpu_devices, batch_size)
+
+
+def _forget_compiled(runs: int) -> None:
+  """Frees what `runs` so far have compiled, if it is time."""
+  if runs and runs % _REMEMBERED == 0:
+    jax.clear_caches()
+    gc.collect()
+
+
+def _batch_size(runs: Sequence[Planned]) -> int:
+  """What divides every run's."""
+  return math.gcd(*(run.settings.batch_size for run in runs))
+
+
+def _remembering_load() -> Callable[..., Dataset]:
+  """`jaxkd.data.load` for runs of which many are of the same seed."""
+  return functools.lru_cache(maxsize=2)(load)
+
+
+def _take_ready(waiting: list[Planned]) -> Planned | None:
+  """Takes the first run that has what it needs out of `waiting`."""
+  for place, run in enumerate(waiting):
+    if all(_is_complete(folder) for folder in run.needs):
+      return waiting.pop(place)
+  return None
+
+
+def _is_complete(folder: pathlib.Path) -> bool:
+  return (folder / "summary.json").exists()  # which is written last
+
+
+def _plain(settings: ml_collections.ConfigDict) -> Any:
+  """Settings as they are compared."""
+  return json.loads(json.dumps(settings.to_dict()))
+
+
+def _name(folder: pathlib.Path, home: pathlib.Path) -> str:
+  return str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
+
+
+def _log(folder: pathlib.Path, home: pathlib.Path) -> pathlib.Path:
+  name = _name(folder, home).strip(os.sep).replace(os.sep, ",")
+  return home / "logs" / f"{name}.txt"

@@ -1,0 +1,289 @@
+"""A network in a directory that loads without the code that trained it.
+
+model.json holds the architecture (class names and fields, nested) and a description;
+weights.safetensors holds the variables under names such as "params/stem_conv/kernel". Nothing is
+pickled, and only classes of a fixed list are ever constructed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.export.bundles"):
+  from safetensors.numpy import save as save_weights
+
+
+from jaxkd import adapters, models, preprocessing
+from jaxkd.errors import ConfigError, one_line, unknown_name, writing
+from jaxkd.models.torch.files import arrays_in
+from jaxkd.types import Network, Preprocessing
+
+FORMAT = 1
+_MODEL, _WEIGHTS = "model.json", "weights.safetensors"
+_REPLACED = ".replaced"
+# What a network may compute in.
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def _public_modules() -> dict[str, type[nn.Module]]:
+  """Every linen module class that jaxkd.models and jaxkd.adapters export."""
+  exported = (
+    getattr(package, name)
+    for package in (models, adapters)
+    for name in getattr(package, "__all__", ())
+  )
+  return {
+    value.__name__: value
+    for value in exported
+    if isinstance(value, type) and issubclass(value, nn.Module)
+  }
+
+
+MODULES: Mapping[str, type[nn.Module]] = MappingProxyType(_public_modules())
+
+
+def save_bundle(
+  directory: str | Path,
+  network: Network,
+  description: Mapping[str, Any],
+  *,
+  modules: Mapping[str, type[nn.Module]] = MappingProxyType({}),
+) -> None:
+  """Writes a network and what is to be known about it, all or nothing.
+
+  A bundle already at `directory` is replaced when the new one is complete. Between two renames the
+  old one lies at `directory` + ".replaced"; it is put back if the second fails.
+
+  Args:
+    directory: where; anything there but a bundle or an empty directory is left alone, an error.
+    network: its module may hold modules, numbers, strings, tuples, dicts and dtypes as fields.
+    description: what JSON can hold; "image_shape", [H, W, C], is required. "mean" and "std", one
+      number per channel, class names, data set and metrics belong here, too. Of the first three
+      what is missing is the network's `preprocessing`.
+    modules: name -> class, for module classes beyond those of jaxkd.
+
+  Raises:
+    ConfigError: for an unknown class, a field or description JSON cannot hold, variables that are
+      not those of the module, or another thing at `directory`.
+    DiskError: if it cannot be written.
+  """
+  target = Path(directory)
+  if target.exists() and not _replaceable(target):
+    raise ConfigError(f"{target} exists and is not a bundle: nothing was written")
+  description = {**_described(network.preprocessing), **description}
+  document = {
+    "format": FORMAT,
+    "network": _encoded(network.module, {**MODULES, **modules}, "network"),
+    "description": description,
+  }
+  flat = {
+    "/".join(path): np.ascontiguousarray(value)
+    for path, value in flatten_dict(dict(network.variables)).items()
+  }
+  _check_weights(target, network.module, description, flat)
+  weights = save_weights(flat)
+  document["sha256"] = hashlib.sha256(weights).hexdigest()
+  try:
+    text = json.dumps(document, indent=2)
+  except TypeError as error:
+    raise ConfigError(f"description of bundle {target}: {error}") from error
+
+  with writing(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+      (fresh / _WEIGHTS).write_bytes(weights)
+      (fresh / _MODEL).write_text(text + "\n")
+      fresh.chmod(0o755)  # mkdtemp's directories are their owner's alone
+      _swap(fresh, target)
+    except BaseException:
+      shutil.rmtree(fresh, ignore_errors=True)
+      raise
+
+
+def load_bundle(
+  directory: str | Path, *, modules: Mapping[str, type[nn.Module]] = MappingProxyType({})
+) -> tuple[Network, dict[str, Any]]:
+  """The network and the description that `save_bundle` wrote.
+
+  Args:
+    directory: what was given to `save_bundle`.
+    modules: name -> class, for module classes beyond those of jaxkd.
+
+  Returns:
+    The network, its variables as numpy arrays, and the description. The network's
+    `preprocessing` is what the description says of its images, None if it says no mean or std.
+
+  Raises:
+    ConfigError: for a directory that is no bundle, a missing or damaged file, a newer format, an
+      unknown class or field, weights of another architecture, or a mean or std that is not one
+      number per channel.
+  """
+  source = Path(directory)
+  # Those of os.path take any text for a path, one that is too long, too.
+  if not os.path.isfile(source / _MODEL):
+    hint = f"; an earlier one lies at {source}{_REPLACED}" if os.path.exists(_aside(source)) else ""
+    raise ConfigError(f"{source} is not a bundle: no {_MODEL}{hint}")
+  try:
+    document = json.loads((source / _MODEL).read_text())
+    # Before anything else is looked for: a newer format may name it differently.
+    if (version := document["format"]) != FORMAT:
+      raise ConfigError(f"bundle {source}: format {version}, this jaxkd reads format {FORMAT}")
+    architecture, description = document["network"], document["description"]
+    digest = document["sha256"]
+  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
+    raise ConfigError(f"bundle {source}: damaged {_MODEL}: {error!r}") from error
+  if not (source / _WEIGHTS).is_file():
+    raise ConfigError(f"bundle {source}: no {_WEIGHTS}")
+  weights = (source / _WEIGHTS).read_bytes()
+  try:
+    flat = arrays_in(weights)
+  except ValueError as error:
+    raise ConfigError(f"bundle {source}: damaged {_WEIGHTS}: {error}") from error
+  module = _decoded(architecture, {**MODULES, **modules}, source)
+  _check_weights(source, module, description, flat)
+  if hashlib.sha256(weights).hexdigest() != digest:
+    raise ConfigError(f"bundle {source}: damaged {_WEIGHTS}: not what {_MODEL} was written with")
+  variables = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
+  images = preprocessing.from_description(f"bundle {source}", description)
+  return Network(module, variables, images), description
+
+
+def _encoded(value: Any, modules: Mapping[str, type[nn.Module]], where: str) -> Any:
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  if isinstance(value, list | tuple):
+    return [_encoded(item, modules, where) for item in value]
+  if isinstance(value, Mapping):
+    return {"mapping": {key: _encoded(item, modules, where) for key, item in value.items()}}
+  if isinstance(value, nn.Module):
+    name = type(value).__name__
+    if modules.get(name) is not type(value):
+      raise unknown_name("module class", name, modules)
+    return {
+      "class": name,
+      "fields": {
+        field: _encoded(getattr(value, field), modules, f"{name}.{field}")
+        for field in _fields(type(value))
+      },
+    }
+  try:
+    dtype = jnp.dtype(value)
+  except TypeError:
+    dtype = jnp.dtype(object)
+  if dtype == jnp.dtype(object):  # what numpy makes of any class
+    raise ConfigError(f"{where}: a bundle cannot hold {value!r}")
+  return {"dtype": dtype.name}
+
+
+def _decoded(value: Any, modules: Mapping[str, type[nn.Module]], source: Path) -> Any:
+  match value:
+    case None | bool() | int() | float() | str():
+      return value
+    case list():
+      return tuple(_decoded(item, modules, source) for item in value)
+    case {"dtype": str(name)} if name in _DTYPES:
+      return jnp.dtype(name)
+    case {"mapping": dict(items)}:
+      return {key: _decoded(item, modules, source) for key, item in items.items()}
+    case {"class": str(name), "fields": dict(fields)}:
+      if name not in modules:
+        raise unknown_name(f"module class in bundle {source}:", name, modules)
+      known = _fields(modules[name])
+      for field in fields:
+        if field not in known:
+          raise unknown_name(f"field of {name} in bundle {source}:", field, known)
+      decoded = {key: _decoded(item, modules, source) for key, item in fields.items()}
+      try:
+        return modules[name](**decoded)
+      except TypeError as error:
+        raise ConfigError(f"bundle {source}: damaged {_MODEL}: {error}") from error
+  raise ConfigError(f"bundle {source}: damaged {_MODEL}: {value!r} is no part of an architecture")
+
+
+def _fields(module: type[nn.Module]) -> tuple[str, ...]:
+  names = (field.name for field in dataclasses.fields(module) if field.init)
+  return tuple(name for name in names if name not in ("parent", "name"))
+
+
+def _described(images: Preprocessing | None) -> dict[str, Any]:
+  if images is None:
+    return {}
+  return {
+    "image_shape": list(images.image_shape),
+    "mean": list(images.mean),
+    "std": list(images.std),
+  }
+
+
+def _check_weights(
+  bundle: Path, module: nn.Module, description: Mapping[str, Any], flat: Mapping[str, np.ndarray]
+) -> None:
+  """Raises unless the arrays are those that the module's `init` makes."""
+  try:
+    height, width, channels = (int(size) for size in description["image_shape"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise ConfigError(
+      f"bundle {bundle}: its description needs image_shape, [height, width, channels]"
+    ) from error
+  images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+  try:
+    variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
+  except Exception as error:  # of any kind: it is the module's own
+    reason = one_line(error)
+    raise ConfigError(f"bundle {bundle}: not a network that can be made: {reason}") from error
+  wanted = {"/".join(path): like.shape for path, like in variables.items()}
+  shared = wanted.keys() & flat.keys()
+  problems = {
+    "missing": wanted.keys() - flat.keys(),
+    "unexpected": flat.keys() - wanted.keys(),
+    "of another shape": {name for name in shared if flat[name].shape != wanted[name]},
+  }
+  found = [f"{len(names)} {what} ({_first(names)})" for what, names in problems.items() if names]
+  if found:
+    raise ConfigError(f"bundle {bundle}: weights of another architecture: {', '.join(found)}")
+
+
+def _first(names: set[str], count: int = 3) -> str:
+  return ", ".join(sorted(names)[:count]) + (", ..." if len(names) > count else "")
+
+
+def _replaceable(target: Path) -> bool:
+  return target.is_dir() and ((target / _MODEL).is_file() or not any(target.iterdir()))
+
+
+def _aside(target: Path) -> Path:
+  return target.with_name(target.name + _REPLACED)
+
+
+def _swap(fresh: Path, target: Path) -> None:
+  """Renames `fresh` to `target`; what was there is removed last, or put back."""
+  if not target.exists():
+    fresh.rename(target)
+    return
+  aside = _aside(target)
+  shutil.rmtree(aside, ignore_errors=True)
+  target.rename(aside)
+  try:
+    fresh.rename(target)
+  except BaseException:
+    aside.rename(target)
+    raise
+  shutil.rmtree(aside)

@@ -1,0 +1,140 @@
+"""A network as one function that runs without the code that made it: raw images in, logits out.
+
+The function is StableHLO, lowered on this machine for every platform asked for, with the weights
+inside. Loading it takes jax, and flatbuffers, in which jax serializes:
+
+    from jax import export
+    function = export.deserialize(bytearray(open("function.stablehlo", "rb").read()))
+    logits = function.call(images)
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jaxkd.data import normalize
+from jaxkd.errors import ConfigError, needed_by, unknown_name
+from jaxkd.types import Array, Network, Output
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# How StableHLO begins inside jax's serialization, which has no mark of its own.
+_STABLEHLO = re.compile(rb"ML\xefR.{1,4}StableHLO_v", re.DOTALL)
+
+
+def export_function(
+  network: Network,
+  description: Mapping[str, Any],
+  *,
+  platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+  batch_size: int | None = None,
+) -> export.Exported:
+  """A network in evaluation mode as a function of raw images.
+
+  Args:
+    network: what `jaxkd.export.bundles.load_bundle` returns, or any whose module returns an Output.
+    description: its "image_shape", [H, W, C], and "mean" and "std", one number per channel, of
+      pixel values scaled to 0..1.
+    platforms: some of PLATFORMS. None of them is needed here.
+    batch_size: None for a function of any number of images.
+
+  Returns:
+    From uint8 images (B, H, W, C), 0..255 as the data set stores them, to float32 logits
+    (B, classes). They are normalised inside.
+
+  Raises:
+    ConfigError: for an incomplete description, an unknown platform or a batch size below 1, and
+      for a module that has several outputs or takes no symbolic batch size.
+  """
+  shape, mean, std = _preprocessing(description)
+  for platform in platforms:
+    if platform not in PLATFORMS:
+      raise unknown_name("platform", platform, PLATFORMS)
+  if not platforms:
+    raise ConfigError(f"platforms: expected at least one of {', '.join(PLATFORMS)}")
+  if batch_size is not None and batch_size < 1:
+    raise ConfigError(f"batch_size={batch_size}: expected a number of at least 1, or None")
+  module = network.module
+  variables = jax.tree.map(np.asarray, dict(network.variables))
+
+  def predict(images: Array) -> Array:
+    output = module.apply(variables, normalize(images, mean, std), False)
+    if not isinstance(output, Output) or output.logits is None:
+      raise ConfigError(
+        f"a {type(module).__name__} does not return one Output with logits: there is no one "
+        "prediction to export; of several exits jaxkd.models.cut_at_exit takes one"
+      )
+    return output.logits.astype(jnp.float32)
+
+  sizes = export.symbolic_shape("batch") if batch_size is None else (batch_size,)
+  images = jax.ShapeDtypeStruct((*sizes, *shape), jnp.uint8)
+  try:
+    return export.export(jax.jit(predict), platforms=tuple(platforms))(images)
+  except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
+    if batch_size is not None:
+      raise
+    # Python code that needs the number, such as a loop over the images.
+    reason = str(error).splitlines()[0]
+    raise ConfigError(
+      f"a {type(module).__name__} cannot be exported for any batch size ({reason}); give batch_size"
+    ) from error
+
+
+def save_function(path: str | Path, exported: export.Exported) -> None:
+  """Writes an exported function, all or nothing.
+
+  Args:
+    path: its file; an exported function that is already there is replaced, in one step.
+    exported: what `export_function` returns.
+
+  Raises:
+    ConfigError: if there is anything else at `path`, which is left as it is, or no file can be
+      made there.
+    MissingPackage: without the package flatbuffers.
+  """
+  target = Path(path)
+  if target.exists() and not is_function(target):
+    raise ConfigError(f"{target} exists and is not an exported function: nothing was written")
+  with needed_by("writing an exported function"):
+    importlib.import_module("flatbuffers")
+  written = exported.serialize()
+  partial = target.with_name(target.name + ".partial")
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(written)
+    partial.replace(target)
+  except OSError as error:
+    raise ConfigError(f"{target} cannot be written: {error}") from error
+
+
+def is_function(path: Path) -> bool:
+  """Whether a file holds an exported function; it is not loaded."""
+  return path.is_file() and _STABLEHLO.search(path.read_bytes()) is not None
+
+
+def _preprocessing(
+  description: Mapping[str, Any],
+) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+  """The description's image_shape, mean and std."""
+  try:
+    height, width, channels = (int(size) for size in description["image_shape"])
+    mean = tuple(float(value) for value in description["mean"])
+    std = tuple(float(value) for value in description["std"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise ConfigError(
+      f"description: expected image_shape, [height, width, channels], mean and std ({error!r})"
+    ) from error
+  if not len(mean) == len(std) == channels or min(std) <= 0:
+    raise ConfigError(
+      f"description: mean={list(mean)}, std={list(std)}: expected {channels} each, one per "
+      "channel, and std above 0"
+    )
+  return (height, width, channels), mean, std

@@ -1,0 +1,181 @@
+"""Traced functions: their inputs and outputs, what depends on what, and multiply-adds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import jaxprs_in_params
+from jax.extend.core import primitives as p
+from jax.interpreters import partial_eval
+
+from jaxkd.errors import ConfigError
+
+# Equations that call a function once on their inputs.
+CALLS = (p.jit_p, p.custom_jvp_call_p, p.custom_vjp_call_p, p.remat_p, p.closed_call_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+  """A function of pytrees, traced.
+
+  Attributes:
+    jaxpr: from the arguments' leaves to the arrays among the result's.
+    inputs: argument's name -> its shapes and types.
+    output: the result, with shapes and types for arrays. What is no array, such as a Python zero,
+      is there as it was returned.
+  """
+
+  jaxpr: core.ClosedJaxpr
+  inputs: Mapping[str, Any]
+  output: Any
+
+  def rebuild(self, arrays: Sequence[Any]) -> Any:
+    """The result with these arrays."""
+    # What is a number in a jaxpr is not yet an array.
+    found = map(jnp.asarray, arrays)
+    return jax.tree.map(lambda x: next(found) if _is_shape(x) else x, self.output)
+
+
+def trace(
+  function: Callable[..., Any], inputs: Mapping[str, Any], axes: Sequence[tuple[str, int]] = ()
+) -> Traced:
+  """Traces a function of the inputs, in their order.
+
+  Args:
+    function: of pytrees.
+    inputs: argument's name -> pytree of arrays, or of their shapes and types.
+    axes: (name, size) of mapped axes, besides those that this is called in.
+  """
+  shapes = {name: shapes_of(tree) for name, tree in inputs.items()}
+  output: Any = None
+
+  def arrays(*arguments: Any) -> list[jax.Array]:
+    nonlocal output
+    found = function(*arguments)
+    output = jax.tree.map(lambda x: shapes_of(x) if isinstance(x, jax.Array) else x, found)
+    return [leaf for leaf in jax.tree.leaves(found) if isinstance(leaf, jax.Array)]
+
+  jaxpr = jax.make_jaxpr(arrays, axis_env=list(axes) or None)(*shapes.values())
+  return Traced(jaxpr, shapes, output)
+
+
+def shapes_of(tree: Any) -> Any:
+  """The tree with `jax.ShapeDtypeStruct`s for its arrays and numbers."""
+
+  def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    kind = jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
+
+  return jax.tree.map(shape, tree)
+
+
+def matching_leaves(name: str, tree: Any, traced: Any) -> list[Any]:
+  """The leaves of a tree, checked against what a function was traced for.
+
+  Raises:
+    ConfigError: naming the first leaf that is of another shape or type.
+  """
+  structure: Any = jax.tree.structure(tree)
+  expected: Any = jax.tree.structure(traced)
+  leaves, paths = jax.tree.leaves(tree), jax.tree.leaves_with_path(traced)
+  if structure != expected:
+    raise ConfigError(f"{name} is {structure}, but the loss was traced for {expected}")
+  for leaf, (path, want) in zip(leaves, paths, strict=True):
+    have = jax.typeof(leaf)
+    if (have.shape, have.dtype) != (want.shape, want.dtype):
+      raise ConfigError(
+        f"{name}{jax.tree_util.keystr(path)} is {have.dtype}{list(have.shape)}, but the loss was "
+        f"traced for {want.dtype}{list(want.shape)}"
+      )
+  return leaves
+
+
+def live_inputs(jaxpr: core.Jaxpr, outputs: Sequence[bool] | None = None) -> list[bool]:
+  """Which inputs of a function its outputs depend on.
+
+  Args:
+    jaxpr: of the function; loops, branches and nested calls are looked into.
+    outputs: which of its outputs; None is all.
+  """
+  return _needed(jaxpr, outputs)[1]
+
+
+def multiply_adds_of(jaxpr: core.Jaxpr) -> int:
+  """The multiply-adds of a function that is traced already; see `jaxkd.evaluate.multiply_adds`."""
+  return _multiply_adds(_needed(jaxpr, None)[0])
+
+
+def operations(eqn: core.JaxprEqn) -> int:
+  """An estimate of the operations of an equation: two per multiply-add, else one per element."""
+  inner = called(eqn)
+  if inner is not None:
+    return sum(operations(one) for one in inner.jaxpr.eqns)
+  sizes = (math.prod(shape_of(var)) for var in (*eqn.outvars, *eqn.invars))
+  return 2 * products(eqn) or max(sizes, default=0)
+
+
+def products(eqn: core.JaxprEqn) -> int:
+  """The multiply-adds of one matrix product or convolution; 0 for any other equation.
+
+  One per weight and output element, those that fall on padding included.
+  """
+  if eqn.primitive is p.dot_general_p:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    left = shape_of(eqn.invars[0])
+    return math.prod(shape_of(eqn.outvars[0])) * math.prod(left[axis] for axis in contracted)
+  if eqn.primitive is p.conv_general_dilated_p:
+    kernel, channel = shape_of(eqn.invars[1]), eqn.params["dimension_numbers"].rhs_spec[0]
+    # The kernel's input channels are those of one group already.
+    return math.prod(shape_of(eqn.outvars[0])) * (math.prod(kernel) // kernel[channel])
+  return 0
+
+
+def called(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
+  """The function that an equation calls once on its inputs, if it is one that does."""
+  if eqn.primitive not in CALLS:
+    return None
+  function: Any = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
+  closed = isinstance(function, core.ClosedJaxpr)
+  return function if closed else core.ClosedJaxpr(function, ())
+
+
+def is_variable(atom: Any) -> bool:
+  """Check whether an equation's input, or a function's output, is a variable and no number."""
+  return isinstance(atom, core.Var)
+
+
+def shape_of(atom: Any) -> tuple[int, ...]:
+  """The shape of an equation's input or output."""
+  return atom.aval.shape
+
+
+def _needed(jaxpr: core.Jaxpr, outputs: Sequence[bool] | None) -> tuple[core.Jaxpr, list[bool]]:
+  """The function without what its outputs do not need, and which of its inputs they need."""
+  wanted = [True] * len(jaxpr.outvars) if outputs is None else list(outputs)
+  return partial_eval.dce_jaxpr(jaxpr, wanted)
+
+
+def _multiply_adds(jaxpr: core.Jaxpr) -> int:
+  total = 0
+  for eqn in jaxpr.eqns:
+    inner = [_multiply_adds(one) for one in jaxprs_in_params(eqn.params)]
+    name = eqn.primitive.name
+    if name == "while" and any(inner):
+      raise ConfigError("multiply_adds: a while loop of unknown length multiplies matrices")
+    if name == "scan":
+      total += eqn.params["length"] * sum(inner)
+    elif name == "cond":
+      total += max(inner)
+    else:
+      total += products(eqn) + sum(inner)
+  return total
+
+
+def _is_shape(leaf: Any) -> bool:
+  return isinstance(leaf, jax.ShapeDtypeStruct)

@@ -1,0 +1,213 @@
+"""Activation boundaries: what is matched is which neurons are on, not how strongly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.errors import unknown_name
+from jaxkd.losses._checks import (
+  Arrays,
+  Stages,
+  check_positive,
+  check_same_shape,
+  mask_and_arrays,
+  over_stages,
+  stage_pairs,
+)
+from jaxkd.losses._counting import counted_examples, keep, mean, number
+from jaxkd.losses._numerics import widen
+from jaxkd.types import Output, Terms
+
+Reduction = Literal["sum", "batch", "mean"]
+
+_REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+_HINT = "a connector (jaxkd.adapters.Regressor without activation) brings one to the other"
+
+
+def boundary_margin(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  margin: float = 1.0,
+  reduction: Reduction = "sum",
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Squared hinge by which each neuron of the student is on the teacher's side of 0.
+
+  Where the teacher's neuron is on (t > 0) it is max(m - s, 0)^2, where it is off (t <= 0) it is
+  max(s + m, 0)^2. Of the teacher, signs alone matter.
+
+  Args:
+    student: values before the activation, of any shape (B, ...).
+    teacher: values of the same shape, constant.
+    margin: m > 0, how far beyond the boundary the student is wanted.
+    reduction: "sum" over every element, "batch" for that sum over B, "mean" over every element; all
+      of what counts.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
+
+  Returns:
+    The loss, a scalar, float32 or wider. 0, with a gradient of 0, where every neuron of the
+    student lies at least m beyond 0 on the teacher's side.
+
+  Raises:
+    ConfigError: if the shapes differ, `where` does not belong to them, margin is not positive or
+      reduction is unknown.
+
+  Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by
+  Hidden Neurons", AAAI 2019. "sum" is the authors' criterion (their trainer divides by
+  B), "batch" torchdistill's, "mean" the Zoo's. What it stands in for is
+  `boundary_disagreement`.
+
+  >>> boundary_margin(jnp.array([[0.5, -3.0]]), jnp.array([[2.0, -0.1]]))
+  Array(0.25, dtype=float32)
+  """
+  check_positive("margin", margin)
+  if reduction not in _REDUCTIONS:
+    raise unknown_name("reduction", reduction, _REDUCTIONS)
+  s, t, counted = _sides("boundary_margin", student, teacher, where)
+  # What is left of the teacher is one bit a neuron, before anything meets the student.
+  on = t > 0
+  if counted is not None:
+    # Neurons that are on, and beyond any margin, have neither a loss nor a gradient.
+    inside = counted.reshape(-1, *(1,) * (s.ndim - 1))
+    s, on = jnp.where(inside, s, jnp.inf), on | ~inside
+  total = _sum_of_squared_hinges(s, on, margin)
+  if reduction == "sum":
+    return total
+  each = 1 if reduction == "batch" else math.prod(s.shape[1:])
+  return total / (each * number(counted, s.shape[0]))
+
+
+def boundary_disagreement(
+  student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+  """The share of neurons that are on in one network and off in the other.
+
+  mean over every element of |1[s > 0] - 1[t > 0]|. It has no gradient worth the name: it is what
+  to report, `boundary_margin` is what to train.
+
+  Args:
+    student: values before the activation, of any shape.
+    teacher: values of the same shape.
+    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
+      all. Of more axes, (B, T), an example counts if any position does.
+
+  Returns:
+    A scalar in [0, 1], float32 or wider; 0 if nothing counts.
+
+  Raises:
+    ConfigError: if the shapes differ, or `where` does not belong to them.
+
+  Source: Heo et al., AAAI 2019, the activation transfer loss, as the share of neurons that the
+  authors' code reports.
+
+  >>> boundary_disagreement(jnp.array([[0.5, -3.0]]), jnp.array([[2.0, 0.1]]))
+  Array(0.5, dtype=float32)
+  """
+  s, t, counted = _sides("boundary_disagreement", student, teacher, where)
+  return mean(((s > 0) != (t > 0)).astype(s.dtype), counted)
+
+
+def activation_boundaries(
+  student: Output,
+  teacher: Output,
+  *,
+  stages: Stages = ("stage1", "stage2", "stage3"),
+  stage_weights: Sequence[ArrayLike] | None = None,
+  margin: float = 1.0,
+  scale: ArrayLike = 3 / 1000,
+  reduction: Reduction = "batch",
+  arrays: Arrays = "preactivations",
+  where: ArrayLike | str | None = None,
+) -> Terms:
+  """Activation boundaries: the student's neurons are on where the teacher's are.
+
+  scale * the sum over stages of weight * `boundary_margin`.
+
+  Args:
+    student: Output with pre-activations of the teacher's shape at `stages`, if need be through
+      a connector that ends without an activation.
+    teacher: Output likewise, constant.
+    stages: names, or (student's, teacher's) pairs of names, shallowest first.
+    stage_weights: one weight per stage; None gives 1 to the last and half as much to each before
+      it, 2^(i - n + 1) for i = 0 .. n - 1.
+    margin: see `boundary_margin`.
+    scale: of the whole.
+    reduction: within a stage, "sum", "batch" or "mean".
+    arrays: those that are compared; "features" are those after the activation.
+    where: (B,), the examples that count; see `boundary_margin`. A text is taken for
+      `arrays`, its earlier name.
+
+  Returns:
+    Terms(feature=...), float32 or wider.
+
+  Raises:
+    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, the stages there
+      are, or the option's value.
+
+  Source: Heo et al., AAAI 2019. The defaults are the authors' trainer on CIFAR-10 and
+  RepDistiller: a first stage of training by this loss alone. torchdistill: `stage_weights` of
+  1, `scale=1`; its sample configurations compare features. The Zoo: `margin=2,
+  reduction="mean", scale=1` and `stage_weights` of 1/3.
+
+  >>> maps = Output(preactivations={"stage3": jnp.full((2, 4, 4, 3), 1.5)})
+  >>> float(activation_boundaries(maps, maps, stages=["stage3"]).total)
+  0.0
+  """
+  where, arrays = mask_and_arrays(where, arrays)
+  if stage_weights is None:
+    count = len(stage_pairs(stages))
+    stage_weights = [2.0 ** (i - count + 1) for i in range(count)]
+
+  def kernel(s: jax.Array, t: jax.Array) -> jax.Array:
+    return boundary_margin(s, t, margin=margin, reduction=reduction, where=where)
+
+  total = over_stages(
+    kernel,
+    student,
+    teacher,
+    stages,
+    weights=stage_weights,
+    arrays=arrays,
+    what="activation_boundaries",
+  )
+  return Terms(feature=scale * total)
+
+
+@jax.custom_jvp
+def _sum_of_squared_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
+  """The sum over every element of max(m - s, 0)^2 where `on` and max(m + s, 0)^2 elsewhere."""
+  return jnp.sum(jnp.square(_signed_hinges(s, on, margin)))
+
+
+@_sum_of_squared_hinges.defjvp
+def _sum_of_squared_hinges_jvp(primals, tangents):
+  # One array gives value and gradient; the derivatives of `where` and `maximum` are four.
+  hinges = _signed_hinges(*primals)
+  moved = jnp.sum(hinges * tangents[0]) + jnp.sum(jnp.abs(hinges)) * tangents[2]
+  return jnp.sum(jnp.square(hinges)), 2.0 * moved
+
+
+def _signed_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
+  """By how much each neuron of the student is too large."""
+  hinges = jnp.maximum(margin - jnp.where(on, s, -s), 0)
+  return jnp.where(on, -hinges, hinges)
+
+
+def _sides(
+  what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Both sides and which examples count; the teacher takes no gradient."""
+  s, t = widen(student, lax.stop_gradient(teacher), what=what)
+  check_same_shape(what, s, t, _HINT)
+  counted = counted_examples(what, where, s)
+  s, t = keep(counted, s, t)
+  return s, t, counted

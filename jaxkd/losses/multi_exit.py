@@ -1,0 +1,274 @@
+"""Exits: what is matched is what deeper exits of the same network predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxkd.errors import unknown_name
+from jaxkd.losses._checks import (
+  check_fraction,
+  check_outputs,
+  check_positive,
+  check_same_shape,
+  logits_of,
+)
+from jaxkd.losses._counting import counted_positions, keep, mean
+from jaxkd.losses._numerics import (
+  entropy,
+  log_probabilities,
+  mean_log_probabilities,
+  relative_entropy,
+  widen,
+)
+from jaxkd.types import Output, Terms
+
+Teachers = Literal["last", "ensemble", "later"]
+Average = Literal["sum", "mean"]
+Divergence = Literal["cross_entropy", "kl"]
+
+_TEACHERS: tuple[str, ...] = get_args(Teachers)
+_AVERAGES: tuple[str, ...] = get_args(Average)
+_DIVERGENCES: tuple[str, ...] = get_args(Divergence)
+
+
+def soft_cross_entropy(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  temperature: float | jax.Array = 1.0,
+  squared_temperature: bool = True,
+  detached: bool = True,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Cross-entropy between two softened distributions: T^2 * mean_b sum_c -p_t * log p_s.
+
+  It is `soft_target_kl` and the teacher's entropy. The gradient is the same where the teacher is
+  detached, and exactly 0 where both agree.
+
+  Args:
+    student: logits (..., C), with any leading axes. A logit of -inf is a class that is impossible,
+      on either side: 0 log 0 = 0.
+    teacher: logits of the same shape.
+    temperature: T > 0, a number or a traced scalar.
+    squared_temperature: multiply by T^2.
+    detached: the teacher takes no gradient.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
+
+  Returns:
+    The loss, a scalar, float32 or wider: sum over classes, mean over what counts, 0 if nothing
+    does. It is inf where a class that is possible to the teacher is impossible to the student.
+
+  Raises:
+    ConfigError: if the shapes differ, `where` does not belong to them, or the temperature is a
+      number that is not positive.
+
+  Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019,
+  and Zhang et al., "Be Your Own Teacher", ICCV 2019, as their published codes; without T^2 in the
+  code of the latter's authors.
+
+  >>> soft_cross_entropy(jnp.zeros((1, 2)), jnp.zeros((1, 2))).round(4)
+  Array(0.6931, dtype=float32)
+  """
+  check_positive("temperature", temperature)
+  what = "soft_cross_entropy"
+  teacher = lax.stop_gradient(teacher) if detached else teacher
+  student, teacher = widen(student, teacher, what=what)
+  check_same_shape("logits", student, teacher, "both must score the same classes, (..., C)")
+  counted = counted_positions(what, where, student)
+  kept = keep(counted, student, teacher)
+  log_p_student, log_p_teacher = (log_probabilities(z, temperature) for z in kept)
+  scale = temperature * temperature if squared_temperature else 1.0
+  return scale * _mean_divergence(log_p_student, log_p_teacher, "cross_entropy", counted)
+
+
+def multi_exit(
+  exits: Sequence[Output],
+  *,
+  temperature: float | jax.Array = 1.0,
+  squared_temperature: bool = True,
+  teachers: Teachers = "last",
+  average: Average = "sum",
+  divergence: Divergence = "cross_entropy",
+  detached: bool = True,
+  where: ArrayLike | None = None,
+) -> Terms:
+  """Multi-exit distillation: exits learn what deeper exits predict.
+
+  With M exits, T(m) the teachers of exit m, and l(t, m) the softened divergence of exit m from
+  its teacher t, at temperature T and multiplied by T^2:
+    average="sum": sum_m sum_{t in T(m)} l(t, m)
+    average="mean": 1/M sum_m 1/|T(m)| sum_{t in T(m)} l(t, m), where exits without a teacher
+      count in M and add 0.
+
+  Args:
+    exits: Outputs, shallowest first, whose logits (..., C) are used. Fewer than two give 0.
+    temperature: T > 0, a number or a traced scalar (`adapted_temperature`).
+    squared_temperature: multiply by T^2.
+    teachers: who teaches exit m. "last": the deepest exit, all but itself. "later": every deeper
+      exit. "ensemble": one teacher for every exit, the deepest included, whose probabilities are
+      the mean of all exits' softmax(logits / T).
+    average: "sum", or the notes' "mean" over teachers and exits.
+    divergence: "cross_entropy", -sum_c p_t * log p_m; or "kl", which is 0 where exits agree.
+      Their gradients are the same where teachers are detached.
+    detached: teachers take no gradient.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
+
+  Returns:
+    Terms(logit=...), float32 or wider. Exits that agree get no gradient. The authors weigh this
+    by C = 1/2, the sum of all exits' cross-entropies by 1 - C, and their total by 10 / M.
+
+  Raises:
+    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, naming
+      the exit, or for an option.
+
+  Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019.
+  The defaults are the authors' code, which knows the deepest exit as teacher alone. Other T(m)
+  and the averages are the paper's general form, as far as it could be sourced; no published code
+  has them.
+
+  >>> z = Output(logits=jnp.array([[1.0, 0.0]]))
+  >>> float(multi_exit([z, z, z], divergence="kl").total)
+  0.0
+  """
+  check_positive("temperature", temperature)
+  for name, value, known in (
+    ("teachers", teachers, _TEACHERS),
+    ("average", average, _AVERAGES),
+    ("divergence", divergence, _DIVERGENCES),
+  ):
+    if value not in known:
+      raise unknown_name(name, value, known)
+  check_outputs("multi_exit", exits, who="exits")
+  if len(exits) < 2:
+    return Terms()
+  logits = widen(*(logits_of(e, what="multi_exit", who=f"exit {i}") for i, e in enumerate(exits)))
+  for i, z in enumerate(logits):
+    check_same_shape(f"multi_exit: exit {i}", z, logits[-1], other="the deepest exit")
+  counted = counted_positions("multi_exit", where, logits[-1])
+  log_ps = [log_probabilities(z, temperature) for z in keep(counted, *logits)]
+  targets = [lax.stop_gradient(log_p) for log_p in log_ps] if detached else log_ps
+  total = jnp.zeros((), log_ps[0].dtype)
+  for log_p, taught_by in zip(log_ps, _taught_by(targets, teachers), strict=True):
+    if taught_by:
+      lesson = sum(_mean_divergence(log_p, t, divergence, counted) for t in taught_by)
+      total = total + (lesson / len(taught_by) if average == "mean" else lesson)
+  scale = temperature * temperature if squared_temperature else 1.0
+  return Terms(logit=scale * total / (len(log_ps) if average == "mean" else 1))
+
+
+def mean_confidence(
+  logits: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  axis_name: str | None = None,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """How sure a network is: mean_b max_c softmax(logits / T).
+
+  Args:
+    logits: (..., C), with any leading axes.
+    temperature: T > 0, a number or a traced scalar.
+    axis_name: the device axis of a mapped step; the mean is then over the global batch.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
+
+  Returns:
+    A scalar between 1 / C and 1, float32 or wider; 0 if nothing counts.
+
+  Raises:
+    ConfigError: if the temperature is a number that is not positive, or `where` does not belong
+      to the logits.
+
+  Source: Phuong & Lampert, ICCV 2019, the authors' code.
+
+  >>> mean_confidence(jnp.zeros((3, 4)))
+  Array(0.25, dtype=float32)
+  """
+  check_positive("temperature", temperature)
+  (logits,) = widen(logits, what="mean_confidence")
+  counted = counted_positions("mean_confidence", where, logits)
+  (logits,) = keep(counted, logits)
+  confidence = jnp.exp(jnp.max(log_probabilities(logits, temperature), axis=-1))
+  if axis_name is None or counted is None:
+    value = mean(confidence, counted)
+    return value if axis_name is None else lax.pmean(value, axis_name)
+  total, count = lax.psum((jnp.sum(keep(counted, confidence)[0]), jnp.sum(counted)), axis_name)
+  return total / jnp.maximum(count, 1).astype(total.dtype)
+
+
+def adapted_temperature(
+  temperature: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  confidence: float | jax.Array = 0.5,
+  factor: float | jax.Array = 1.05,
+  axis_name: str | None = None,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """The temperature of the next step: higher while the teacher is too sure of itself.
+
+  T * factor if mean_b max_c softmax(teacher_logits / T) > confidence, else T.
+
+  Args:
+    temperature: T > 0 of this step, a scalar. The authors start at 1.
+    teacher_logits: (..., C), those of the deepest exit, in training mode.
+    confidence: the mean confidence above which T grows, between 0 and 1.
+    factor: what it grows by.
+    axis_name: the device axis of a mapped step; the mean is then over the global batch.
+    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
+      and may hold anything. None counts all.
+
+  Returns:
+    The next temperature, a scalar of its own dtype, float32 or wider. It takes no gradient, and
+    stays if nothing counts.
+
+  Raises:
+    ConfigError: if an option is a number out of its range, or `where` does not belong to the
+      logits.
+
+  Source: Phuong & Lampert, ICCV 2019, the authors' DistillationBasedLoss, which adapts after
+  every training batch. It keeps T in Python alone, so that a resumed run starts at 1 again.
+
+  >>> adapted_temperature(2.0, jnp.array([[9.0, 0.0]]))
+  Array(2.1, dtype=float32)
+  >>> adapted_temperature(2.0, jnp.zeros((1, 4)))
+  Array(2., dtype=float32)
+  """
+  check_positive("temperature", temperature)
+  check_fraction("confidence", confidence)
+  check_positive("factor", factor)
+  (temperature,) = widen(lax.stop_gradient(temperature))
+  found = mean_confidence(
+    lax.stop_gradient(teacher_logits), temperature=temperature, axis_name=axis_name, where=where
+  )
+  return jnp.where(found > confidence, temperature * factor, temperature)
+
+
+def _taught_by(log_ps: list[jax.Array], teachers: Teachers) -> list[list[jax.Array]]:
+  """For every exit, the log-probabilities of its teachers."""
+  if teachers == "ensemble":
+    return [[mean_log_probabilities(log_ps)]] * len(log_ps)
+  if teachers == "later":
+    return [log_ps[m + 1 :] for m in range(len(log_ps))]
+  return [log_ps[-1:]] * (len(log_ps) - 1) + [[]]
+
+
+def _mean_divergence(
+  log_p_student: jax.Array,
+  log_p_teacher: jax.Array,
+  divergence: Divergence,
+  counted: jax.Array | None,
+) -> jax.Array:
+  """Mean over what counts; as a sum with the entropy, its gradient does not round at equality."""
+  values = relative_entropy(log_p_student, log_p_teacher)
+  if divergence == "cross_entropy":
+    values = values + entropy(log_p_teacher)
+  return mean(values, counted)

@@ -1,0 +1,1 @@
+"""Networks made of other networks: with exits, branches, reused classifiers; ensembles."""

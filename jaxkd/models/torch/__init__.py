@@ -1,0 +1,1 @@
+"""Weights that PyTorch saved, read without PyTorch and without running code."""

@@ -1,0 +1,252 @@
+"""Comparison of runs over seeds: means, intervals, paired differences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from jaxkd.errors import ConfigError, needed_by
+
+# Row of a table -> its accuracy in every seed.
+Accuracies = dict[str, list[float]]
+# Learning rate -> the same run's accuracy in every seed.
+ByRate = Mapping[float, Sequence[float]]
+
+
+def run_accuracies(
+  name: str, stages: Mapping[str, Mapping[str, Any]], *, every_predictor: bool = False
+) -> dict[str, float]:
+  """The rows that one run gives a table: row -> accuracy.
+
+  Args:
+    name: what the run is called.
+    stages: stage -> {"predictor": the one that stands for it, "test": {predictor: {"accuracy"}}},
+      as in a run's summary; or with validation scores for "test". None gives no rows.
+    every_predictor: a row for every predictor of every stage, and one for the mean of several of a
+      kind; otherwise one row, for the predictor of the last stage.
+
+  >>> test = {"peer_0": {"accuracy": 0.5}, "peer_1": {"accuracy": 0.75}}
+  >>> stages = {"distilled": {"predictor": "peer_0", "test": test}}
+  >>> run_accuracies("dml", stages)
+  {'dml': 0.5}
+  >>> run_accuracies("dml", stages, every_predictor=True)
+  {'dml: peer_0': 0.5, 'dml: peer_1': 0.75, 'dml: mean peer': 0.625}
+  >>> student = {"predictor": "student", "test": {"student": {"accuracy": 0.75}}}
+  >>> run_accuracies("kd", {"teacher": student, "distilled": student}, every_predictor=True)
+  {'kd': 0.75}
+  """
+  if not stages:
+    return {}
+  *_, last = stages
+  # A run's teachers have a run, and a row, of their own.
+  own = {s: result for s, result in stages.items() if s == last or not s.startswith("teacher")}
+  if not every_predictor or len(own[last]["test"]) == 1 == len(own):
+    return {name: own[last]["test"][own[last]["predictor"]]["accuracy"]}
+  rows = {}
+  for stage, result in own.items():
+    if not result["predictor"]:
+      continue
+    prefix = name if stage == "distilled" or len(own) == 1 else f"{name}, {stage}"
+    kinds: dict[str, list[float]] = {}
+    for predictor, scores in result["test"].items():
+      rows[f"{prefix}: {predictor}"] = scores["accuracy"]
+      kinds.setdefault(predictor.rpartition("_")[0], []).append(scores["accuracy"])
+    for kind, each in kinds.items():
+      if kind and len(each) > 1:
+        rows[f"{prefix}: mean {kind}"] = statistics.mean(each)
+  return rows
+
+
+def validated_stages(
+  stages: Mapping[str, Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+  """A run's stages with their last validation scores for "test", but for those that have none.
+
+  Args:
+    stages: of its summary.
+    rows: of its metrics.jsonl.
+
+  >>> row = {"stage": "alone", "validation": {"student": {"accuracy": 0.5}}}
+  >>> validated_stages({"alone": {"predictor": "student"}}, [row])["alone"]["test"]
+  {'student': {'accuracy': 0.5}}
+  """
+  last = {row["stage"]: row.get("validation") for row in rows}
+  return {s: {**result, "test": last[s]} for s, result in stages.items() if last.get(s)}
+
+
+def comparison_table(
+  accuracies: Accuracies, validations: Accuracies, *, against: str = "alone"
+) -> str:
+  """A Markdown table: test accuracy, gain over another run, share of the gap closed.
+
+  Gains are paired by seed. They are over the same predictor of the other run, or over its only row.
+  The share, where there is one teacher, is of its mean gap to the student alone. Of several, which
+  are called "teacher,..." or "FILE.py:teacher", none is the measure of all students.
+
+  Args:
+    accuracies: on the test split.
+    validations: on the validation split, of rows that have any.
+    against: the run that gains are counted from.
+  """
+  heads = "network", "test accuracy, %", f"minus {against}, points", "gap closed"
+  lines = [f"| {' | '.join(heads)} | validation accuracy, % |", "|---|---|---|---|---|"]
+  gap = 0.0
+  teachers = [name for name in accuracies if _is_teacher(name)]
+  if teachers == ["teacher"]:
+    gap = statistics.mean(accuracies["teacher"]) - statistics.mean(accuracies["alone"])
+  for name, values in accuracies.items():
+    run, _, predictor = name.partition(": ")
+    cells = [f"student, {name}", _spread(values), "", ""]
+    if name in (*teachers, "alone"):
+      cells[0] = {"alone": "student alone"}.get(name, name)
+    basis = next(n for n in (f"{against}: {predictor}", against, name) if n in accuracies)
+    if name not in (*teachers, basis) and run != against:
+      gains = [a - b for a, b in zip(values, accuracies[basis], strict=True)]
+      cells[2] = _spread(gains, "+")
+      if against == "alone" and teachers == ["teacher"]:
+        cells[3] = f"{statistics.mean(gains) / gap:.0%}" if gap > 0 else "no gap"
+    cells.append(_spread(validations[name]) if name in validations else "")
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def choice_table(validations: Mapping[str, ByRate]) -> str:
+  """A Markdown table of validation accuracies, a student a row, a learning rate a column."""
+  rates = list(next(iter(validations.values())))
+  heads = ["student", *(f"rate {rate:g}" for rate in rates), "best"]
+  lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+  for name, runs in validations.items():
+    cells = [name.replace("/", ", "), *(_spread(runs[rate]) for rate in rates)]
+    lines.append(f"| {' | '.join(cells)} | {best_rate(runs):g} |")
+  return "\n".join(lines)
+
+
+def best_rate(runs: ByRate) -> float:
+  """The rate of the highest mean accuracy; of several, the first.
+
+  >>> best_rate({0.1: [0.5, 0.6], 0.4: [0.4, 0.9]})
+  0.4
+  """
+  return max(runs, key=lambda rate: statistics.mean(runs[rate]))
+
+
+def _is_teacher(name: str) -> bool:
+  return name.rpartition(".py:")[2].split(",")[0] == "teacher"
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+  """Mean and sample standard deviation, in percent."""
+  mean = f"{100 * statistics.mean(values):{sign}.2f}"
+  return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+Verdict = Literal["holds", "not shown", "contradicted"]
+
+
+class Interval(NamedTuple):
+  """A mean over runs, or over the differences of pairs of runs, and its confidence interval.
+
+  Attributes:
+    mean: of the values, or differences.
+    low: the lower end of its interval.
+    high: the upper end.
+    seeds: how many runs, or pairs.
+  """
+
+  mean: float
+  low: float
+  high: float
+  seeds: int
+
+
+def paired_difference(
+  ours: Sequence[float], theirs: Sequence[float], level: float = 0.95
+) -> Interval:
+  """The mean of ours - theirs, seed by seed, and its interval by Student's t.
+
+  With d the n differences and s their sample standard deviation (divided by n - 1), the interval is
+  mean(d) -+ t s / sqrt(n), t being the quantile (1 + level) / 2 of Student's distribution with
+  n - 1 degrees of freedom. It is exact for normal differences. What a seed does to both runs alike
+  cancels. Equal differences give a point.
+
+  Args:
+    ours: one number per seed.
+    theirs: as many, in the same order of seeds.
+    level: of confidence, between 0 and 1.
+
+  Raises:
+    ConfigError: for fewer than two seeds, not as many of theirs, values that are not finite, or a
+      level out of range.
+
+  Source: Student, "The Probable Error of a Mean", Biometrika 1908.
+
+  >>> paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).mean
+  2.0
+  """
+  if len(ours) != len(theirs):
+    raise ConfigError(f"theirs: {len(theirs)} values, expected {len(ours)}, as many as ours")
+  _check("ours", ours)
+  _check("theirs", theirs)
+  pairs = zip(ours, theirs, strict=True)
+  return mean_interval([float(a) - float(b) for a, b in pairs], level)
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+  """The mean and its interval by Student's t, as `paired_difference` has it of the differences.
+
+  Args:
+    values: one number per seed.
+    level: of confidence, between 0 and 1.
+
+  Raises:
+    ConfigError: for fewer than two values, some that are not finite, or a level out of range.
+
+  >>> mean_interval([0.1, 0.1, 0.1])
+  Interval(mean=0.1, low=0.1, high=0.1, seeds=3)
+  """
+  _check("values", values)
+  if not 0 < level < 1:
+    raise ConfigError(f"level={level:g}: expected a number between 0 and 1")
+  # Here, because it takes as long to import as all the rest of this package.
+  with needed_by("jaxkd.report"):
+    from scipy.special import stdtrit
+
+  # These compute without rounding: the spread of equal numbers is 0, and their mean is theirs.
+  numbers = [float(value) for value in values]
+  mean, spread = statistics.mean(numbers), statistics.stdev(numbers)
+  count = len(numbers)
+  reach = float(stdtrit(count - 1, (1 + level) / 2)) * spread / math.sqrt(count)
+  return Interval(mean, mean - reach, mean + reach, count)
+
+
+def verdict(low: float, high: float) -> Verdict:
+  """What the interval of a difference says of the claim that it is positive; nothing else counts.
+
+  Args:
+    low: the interval's lower end.
+    high: its upper end.
+
+  Returns:
+    "holds" if the whole interval lies above 0, "contradicted" if it lies below 0, or else
+    "not shown".
+
+  Raises:
+    ConfigError: if low is above high, or one is not a number.
+
+  >>> verdict(0.1, 0.3), verdict(-0.1, 0.3), verdict(0.0, 0.0), verdict(-0.3, -0.1)
+  ('holds', 'not shown', 'not shown', 'contradicted')
+  """
+  if not low <= high:
+    raise ConfigError(f"low={low:g}, high={high:g}: expected low <= high")
+  if low > 0:
+    return "holds"
+  return "contradicted" if high < 0 else "not shown"
+
+
+def _check(argument: str, values: Sequence[float]) -> None:
+  if len(values) < 2:
+    raise ConfigError(f"{argument}: an interval needs at least two seeds, got {len(values)}")
+  if not all(math.isfinite(value) for value in values):
+    raise ConfigError(f"{argument}: expected finite numbers, got {list(values)!r}")

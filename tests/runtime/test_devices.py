@@ -1,0 +1,84 @@
+"""Devices: bounded dispatch, and batches that cannot be divided."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import schemes
+from jaxkd.errors import ConfigError
+from jaxkd.runtime import devices
+from jaxkd.train import TrainState, create_state, training_step
+from tests.tiny import TinyNet, batch
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_three_hundred_steps_run_with_few_in_flight(count):
+  scheme = schemes.supervised(TinyNet(axis_name=devices.AXIS_NAME))
+  optimizer = optax.sgd(0.05)
+  chosen = jax.local_devices()[:count]
+  state = create_state(scheme, optimizer, jax.random.key(0), batch())
+  step = devices.map_training_step(
+    training_step(scheme, optimizer, lambda keys, data: data, axis_name=devices.AXIS_NAME), chosen
+  )
+  state = devices.replicate(state, chosen)
+  data = devices.shard(jax.tree.map(np.asarray, batch(16)), chosen)
+  in_flight = devices.StepsInFlight()
+  losses = []
+  for _ in range(300):
+    state, metrics = step(state, data)
+    losses += in_flight.push(metrics)
+  losses += in_flight.drain()
+  assert len(losses) == 300
+  assert int(state.step) == 300
+  assert losses[-1]["loss"][0] < 0.5 * losses[0]["loss"][0]
+
+
+def test_one_compilation_serves_every_step():
+  """The first state comes from elsewhere than a step; that must not compile the step twice."""
+  traces = []
+
+  def step(state, data):
+    traces.append(1)
+    return dataclasses.replace(state, step=state.step + 1), {}
+
+  chosen = jax.local_devices()[:2]
+  mapped = devices.map_training_step(step, chosen)
+  start = TrainState(np.int32(0), np.zeros(2, np.uint32), {"student": np.ones(2)}, None)
+  state = devices.replicate(start, chosen)
+  compiled = []
+  for _ in range(3):
+    state, _ = mapped(state, np.ones((2, 1), np.float32))
+    compiled.append(len(traces))
+  assert compiled == [1, 1, 1]
+  assert int(state.step) == 3
+
+
+def test_in_flight_hands_results_out_late_and_in_order():
+  in_flight = devices.StepsInFlight(limit=2)
+  assert [in_flight.push(n) for n in range(4)] == [[], [], [0], [1]]
+  assert in_flight.drain() == [2, 3]
+
+
+def test_a_batch_that_cannot_be_divided_is_named():
+  with pytest.raises(ConfigError, match=r"batch_size=20: not divisible by 8 \(8 devices x 1 proc"):
+    devices.local_devices(0, 20)
+  with pytest.raises(ConfigError, match="batch_size=16: not divisible by 32"):
+    devices.local_devices(8, 16, accumulate=4)
+  assert len(devices.local_devices(4, 20)) == 4
+
+
+def test_more_devices_than_there_are_is_refused():
+  with pytest.raises(ConfigError, match=r"devices=9: this machine has 8 \(cpu\)"):
+    devices.local_devices(9, 18)
+
+
+def test_small_steps_stay_on_one_device_of_a_cpu():
+  share = functools.partial(devices.worth_sharing, jax.local_devices())
+  assert len(share([10_000_000, 40_000_000], 64)) == 8
+  assert len(share([10_000_000, 2_000_000], 64)) == 1
+  assert len(share([10_000_000], 640)) == 8
+  assert len(share([None, 10], 64)) == 8, "what cannot be counted may be large"

@@ -1,0 +1,76 @@
+"""What a process makes of signals: it stops with a status of its own, at once if it may."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxkd.runtime.signals import STATUS
+
+ROOT = pathlib.Path(__file__).parents[1]
+# An idle one stays in C for good, where handlers of Python would have to wait: at a mutex that
+# its thread holds already. A sleep would not do, as a signal ends it.
+SCRIPT = """
+import ctypes, sys, time
+from jaxkd.runtime.signals import Interruption, heed_signals
+stop = Interruption()
+heed_signals(stop, lambda line: print(line, flush=True))
+print("ready", flush=True)
+if sys.argv[1] == "idle":
+  library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+  library.pthread_mutex_init(mutex, None)
+  while True:
+    library.pthread_mutex_lock(mutex)
+stop.hold()
+print("holding", flush=True)
+while not stop.asked:
+  time.sleep(0.01)
+print("asked by", stop.asked_by, flush=True)
+while True:
+  time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start():
+  """start("idle" or "holding"): a process that heeds signals."""
+  started = []
+
+  def one(kind):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, kind], cwd=ROOT, **pipes)
+    started.append(process)
+    assert process.stdout.readline() == "ready\n"
+    if kind == "holding":
+      assert process.stdout.readline() == "holding\n"
+    return process
+
+  yield one
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_a_run_that_holds_nothing_ends_at_once_even_inside_a_long_call(start, number):
+  process = start("idle")
+  process.send_signal(number)
+  said, _ = process.communicate(timeout=900)
+  line = f"stopped by {number.name}, holding nothing unsaved; the same command goes on\n"
+  assert (process.returncode, said) == (STATUS[number], line)
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_a_run_that_holds_something_is_asked_first_and_ended_second(start, number):
+  process = start("holding")
+  process.send_signal(signal.SIGTERM)
+  assert process.stdout.readline() == "asked by SIGTERM\n"
+  time.sleep(0.1)
+  assert process.poll() is None
+  process.send_signal(number)
+  said, _ = process.communicate(timeout=900)
+  line = f"ended by a second {number.name}; the same command goes on from the last checkpoint\n"
+  assert (process.returncode, said) == (128 + number, line)

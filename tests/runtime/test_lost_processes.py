@@ -1,0 +1,52 @@
+"""A process that C++ would abort because another one is gone says so in a line."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jaxkd.runtime.process import MESSAGE, is_of_lost_process
+
+ROOT = pathlib.Path(__file__).parents[2]
+# As jax does it: from a thread of C++, while Python is busy with something else.
+SCRIPT = """
+import ctypes, os, threading
+from jaxkd.train import lost_processes
+
+def end():
+  os.write(2, lost_processes.MESSAGE.encode())
+  os._exit(1)
+
+lost_processes.on_abort(end)
+threading.Thread(target=ctypes.CDLL(None).abort).start()
+while True:
+  pass
+"""
+
+
+def test_an_abort_becomes_a_line_and_a_status():
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (1, "", MESSAGE)
+
+
+@pytest.mark.parametrize(
+  ("text", "lost"),
+  [
+    ("UNKNOWN: Gloo all-reduce failed: Read error [127.0.0.1]:1: Connection reset by peer", True),
+    ("UNAVAILABLE: Failed to send RPC to coordination service.", True),
+    ("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.", False),
+  ],
+)
+def test_a_collective_that_another_process_left_is_told_from_other_errors(text, lost):
+  error = jax.errors.JaxRuntimeError(text)
+  assert is_of_lost_process(error) == lost
+  wrapped = OSError("not saved")
+  wrapped.__cause__ = error
+  assert is_of_lost_process(wrapped) == lost
+  assert not is_of_lost_process(OSError(text))
