@@ -17,8 +17,9 @@ the tables'.
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd import methods
 from jaxkd.errors import unknown_name
+from jaxkd.experiment.config import base_config
 
 # Teacher-student pairs of the published tables; the first is what a method alone stands for.
 MAIN_PAIRS = (
@@ -52,7 +53,7 @@ def get_config(argument: str = "simkd") -> ConfigDict:
   method, _, pair = argument.partition("@")
   if pair and pair not in PAIRS:
     raise unknown_name("pair", pair, PAIRS)
-  config = recipes.base_config(method)
+  config = base_config(method)
   config.data.name = "cifar100"
   config.data.validation = 0.0
   config.data.crop = 4
@@ -70,7 +71,7 @@ def get_config(argument: str = "simkd") -> ConfigDict:
 
 def _as_in_the_tables(config: ConfigDict) -> None:
   """RepDistiller's variants of methods whose defaults here are their authors'."""
-  factors = recipes.section(config, "ft")
+  factors = methods.section(config, "ft")
   if factors is not None:
     factors.weight = 200.0
     factors.normalization = "repdistiller"
@@ -79,7 +80,7 @@ def _as_in_the_tables(config: ConfigDict) -> None:
     factors.paraphraser_epochs = 30
     if config.student.model.startswith(("resnet", "wrn")):
       factors.paraphraser_learning_rate = 0.01
-  boundaries = recipes.section(config, "ab")
+  boundaries = methods.section(config, "ab")
   if boundaries is not None and boundaries is config.method:
     # After the first stage, labels alone.
     boundaries.second_label_weight = 1.0

@@ -9,7 +9,7 @@ import itertools
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd.experiment.config import base_config
 
 # Of "fashion", with 100 labels per class, and "digits", with ten.
 SEEDS = {"fashion": tuple(range(5)), "digits": tuple(range(6))}
@@ -21,7 +21,7 @@ QUICK_SEEDS = {"fashion": (0, 1), "digits": (0, 1)}
 def get_config(argument: str = "simkd@fashion") -> ConfigDict:
   """The config for "METHOD@SETTING"."""
   method, _, setting = argument.partition("@")
-  config = recipes.base_config(method)
+  config = base_config(method)
   config.batch_size = 64
   config.baseline = False
   config.evaluate_every = 1000  # at the end alone

@@ -7,12 +7,13 @@ The teacher sees every training image, the students ten of each class.
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd import methods
+from jaxkd.experiment.config import base_config
 
 
 def get_config(method: str = "simkd") -> ConfigDict:
-  """The config for `method`, one of `jaxkd.recipes.METHODS` or a sum of them ("kd+at")."""
-  config = recipes.base_config(method)
+  """The config for `method`, one of `jaxkd.methods.METHODS` or a sum of them ("kd+at")."""
+  config = base_config(method)
   config.batch_size = 64
   config.evaluate_every = 5
   config.data.name = "digits"
@@ -33,7 +34,7 @@ def get_config(method: str = "simkd") -> ConfigDict:
   if method == "simkd":
     # Without a label term the gradient is small: the rate that suits cross-entropy is too low.
     config.method.learning_rate = 0.3
-  attention = recipes.section(config, "at")
+  attention = methods.section(config, "at")
   if attention is not None:
     # Maps of unit norm differ more per pixel the fewer pixels they have: the published 1000 is
     # for maps of 32x32 to 8x8, and here drowns the labels.

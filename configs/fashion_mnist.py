@@ -5,7 +5,8 @@ python experiments/train.py --config configs/fashion_mnist.py:simkd --workdir ru
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd import methods
+from jaxkd.experiment.config import base_config
 
 # Chosen by `make fashion-search` (experiments/results/fashion_search.md), on the validation split:
 # learning rates, 0.1 where a method is not named, and a tenth of the published weights, which are
@@ -17,8 +18,8 @@ WEIGHTS = {"fitnets": 10.0, "at": 100.0, "nst": 5.0, "ft": 50.0, "rkd": 0.1}
 
 
 def get_config(method: str = "simkd") -> ConfigDict:
-  """The config for `method`, one of `jaxkd.recipes.METHODS` or a sum of them ("kd+at")."""
-  config = recipes.base_config(method)
+  """The config for `method`, one of `jaxkd.methods.METHODS` or a sum of them ("kd+at")."""
+  config = base_config(method)
   config.batch_size = 64
   config.evaluate_every = 10
   config.data.name = "fashion_mnist"
@@ -43,7 +44,7 @@ def get_config(method: str = "simkd") -> ConfigDict:
   if "learning_rate" in config.method:
     config.method.learning_rate = RATES.get(method, 0.1)
   for name, weight in WEIGHTS.items():
-    section = recipes.section(config, name)
+    section = methods.section(config, name)
     if section is not None:
       section.weight = weight
   return config

@@ -15,8 +15,8 @@ default weights, for want of published ones.
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
 from jaxkd.errors import unknown_name
+from jaxkd.experiment.config import base_config
 
 PAIRS = (
   "imagenet_resnet34-imagenet_resnet18",
@@ -29,7 +29,7 @@ def get_config(argument: str = "kd") -> ConfigDict:
   method, _, pair = argument.partition("@")
   if pair and pair not in PAIRS:
     raise unknown_name("pair", pair, PAIRS)
-  config = recipes.base_config(method)
+  config = base_config(method)
   config.batch_size = 256
   config.data.name = "imagenet"
   config.data.validation = 0.0

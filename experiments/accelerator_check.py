@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxkd import losses, models, schemes
+from jaxkd import losses, methods, models
 from jaxkd import networks as trees
 from jaxkd.runtime import devices
 from jaxkd.train import create_state, training_step
@@ -183,8 +183,8 @@ def measure(
     dtype: what the models compute in, for the matrix products that they are compared with.
     matmul_size: rows and columns of those.
   """
-  kd = schemes.Distillation("kd", losses.knowledge_distillation, 0.9)
-  scheme = schemes.offline(student, {"teacher": teacher}, [kd], label_weight=0.1)
+  kd = methods.Distillation("kd", losses.knowledge_distillation, 0.9)
+  scheme = methods.offline(student, {"teacher": teacher}, [kd], label_weight=0.1)
   optimizer = optax.sgd(0.05, momentum=0.9)
   step = training_step(scheme, optimizer, lambda keys, batch: batch, axis_name=devices.AXIS_NAME)
   batch = _noise(image_shape, batch_size * len(chosen))

@@ -40,9 +40,9 @@ with needed_by_script("experiments/compare.py"):
   from ml_collections import ConfigDict
   from rich.console import Console
 
-  from jaxkd import recipes, report
+  from jaxkd import methods, report
   from jaxkd.errors import ConfigError, DiskError, one_line
-  from jaxkd.experiment import overrides, sweep
+  from jaxkd.experiment import config, overrides, sweep
   from jaxkd.experiment import run as experiment
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file, without a method.")
@@ -115,7 +115,7 @@ def _planned(
   """The runs of all seeds: of the students, and of their teachers."""
   for name in students:
     _settings(name, rates[0] if rates else None)  # a mistake is told before anything else
-  teachers = {name: _teacher(name) for name in students if recipes.is_taught(_method(name))}
+  teachers = {name: _teacher(name) for name in students if methods.is_taught(_method(name))}
   planned: dict[tuple[str, float | None], list[sweep.Planned]] = {}
   for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
     folder = workdir / f"seed{seed}"
@@ -195,7 +195,7 @@ def _settings(name: str, rate: float | None) -> ConfigDict:
     settings.student.learning_rate = rate
   elif rate is not None and not changed & {"learning_rate", "method.learning_rate"}:
     settings.method.learning_rate = rate
-  recipes.check_config(settings)
+  config.check_config(settings)
   return settings
 
 

@@ -33,7 +33,7 @@ with needed_by_script("experiments/dry_run.py"):
   import jax
   from absl import app, flags, logging
 
-  from jaxkd import recipes, report
+  from jaxkd import methods, report
   from jaxkd.errors import ConfigError, DiskError, one_line
   from jaxkd.experiment import dry_run
   from jaxkd.experiment.overrides import load_module
@@ -114,7 +114,7 @@ def _trials(path: pathlib.Path, module: Any) -> Iterator[Trial]:
   main_pairs = getattr(module, "MAIN_PAIRS", module.PAIRS)
   for pair in module.PAIRS:
     teacher, student = pair.split("-")
-    for method in recipes.METHODS:
+    for method in methods.METHODS:
       network = teacher if method == "teacher" else student if _is_teacherless(method) else pair
       steps = pair in main_pairs and not _SKIP_STEPS.value
       if (method, network) not in seen:
@@ -122,7 +122,7 @@ def _trials(path: pathlib.Path, module: Any) -> Iterator[Trial]:
       seen.add((method, network))
       if method == "kd" or (pair == module.PAIRS[0] and method not in _ELSEWHERE):
         yield Trial(path, method, pair, dtype="bfloat16")
-  for method in recipes.METHODS:
+  for method in methods.METHODS:
     # Where a method alone stands for other networks than the first pair's.
     own, first = module.get_config(method), module.get_config(f"{method}@{module.PAIRS[0]}")
     if own.student.model != first.student.model:
@@ -130,7 +130,7 @@ def _trials(path: pathlib.Path, module: Any) -> Iterator[Trial]:
 
 
 def _is_teacherless(method: str) -> bool:
-  return method == "alone" or recipes.METHODS[method].without_teacher
+  return method == "alone" or methods.METHODS[method].without_teacher
 
 
 def _tried(trial: Trial, module: Any, teachers: dict[str, Participants]) -> dict[str, Any]:
@@ -230,13 +230,13 @@ def _report(
 
 def _table(path: pathlib.Path, module: Any, results: Mapping[str, Mapping[str, Any]]) -> str:
   """A row for each pair, a column for each method."""
-  rows = [f"| teacher-student | {' | '.join(recipes.METHODS)} |"]
-  rows.append("|---" * (len(recipes.METHODS) + 1) + "|")
+  rows = [f"| teacher-student | {' | '.join(methods.METHODS)} |"]
+  rows.append("|---" * (len(methods.METHODS) + 1) + "|")
   shared: dict[tuple[str, str], str] = {}
   for pair in module.PAIRS:
     teacher, student = pair.split("-")
     marks = []
-    for method in recipes.METHODS:
+    for method in methods.METHODS:
       network = teacher if method == "teacher" else student if _is_teacherless(method) else pair
       mine = _mark(results.get(Trial(path, method, pair).name))
       marks.append(shared.setdefault((method, network), mine))

@@ -38,9 +38,8 @@ with needed_by_script("experiments/train.py"):
   from absl import app, flags, logging
   from ml_collections import config_flags
 
-  from jaxkd import recipes
   from jaxkd.errors import ConfigError, DiskError, one_line
-  from jaxkd.experiment import overview, run
+  from jaxkd.experiment import config, overview, run
   from jaxkd.runtime import devices, process
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   settings = _CONFIG.value
-  recipes.check_config(settings)
+  config.check_config(settings)
   settings.lock()
   logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save
   if _SUMMARY.value:

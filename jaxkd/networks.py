@@ -97,7 +97,7 @@ def key_for(rng: Array, participant: str) -> Array:
 Model = nn.Module | Converted
 
 
-def initialize(module: Model, rng: Array, participant: str, inputs: Array) -> dict[str, Any]:
+def initialize(module: Model, rng: Array, participant: str, inputs: Any) -> dict[str, Any]:
   """Fresh variables for one participant."""
   key = key_for(rng, participant)
   keys = {"params": key, "dropout": key}
@@ -113,7 +113,7 @@ def network_of(module: Model, variables: Mapping[str, Any]) -> Network:
 def learn(
   module: Model,
   variables: Mapping[str, Any],
-  inputs: Array,
+  inputs: Any,
   rng: Array,
   *,
   from_stage: str | None = None,
@@ -164,7 +164,7 @@ def learn(
 def infer(
   module: Model,
   variables: Mapping[str, Any],
-  inputs: Array,
+  inputs: Any,
   *,
   from_stage: str | None = None,
   to_stage: str | None = None,

@@ -18,6 +18,10 @@ Array = jax.Array
 # network of a scheme, each as a Flax variable dict ({"params": ..., "batch_stats": ...}).
 Participants = dict[str, Any]
 
+# The collection of variables that is not averaged over devices: the module that writes it writes
+# the same values on every device.
+MEMORY = "memory"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Batch:
     mask: (B,), or the leading axes of dense logits; what counts at all. Padding, 0 or False, is out
       of every term of every loss, every metric and every statistic, and may hold anything. None
       counts all.
+    views: name -> another version of the same images (a strong augmentation, another resolution),
+      (B, ...), for methods that compare several.
   """
 
   images: Any
@@ -105,6 +111,7 @@ class Batch:
   indices: Any
   epochs: Any = None
   mask: Any = None
+  views: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -137,7 +144,6 @@ class Counts:
   examples: Array
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
   """What a loss may need besides data.
@@ -150,13 +156,25 @@ class Context:
       (`jaxkd.train.training_step`); the step takes the mean over them.
     counts: of the whole batch, which a mean over a part is scaled by; None where there is one part
       and no mask.
+    classifiers: participant -> (features, from_stage) -> logits: its layers after a stage, by
+      default after the last one, in evaluation mode. The scheme sets it for its losses; it does
+      not pass through jax's transformations.
   """
 
   rng: Array
   step: Array
-  axis_name: str | None = dataclasses.field(default=None, metadata={"static": True})
-  parts: int = dataclasses.field(default=1, metadata={"static": True})
+  axis_name: str | None = None
+  parts: int = 1
   counts: Counts | None = None
+  classifiers: Mapping[str, Callable[..., Array]] = dataclasses.field(default_factory=dict)
+
+
+jax.tree_util.register_pytree_node(
+  Context,
+  # Functions over traced variables are no part of a pytree.
+  lambda context: ((context.rng, context.step, context.counts), (context.axis_name, context.parts)),
+  lambda static, arrays: Context(arrays[0], arrays[1], *static, arrays[2]),
+)
 
 
 @jax.tree_util.register_dataclass

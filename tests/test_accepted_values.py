@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxkd import recipes
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build, run
+from jaxkd.experiment import build, config, run
 from jaxkd.train import learning_rate_schedule
 from tests.tiny import examples
 
@@ -64,7 +63,7 @@ def test_drops_an_update_apart_all_count():
 
 
 def settings_for(name="kd", /, **sections):
-  settings = recipes.base_config(name)
+  settings = config.base_config(name)
   settings.batch_size = 8
   for section, values in sections.items():
     settings[section].update(values)
@@ -77,10 +76,10 @@ def test_a_config_names_the_network_whose_warmup_is_too_long(role, epochs, warmu
   settings = settings_for(**{role: {"epochs": epochs, "warmup_epochs": warmup}})
   line = rf"^{role}.warmup_epochs={warmup:g}: expected a number <= {epochs}, as {role}.epochs says"
   with pytest.raises(ConfigError, match=line):
-    recipes.check_config(settings)
+    config.check_config(settings)
   # What is not trained is not held to it.
   other = {"student": "teacher", "teacher": "dml"}[role]
-  recipes.check_config(settings_for(other, **{role: {"epochs": epochs, "warmup_epochs": warmup}}))
+  config.check_config(settings_for(other, **{role: {"epochs": epochs, "warmup_epochs": warmup}}))
 
 
 def data():
@@ -90,7 +89,7 @@ def data():
 def stages(name, **fields):
   settings = settings_for(name, method=fields)
   settings.teacher.model, settings.student.model = "resnet8_w8", "resnet8_w4"
-  recipes.check_config(settings)
+  config.check_config(settings)
   return build.stages(settings, data(), traced=False)
 
 
@@ -154,7 +153,7 @@ def test_one_weight_may_be_zero(fields):
   ],
 )
 def test_what_comes_after_the_last_epoch_is_told(sections, told):
-  assert recipes.remarks(settings_for(**sections)) == told
+  assert config.remarks(settings_for(**sections)) == told
 
 
 def test_a_run_tells_it_before_it_trains(tmp_path):

@@ -13,10 +13,10 @@ from rich.console import Console
 
 import jaxkd.train.evaluate
 import jaxkd.train.loop
-from jaxkd import models, recipes
+from jaxkd import models
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build, run
+from jaxkd.experiment import build, config, run
 from jaxkd.export.bundles import save_bundle
 from jaxkd.runtime.process import LOCK, claimed
 from jaxkd.train.checkpoints import Checkpoints
@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def settings_for(name="kd", /, **changes):
   """A small config; sections change as `student={"model": ...}`."""
-  settings = recipes.base_config(name)
+  settings = config.base_config(name)
   settings.batch_size = 16
   settings.teacher.model = "resnet8_w8"
   settings.student.model = "resnet8_w4"

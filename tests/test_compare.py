@@ -116,7 +116,7 @@ def test_a_method_of_another_config_file_has_that_files_teacher(compare, made, t
   (tmp_path / "folder/other.py").write_text(
     "from jaxkd import recipes\n"
     "def get_config(method):\n"
-    "  config = recipes.base_config(method)\n"
+    "  config = config.base_config(method)\n"
     "  config.data.name = 'mnist'\n"
     "  return config\n"
   )

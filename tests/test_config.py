@@ -9,12 +9,13 @@ import ml_collections
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from jaxkd import models, recipes
 from jaxkd.config import Field
-from jaxkd.errors import ConfigError
 
-each_method = pytest.mark.parametrize("method", [*sorted(recipes.METHODS), "kd+at"])
+from jaxkd import methods, models
+from jaxkd.errors import ConfigError
+from jaxkd.experiment import config
+
+each_method = pytest.mark.parametrize("method", [*sorted(methods.METHODS), "kd+at"])
 each_file = pytest.mark.parametrize("file", ["cifar100", "digits", "fashion_mnist", "imagenet"])
 
 
@@ -28,7 +29,7 @@ def leaves(fields, path=()):
 
 def changed(method, path, value):
   """The default config of `method` with another value at `path`, whatever its type."""
-  tree = copy.deepcopy(recipes.base_config(method).to_dict())
+  tree = copy.deepcopy(config.base_config(method).to_dict())
   *sections, name = path
   functools.reduce(dict.__getitem__, sections, tree)[name] = value
   return ml_collections.ConfigDict(tree)
@@ -74,10 +75,10 @@ def wrong_values(path, field):
 @each_method
 @given(data=st.data())
 def test_a_wrong_value_is_refused_in_one_line_that_names_field_and_value(method, data):
-  path, field = data.draw(st.sampled_from(list(leaves(recipes.fields(method)))))
+  path, field = data.draw(st.sampled_from(list(leaves(config.fields(method)))))
   value = data.draw(wrong_values(path, field))
   with pytest.raises(ConfigError) as caught:
-    recipes.check_config(changed(method, path, value))
+    config.check_config(changed(method, path, value))
   message = str(caught.value)
   assert len(message.splitlines()) == 1
   if path == ("method", "name"):
@@ -90,25 +91,25 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_field_and_value(method,
 @each_method
 @given(data=st.data())
 def test_a_missing_field_is_named(method, data):
-  tree = recipes.base_config(method).to_dict()
-  path, _ = data.draw(st.sampled_from(list(leaves(recipes.fields(method)))))
+  tree = config.base_config(method).to_dict()
+  path, _ = data.draw(st.sampled_from(list(leaves(config.fields(method)))))
   *sections, name = path
   del functools.reduce(dict.__getitem__, sections, tree)[name]
   expected = "unknown method ''" if path == ("method", "name") else f"{'.'.join(path)} is missing"
   with pytest.raises(ConfigError, match=f"^{expected}"):
-    recipes.check_config(ml_collections.ConfigDict(tree))
+    config.check_config(ml_collections.ConfigDict(tree))
 
 
 @each_method
 def test_the_defaults_of_every_method_pass(method):
-  recipes.check_config(recipes.base_config(method))
+  config.check_config(config.base_config(method))
 
 
 @each_method
 @each_file
 def test_the_delivered_configs_pass_for_every_method(file, method):
   settings = importlib.import_module(f"configs.{file}").get_config(method)
-  recipes.check_config(settings)
+  config.check_config(settings)
   assert settings.method.name == method
   assert settings.data.name == file
 
@@ -123,23 +124,23 @@ def test_an_unknown_field_is_named_with_its_section_and_its_like():
   with pytest.raises(
     ConfigError, match=r"^unknown field of student 'learning_rat': did you mean 'learning_rate'"
   ):
-    recipes.check_config(changed("kd", ("student", "learning_rat"), 0.1))
+    config.check_config(changed("kd", ("student", "learning_rat"), 0.1))
   with pytest.raises(
     ConfigError, match=r"^unknown field of the config 'batchsize': .*'batch_size'"
   ):
-    recipes.check_config(changed("kd", ("batchsize",), 8))
+    config.check_config(changed("kd", ("batchsize",), 8))
   with pytest.raises(
     ConfigError, match=r"^unknown field of method 'power': known: combine, label_weight"
   ):
-    recipes.check_config(changed("kd", ("method", "power"), 2.0))
+    config.check_config(changed("kd", ("method", "power"), 2.0))
 
 
 @pytest.mark.parametrize("value", [None, 3, "kd", [1]])
 def test_a_section_that_is_none_is_named(value):
   with pytest.raises(ConfigError, match=r"^student=.*expected a section with model, epochs"):
-    recipes.check_config(changed("kd", ("student",), value))
+    config.check_config(changed("kd", ("student",), value))
   with pytest.raises(ConfigError, match=r"method"):
-    recipes.check_config(changed("kd", ("method",), value))
+    config.check_config(changed("kd", ("method",), value))
 
 
 OWN_RECIPES = {
@@ -159,7 +160,7 @@ OWN_RECIPES = {
 @pytest.mark.parametrize("method", OWN_RECIPES)
 def test_methods_that_the_tables_lack_have_recipes_of_their_own(method):
   configs = importlib.import_module("configs.cifar100")
-  usual = recipes.base_config(method).student.to_dict()
+  usual = config.base_config(method).student.to_dict()
   settings = configs.get_config(f"{method}@resnet110-resnet32")
   want = {**usual, **OWN_RECIPES[method], "model": "resnet32"}
   assert settings.student.to_dict() == want
@@ -169,7 +170,7 @@ def test_methods_that_the_tables_lack_have_recipes_of_their_own(method):
 
 def test_multi_exit_alone_is_its_authors_msdnet_on_few_images():
   settings = importlib.import_module("configs.cifar100").get_config("multi_exit")
-  recipes.check_config(settings)
+  config.check_config(settings)
   assert (settings.student.model, settings.keep) == ("msdnet_11", "best")
   assert (settings.data.per_class, settings.data.validation) == (100, 0.1)
   assert settings.method.scale == pytest.approx(2 * 5 / 11)
@@ -177,12 +178,12 @@ def test_multi_exit_alone_is_its_authors_msdnet_on_few_images():
   assert (model.num_exits, model.prune, model.bottleneck_factors) == (11, "min", (4, 4, 4))
 
 
-@pytest.mark.parametrize("method", sorted(recipes.METHODS))
+@pytest.mark.parametrize("method", sorted(methods.METHODS))
 def test_imagenet_is_the_tables_recipe_for_both_pairs(method):
   configs = importlib.import_module("configs.imagenet")
   for pair in configs.PAIRS:
     settings = configs.get_config(f"{method}@{pair}")
-    recipes.check_config(settings)
+    config.check_config(settings)
     assert f"{settings.teacher.model}-{settings.student.model}" == pair
     assert settings.teacher.model in models.names() and settings.student.model in models.names()
     assert settings.batch_size == 256 and settings.data.resized_crop == 224
@@ -195,7 +196,7 @@ def test_imagenet_is_the_tables_recipe_for_both_pairs(method):
     assert (own.label_weight, own.weight, own.temperature) == (0.5, 0.5, 1.0)
 
 
-@pytest.mark.parametrize("method", sorted({*recipes.METHODS, "kd+at"} - set(OWN_RECIPES)))
+@pytest.mark.parametrize("method", sorted({*methods.METHODS, "kd+at"} - set(OWN_RECIPES)))
 def test_cifar100_is_repdistillers_recipe(method):
   settings = importlib.import_module("configs.cifar100").get_config(method)
   for network in (settings.teacher, settings.student):
@@ -241,7 +242,7 @@ def test_cifar100_has_the_pairs_of_the_published_tables():
   configs = importlib.import_module("configs.cifar100")
   for pair in configs.PAIRS:
     settings = configs.get_config(f"at@{pair}")
-    recipes.check_config(settings)
+    config.check_config(settings)
     assert f"{settings.teacher.model}-{settings.student.model}" == pair
     assert {settings.teacher.model, settings.student.model} <= set(models.names())
     small = settings.student.model.startswith(("mobilenet", "shufflenet"))
@@ -265,5 +266,5 @@ def test_methods_start_from_the_published_hyperparameters():
     "rkd": {"distance_weight": 25.0, "angle_weight": 50.0, "stages": ("pooled",)},
   }
   for method, values in published.items():
-    own = recipes.base_config(method).method
+    own = config.base_config(method).method
     assert {name: own[name] for name in values} == values

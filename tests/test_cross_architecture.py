@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
-from jaxkd import models, recipes
+from jaxkd import models
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build
+from jaxkd.experiment import build, config
 
 pytestmark = pytest.mark.long
 
@@ -42,14 +44,14 @@ def planned(monkeypatch):
     if not traced:
       # Tracing the objective takes most of the time; what is said of it is known before.
       monkeypatch.setattr(build, "_rehearsed", lambda stages, data: stages)
-    settings = recipes.base_config(method)
+    settings = config.base_config(method)
     settings.batch_size = 8
     settings.baseline = False
     settings.sync_batch_norm = False
     settings.data.crop = 1
     settings.teacher.model, settings.student.model = teacher, student
     settings.method.update(fields)
-    recipes.check_config(settings)
+    config.check_config(settings)
     return build.stages(settings, dataset())
 
   return plan_for
@@ -169,7 +171,7 @@ def test_stages_can_be_set_beside_those_that_are_found(planned):
 def test_what_imitates_signed_features_does_not_end_in_a_relu(
   planned, monkeypatch, method, maker, teacher, activation, relu
 ):
-  module = {"simkd": recipes.simkd, "fitnets": recipes.features}[method]
+  module = importlib.import_module(f"jaxkd.methods.{method}")
   made = []
   make = getattr(module, maker)
   monkeypatch.setattr(module, maker, lambda *a, **k: made.append(make(*a, **k)) or made[-1])

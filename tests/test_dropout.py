@@ -11,20 +11,20 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from tests.methods.one_step import jit, unprepared
 
-from jaxkd import losses, models, recipes, schemes
+from jaxkd import losses, methods, models
 from jaxkd.adapters import Gate, Projector
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build, networks
+from jaxkd.experiment import build, config, networks
+from jaxkd.methods import Distillation
+from jaxkd.methods._gradients import learn_with_gradients
 from jaxkd.networks import learn, select
 from jaxkd.runtime import devices
-from jaxkd.schemes import Distillation
-from jaxkd.schemes.gradients import learn_with_gradients
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Context, Output
 from tests.models.drawn import drawn
-from tests.schemes.one_step import jit, unprepared
 from tests.tiny import TinyNet, batch, examples
 
 DATA = Dataset("digits", examples(), examples(), examples(), 3, (6, 6, 1), (0.5,), (0.5,))
@@ -51,8 +51,8 @@ GRADIENTS = Distillation(
 )
 ON_STAGE2 = {"image_shape": SHAPE, "stages": ("stage2", "stage2")}
 SCHEMES = {
-  "supervised": schemes.supervised(STUDENT),
-  "first stage": schemes.offline(
+  "supervised": methods.supervised(STUDENT),
+  "first stage": methods.offline(
     STUDENT,
     {"teacher": STUDENT},
     [Distillation("at", functools.partial(losses.attention_transfer, stages=("stage1",)))],
@@ -60,12 +60,12 @@ SCHEMES = {
     to_stage="stage1",
     image_shape=SHAPE,
   ),
-  "gradients": schemes.offline(STUDENT, {"teacher": STUDENT}, [GRADIENTS]),
-  "simkd": schemes.simkd(STUDENT, TEACHER, Projector(size=(3, 3), channels=12), **ON_STAGE2),
-  "fresh classifier": schemes.fresh_classifier(STUDENT, image_shape=SHAPE, from_stage="stage1"),
-  "mutual": schemes.mutual({"a": STUDENT, "b": TEACHER}, updates="alternating"),
-  "native ensemble": schemes.native_ensemble(STUDENT, Gate(2), branches=2, from_stage="stage1"),
-  "exits": schemes.multi_exit(
+  "gradients": methods.offline(STUDENT, {"teacher": STUDENT}, [GRADIENTS]),
+  "simkd": methods.simkd(STUDENT, TEACHER, Projector(size=(3, 3), channels=12), **ON_STAGE2),
+  "fresh classifier": methods.fresh_classifier(STUDENT, image_shape=SHAPE, from_stage="stage1"),
+  "mutual": methods.mutual({"a": STUDENT, "b": TEACHER}, updates="alternating"),
+  "native ensemble": methods.native_ensemble(STUDENT, Gate(2), branches=2, from_stage="stage1"),
+  "exits": methods.multi_exit(
     models.MultiExit(STUDENT, {"stage1": models.LinearExit(3)}, hint_stage="pooled"),
     losses.multi_exit,
     label_weights=(1.0, 1.0),
@@ -124,7 +124,7 @@ class Mask(nn.Module):
 
 
 def test_every_device_and_every_step_drops_something_else():
-  scheme, optimizer = schemes.supervised(Mask()), optax.sgd(0.1)
+  scheme, optimizer = methods.supervised(Mask()), optax.sgd(0.1)
   chosen = jax.local_devices()[:2]
   step = devices.map_training_step(
     training_step(scheme, optimizer, unprepared, axis_name=devices.AXIS_NAME), chosen
@@ -156,7 +156,7 @@ def test_a_model_without_dropout_is_named_with_those_that_have_it():
 
 @pytest.mark.parametrize(("role", "method"), [("teacher", "teacher"), ("student", "alone")])
 def test_each_section_of_the_config_has_its_own_dropout(monkeypatch, role, method):
-  settings = recipes.base_config(method)
+  settings = config.base_config(method)
   settings.update({"teacher": {"dropout": 0.1}, "student": {"dropout": 0.2}})
   asked = {}
 

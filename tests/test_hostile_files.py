@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_weights
 
-from jaxkd import models, recipes
+from jaxkd import models
 from jaxkd.data.imagenet import Labels
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build
+from jaxkd.experiment import build, config
 from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models.torch.files import read_torch_file
 from jaxkd.train import check_stages
@@ -293,7 +293,7 @@ def test_names_in_a_config_are_never_paths(method, field, place, tmp_path, monke
     if field != f"{role}.model":
       settings[role].model = model
   with pytest.raises(ConfigError) as error:
-    recipes.check_config(settings)
+    config.check_config(settings)
     build.stages(settings, build.dataset(settings, stand_in))
   assert len(str(error.value).splitlines()) == 1
   assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkd.errors import ConfigError
-from jaxkd.recipes.pairing import inner_stages, last_stages, paired_stages
+from jaxkd.methods._stages import inner_stages, last_stages, paired_stages
 
 
 def network(*sizes, vectors=0):

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from jaxkd import models, recipes
+from jaxkd import methods, models
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build, run
+from jaxkd.experiment import build, config, run
 from jaxkd.networks import frozen, select
 from jaxkd.runtime import devices
 from jaxkd.train import check_stages
@@ -40,7 +40,7 @@ def dataset():
 
 
 def settings_for(method):
-  settings = recipes.base_config(method)
+  settings = config.base_config(method)
   settings.batch_size = 8
   settings.sync_batch_norm = False  # there is no mapped step here
   # One method shows that augmentation is there: it takes longer to compile than most methods.
@@ -82,7 +82,7 @@ def planned(variant, **changes):
   """The stages of "METHOD/field=value/..."."""
   settings = settings_with(variant)
   settings.update(changes)
-  recipes.check_config(settings)
+  config.check_config(settings)
   return build.stages(settings, dataset())
 
 
@@ -129,7 +129,7 @@ ON_TWO_STAGES = [
 
 def test_the_list_of_variants_has_every_method_that_distils():
   tried = {variant.split("/")[0] for variant in ON_TWO_STAGES}
-  assert tried == {name for name, method in recipes.METHODS.items() if method.distils}
+  assert tried == {name for name, method in methods.METHODS.items() if method.distils}
 
 
 @pytest.mark.long
@@ -295,7 +295,7 @@ def test_fields_that_do_not_fit_together_are_named(variant, changes, message):
 )
 def test_methods_that_cannot_be_added_are_named(name, message):
   with pytest.raises(ConfigError, match=message):
-    recipes.base_config(name)
+    config.base_config(name)
 
 
 def test_distilled_students_see_unlabelled_images_and_nobody_else_does(tiny_models):
@@ -314,7 +314,7 @@ def test_fewer_test_images_are_the_same_for_every_seed():
   images = np.zeros((40, 8, 8, 1), np.uint8)
   examples = ArrayExamples(images, labels, np.arange(40, dtype=np.int32))
   whole = Dataset("digits", examples, None, examples, 4, (8, 8, 1), (0.5,), (0.3,))
-  settings = recipes.base_config("kd")
+  settings = config.base_config("kd")
   settings.data.test_per_class = 2
 
   def parts(seed):
@@ -339,7 +339,7 @@ def test_a_teacher_takes_pytorchs_weights(tmp_path):
     settings = settings_for("kd")
     settings.baseline = False
     settings.teacher.update({"model": model, "weights": str(file), **changes})
-    recipes.check_config(settings)
+    config.check_config(settings)
     return build.stages(settings, data)[0]
 
   teacher = teacher_of("resnet8")

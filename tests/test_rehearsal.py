@@ -13,10 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import models, recipes
+from jaxkd import methods, models
 from jaxkd.data import stand_in
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build, dry_run
+from jaxkd.experiment import build, config, dry_run
 from jaxkd.experiment.dry_run import Rehearsal, RehearsalFailed
 from jaxkd.types import Aux, Scheme
 from tests import tiny
@@ -34,7 +34,7 @@ def tiny_models(monkeypatch):
 
 
 def settings_for(method, **changes):
-  settings = recipes.base_config(method)
+  settings = config.base_config(method)
   settings.batch_size = 16
   settings.teacher.model, settings.student.model = "resnet20", "resnet8"
   settings.update(changes)
@@ -78,7 +78,7 @@ ALWAYS = ("kd", "ft", "simkd", "dml")
   "method",
   [
     pytest.param(method, marks=() if method in ALWAYS else pytest.mark.long)
-    for method in recipes.METHODS
+    for method in methods.METHODS
   ],
 )
 def test_in_bfloat16_networks_are_lowered_in_it_and_losses_in_float32(tiny_models, method):
@@ -201,8 +201,8 @@ def test_what_goes_wrong_is_told_with_its_stage(factor, message):
 def test_every_method_of_every_pair_has_a_config_that_is_accepted(file):
   configs = importlib.import_module(f"configs.{file}")
   for pair in configs.PAIRS:
-    for method in recipes.METHODS:
-      recipes.check_config(configs.get_config(f"{method}@{pair}"))
+    for method in methods.METHODS:
+      config.check_config(configs.get_config(f"{method}@{pair}"))
 
 
 def test_networks_see_imagenet_cut_to_224(tiny_models):
@@ -231,11 +231,12 @@ def test_crops_that_do_not_fit_are_named(changes, message):
 
 
 CONFIG = """
-from jaxkd import recipes
+from jaxkd import methods
+from jaxkd.experiment import config
 PAIRS = ("resnet8_w8-resnet8_w4",)
 def get_config(argument):
   method, _, pair = argument.partition("@")
-  settings = recipes.base_config(method)
+  settings = config.base_config(method)
   settings.batch_size = 15
   settings.teacher.model, settings.student.model = PAIRS[0].split("-")
   return settings

@@ -162,7 +162,7 @@ def test_whatever_needs_the_extra_says_in_one_line_what_to_install(told):
   # scikit-learn is needed to prepare the digits, once.
   for what, package in [
     ("jaxkd.export.bundles", "safetensors"),
-    ("jaxkd.recipes", "ml_collections"),
+    ("jaxkd.methods", "ml_collections"),
     ("jaxkd.report", "matplotlib"),
     ("batches", "grain"),
     ("load", "tensorflow-datasets"),

@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from jaxkd import models, recipes
+from jaxkd import models
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build, networks
+from jaxkd.experiment import build, config, networks
 from jaxkd.experiment import run as experiment
 from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.losses import cross_entropy
@@ -89,11 +89,11 @@ def bundle(folder, network, **description):
 
 
 def settings_for(method="kd", paths=(), student="mlp", /, **teacher):
-  settings = recipes.base_config(method)
+  settings = config.base_config(method)
   settings.batch_size, settings.baseline, settings.sync_batch_norm = 32, False, False
   settings.student.update({"model": student, "epochs": 1, "learning_rate": 0.01})
   settings.teacher.update({"model": "", "bundle": ",".join(map(str, paths)), **teacher})
-  recipes.check_config(settings)
+  config.check_config(settings)
   return settings
 
 
@@ -177,7 +177,7 @@ def test_every_method_takes_a_teacher_of_other_images(teacher, tmp_path, method)
 
 
 def test_a_gradient_at_the_images_is_that_at_the_images_given(teacher):
-  from jaxkd.schemes.gradients import infer_with_gradients
+  from jaxkd.methods._gradients import infer_with_gradients
 
   given = Preprocessing((0.6,), (0.8,), (12, 12))
   model = as_trained(teacher, given)

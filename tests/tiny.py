@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxkd import schemes
+from jaxkd import methods
 from jaxkd.data import ArrayExamples, normalize, pad_crop
 from jaxkd.networks import frozen
 from jaxkd.train import Stage
@@ -111,7 +111,7 @@ def stage(**changes):
 
   values = {
     "name": "alone",
-    "scheme": schemes.supervised(TinyNet()),
+    "scheme": methods.supervised(TinyNet()),
     "optimizer": optax.sgd(0.05, momentum=0.9),
     "epochs": 4,
     "examples": examples(20),

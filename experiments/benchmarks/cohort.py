@@ -14,7 +14,7 @@ from flax import linen as nn
 from benchmarks import pairs
 from benchmarks.alternating import alternate, compared, milliseconds
 from benchmarks.pairs import Stepper
-from jaxkd import models, schemes
+from jaxkd import methods, models
 from jaxkd.adapters import Gate
 from jaxkd.models.layers import separate
 from jaxkd.runtime import devices
@@ -68,18 +68,18 @@ def _each(steps: list[_Step]) -> None:
 
 
 def _peers(network: nn.Module, batch: Batch, members: int) -> tuple[Stepper, list[_Step]]:
-  cohort = Stepper(schemes.mutual({f"peer_{k}": network for k in range(members)}), batch)
-  single = Stepper(schemes.supervised(network), batch, cohort.devices)
+  cohort = Stepper(methods.mutual({f"peer_{k}": network for k in range(members)}), batch)
+  single = Stepper(methods.supervised(network), batch, cohort.devices)
   return cohort, members * [single.step]
 
 
 def _branches(network: nn.Module, batch: Batch, members: int) -> tuple[Stepper, list[_Step]]:
   gate = Gate(members, axis_name=devices.AXIS_NAME)
-  scheme = schemes.native_ensemble(network, gate, branches=members, from_stage=FROM_STAGE)
+  scheme = methods.native_ensemble(network, gate, branches=members, from_stage=FROM_STAGE)
   cohort = Stepper(scheme, batch)
-  trunk = Stepper(schemes.supervised(TrunkAlone(network, FROM_STAGE)), batch, cohort.devices)
+  trunk = Stepper(methods.supervised(TrunkAlone(network, FROM_STAGE)), batch, cohort.devices)
   branch = Stepper(
-    schemes.supervised(BranchAlone(network, FROM_STAGE)),
+    methods.supervised(BranchAlone(network, FROM_STAGE)),
     dataclasses.replace(batch, images=_features(network, batch)),
     cohort.devices,
   )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd import losses, models, schemes
+from jaxkd import losses, methods, models
 from jaxkd import networks as trees
 from jaxkd.cache.split import halves
 from jaxkd.experiment import build
@@ -55,12 +55,12 @@ def random_batch(image_shape: Sequence[int], batch_size: int) -> Batch:
 
 
 def distilling(pair: Pair) -> Scheme:
-  """KD of the pair, as `jaxkd.recipes` makes it."""
+  """KD of the pair, as `jaxkd.methods` makes it."""
   options = {"num_classes": CLASSES, "axis_name": devices.AXIS_NAME}
-  return schemes.offline(
+  return methods.offline(
     models.create(pair.student, **options),
     {"teacher": models.create(pair.teacher, **options)},
-    [schemes.Distillation("kd", losses.knowledge_distillation, KD_WEIGHT)],
+    [methods.Distillation("kd", losses.knowledge_distillation, KD_WEIGHT)],
     label_weight=LABEL_WEIGHT,
   )
 

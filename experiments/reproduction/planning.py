@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd import methods
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import overrides, sweep
 from reproduction.results import Runs
@@ -108,7 +108,7 @@ def _planned(
   """One seed's run, of the teacher in a folder if it needs one."""
   settings = settings.copy_and_resolve_references()
   settings.seed = seed
-  if recipes.is_taught(settings.method.name):
+  if methods.is_taught(settings.method.name):
     settings.teacher.bundle = str(teacher / "bundles" / TEACHER / TEACHER)
     return sweep.Planned(settings, folder, (teacher,))
   return sweep.Planned(settings, folder)

@@ -91,7 +91,7 @@ def paraphraser_for(
     **options: FactorEncoder's other attributes, for both.
 
   Returns:
-    (encoder, decoder), for `jaxkd.schemes.autoencoder`.
+    (encoder, decoder), for `jaxkd.methods.ft`.
 
   Raises:
     ConfigError: naming the stage and the shape, if it is not a map or the rate leaves no channel.

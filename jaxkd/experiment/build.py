@@ -15,7 +15,7 @@ with needed_by("jaxkd.experiment.build"):
   import ml_collections
 
 
-from jaxkd import recipes, schemes
+from jaxkd import methods
 from jaxkd.data import (
   Dataset,
   Examples,
@@ -31,8 +31,8 @@ from jaxkd.data import (
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks
 from jaxkd.jaxprs import multiply_adds_of
+from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.networks import select
-from jaxkd.recipes import ALONE, Pair, Teacher, Training
 from jaxkd.runtime.devices import AXIS_NAME
 from jaxkd.train import (
   Expected,
@@ -96,9 +96,9 @@ def stages(
   """
   data = as_seen(settings, data)
   name = settings.method.name
-  methods = recipes.methods(name).values()
-  distils = all(method.distils for method in methods)
-  taught = recipes.is_taught(name)
+  chosen = methods.methods(name).values()
+  distils = all(method.distils for method in chosen)
+  taught = methods.is_taught(name)
   options = {
     "axis_name": AXIS_NAME if settings.sync_batch_norm else None,
     "dtype": jnp.dtype(settings.compute_dtype),
@@ -113,7 +113,7 @@ def stages(
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher
       plan.append(_teaching(called, number, teacher, variables, settings, data))
-    recipes.check_classes(settings, teachers, data.num_classes)
+    methods.check_classes(settings, teachers, data.num_classes)
   if name == "teacher":
     plan = _with_note(plan, unseen_classes(data))
     return _rehearsed(plan, data) if traced else plan
@@ -123,13 +123,13 @@ def stages(
     "student.model", model, data, options, dropout=settings.student.dropout
   )
   exits = len(student_output) if isinstance(student_output, tuple) else 0
-  if distils and exits and not all(method.takes_exits for method in methods):
-    able = [n for n, method in recipes.METHODS.items() if method.takes_exits]
+  if distils and exits and not all(method.takes_exits for method in chosen):
+    able = [n for n, method in methods.METHODS.items() if method.takes_exits]
     raise ConfigError(
       f"student.model={settings.student.model!r} has {exits} exits of its own, and method "
       f"{name!r} trains a network with one; these train several: {', '.join(able)}"
     )
-  pair = Pair(
+  setup = Setup(
     student=student,
     student_output=student_output,
     teachers=teachers,
@@ -141,11 +141,11 @@ def stages(
     create=lambda model: networks.create("method.models", model, data, options)[0],
   )
   try:
-    trainings = recipes.trainings(pair) if distils else []
-    if (settings.baseline or not distils) and not any(t.name == ALONE for t in trainings):
-      trainings = [recipes.alone(pair), *trainings]
+    specs = methods.phases(setup) if distils else []
+    if (settings.baseline or not distils) and not any(t.name == BASELINE for t in specs):
+      specs = [methods.baseline(setup), *specs]
     # What takes no tracing comes before what does.
-    plan += [_learning(training, settings, data, teachers) for training in trainings]
+    plan += [_learning(spec, settings, data, teachers) for spec in specs]
     if traced:
       plan = _rehearsed(plan, data)
   except ConfigError:
@@ -201,7 +201,7 @@ def _teaching(
   data: Dataset,
 ) -> Stage:
   """The stage of one teacher, by the teachers' recipe; without epochs if it comes trained."""
-  scheme = schemes.supervised(teacher.model, participant=called)
+  scheme = methods.supervised(teacher.model, participant=called)
   stage = _stage(called, scheme, settings, "teacher", data, seed_offset=number)
   stage = dataclasses.replace(stage, label=teacher.label, reported=called)
   if variables is None:
@@ -219,35 +219,35 @@ def _teaching(
 
 
 def _learning(
-  training: Training,
+  spec: PhaseSpec,
   settings: ml_collections.ConfigDict,
   data: Dataset,
   teachers: Mapping[str, Teacher],
 ) -> Stage:
   """The stage of one of a method's trainings, by the student's recipe."""
   stage = _stage(
-    training.name,
-    training.scheme,
+    spec.name,
+    spec.scheme,
     settings,
     "student",
     data,
-    learning_rate=training.learning_rate or None,
-    epochs=training.epochs,
-    turns=training.turns,
-    seed_offset=training.seed_offset,
+    learning_rate=spec.learning_rate or None,
+    epochs=spec.epochs,
+    turns=spec.turns,
+    seed_offset=spec.seed_offset,
   )
-  label = training.label or stage.label
-  if training.reuses_classifier:
+  label = spec.label or stage.label
+  if spec.reuses_classifier:
     label = "+".join([label, *(teacher.label for teacher in teachers.values())])
   # Where nothing predicts yet, there is nothing to choose the best epoch by.
-  keep = stage.keep if training.reported else "last"
+  keep = stage.keep if spec.reported else "last"
   return dataclasses.replace(
     stage,
-    inherit=training.inherit,
-    reported=training.reported,
+    inherit=spec.inherit,
+    reported=spec.reported,
     label=label,
     keep=keep,
-    notes=training.notes,
+    notes=spec.notes,
   )
 
 
@@ -317,7 +317,7 @@ def _stage(
   recipe = settings[role]
   epochs = epochs or recipe.epochs
   # Who learns from labels alone learns nothing from images without.
-  examples = _examples(settings, role, data, labelled=name == ALONE)
+  examples = _examples(settings, role, data, labelled=name == BASELINE)
   steps = count_steps(len(examples), settings.batch_size)
   if epochs * steps >= 2**31:
     raise ConfigError(

@@ -19,9 +19,8 @@ with needed_by("jaxkd.experiment.dry_run"):
   import ml_collections
 
 
-from jaxkd import recipes
 from jaxkd.data import Dataset, stand_in, training_batches
-from jaxkd.experiment import build
+from jaxkd.experiment import build, config
 from jaxkd.networks import frozen, select, update
 from jaxkd.runtime import devices
 from jaxkd.train import Stage, starting_variables
@@ -136,7 +135,7 @@ def prepare(
   Raises:
     ConfigError: as `jaxkd.experiment.run.run`, but for what only shows when an objective is traced.
   """
-  recipes.check_config(settings)
+  config.check_config(settings)
   data = build.dataset(settings, load_data)
   return Rehearsal(settings, data, build.stages(settings, data, traced=False))
 

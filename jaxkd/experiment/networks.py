@@ -23,8 +23,8 @@ from jaxkd import models
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, one_line
 from jaxkd.export import bundles
+from jaxkd.methods import Teacher
 from jaxkd.preprocessing import Converted, as_trained, numbers
-from jaxkd.recipes import Teacher
 from jaxkd.types import Network, Output, Preprocessing
 
 Trained = tuple[Teacher, Mapping[str, Any] | None]

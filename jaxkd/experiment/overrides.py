@@ -21,8 +21,8 @@ with needed_by("jaxkd.experiment.overrides"):
   import ml_collections
 
 
-from jaxkd import recipes
 from jaxkd.errors import ConfigError, one_line
+from jaxkd.experiment import config
 
 GetConfig = Callable[[str], ml_collections.ConfigDict]
 
@@ -53,9 +53,9 @@ def variant(
     changes: "section.field=value", made before those of the name.
 
   Raises:
-    ConfigError: naming the change that cannot be made, or as `recipes.check_config`.
+    ConfigError: naming the change that cannot be made, or as `config.check_config`.
 
-  >>> variant(recipes.base_config, "kd/temperature=2/student.model=resnet8").method.temperature
+  >>> variant(config.base_config, "kd/temperature=2/student.model=resnet8").method.temperature
   2.0
   """
   method, *own = name.split("/")
@@ -69,7 +69,7 @@ def variant(
       where[field] = _literal(value)
     except (KeyError, TypeError) as error:
       raise ConfigError(f"{change!r}: {one_line(error)}") from error
-  recipes.check_config(settings)
+  config.check_config(settings)
   return settings
 
 

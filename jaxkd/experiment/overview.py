@@ -11,8 +11,8 @@ with needed_by("jaxkd.experiment.overview"):
   from rich.console import Console
 
 
-from jaxkd import models, recipes
-from jaxkd.experiment import build
+from jaxkd import models
+from jaxkd.experiment import build, config
 from jaxkd.train import Stage
 
 
@@ -28,7 +28,7 @@ def overview(settings: ml_collections.ConfigDict, console: Console) -> None:
   Raises:
     ConfigError: as `jaxkd.experiment.run.run` would.
   """
-  recipes.check_config(settings)
+  config.check_config(settings)
   data = build.dataset(settings)
   shown: dict[str, str] = {}
   for stage in build.stages(settings, data):

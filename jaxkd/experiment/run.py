@@ -20,10 +20,10 @@ with needed_by("jaxkd.experiment.run"):
 
 
 import jaxkd
-from jaxkd import recipes, report
+from jaxkd import methods, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError, check_file_name
-from jaxkd.experiment import build
+from jaxkd.experiment import build, config
 from jaxkd.experiment.networks import images_of_run
 from jaxkd.export import bundles
 from jaxkd.runtime import devices
@@ -75,7 +75,7 @@ def run(
     ConfigError: one line naming the field or path, before anything is compiled or written.
     DiskError: one line naming what cannot be written. When it can, the same goes on.
   """
-  recipes.check_config(settings)
+  config.check_config(settings)
   refuse_other_run(settings, workdir)
   finished = workdir / "summary.json"
   if finished.exists():
@@ -113,7 +113,7 @@ def _make(
   """The run, once nothing speaks against it; returns the summary."""
   if devices.is_first_process():
     report.write_atomically(workdir / "config.json", _as_json(settings))
-    for remark in recipes.remarks(settings):
+    for remark in config.remarks(settings):
       console.print(remark, soft_wrap=True, highlight=False, markup=False)
     for stage in stages:
       for note in stage.notes:
@@ -168,7 +168,7 @@ def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path)
     return
   try:
     stored = _relevant(json.loads(path.read_text()))
-    defaults = _relevant(json.loads(_as_json(recipes.base_config(stored["method"]["name"]))))
+    defaults = _relevant(json.loads(_as_json(config.base_config(stored["method"]["name"]))))
     have = dict(_leaves(defaults)) | dict(_leaves(stored))
   except (ValueError, AttributeError, KeyError, TypeError, ConfigError) as error:
     raise ConfigError(f"{path} is damaged: {error}") from error
@@ -296,7 +296,7 @@ def _as_json(settings: ml_collections.ConfigDict) -> str:
 def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config without the network that its method does not train, and without where it is run."""
   name = config["method"]["name"]
-  unused = "student" if name == "teacher" else None if recipes.is_taught(name) else "teacher"
+  unused = "student" if name == "teacher" else None if methods.is_taught(name) else "teacher"
   return {
     section: fields
     for section, fields in config.items()

@@ -30,9 +30,10 @@ with needed_by("jaxkd.experiment.sweep"):
 
 from absl import logging
 
-from jaxkd import recipes, report
+from jaxkd import report
 from jaxkd.data import DATASETS, Dataset, load
 from jaxkd.errors import ConfigError, DiskError, unknown_name
+from jaxkd.experiment import config
 from jaxkd.experiment import run as experiment
 from jaxkd.experiment.workers import Ended, Place, Workers, places
 from jaxkd.runtime import devices, process
@@ -154,7 +155,7 @@ def _check(runs: Sequence[Planned], home: pathlib.Path, workers: int) -> None:
   for run in runs:
     name = _name(run.folder, home)
     try:
-      recipes.check_config(run.settings)
+      config.check_config(run.settings)
     except ConfigError as error:
       raise ConfigError(f"{name}: {error}") from error
     if (data := run.settings.data.name) not in DATASETS:

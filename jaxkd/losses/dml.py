@@ -206,7 +206,7 @@ def native_ensemble(
 
   Returns:
     Terms(logit=...), float32 or wider. The authors' weight grows to 1 over 80 epochs
-    (`jaxkd.schemes.ramp("exponential", ...)`).
+    (`jaxkd.methods.ramp("exponential", ...)`).
 
   Raises:
     ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, naming

@@ -130,7 +130,7 @@ def gradient_attention_transfer(
 
   Args:
     student: Output with `gradients` at `stages`, as
-      `jaxkd.schemes.gradients.learn_with_gradients` gives them.
+      `jaxkd.methods._gradients.learn_with_gradients` gives them.
     teacher: Output likewise, constant.
     stages: "images", names of stages, or (student's, teacher's) pairs of names.
     stage_weights: one weight per stage; None weighs them all 1.
@@ -189,7 +189,7 @@ def gradient_symmetry(
   Args:
     student: Output whose `gradients` have "images" and "flipped_images", (B, H, W, C), the latter
       taken at the mirrored images and mirrored back, as
-      `jaxkd.schemes.gradients.learn_with_gradients` gives them. Both take a gradient.
+      `jaxkd.methods._gradients.learn_with_gradients` gives them. Both take a gradient.
     normalize: divide every example's gradients by their L2 norms first.
     eps: with `normalize`, a gradient of at most this norm counts as 0.
     where: (B,), the examples that count; see `gradient_l2`.

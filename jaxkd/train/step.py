@@ -21,7 +21,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.evaluate.metrics import score
 from jaxkd.train import nonfinite
 from jaxkd.train.state import TrainState
-from jaxkd.types import Array, Aux, Batch, Context, Participants, Scheme
+from jaxkd.types import MEMORY, Array, Aux, Batch, Context, Participants, Scheme
 
 # (one key per image, batch as stored) -> batch as the networks see it.
 Prepare = Callable[[Array, Batch], Batch]
@@ -175,12 +175,20 @@ def _metrics(loss: Array, aux: Aux) -> Metrics:
   return metrics
 
 
-def _pool_state(changes: Any, axis_name: str) -> Any:
+def _pool_state(changes: Participants, axis_name: str) -> Participants:
+  """The mean over devices of statistics; what a module keeps in `MEMORY` is equal on all."""
+
   def pool(leaf: Array) -> Array:
     # Counters and flags are functions of the step alone and already agree.
     return lax.pmean(leaf, axis_name) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-  return jax.tree.map(pool, changes)
+  return {
+    name: {
+      collection: tree if collection == MEMORY else jax.tree.map(pool, tree)
+      for collection, tree in state.items()
+    }
+    for name, state in changes.items()
+  }
 
 
 def _accumulated(

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import losses, schemes
+from jaxkd import losses, methods
 from jaxkd.adapters import Projector
 from jaxkd.data import ArrayExamples, normalize
 from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
+from jaxkd.methods import Distillation
 from jaxkd.runtime.devices import AXIS_NAME
-from jaxkd.schemes import Distillation
 from jaxkd.train import Silent, train_stage
 from jaxkd.types import Output
 from tests.models.drawn import drawn
@@ -32,7 +32,7 @@ class Heard(Silent):
 
 
 def taught(*distillations):
-  return schemes.offline(TinyNet(axis_name=AXIS_NAME), {"teacher": TinyNet(width=6)}, distillations)
+  return methods.offline(TinyNet(axis_name=AXIS_NAME), {"teacher": TinyNet(width=6)}, distillations)
 
 
 KD = Distillation("kd", losses.knowledge_distillation)
@@ -151,7 +151,7 @@ def test_a_batch_in_parts_reads_each_part_s_targets(tmp_path):
 
 @pytest.mark.long
 def test_simkd_s_features_are_read_back(tmp_path):
-  scheme = schemes.simkd(
+  scheme = methods.simkd(
     TinyNet(axis_name=AXIS_NAME),
     TinyNet(width=6),
     Projector(size=(3, 3), channels=12, axis_name=AXIS_NAME),

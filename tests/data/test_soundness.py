@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxkd import recipes
 from jaxkd.data import (
   UNLABELLED,
   ArrayExamples,
@@ -15,7 +14,7 @@ from jaxkd.data import (
   unseen_classes,
 )
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build
+from jaxkd.experiment import build, config
 
 
 def examples(labels):
@@ -75,7 +74,7 @@ def test_images_of_another_type_on_disk_are_named():
 
 
 def test_an_experiment_looks_at_data_that_it_is_handed():
-  settings = recipes.base_config("kd")
+  settings = config.base_config("kd")
   with pytest.raises(ConfigError, match=r"^data set 'own': train: label of example 1 is 3, not in"):
     build.dataset(settings, lambda name, **options: dataset(train=examples([0, 3, 0])))
 

@@ -23,7 +23,8 @@ LOADED = """
 import dataclasses, pathlib, sys, time
 from absl import logging
 from rich.console import Console
-from jaxkd import experiment, recipes
+from jaxkd import experiment
+from jaxkd.experiment import config
 from jaxkd.data import RecordExamples, load
 from jaxkd.runtime import devices
 
@@ -48,7 +49,7 @@ def load_slowly(*args, **options):
   parts = {"train": 0.01, "validation": 0.2, "test": 0.2}
   return dataclasses.replace(data, **{n: slow(getattr(data, n), s) for n, s in parts.items()})
 
-settings = recipes.base_config("kd")
+settings = config.base_config("kd")
 settings.update({"batch_size": 64, "cpu_devices": 8, "baseline": False, "checkpoint_seconds": 1.0})
 settings.data.update({"directory": sys.argv[1], "crop": 1})
 settings.teacher.update({"model": "mlp", "epochs": 1})

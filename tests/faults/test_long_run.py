@@ -11,8 +11,8 @@ import jax
 import pytest
 from rich.console import Console
 
-from jaxkd import recipes, report
-from jaxkd.experiment import run
+from jaxkd import report
+from jaxkd.experiment import config, run
 
 pytestmark = pytest.mark.faults
 
@@ -55,7 +55,7 @@ class Watch(report.Lines):
 
 
 def settings_for(directory, epochs):
-  settings = recipes.base_config("kd")
+  settings = config.base_config("kd")
   settings.update({"batch_size": 16, "devices": 1, "baseline": False, "checkpoint_seconds": 2.0})
   settings.data.update({"directory": str(directory), "per_class": 8, "teacher_per_class": 8})
   settings.teacher.update({"model": "mlp", "epochs": 1})

@@ -43,7 +43,7 @@ POISONED = """
 import jax.numpy as jnp
 
 from configs.digits import get_config
-from jaxkd.schemes import Distillation
+from jaxkd.methods import Distillation
 
 terms = Distillation.terms
 

@@ -52,7 +52,7 @@ IMPORTS = """
 import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
-from jaxkd import experiment, overview, recipes
+from jaxkd import experiment, overview
 import tensorflow_datasets, grain
 """
 

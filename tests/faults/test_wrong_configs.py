@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import jaxkd.train.loop
-from jaxkd import models, recipes
+from jaxkd import methods, models
 from jaxkd.data import DATASETS, load
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build, run
+from jaxkd.experiment import build, config, run
 from tests.test_config import leaves, wrong_values
 
 pytestmark = pytest.mark.faults
 
 EXAMPLES, SECONDS = 600, 5.0
-METHODS = (*sorted(recipes.METHODS), "kd+at")
-TEACHERLESS = ("alone", *(n for n, method in recipes.METHODS.items() if method.without_teacher))
+METHODS = (*sorted(methods.METHODS), "kd+at")
+TEACHERLESS = ("alone", *(n for n, method in methods.METHODS.items() if method.without_teacher))
 # What no device holds, no file system takes, or would break the line in two.
 BEYOND = {
   int: (2**31, 10**30),
@@ -100,7 +100,7 @@ def misspelt(draw, name):
 def wrong_configs(draw):
   """(method, kind of mistake, changes, words of which the error has one)."""
   method = draw(st.sampled_from(METHODS))
-  fields = recipes.fields(method)
+  fields = config.fields(method)
   found = [leaf for leaf in leaves(fields) if method not in TEACHERLESS or leaf[0][0] != "teacher"]
   kind = draw(st.sampled_from(["value", "beyond", "field", "missing", "name", "contradiction"]))
   path, field = draw(st.sampled_from(found))
@@ -172,7 +172,7 @@ def changed(settings, changes):
 
 
 def settings_for(method, directory):
-  settings = recipes.base_config(method)
+  settings = config.base_config(method)
   settings.update({"batch_size": 16, "data": {"directory": str(directory)}})
   settings.update({"teacher": {"model": "resnet8_w8"}, "student": {"model": "resnet8_w4"}})
   return settings

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.adapters import Gate
-from jaxkd.schemes import ramp
+from jaxkd.methods import ramp
 from jaxkd.types import Output
 from tests.golden_adapters.connecting import run_connector, several_logits
 from tests.golden_cases import Arrays, Case

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import schemes
+from jaxkd import methods
 from jaxkd.errors import ConfigError
 from jaxkd.runtime import devices
 from jaxkd.train import TrainState, create_state, training_step
@@ -17,7 +17,7 @@ from tests.tiny import TinyNet, batch
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_three_hundred_steps_run_with_few_in_flight(count):
-  scheme = schemes.supervised(TinyNet(axis_name=devices.AXIS_NAME))
+  scheme = methods.supervised(TinyNet(axis_name=devices.AXIS_NAME))
   optimizer = optax.sgd(0.05)
   chosen = jax.local_devices()[:count]
   state = create_state(scheme, optimizer, jax.random.key(0), batch())

@@ -6,12 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-
-from jaxkd import schemes
-from jaxkd.adapters import paraphraser_for
-from jaxkd.errors import ConfigError
-from jaxkd.networks import select
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
   assert_same,
@@ -20,11 +15,16 @@ from tests.schemes.one_step import (
   loss_and_gradients,
   start,
 )
+
+from jaxkd import methods
+from jaxkd.adapters import paraphraser_for
+from jaxkd.errors import ConfigError
+from jaxkd.networks import select
 from tests.tiny import TinyNet, batch
 
 TEACHER = TinyNet()
 ENCODER, DECODER = paraphraser_for((8, 3, 3, 8), stage="stage2", batch_norm=True)
-SCHEME = schemes.autoencoder(TEACHER, ENCODER, DECODER, stage="stage2")
+SCHEME = methods.autoencoder(TEACHER, ENCODER, DECODER, stage="stage2")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def restored(participants, images):
 
 
 def test_the_scalar_is_the_error_of_the_restored_features(participants, outcome):
-  squared = schemes.autoencoder(TEACHER, ENCODER, DECODER, stage="stage2", loss="mse")
+  squared = methods.autoencoder(TEACHER, ENCODER, DECODER, stage="stage2", loss="mse")
 
   @jit
   def compute(participants, data):
@@ -94,7 +94,7 @@ def test_encoder_and_decoder_move_with_their_statistics(participants, outcome):
 def test_the_features_are_reconstructed_better_and_better():
   # As published: without batch normalisation.
   networks = paraphraser_for((8, 6, 6, 4), stage="stage1")
-  scheme = schemes.autoencoder(TinyNet(norm=False), *networks, stage="stage1", loss="mse")
+  scheme = methods.autoencoder(TinyNet(norm=False), *networks, stage="stage1", loss="mse")
   optimizer = optax.sgd(0.5, momentum=0.9)
 
   @jit
@@ -135,7 +135,7 @@ def test_it_predicts_and_exports_nothing(participants):
 )
 def test_what_cannot_be_restored_is_named(change, message):
   options = {"encoder": ENCODER, "decoder": DECODER, "stage": "stage2"} | change
-  scheme = schemes.autoencoder(TEACHER, **options)
+  scheme = methods.autoencoder(TEACHER, **options)
   with pytest.raises(ConfigError, match=message):
     participants = jax.eval_shape(scheme.init, jax.random.key(0), batch())
     jax.eval_shape(loss_and_gradients(scheme), participants, batch())

@@ -3,11 +3,7 @@
 import jax
 import numpy as np
 import pytest
-
-from jaxkd import losses, schemes
-from jaxkd.errors import ConfigError
-from jaxkd.schemes import Distillation
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
   assert_same,
@@ -16,6 +12,10 @@ from tests.schemes.one_step import (
   start,
   updated,
 )
+
+from jaxkd import losses, methods
+from jaxkd.errors import ConfigError
+from jaxkd.methods import Distillation
 from tests.tiny import TinyNet, batch
 
 STUDENT = TinyNet()
@@ -23,7 +23,7 @@ STUDENT = TinyNet()
 
 def generation(number, loss=losses.knowledge_distillation, *, label_weight=1.0, **fields):
   distillation = Distillation("taught", loss, teacher=f"generation_{number - 1}", **fields)
-  return schemes.born_again(STUDENT, [distillation], generation=number, label_weight=label_weight)
+  return methods.born_again(STUDENT, [distillation], generation=number, label_weight=label_weight)
 
 
 SECOND = generation(2)
@@ -111,4 +111,4 @@ def test_the_ensemble_is_of_all_generations(participants):
 
 def test_the_first_has_no_teacher():
   with pytest.raises(ConfigError, match="generation is 0"):
-    schemes.born_again(STUDENT, [], generation=0)
+    methods.born_again(STUDENT, [], generation=0)

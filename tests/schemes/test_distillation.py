@@ -6,22 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from jaxkd import losses, schemes
-from jaxkd.adapters import FactorEncoder, Regressor
-from jaxkd.errors import ConfigError
-from jaxkd.networks import infer, learn
-from jaxkd.schemes import Distillation
-from jaxkd.schemes.gradients import infer_with_gradients, learn_with_gradients
-from jaxkd.types import Context
-from tests.models.drawn import drawn
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_same,
   jit,
   loss_and_gradients,
   updated,
 )
+
+from jaxkd import losses, methods
+from jaxkd.adapters import FactorEncoder, Regressor
+from jaxkd.errors import ConfigError
+from jaxkd.methods import Distillation
+from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
+from jaxkd.networks import infer, learn
+from jaxkd.types import Context
+from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch
 
 STUDENT, WISE, OLD = TinyNet(), TinyNet(width=6), TinyNet(width=5)
@@ -42,7 +42,7 @@ def terms(scheme, participants, data, step=0):
 def test_several_teachers_give_the_weighted_mean_of_their_logits():
   weights = {"wise": 1.0, "old": 3.0}
   method = Distillation("kd", losses.knowledge_distillation, 2.0, weights)
-  scheme = schemes.offline(STUDENT, TEACHERS, [method], label_weight=0)
+  scheme = methods.offline(STUDENT, TEACHERS, [method], label_weight=0)
   participants, data = drawn(scheme, batch()), batch()
 
   @jit
@@ -56,9 +56,9 @@ def test_several_teachers_give_the_weighted_mean_of_their_logits():
 
 
 def test_a_weight_may_be_a_function_of_the_step():
-  weight = schemes.ramp("linear", steps=10, start=0.0, end=4.0)
+  weight = methods.ramp("linear", steps=10, start=0.0, end=4.0)
   method = Distillation("kd", losses.knowledge_distillation, weight, "wise")
-  scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
+  scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   participants, data = drawn(scheme, batch()), batch()
   at = {step: terms(scheme, participants, data, step)[0] for step in (0, 5, 20)}
   assert float(at[0]["kd"]) == 0.0
@@ -75,7 +75,7 @@ def test_teacher_connectors_are_applied_and_stand_still():
     connectors={"stage2": FactorEncoder(3)},
     teacher_connectors={"stage2": FactorEncoder(3)},
   )
-  scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
+  scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   participants, data = drawn(scheme, batch()), batch()
   assert scheme.learners == ("student", "ft_stage2_connector")
 
@@ -117,7 +117,7 @@ def test_connectors_of_preactivations_leave_features_alone_and_metrics_see_both(
     connects="preactivations",
     metrics={"disagreement": disagreement},
   )
-  scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
+  scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   found, metrics = terms(scheme, drawn(scheme, batch()), batch())
   assert float(found["ab"]) > 0
   assert 0 < float(metrics["ab_disagreement"][0]) < 1
@@ -130,7 +130,7 @@ def test_gradients_reach_the_loss_where_they_are_asked_for():
   method = Distillation(
     "gradients", loss, 3.0, "wise", student_gradients=names, teacher_gradients=names
   )
-  scheme = schemes.offline(STUDENT, {"wise": WISE}, [method])
+  scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   participants, data = drawn(scheme, batch()), batch()
   labelled = (data.images, data.labels, data.weights, names)
 
@@ -149,7 +149,7 @@ def test_gradients_reach_the_loss_where_they_are_asked_for():
 def test_relations_are_those_of_the_batch_of_all_devices():
   method = Distillation("rkd", losses.relational, teacher="wise", global_batch=True)
   student, teacher = TinyNet(norm=False), TinyNet(width=6, norm=False)
-  scheme = schemes.offline(student, {"wise": teacher}, [method], label_weight=0)
+  scheme = methods.offline(student, {"wise": teacher}, [method], label_weight=0)
   participants, data = drawn(scheme, batch()), batch()
 
   def gradient(learning, data, axis_name):
@@ -176,7 +176,7 @@ def test_up_to_a_stage_only_what_it_needs_runs_learns_and_moves():
     teacher="wise",
     connectors={"stage1": Regressor((6, 6), 6)},
   )
-  scheme = schemes.offline(
+  scheme = methods.offline(
     STUDENT,
     {"wise": WISE},
     [method],
@@ -196,7 +196,7 @@ def test_up_to_a_stage_only_what_it_needs_runs_learns_and_moves():
 
 
 def test_a_first_stage_that_wants_labels_or_does_not_know_the_images_is_refused():
-  build = functools.partial(schemes.offline, STUDENT, {}, [], to_stage="stage1")
+  build = functools.partial(methods.offline, STUDENT, {}, [], to_stage="stage1")
   with pytest.raises(
     ConfigError, match=r"^label_weight is 1.0: up to 'stage1' there are no logits"
   ):
@@ -213,4 +213,4 @@ def test_the_features_of_a_mean_of_teachers_are_refused():
     teacher_connectors={"stage2": FactorEncoder(3)},
   )
   with pytest.raises(ValueError, match="'ft' has teacher connectors, which need the features"):
-    schemes.offline(STUDENT, TEACHERS, [method])
+    methods.offline(STUDENT, TEACHERS, [method])

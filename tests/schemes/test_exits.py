@@ -8,16 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from jaxkd import losses, schemes
-from jaxkd.errors import ConfigError
-from jaxkd.models import with_exits
-from jaxkd.networks import select
-from jaxkd.schemes import AdaptiveTemperature
-from jaxkd.train import TrainState, training_step
-from jaxkd.train.checkpoints import Checkpoints
-from jaxkd.train.loop import training_batches
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
   jit,
@@ -26,6 +17,15 @@ from tests.schemes.one_step import (
   unprepared,
   updated,
 )
+
+from jaxkd import losses, methods
+from jaxkd.errors import ConfigError
+from jaxkd.methods import AdaptiveTemperature
+from jaxkd.models import with_exits
+from jaxkd.networks import select
+from jaxkd.train import TrainState, training_step
+from jaxkd.train.checkpoints import Checkpoints
+from jaxkd.train.loop import training_batches
 from tests.tiny import TinyNet, batch, examples
 
 SHAPE = (6, 6, 1)
@@ -35,7 +35,7 @@ OUTPUT = jax.eval_shape(
 )
 NETWORK = with_exits(PLAIN, OUTPUT, ("stage1", "stage2"), kind="linear", num_classes=3)
 LOSS = functools.partial(losses.multi_exit, teachers="later")
-SCHEME = schemes.multi_exit(
+SCHEME = methods.multi_exit(
   NETWORK,
   LOSS,
   label_weights=(0.5, 0.5, 1.0),
@@ -84,7 +84,7 @@ def test_the_temperature_rises_in_the_state_after_the_step(participants):
   assert participants["temperature"]["adapted"]["temperature"] == np.float32(1.5)
   assert after["temperature"]["adapted"]["temperature"] == np.float32(3.0)
   unsure = AdaptiveTemperature(start=1.5, confidence=1.0, factor=2.0)
-  scheme = schemes.multi_exit(
+  scheme = methods.multi_exit(
     NETWORK, LOSS, label_weights=(1, 1, 1), temperature=unsure, image_shape=SHAPE
   )
   still = updated(scheme, participants, batch())
@@ -124,7 +124,7 @@ def test_unlabelled_images_count_in_the_distillation_alone(participants, differe
 
 
 def test_without_distillation_every_exit_learns_from_labels_alone(participants):
-  scheme = schemes.multi_exit(NETWORK, None, label_weights=(1, 1, 1), image_shape=SHAPE)
+  scheme = methods.multi_exit(NETWORK, None, label_weights=(1, 1, 1), image_shape=SHAPE)
   student = {"student": participants["student"]}
   (scalar, aux), _ = loss_and_gradients(scheme)(student, batch())
   assert list(aux.terms) == ["labels"]
@@ -144,7 +144,7 @@ def test_every_predictor_leaves_as_what_it_predicted(participants):
 
 def test_mistakes_are_named():
   with pytest.raises(ConfigError, match=r"label_weights is \(1,\): expected 3"):
-    schemes.multi_exit(NETWORK, None, label_weights=(1,), image_shape=SHAPE)
+    methods.multi_exit(NETWORK, None, label_weights=(1,), image_shape=SHAPE)
   for field, value in (("start", 0.0), ("confidence", 1.5), ("factor", 0.9)):
     with pytest.raises(ConfigError, match=field):
       AdaptiveTemperature(**{field: value})

@@ -13,9 +13,9 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError
 from jaxkd.losses import gradient_attention_transfer, gradient_symmetry
+from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.models import CifarResNet, ReusedClassifier, tap
 from jaxkd.networks import infer, learn
-from jaxkd.schemes.gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.types import Output
 from tests.schemes.one_step import assert_all_moved, assert_same, jit
 

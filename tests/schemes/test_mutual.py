@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from jaxkd import losses, schemes
-from jaxkd.errors import ConfigError
-from jaxkd.networks import select
-from jaxkd.train import take_turns
-from jaxkd.types import Context
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
   assert_same,
@@ -22,11 +16,17 @@ from tests.schemes.one_step import (
   start,
   updated,
 )
+
+from jaxkd import losses, methods
+from jaxkd.errors import ConfigError
+from jaxkd.networks import select
+from jaxkd.train import take_turns
+from jaxkd.types import Context
 from tests.tiny import TinyNet, batch
 
 SMALL, LARGE = TinyNet(), TinyNet(width=6)
 PEERS = {"peer_0": SMALL, "peer_1": LARGE, "peer_2": SMALL}
-SCHEME = schemes.mutual(PEERS, weight=2.0, temperature=3.0)
+SCHEME = methods.mutual(PEERS, weight=2.0, temperature=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_every_peer_learns_and_keeps_its_own_statistics(participants):
 
 
 def test_the_order_of_the_peers_does_not_matter(participants, outcome):
-  turned = schemes.mutual(dict(reversed(PEERS.items())), weight=2.0, temperature=3.0)
+  turned = methods.mutual(dict(reversed(PEERS.items())), weight=2.0, temperature=3.0)
   (scalar, _), gradients = outcome
   (other, _), turned_gradients = loss_and_gradients(turned)(participants, batch())
   np.testing.assert_allclose(scalar, other, rtol=1e-6)
@@ -110,7 +110,7 @@ def test_a_peer_is_taught_by_constants(participants, outcome):
 
 
 def test_one_peer_alone_is_supervised_training():
-  alone, plain = schemes.mutual({"student": SMALL}), schemes.supervised(SMALL)
+  alone, plain = methods.mutual({"student": SMALL}), methods.supervised(SMALL)
   first = start(plain)
   assert_same(start(alone), first)
   assert_same(updated(alone, first, batch()), updated(plain, first, batch()))
@@ -118,7 +118,7 @@ def test_one_peer_alone_is_supervised_training():
 
 
 PAIR = {"peer_0": SMALL, "peer_1": LARGE}
-ALTERNATING = schemes.mutual(PAIR, updates="alternating")
+ALTERNATING = methods.mutual(PAIR, updates="alternating")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_alternating_only_the_peer_whose_turn_it_is_changes(pair):
 
 
 def test_alternating_its_gradient_is_that_of_synchronous_updates(pair, by_step):
-  _, together = loss_and_gradients(schemes.mutual(PAIR))(pair, batch())
+  _, together = loss_and_gradients(methods.mutual(PAIR))(pair, batch())
   found, _ = by_step(0)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
@@ -184,6 +184,6 @@ def test_it_predicts_by_every_peer_and_their_mean_probability(participants):
 
 def test_mistakes_are_named():
   with pytest.raises(ConfigError, match="peers is empty"):
-    schemes.mutual({})
+    methods.mutual({})
   with pytest.raises(ConfigError, match="unknown updates 'sometimes'"):
-    schemes.mutual(PEERS, updates="sometimes")
+    methods.mutual(PEERS, updates="sometimes")

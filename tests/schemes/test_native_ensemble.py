@@ -4,24 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from jaxkd import losses, schemes
-from jaxkd.adapters import Gate
-from jaxkd.models import Branched, branch_network
-from jaxkd.networks import select, update
-from jaxkd.types import Context, Output
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_same,
   jit,
   start,
   updated,
 )
+
+from jaxkd import losses, methods
+from jaxkd.adapters import Gate
+from jaxkd.models import Branched, branch_network
+from jaxkd.networks import select, update
+from jaxkd.types import Context, Output
 from tests.tiny import TinyNet, batch
 
 NETWORK, GATE = TinyNet(), Gate(3)
 # The weight is half the step's number.
-SCHEME = schemes.native_ensemble(NETWORK, GATE, from_stage="stage1", weight=lambda step: 0.5 * step)
+SCHEME = methods.native_ensemble(NETWORK, GATE, from_stage="stage1", weight=lambda step: 0.5 * step)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_the_weight_follows_the_step(participants, differentiated):
 
 
 def test_one_branch_is_the_plain_network():
-  single = schemes.native_ensemble(NETWORK, GATE, branches=1, from_stage="stage1")
-  plain = schemes.supervised(NETWORK)
+  single = methods.native_ensemble(NETWORK, GATE, branches=1, from_stage="stage1")
+  plain = methods.supervised(NETWORK)
   before = start(single)
   assert set(before) == {"student"}
   module = Branched(NETWORK, 1, "stage1")

@@ -6,11 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-
-from jaxkd import losses, schemes
-from jaxkd.adapters import Regressor
-from jaxkd.schemes import Distillation
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
   assert_same,
@@ -19,6 +15,10 @@ from tests.schemes.one_step import (
   start,
   updated,
 )
+
+from jaxkd import losses, methods
+from jaxkd.adapters import Regressor
+from jaxkd.methods import Distillation
 from tests.tiny import TinyNet, batch
 
 STUDENT, WISE, OLD = TinyNet(), TinyNet(width=6), TinyNet(width=5)
@@ -36,7 +36,7 @@ HINT = Distillation(
   teacher="wise",
   connectors={"stage2": Regressor(size=(3, 3), channels=12)},
 )
-SCHEME = schemes.offline(STUDENT, {"wise": WISE, "old": OLD}, [KD, AT, HINT], label_weight=0.5)
+SCHEME = methods.offline(STUDENT, {"wise": WISE, "old": OLD}, [KD, AT, HINT], label_weight=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_unlabelled_examples_contribute_the_distillation_terms_only(
 
 
 def test_without_label_weight_labels_change_nothing(participants):
-  scheme = schemes.offline(STUDENT, {"wise": WISE}, [KD], label_weight=0)
+  scheme = methods.offline(STUDENT, {"wise": WISE}, [KD], label_weight=0)
   data = batch()
   given = {name: participants[name] for name in ("student", "wise")}
   apply = loss_and_gradients(scheme)
@@ -143,9 +143,9 @@ def test_without_label_weight_labels_change_nothing(participants):
 
 
 def test_a_seed_gives_the_student_alone_and_the_distilled_one_the_same_start(participants):
-  alone = start(schemes.supervised(STUDENT))
+  alone = start(methods.supervised(STUDENT))
   assert_same(alone["student"], participants["student"])
-  other = start(schemes.supervised(STUDENT), seed=1)
+  other = start(methods.supervised(STUDENT), seed=1)
   assert_all_moved(
     other["student"]["params"]["conv1"]["kernel"],
     participants["student"]["params"]["conv1"]["kernel"],
@@ -153,7 +153,7 @@ def test_a_seed_gives_the_student_alone_and_the_distilled_one_the_same_start(par
 
 
 def test_participants_of_one_seed_are_drawn_independently():
-  twins = start(schemes.offline(STUDENT, {"a": STUDENT, "b": STUDENT}, []))
+  twins = start(methods.offline(STUDENT, {"a": STUDENT, "b": STUDENT}, []))
   kernels = [twins[name]["params"]["conv2"]["kernel"] for name in ("student", "a", "b")]
   for first, second in ((0, 1), (0, 2), (1, 2)):
     assert_all_moved(kernels[first], kernels[second])
@@ -182,4 +182,4 @@ def test_prediction_and_export_are_the_student_without_connectors(participants):
 )
 def test_names_that_clash_or_lead_nowhere_are_refused(teachers, distillations, message):
   with pytest.raises(ValueError, match=message):
-    schemes.offline(STUDENT, dict.fromkeys(teachers, WISE), distillations)
+    methods.offline(STUDENT, dict.fromkeys(teachers, WISE), distillations)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkd.errors import ConfigError
-from jaxkd.schemes import RAMPS, ramp
+from jaxkd.methods import RAMPS, ramp
 
 each_ramp = pytest.mark.parametrize("kind", RAMPS)
 weights = st.floats(-10, 10, width=32)

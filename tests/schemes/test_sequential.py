@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from jaxkd import losses, schemes
-from jaxkd.adapters import Projector
-from jaxkd.errors import ConfigError
-from jaxkd.networks import select
-from tests.models.drawn import drawn
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
   assert_same,
@@ -21,11 +15,17 @@ from tests.schemes.one_step import (
   loss_and_gradients,
   updated,
 )
+
+from jaxkd import losses, methods
+from jaxkd.adapters import Projector
+from jaxkd.errors import ConfigError
+from jaxkd.networks import select
+from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch
 
 STUDENT, TEACHER, SHAPE = TinyNet(), TinyNet(width=6), (6, 6, 1)
 DECAYING = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1))
-SCHEME = schemes.fresh_classifier(
+SCHEME = methods.fresh_classifier(
   STUDENT, TEACHER, image_shape=SHAPE, label_weight=0.5, kd_weight=0.3, temperature=2.0
 )
 
@@ -77,7 +77,7 @@ def test_the_exported_student_is_the_whole_network(participants):
 
 
 def test_from_an_earlier_stage_all_that_follows_learns(participants):
-  scheme = schemes.fresh_classifier(STUDENT, image_shape=SHAPE, from_stage="stage1")
+  scheme = methods.fresh_classifier(STUDENT, image_shape=SHAPE, from_stage="stage1")
   assert scheme.learners == tuple(f"student/{name}" for name in ("bn2", "classifier", "conv2"))
   before = {"student": participants["student"]}
   after = updated(scheme, before, batch(), optimizer=DECAYING)
@@ -91,7 +91,7 @@ def test_from_an_earlier_stage_all_that_follows_learns(participants):
 
 
 def test_a_simkd_student_brings_a_classifier_that_is_still_fresh():
-  distilling = schemes.simkd(
+  distilling = methods.simkd(
     STUDENT, TEACHER, Projector((3, 3), 12), image_shape=SHAPE, stages=("stage2", "stage2")
   )
   # The two stages together learn every parameter once, the projector aside.
@@ -102,7 +102,7 @@ def test_a_simkd_student_brings_a_classifier_that_is_still_fresh():
   # It is the one that a student alone of the same seed starts with.
   init = [
     jit(lambda rng, scheme=scheme: scheme.init(rng, batch())["student"]["params"]["classifier"])
-    for scheme in (distilling, SCHEME, schemes.supervised(STUDENT))
+    for scheme in (distilling, SCHEME, methods.supervised(STUDENT))
   ]
   drawn_by = [draw(jax.random.key(3)) for draw in init]
   assert_same(drawn_by[0], drawn_by[1])
@@ -119,4 +119,4 @@ def test_a_simkd_student_brings_a_classifier_that_is_still_fresh():
 )
 def test_what_cannot_learn_is_refused(options, message):
   with pytest.raises(ConfigError, match=message):
-    schemes.fresh_classifier(STUDENT, image_shape=SHAPE, **options)
+    methods.fresh_classifier(STUDENT, image_shape=SHAPE, **options)

@@ -8,15 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from jaxkd import losses, models, schemes
-from jaxkd.adapters import Projector, projector_for
-from jaxkd.export.bundles import load_bundle, save_bundle
-from jaxkd.networks import update
-from jaxkd.schemes import Distillation
-from jaxkd.types import Batch, Network
-from tests.models.drawn import drawn
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
   assert_same,
@@ -25,11 +17,19 @@ from tests.schemes.one_step import (
   start,
   updated,
 )
+
+from jaxkd import losses, methods, models
+from jaxkd.adapters import Projector, projector_for
+from jaxkd.export.bundles import load_bundle, save_bundle
+from jaxkd.methods import Distillation
+from jaxkd.networks import update
+from jaxkd.types import Batch, Network
+from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch
 
 STUDENT, TEACHER = TinyNet(), TinyNet(width=6)
 PROJECTOR = Projector(size=(3, 3), channels=12)
-SCHEME = schemes.simkd(
+SCHEME = methods.simkd(
   STUDENT, TEACHER, PROJECTOR, image_shape=(6, 6, 1), stages=("stage2", "stage2"), weight=3.0
 )
 
@@ -124,7 +124,7 @@ def test_the_teacher_takes_no_gradient_and_stands_still(participants, outcome):
 
 
 def test_a_seed_gives_the_student_alone_and_the_simkd_student_the_same_start(participants):
-  assert_same(start(schemes.supervised(STUDENT))["student"], participants["student"])
+  assert_same(start(methods.supervised(STUDENT))["student"], participants["student"])
 
 
 def test_the_exported_network_gives_the_predicted_logits(participants, predict):
@@ -150,14 +150,14 @@ def data():
 
 def reusing(teacher):
   """A SimKD scheme under `teacher`."""
-  return schemes.simkd(RESNET, teacher, projector_for(MAP, MAP, stage="stage3"), image_shape=SHAPE)
+  return methods.simkd(RESNET, teacher, projector_for(MAP, MAP, stage="stage3"), image_shape=SHAPE)
 
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
   """(a distilled student, its logits), the student from a bundle whose teacher's is deleted."""
   folder = tmp_path_factory.mktemp("bundles")
-  variables = drawn(schemes.supervised(RESNET, participant="teacher"), data())["teacher"]
+  variables = drawn(methods.supervised(RESNET, participant="teacher"), data())["teacher"]
   description = {"image_shape": list(SHAPE)}
   save_bundle(folder / "teacher", Network(RESNET, variables), description)
   teacher, _ = load_bundle(folder / "teacher")
@@ -178,7 +178,7 @@ def test_a_bundled_student_predicts_without_its_teachers_checkpoint(distilled):
 def test_a_bundled_student_teaches_attention_and_soft_targets(distilled):
   network, _ = distilled
   attention = functools.partial(losses.attention_transfer, stages=("stage1", "stage3"))
-  scheme = schemes.offline(
+  scheme = methods.offline(
     RESNET,
     {"teacher": network.module},
     [Distillation("kd", losses.knowledge_distillation), Distillation("at", attention)],

@@ -11,14 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-
-from jaxkd import losses, models, schemes
-from jaxkd.adapters import Projector, projector_for
-from jaxkd.errors import ConfigError
-from jaxkd.export.bundles import load_bundle, save_bundle
-from jaxkd.types import Batch, Scheme
-from tests.models.drawn import drawn
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
   assert_same,
@@ -27,6 +20,13 @@ from tests.schemes.one_step import (
   loss_and_gradients,
   updated,
 )
+
+from jaxkd import losses, methods, models
+from jaxkd.adapters import Projector, projector_for
+from jaxkd.errors import ConfigError
+from jaxkd.export.bundles import load_bundle, save_bundle
+from jaxkd.types import Batch, Scheme
+from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch
 
 SHAPE = (8, 8, 1)
@@ -59,7 +59,7 @@ def trained(request):
   projector = projector_for(
     (4, size, size, width // 2), (4, size, size, width), stage=stage, layout="1x1-dw3x3-1x1"
   )
-  scheme = schemes.simkd(RESNET, WIDER, projector, image_shape=SHAPE, stages=(stage, stage))
+  scheme = methods.simkd(RESNET, WIDER, projector, image_shape=SHAPE, stages=(stage, stage))
   before = drawn(scheme, data())
   return Trained(stage, scheme, before, updated(scheme, before, data(), optimizer=DECAYING))
 
@@ -126,7 +126,7 @@ TINY, TINY_TEACHER, TINY_PROJECTOR = TinyNet(), TinyNet(width=6), Projector((3, 
 
 def tiny(student=TINY, teacher=TINY_TEACHER, projector=TINY_PROJECTOR, **options):
   options = {"image_shape": (6, 6, 1), "stages": ("stage2", "stage2"), **options}
-  return schemes.simkd(student, teacher, projector, **options)
+  return methods.simkd(student, teacher, projector, **options)
 
 
 def test_joint_training_adds_terms_on_the_students_own_logits():

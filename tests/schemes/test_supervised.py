@@ -4,9 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-
-from jaxkd import losses, schemes
-from tests.schemes.one_step import (
+from tests.methods.one_step import (
   assert_all_moved,
   assert_same,
   context,
@@ -15,9 +13,11 @@ from tests.schemes.one_step import (
   start,
   updated,
 )
+
+from jaxkd import losses, methods
 from tests.tiny import TinyNet, batch
 
-SCHEME = schemes.supervised(TinyNet(), participant="teacher", label_smoothing=0.1)
+SCHEME = methods.supervised(TinyNet(), participant="teacher", label_smoothing=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from tests.methods.one_step import jit
 
-from jaxkd import losses, schemes
+from jaxkd import losses, methods
+from jaxkd.methods import Distillation
 from jaxkd.models import with_exits
 from jaxkd.networks import select
-from jaxkd.schemes import Distillation
 from jaxkd.train import TrainState, training_step
-from tests.schemes.one_step import jit
 from tests.tiny import TinyNet, batch
 
 AXIS = "batch"
@@ -39,7 +39,7 @@ class Linear(nn.Module):
 
 
 def offline(net, *distillations, **options):
-  return schemes.offline(net(), {"teacher": net(axis_name=None)}, distillations, **options)
+  return methods.offline(net(), {"teacher": net(axis_name=None)}, distillations, **options)
 
 
 def at_stages(loss, **options):
@@ -64,7 +64,7 @@ def exits(net, loss, **options):
     lambda images: plain.init_with_output(jax.random.key(0), images)[0], batch().images
   )
   network = with_exits(net(), output, STAGES, kind="linear", num_classes=3)
-  return schemes.multi_exit(
+  return methods.multi_exit(
     network, loss, label_weights=(0.5, 0.5, 1.0), image_shape=SHAPE, **options
   )
 
@@ -80,7 +80,7 @@ def schemes_of_means(norm):
   """Name -> a scheme whose objective is a mean over examples; `norm`: batch normalisation."""
   net = functools.partial(TinyNet, norm=norm, axis_name=AXIS)
   return {
-    "supervised": schemes.supervised(net(), label_smoothing=0.1),
+    "supervised": methods.supervised(net(), label_smoothing=0.1),
     "logits": offline(net, Distillation("kd", losses.knowledge_distillation, 0.5)),
     "features": offline(
       net, *(Distillation(name, loss, weight) for name, (loss, weight) in FEATURES.items())
@@ -94,14 +94,14 @@ def schemes_of_means(norm):
         teacher_gradients=("images",),
       ),
     ),
-    "mutual": schemes.mutual({"one": net(), "two": net(width=3)}),
-    "alternating": schemes.mutual({"one": net(), "two": net(width=3)}, updates="alternating"),
-    "native ensemble": schemes.native_ensemble(
+    "mutual": methods.mutual({"one": net(), "two": net(width=3)}),
+    "alternating": methods.mutual({"one": net(), "two": net(width=3)}, updates="alternating"),
+    "native ensemble": methods.native_ensemble(
       net(), Linear(2, shares=True), branches=2, from_stage="stage1"
     ),
     "multi exit": exits(net, functools.partial(losses.multi_exit, teachers="later")),
     "own teacher": exits(net, BYOT, summed=True),
-    "simkd": schemes.simkd(
+    "simkd": methods.simkd(
       net(),
       net(width=6, axis_name=None),
       Linear(12),
@@ -110,10 +110,10 @@ def schemes_of_means(norm):
       label_weight=1.0,
       kd_weight=0.5,
     ),
-    "sequential": schemes.fresh_classifier(
+    "sequential": methods.fresh_classifier(
       net(), net(axis_name=None), image_shape=SHAPE, kd_weight=0.5
     ),
-    "autoencoder": schemes.autoencoder(net(axis_name=None), Linear(3), Linear(8), stage="stage2"),
+    "autoencoder": methods.autoencoder(net(axis_name=None), Linear(3), Linear(8), stage="stage2"),
   }
 
 
@@ -127,7 +127,7 @@ def confidence(student, teacher, labels, weights, axis_name, where=None):
 def schemes_of_whole_batches(norm):
   """Name -> a scheme whose objective needs all examples of the batch at once."""
   net = functools.partial(TinyNet, norm=norm, axis_name=AXIS)
-  adaptive = schemes.AdaptiveTemperature(start=1.5, confidence=0.2, factor=2.0)
+  adaptive = methods.AdaptiveTemperature(start=1.5, confidence=0.2, factor=2.0)
   return {
     "rkd": offline(net, Distillation("rkd", losses.relational, global_batch=True)),
     "cwtm": offline(net, Distillation("cwtm", confidence, labelled=True), label_weight=0.0),

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import losses, schemes
-from jaxkd.schemes import Distillation
+from jaxkd import losses, methods
+from jaxkd.methods import Distillation
 from jaxkd.train import create_state
 from tests.tiny import TinyNet, batch
 
@@ -16,12 +16,12 @@ KEY = jax.random.key(3)
 
 
 def supervised():
-  return schemes.supervised(TinyNet())
+  return methods.supervised(TinyNet())
 
 
 def offline():
   kd = Distillation("kd", losses.knowledge_distillation, 1.0)
-  return schemes.offline(TinyNet(), {"teacher": TinyNet(width=6)}, [kd])
+  return methods.offline(TinyNet(), {"teacher": TinyNet(width=6)}, [kd])
 
 
 def teacher():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxkd import losses, schemes
-from jaxkd.schemes import Distillation
+from jaxkd import losses, methods
+from jaxkd.methods import Distillation
 from jaxkd.train import evaluation_step
 from jaxkd.types import Batch, Output
 from tests.train.every_scheme import update
@@ -64,7 +64,7 @@ each_kind = pytest.mark.parametrize(
 
 
 def taught(network, label_weight):
-  return schemes.offline(
+  return methods.offline(
     network(),
     {"teacher": network(6)},
     [Distillation("kd", losses.knowledge_distillation)],
@@ -111,7 +111,7 @@ def test_padding_of_positions_is_out_of_loss_and_accuracy(kind):
 def test_peers_and_the_student_alone_take_dense_logits(kind):
   network, draw = KINDS[kind]
   data = dense_batch(draw)
-  for scheme in (schemes.supervised(network()), schemes.mutual({"a": network(), "b": network(3)})):
+  for scheme in (methods.supervised(network()), methods.mutual({"a": network(), "b": network(3)})):
     participants = begin(scheme, data)
     _, metrics = update(scheme, participants, data)
     assert np.isfinite(metrics["loss"][0])

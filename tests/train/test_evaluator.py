@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import schemes
+from jaxkd import methods
 from jaxkd.runtime import devices
 from jaxkd.train import create_state
 from jaxkd.train.evaluate import make_evaluator
@@ -14,7 +14,7 @@ from tests.tiny import TinyNet, batch, examples, stage
 
 @pytest.fixture(scope="module")
 def participants():
-  scheme = schemes.supervised(TinyNet())
+  scheme = methods.supervised(TinyNet())
   state = create_state(scheme, optax.sgd(0.1), jax.random.key(0), batch())
   return devices.host_copy(state.participants)
 
@@ -22,7 +22,7 @@ def participants():
 def test_ragged_splits_neither_compile_twice_nor_bias_a_score(participants):
   """9 and 5 examples in batches of 8: one compilation, and the means that numpy finds."""
   traces = []
-  scheme = schemes.supervised(TinyNet())
+  scheme = methods.supervised(TinyNet())
 
   def predict(everyone, images):
     traces.append(images.shape)

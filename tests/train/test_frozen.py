@@ -4,9 +4,9 @@ import jax
 import optax
 import pytest
 
-from jaxkd import losses, schemes
+from jaxkd import losses, methods
 from jaxkd.errors import ConfigError
-from jaxkd.schemes import Distillation
+from jaxkd.methods import Distillation
 from jaxkd.train import Silent, create_state, train_stage
 from jaxkd.train.state import FirstState
 from tests.models.drawn import drawn
@@ -16,7 +16,7 @@ KD = Distillation("kd", losses.knowledge_distillation)
 MISSING = (
   r"^participant 'teacher' does not learn and has no trained weights: .*untrained=\('teacher'"
 )
-SCHEME = schemes.offline(TinyNet(), {"teacher": TinyNet(width=6)}, [KD])
+SCHEME = methods.offline(TinyNet(), {"teacher": TinyNet(width=6)}, [KD])
 
 
 def arguments(scheme=SCHEME):
@@ -31,8 +31,8 @@ def trained():
   "scheme",
   [
     SCHEME,
-    schemes.fresh_classifier(TinyNet(), TinyNet(), image_shape=(6, 6, 1), kd_weight=1.0),
-    schemes.simkd(
+    methods.fresh_classifier(TinyNet(), TinyNet(), image_shape=(6, 6, 1), kd_weight=1.0),
+    methods.simkd(
       TinyNet(),
       TinyNet(),
       TinyNet(),
@@ -53,7 +53,7 @@ def test_a_forgotten_teacher_is_named(scheme):
 
 def test_a_forgotten_generation_is_named():
   teaching = Distillation("kd", losses.knowledge_distillation, teacher="generation_1")
-  scheme = schemes.born_again(TinyNet(), [teaching], generation=2)
+  scheme = methods.born_again(TinyNet(), [teaching], generation=2)
   given = {"generation_1": drawn(TinyNet(), batch().images)}
   with pytest.raises(ConfigError, match=r"^participant 'generation_0' does not learn"):
     create_state(*arguments(scheme), given=given)
@@ -103,9 +103,9 @@ def test_a_wrong_name_is_a_line(options, message):
 
 
 def test_those_without_variables_and_those_that_learn_a_part_need_none():
-  state = create_state(*arguments(schemes.supervised(TinyNet())))
+  state = create_state(*arguments(methods.supervised(TinyNet())))
   assert set(state.participants) == {"student"}
-  part = schemes.fresh_classifier(TinyNet(), image_shape=(6, 6, 1))
+  part = methods.fresh_classifier(TinyNet(), image_shape=(6, 6, 1))
   create_state(*arguments(part))
 
   def init(rng, data):

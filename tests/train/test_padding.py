@@ -11,7 +11,7 @@ import pytest
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError
-from jaxkd.schemes import Distillation
+from jaxkd.methods import Distillation
 from jaxkd.types import Output, Terms
 from tests.tiny import TinyNet, batch
 from tests.train.every_scheme import (

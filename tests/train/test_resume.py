@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxkd import schemes
+from jaxkd import methods
 from jaxkd.errors import ConfigError
 from jaxkd.report import Lines, ProgressBar
 from jaxkd.runtime.signals import Interrupted, Interruption
@@ -275,7 +275,7 @@ def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tm
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-  wide = drawn(schemes.supervised(TinyNet(width=6)), batch())
+  wide = drawn(methods.supervised(TinyNet(width=6)), batch())
   with pytest.raises(ConfigError, match=r"weights given for 'student' are of another architecture"):
     train_stage(
       stage(),

@@ -4,10 +4,10 @@ import functools
 
 import jax
 
-from jaxkd import losses, schemes
+from jaxkd import losses, methods
 from jaxkd.adapters import Regressor
+from jaxkd.methods import Distillation
 from jaxkd.report import closing_table, draw_curves
-from jaxkd.schemes import Distillation
 from jaxkd.train import Silent, starting_variables, train_stage
 from tests.tiny import TinyNet, examples, stage
 
@@ -16,7 +16,7 @@ HINT = Distillation(
   functools.partial(losses.fitnets, stages=("stage1",)),
   connectors={"stage1": Regressor((6, 6), 6)},
 )
-FIRST = schemes.offline(
+FIRST = methods.offline(
   TinyNet(),
   {"teacher": TinyNet(width=6)},
   [HINT],

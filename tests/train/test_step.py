@@ -10,10 +10,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxkd import losses, schemes
+from jaxkd import losses, methods
 from jaxkd.data import normalize, pad_crop
+from jaxkd.methods import Distillation
 from jaxkd.runtime import devices
-from jaxkd.schemes import Distillation
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Aux, Batch, Context, Output, Scheme, Terms
 from tests.tiny import TinyNet, batch, bystanders
@@ -68,7 +68,7 @@ AUGMENTED = {"prepare": cropped, "decay": 0.9}
 @functools.cache
 def distilling(axis_name=devices.AXIS_NAME, norm=True):
   at = functools.partial(losses.attention_transfer, stages=("stage1", "stage2"))
-  return schemes.offline(
+  return methods.offline(
     TinyNet(axis_name=axis_name, norm=norm),
     {"teacher": TinyNet(width=6, norm=norm)},
     [Distillation("kd", losses.knowledge_distillation), Distillation("at", at, 10.0)],
@@ -78,7 +78,7 @@ def distilling(axis_name=devices.AXIS_NAME, norm=True):
 @functools.cache
 def unequal_peers():
   peers = {f"peer_{width}": TinyNet(width, axis_name=devices.AXIS_NAME) for width in (4, 3)}
-  return schemes.mutual(peers)
+  return methods.mutual(peers)
 
 
 SCHEMES = {
@@ -159,7 +159,7 @@ def test_a_scheme_that_changes_a_bystander_is_refused():
 
 def test_accumulating_parts_equals_the_whole_batch_without_batch_statistics():
   kd = Distillation("kd", losses.knowledge_distillation)
-  scheme = schemes.offline(TinyNet(norm=False), {"teacher": TinyNet(width=6, norm=False)}, [kd])
+  scheme = methods.offline(TinyNet(norm=False), {"teacher": TinyNet(width=6, norm=False)}, [kd])
   whole, whole_metrics = run_steps(scheme, 2, steps=2)
   parts, parts_metrics = run_steps(scheme, 2, steps=2, accumulate=4)
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -172,7 +172,7 @@ def test_accumulating_parts_equals_the_whole_batch_without_batch_statistics():
 
 
 def test_accumulation_moves_batch_statistics_part_after_part():
-  scheme = schemes.supervised(TinyNet())
+  scheme = methods.supervised(TinyNet())
   state, _ = run_steps(scheme, 1, steps=1, accumulate=2)
   whole, _ = run_steps(scheme, 1, steps=1)
   mean, whole_mean = (
@@ -184,7 +184,7 @@ def test_accumulation_moves_batch_statistics_part_after_part():
 
 
 def test_the_moving_average_follows_the_parameters_at_its_decay():
-  scheme = schemes.supervised(TinyNet(norm=False))
+  scheme = methods.supervised(TinyNet(norm=False))
   start = create_state(scheme, optax.sgd(0.1), jax.random.key(0), batch())
   state, _ = run_steps(scheme, 1, steps=1, decay=0.75)
   for before, now, average in zip(
@@ -212,7 +212,7 @@ class LowNet(nn.Module):
 
 def test_bfloat16_computes_low_and_keeps_parameters_in_float32():
   model = LowNet()
-  state, metrics = run_steps(schemes.supervised(model), 1, steps=1)
+  state, metrics = run_steps(methods.supervised(model), 1, steps=1)
   assert {leaf.dtype for leaf in jax.tree.leaves(state.participants)} == {np.dtype("float32")}
   assert np.isfinite(metrics["loss"][0])
   output = jax.eval_shape(model.apply, state.participants["student"], batch().images)

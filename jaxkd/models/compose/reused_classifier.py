@@ -241,7 +241,7 @@ class ReusedClassifiers(nn.Module):
     student_stage: the student's last stage that is used.
     teacher_stage: the teachers' stage that the projected features stand for.
 
-  Source: this project's form of SimKD with several teachers; see `jaxkd.schemes.simkd`.
+  Source: this project's form of SimKD with several teachers; see `jaxkd.methods.simkd`.
   """
 
   student: nn.Module

@@ -1,4 +1,4 @@
-"""What a recipe is made of: the networks it is given, the method, the trainings it asks for."""
+"""The parts of a method: the networks it is given, and the phases of training it asks for."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import linen as nn
 
-from jaxkd.config import Fields
-from jaxkd.errors import unknown_name
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.fields import Fields
+from jaxkd.methods.distillation import Distillation
 from jaxkd.preprocessing import Converted
-from jaxkd.schemes import Distillation
 from jaxkd.types import Output, Scheme
 
 Shape = tuple[int, ...]
+# (stage of the student, stage of the teacher)
+StagePair = tuple[str, str]
+
+# Names of phases. Initial weights do not depend on them, directories of checkpoints do.
+BASELINE = "alone"
+WARMUP = "warmup"
+DISTILLED = "distilled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +34,10 @@ class Teacher:
   Attributes:
     module: the model.
     output: the shapes it returns.
-    label: what it is called in tables.
+    label: its name in tables.
     field: of the config, with its value, that names it, for errors.
     converted: the model with its images converted, where it was trained on others than the run's.
-    accuracy: on test images, that it is said to have; None if nothing is said.
+    accuracy: on test images, as stated with its weights; None if nothing is stated.
     notes: lines about the images that it is given.
   """
 
@@ -45,18 +51,18 @@ class Teacher:
 
   @property
   def model(self) -> nn.Module | Converted:
-    """What schemes take."""
+    """The model as schemes take it."""
     return self.converted or self.module
 
   @property
   def num_classes(self) -> int:
-    """Classes that it predicts; 0 without logits."""
+    """The number of classes that it predicts; 0 without logits."""
     return 0 if self.output.logits is None else self.output.logits.shape[-1]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-  """What a method builds its schemes from: a student and the teacher at hand.
+class Setup:
+  """The student, the teachers and the hyperparameters that a method builds its phases from.
 
   Attributes:
     student: the model that learns.
@@ -64,13 +70,13 @@ class Pair:
     teachers: participant name -> Teacher; the first is called "teacher". Empty for methods that
       train without one.
     image_shape: (H, W, C).
-    options: fields every trained module takes: the axis of cross-device statistics, the dtype.
+    options: fields of every trained module: the axis of cross-device statistics, the dtype.
     epochs: the student's.
     steps_per_epoch: updates of the student per epoch.
     hyperparameters: the config's "method" section, or the part of it that is the method's.
     create: name -> a model like the student's, for methods that train other networks beside it.
     shares: participant name -> a teacher's share of the objective; they sum to 1.
-    at: which of the teachers is at hand.
+    teacher_name: the teacher that a distillation is built for.
   """
 
   student: nn.Module
@@ -80,20 +86,25 @@ class Pair:
   options: Mapping[str, Any]
   epochs: int
   steps_per_epoch: int
-  hyperparameters: ml_collections.ConfigDict
+  hyperparameters: Any
   create: Callable[[str], nn.Module]
   shares: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"teacher": 1.0})
-  at: str = "teacher"
+  teacher_name: str = "teacher"
 
   @property
   def share(self) -> float:
-    """That of the teacher at hand."""
-    return self.shares[self.at]
+    """The share of the teacher `teacher_name`."""
+    return self.shares[self.teacher_name]
 
   @property
   def teacher(self) -> Teacher:
-    """The teacher at hand."""
-    return self.teachers[self.at]
+    """The teacher `teacher_name`."""
+    return self.teachers[self.teacher_name]
+
+  @property
+  def is_first(self) -> bool:
+    """Whether `teacher_name` is the first teacher: terms without a teacher are built once."""
+    return self.teacher_name == next(iter(self.teachers), "teacher")
 
   @property
   def plain_output(self) -> Output:
@@ -106,11 +117,15 @@ class Pair:
     """Every teacher's model by participant name, as schemes take it."""
     return {name: teacher.model for name, teacher in self.teachers.items()}
 
-  def named(self, name: str) -> str:
-    """`name`, made different for every teacher."""
-    return name if self.at == "teacher" else f"{name}_{self.at}"
+  def for_teacher(self, name: str) -> Setup:
+    """The setup for another of the teachers."""
+    return dataclasses.replace(self, teacher_name=name)
 
-  def shapes(self, stage: tuple[str, str] | str, where: str = "features") -> tuple[Shape, Shape]:
+  def named(self, name: str) -> str:
+    """`name` for the first teacher, "NAME_TEACHER" for any other."""
+    return name if self.teacher_name == "teacher" else f"{name}_{self.teacher_name}"
+
+  def shapes(self, stage: StagePair | str, where: str = "features") -> tuple[Shape, Shape]:
     """The student's and the teacher's shape at a stage, batch included."""
     ours, theirs = (stage, stage) if isinstance(stage, str) else stage
     return (
@@ -129,8 +144,8 @@ class Pair:
     """The student's shapes by stage, shallow to deep, batch included."""
     return _in_order(self.student, getattr(self.plain_output, where))
 
-  def deepest(self, stages: Sequence[tuple[str, str]], where: str = "features") -> str:
-    """The stage up to which the student must run to give all that is named of it."""
+  def deepest(self, stages: Sequence[StagePair], where: str = "features") -> str:
+    """The stage up to which the student must run to give the arrays of all these stages."""
     wanted = {ours for ours, _ in stages}
     order = tuple(self.student.stages)
     deepest = max(order.index(ours) for ours in wanted)
@@ -144,8 +159,8 @@ class Pair:
         return stage
     raise unknown_name(f"stage of the student with {where}:", min(wanted), order)
 
-  def compared(self, stages: Sequence[tuple[str, str]], where: str = "features") -> str:
-    """Which stages are compared, with their sizes, for a line that tells it."""
+  def compared(self, stages: Sequence[StagePair], where: str = "features") -> str:
+    """A line that names the stages that are compared, with their sizes."""
     shown = []
     for pair in stages:
       if pair == ("images", "images"):
@@ -153,26 +168,28 @@ class Pair:
         continue
       ours, theirs = (sizes(shape) for shape in self.shapes(pair, where))
       shown.append(f"{pair[0]} {ours} with {pair[1]} {theirs}")
-    return f"{', '.join(shown)} of the {self.at}"
+    return f"{', '.join(shown)} of the {self.teacher_name}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-  """One run of training that a method asks for; the plan gives it data and an optimizer.
+class PhaseSpec:
+  """One phase that a method asks for; `jaxkd.experiment.build` adds data and an optimizer.
 
   Attributes:
-    name: of the stage.
+    name: of the phase.
     scheme: who learns from whom.
-    inherit: participant -> "stage/participant" of an earlier stage, teachers included.
+    inherit: participant -> "phase/participant" of an earlier phase, teachers included.
     epochs: passes over the student's examples; None takes the student's number.
     learning_rate: None takes the student's.
-    reported: the predictor that stands for it; "" where there is none yet.
-    label: what the trained network is called in tables; "" takes the student's name.
+    reported: the predictor whose accuracy is reported; "" where nothing predicts yet.
+    label: name of the trained network in tables; "" takes the student's name.
     reuses_classifier: whether the student predicts through the teachers' classifiers.
-    gives: participant of the method's next training -> the participant of this one it starts as.
+    gives: participant of the method's next phase -> the participant of this one it starts as.
     turns: participants of which one is updated at a step, in this order; empty updates all.
-    seed_offset: what it adds to the experiment's seed, for networks that must start differently.
-    notes: what a reader wants to know before it starts, such as the stages that are compared.
+    seed_offset: added to the experiment's seed, for networks that must start differently.
+    notes: lines shown before the phase starts, such as the stages that are compared.
+    role: "student" for the trained student, "baseline" for the student that it is compared with,
+      "" for a preparation.
   """
 
   name: str
@@ -187,78 +204,95 @@ class Training:
   turns: tuple[str, ...] = ()
   seed_offset: int = 0
   notes: tuple[str, ...] = ()
+  role: Literal["student", "baseline", ""] = "student"
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """A distillation of a method with a line that says what it compares.
+
+  Attributes:
+    distillation: the distillation.
+    compares: the stages and their sizes, for the reader; "" shows no line.
+  """
+
+  distillation: Distillation
+  compares: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """A way to train a student.
+  """A way to train a student: an entry of `jaxkd.methods.METHODS`.
 
-  One with `distillations` is a summand of an objective under frozen teachers: such methods add up
-  ("kd+at"), ramp, and take several teachers. One with `trainings` is a scheme of its own. One
+  A method with `distillations` gives terms of an objective under frozen teachers: such methods add
+  up ("kd+at"), ramp, and take several teachers. A method with `phases` is a scheme of its own. One
   with neither trains from labels alone.
 
   Attributes:
     summary: one line for listings.
-    fields: its own hyperparameters, of the config's "method" section.
-    distillations: what is matched with the teacher at hand.
-    before: trainings that come before its own, such as of a connector.
-    warmup: the defaults of a first stage, in which the student's layers up to the deepest one
-      matched learn the method's terms alone; None where no such variant was published.
+    fields: its hyperparameters, the config's "method" section.
+    distillations: its terms for the teacher `Setup.teacher_name`.
+    source: paper and published code that it follows.
+    before: phases that come before its own, such as that of a paraphraser.
+    warmup: defaults of a first phase, in which the student's layers up to the deepest stage matched
+      learn the method's terms alone; None where no such variant was published.
     deepest: the last stage of the student that the terms reach; needed with `warmup`.
     label_weight: of the cross-entropy, by default.
-    trainings: the trainings of a scheme of its own, in their order. One that is called "alone"
-      stands for the student alone.
-    without_teacher: whether those trainings need no network that was trained before.
-    baseline: the student alone that it is compared with, where that is not one output trained by
-      the labels.
+    phases: the phases of a scheme of its own, in their order. One called "alone" stands for the
+      baseline.
+    without_teacher: whether those phases need no network that was trained before.
+    baseline: the phase of the baseline, where that is not one output trained by the labels.
     takes_exits: whether the student may have several exits of its own.
-    needs: what the networks must give it: "logits" alone; "features", of any rank; "maps",
+    needs: what the networks must return: "logits" alone; "features", of any rank; "maps",
       (B, H, W, C); "preactivations", of any rank; "stages" that the student can be cut at.
-    same_classes: in words, why the teacher must predict the student's classes; "" where it need
+    same_classes: why the teacher must predict the student's classes, in words; "" where it need
       not, since no logits are compared.
   """
 
   summary: str
   fields: Fields
-  distillations: Callable[[Pair], Sequence[Distillation]] | None = None
-  before: Callable[[Pair], Sequence[Training]] | None = None
+  distillations: Callable[[Setup], Sequence[Term | Distillation]] | None = None
+  source: str = ""
+  before: Callable[[Setup], Sequence[PhaseSpec]] | None = None
   warmup: Warmup | None = None
-  deepest: Callable[[Pair], str] | None = None
+  deepest: Callable[[Setup], str] | None = None
   label_weight: float = 1.0
-  trainings: Callable[[Pair], Sequence[Training]] | None = None
+  phases: Callable[[Setup], Sequence[PhaseSpec]] | None = None
   without_teacher: bool = False
-  baseline: Callable[[Pair], Training] | None = None
+  baseline: Callable[[Setup], PhaseSpec] | None = None
   takes_exits: bool = False
   needs: Literal["logits", "features", "maps", "preactivations", "stages"] = "logits"
   same_classes: str = "compares logits"
 
-  def why_same_classes(self, own: ml_collections.ConfigDict) -> str:
-    """`same_classes` with these hyperparameters, which may have a second stage of soft targets."""
-    if not self.same_classes and own.get("two_stage") and own.second_kd_weight:
-      return (
-        f"compares logits in its second stage (method.second_kd_weight={own.second_kd_weight:g}; "
-        "0 leaves them out)"
-      )
+  def why_same_classes(self, hyperparameters: Any) -> str:
+    """`same_classes` with these hyperparameters: a second phase may compare logits."""
+    if not self.same_classes and hyperparameters.get("two_stage"):
+      weight = hyperparameters.second_kd_weight
+      if weight:
+        return (
+          f"compares logits in its second stage (method.second_kd_weight={weight:g}; "
+          "0 leaves them out)"
+        )
     return self.same_classes
 
   @property
   def distils(self) -> bool:
-    """Whether the student learns from some network's predictions, a teacher's or its like's."""
-    return self.distillations is not None or self.trainings is not None
+    """Whether the student learns from the predictions of a network: a teacher, a peer, itself."""
+    return self.distillations is not None or self.phases is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Warmup:
-  """Defaults of a method's two-stage form.
+  """Defaults of a method's form in two phases.
 
   Attributes:
-    default: whether the method runs in two stages unless told otherwise.
-    epochs: of the first stage.
-    label_weight: of the cross-entropy in the second stage.
-    kd_weight: of softened logits in the second stage.
+    default: whether the method has two phases unless the config says otherwise.
+    epochs: of the first phase.
+    label_weight: of the cross-entropy in the second phase.
+    kd_weight: of softened logits in the second phase.
     temperature: of those logits.
     squared_temperature: whether they are scaled by its square.
-    kd_start: the factor on `kd_weight` at the start of the second stage, from which it goes
+    kd_start: the factor on `kd_weight` at the start of the second phase, from which it goes
       linearly to 1; 1 keeps it constant.
   """
 
@@ -269,6 +303,13 @@ class Warmup:
   temperature: float = 4.0
   squared_temperature: bool = True
   kd_start: float = 1.0
+
+
+def check_something_learns(setup: Setup) -> None:
+  """Raises a ConfigError if neither the labels nor what is distilled has a weight."""
+  own = setup.hyperparameters
+  if not own.weight and not own.label_weight:
+    raise ConfigError("method.weight=0.0 and method.label_weight=0.0: expected one of them > 0")
 
 
 def sizes(shape: Shape) -> str:

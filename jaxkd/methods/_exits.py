@@ -13,16 +13,20 @@ from jax import lax
 from jaxkd import losses
 from jaxkd.counts import refuse_parts, scaled
 from jaxkd.errors import ConfigError
+from jaxkd.fields import names
 from jaxkd.losses._numerics import mean_log_probabilities
+from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods._stages import AUTO, inner_stages
+from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, sizes
+from jaxkd.methods.distillation import Loss, WholeBatch, call_with_mask
 from jaxkd.models import (
   MultiExit,
   cut_at_exit,
   exit_ensemble,
   plain_network,
+  with_exits,
 )
 from jaxkd.networks import infer, initialize, key_for, learn, merge
-from jaxkd.schemes.distillation import mask_option
-from jaxkd.schemes.labels import accuracy, label_terms
 from jaxkd.types import (
   Array,
   Aux,
@@ -35,6 +39,10 @@ from jaxkd.types import (
 )
 
 TEMPERATURE = "temperature"
+
+# Where a network without exits of its own gets them, and what they are made of.
+EXITS = {"exits": names((AUTO,))}
+HEADS = ("linear", "conv", "projected", "bottleneck", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +76,12 @@ class AdaptiveTemperature:
 
 def multi_exit(
   network: nn.Module,
-  distillation: Callable[..., Terms] | None,
+  distillation: Loss | None,
   *,
   label_weights: Sequence[float],
   weight: float = 1.0,
   temperature: AdaptiveTemperature | None = None,
   summed: bool = False,
-  global_batch: bool = False,
   image_shape: tuple[int, int, int],
 ) -> Scheme:
   """A scheme of one network that learns at all of its exits, and from its own deeper ones.
@@ -89,15 +96,14 @@ def multi_exit(
   Args:
     network: `num_exits`, `__call__(images, train) -> tuple[Output, ...]` and `run_block`
       (`jaxkd.models.MSDNet`, `jaxkd.models.MultiExit`).
-    distillation: the exits' Outputs, shallowest first -> Terms, its options bound
-      (`functools.partial(losses.be_your_own_teacher, soft_weight=0.1)`); it is also given
-      `temperature` if that adapts. None trains every exit by the labels alone.
+    distillation: (exits, temperature, batch, context) -> Terms, the exits being Outputs, shallowest
+      first, and the temperature None unless it adapts; a mean over the examples that count, or a
+      `WholeBatch`. `of_exits` makes it of a function of `jaxkd.losses`. None trains every exit by
+      the labels alone.
     label_weights: one for each exit.
     weight: of the distillation.
     temperature: None leaves it to `distillation`.
     summed: its feature term is a sum over the examples of the batch, not a mean.
-    global_batch: the distillation is not a mean over examples; it is also given `axis_name`, the
-      device axis, so that it sees the batch of all devices. It is refused on a batch in parts.
     image_shape: (H, W, C), by which the layers before an exit are found when it is exported.
 
   Raises:
@@ -149,17 +155,20 @@ def multi_exit(
     ]
     terms = {"labels": sum(labels, start=Terms())} if labels else {}
     if distillation is not None:
-      options = mask_option(distillation, batch, "the exits' distillation")
-      if global_batch:
-        refuse_parts("'exits'", context, "which compares the examples of a batch")
-        options["axis_name"] = context.axis_name
+      now = None
       if adapts:
         now = everyone[TEMPERATURE]["adapted"][TEMPERATURE]
-        options["temperature"] = now
         metrics["temperature"] = (now, jnp.float32(1))
         state[TEMPERATURE] = {"adapted": {TEMPERATURE: adapted(now, outputs[-1], batch, context)}}
-      found = distillation(outputs, **options)
-      terms["exits"] = weight * _pooled(found, batch, context, summed=summed, whole=global_batch)
+      if isinstance(distillation, WholeBatch):
+        refuse_parts("'exits'", context, distillation.reason)
+      what = "the exits' distillation"
+      found = call_with_mask(what, distillation, outputs, now, batch, context)
+      terms["exits"] = weight * (
+        found
+        if isinstance(distillation, WholeBatch)
+        else _pooled(found, batch, context, summed=summed)
+      )
     total = sum((t.total for t in terms.values()), start=jnp.float32(0))
     return total, Aux(terms, metrics, state)
 
@@ -198,12 +207,77 @@ def multi_exit(
   return Scheme(init, targets, loss, predict, learners, export)
 
 
-def _pooled(terms: Terms, batch: Batch, context: Context, *, summed: bool, whole: bool) -> Terms:
+def of_exits(kernel: Callable[..., Terms], *, whole: bool = False, **options: Any) -> Loss:
+  """The distillation of `multi_exit` by a function of `jaxkd.losses`.
+
+  Args:
+    kernel: (exits, where=mask, **options) -> Terms; also `temperature` where that adapts.
+    whole: whether it compares the examples of a batch with each other; it then takes `axis_name`.
+    **options: bound to it.
+  """
+
+  def loss(exits: Any, temperature: Any, batch: Batch, context: Context) -> Terms:
+    given = {} if temperature is None else {"temperature": temperature}
+    if whole:
+      given["axis_name"] = context.axis_name
+    return kernel(exits, where=batch.mask, **options, **given)
+
+  return WholeBatch(loss) if whole else loss
+
+
+def _pooled(terms: Terms, batch: Batch, context: Context, *, summed: bool) -> Terms:
   """Terms whose mean over parts and devices is what the whole batch gives."""
-  if whole:
-    return terms
   local = scaled(terms, batch, context)
   if not summed:
     return local
   devices = 1 if context.axis_name is None else lax.axis_size(context.axis_name)
   return Terms(feature=devices * context.parts * terms.feature, logit=local.logit)
+
+
+def network_with_exits(setup: Setup) -> Any:
+  """The student if it has exits of its own, else the student with the exits of the config."""
+  own = setup.hyperparameters
+  if isinstance(setup.student_output, tuple):
+    return setup.student
+  assert setup.student_output.logits is not None
+  return with_exits(
+    setup.student,
+    setup.student_output,
+    _exit_stages(setup),
+    kind=own.head,
+    num_classes=setup.student_output.logits.shape[-1],
+    **setup.options,
+  )
+
+
+def _exit_stages(setup: Setup) -> tuple[str, ...]:
+  """The stages of the config; "auto" stands for the inner ones but the last."""
+  stages: list[str] = []
+  for stage in setup.hyperparameters.exits:
+    stages += inner_stages(setup.student_shapes())[:-1] if stage == AUTO else [stage]
+  return tuple(stages)
+
+
+def exits_phase(name: str, setup: Setup, network: Any, **scheme: Any) -> PhaseSpec:
+  """Trains all exits; the deepest stands for the network."""
+  return PhaseSpec(
+    name,
+    multi_exit(network, image_shape=setup.image_shape, **scheme),
+    learning_rate=setup.hyperparameters.get("learning_rate"),
+    reported=f"exit_{network.num_exits - 1}",
+    notes=_notes(setup, network),
+  )
+
+
+def _notes(setup: Setup, network: Any) -> tuple[str, ...]:
+  if network is setup.student:
+    return (f"{network.num_exits} exits of its own",)
+  shapes = setup.student_shapes()
+  return (f"exits on {', '.join(f'{s} {sizes(shapes[s])}' for s in network.exit_stages)}",)
+
+
+def exit_wise(setup: Setup, network: Any) -> PhaseSpec:
+  """A network with exits, each trained by the labels alone, at the student's rate."""
+  labels = (1.0,) * network.num_exits
+  phase = exits_phase(BASELINE, setup, network, distillation=None, label_weights=labels)
+  return dataclasses.replace(phase, learning_rate=None, role="baseline")

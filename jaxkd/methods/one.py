@@ -1,4 +1,4 @@
-"""One network whose branches learn from their own gated ensemble."""
+"""ONE: a network whose branches learn from their own gated ensemble."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd import losses
+from jaxkd.adapters import Gate
 from jaxkd.counts import scaled
+from jaxkd.fields import choice, flag, integer, number, text
+from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods._stages import AUTO, inner_stages
+from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup, feature_shape, sizes
+from jaxkd.methods.distillation import Weight
+from jaxkd.methods.ramps import RAMPS, ramp
 from jaxkd.models import Branched, branch_network, gated_branches
 from jaxkd.networks import infer, initialize, key_for, learn, merge
-from jaxkd.schemes.distillation import Weight
-from jaxkd.schemes.labels import accuracy, label_terms
 from jaxkd.types import (
   Array,
   Aux,
@@ -137,3 +142,56 @@ def native_ensemble(
 
 def _accuracies(logits: dict[str, Any], batch: Batch) -> dict[str, tuple[Array, Array]]:
   return {f"accuracy_{name}": accuracy(z, batch) for name, z in logits.items()}
+
+
+def _phases(setup: Setup) -> list[PhaseSpec]:
+  own = setup.hyperparameters
+  from_stage = own.from_stage if own.from_stage != AUTO else _before_last(setup)
+  shape = feature_shape(setup.plain_output, from_stage, "student")
+  weight: Weight = own.weight
+  if own.ramp != "none":
+    steps = own.ramp_epochs * setup.steps_per_epoch
+    weight = ramp(own.ramp, steps=steps, end=own.weight)
+  scheme = native_ensemble(
+    setup.student,
+    Gate(own.branches, **setup.options),
+    branches=own.branches,
+    from_stage=from_stage,
+    weight=weight,
+    temperature=own.temperature,
+    detached=own.detached,
+  )
+  shared = f"{own.branches} branches share what is up to {from_stage} {sizes(shape)}"
+  return [
+    PhaseSpec(
+      DISTILLED,
+      scheme,
+      learning_rate=own.learning_rate,
+      reported="branch_0",
+      notes=(shared,),
+    )
+  ]
+
+
+def _before_last(setup: Setup) -> str:
+  """The stage before the last one that is not pooled."""
+  *earlier, last = inner_stages(setup.student_shapes())
+  return earlier[-1] if earlier else last
+
+
+METHOD = Method(
+  "ONE: branches that learn from their gated ensemble (Lan et al., 2018)",
+  {
+    "branches": integer(3, minimum=1, maximum=64),
+    "from_stage": text(AUTO),
+    "weight": number(1.0),
+    "temperature": number(3.0, exclusive=True),
+    "detached": flag(True),
+    "ramp": choice("exponential", ("none", *RAMPS)),
+    "ramp_epochs": number(80.0, exclusive=True),
+  },
+  phases=_phases,
+  source="Lan et al., Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018",
+  without_teacher=True,
+  needs="stages",
+)

@@ -1,4 +1,4 @@
-"""A paraphraser that learns to compress a teacher's features and to restore them."""
+"""Factor transfer: a paraphraser of the teacher, a translator of the student."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Literal
 from flax import linen as nn
 from jax import lax
 
+from jaxkd import losses
+from jaxkd.adapters import TeacherAtStages, paraphraser_for, translator_for
 from jaxkd.counts import scaled
-from jaxkd.losses import reconstruction_error
+from jaxkd.fields import choice, flag, integer, number, text
 from jaxkd.losses._checks import stage_arrays
+from jaxkd.methods._features import feature_term
+from jaxkd.methods._stages import AUTO, adapter_at, last_pair
+from jaxkd.methods.base import Method, PhaseSpec, Setup, Term
+from jaxkd.methods.distillation import per_example
 from jaxkd.networks import Model, infer, initialize, key_for, learn, merge
 from jaxkd.types import Array, Aux, Batch, Context, Network, Participants, Scheme, Terms
 
@@ -81,7 +87,7 @@ def autoencoder(
     restored, state["decoder"] = learn(
       decoder, everyone["decoder"], factors, key_for(context.rng, "decoder"), where=batch.mask
     )
-    error = reconstruction_error(restored, features, error=loss, where=batch.mask)
+    error = losses.reconstruction_error(restored, features, error=loss, where=batch.mask)
     terms = scaled(Terms(feature=error), batch, context)
     return terms.total, Aux({"reconstruction": terms}, {}, state)
 
@@ -92,3 +98,79 @@ def autoencoder(
     return {}
 
   return Scheme(init, targets, reconstruct, predict, ("paraphraser", "decoder"), export)
+
+
+def _distillations(setup: Setup) -> list[Term]:
+  own = setup.hyperparameters
+  stage = last_pair(setup)
+  student, teacher = setup.shapes(stage)
+  encoder, _ = paraphraser_for(teacher, stage=stage[1], rate=own.rate, **setup.options)
+  translator = translator_for(
+    student,
+    teacher,
+    stage=stage[0],
+    rate=own.rate,
+    batch_norm=own.translator_batch_norm,
+    **setup.options,
+  )
+  loss = per_example(
+    losses.factor_transfer, stages=(stage,), normalization=own.normalization, eps=own.eps
+  )
+  term = feature_term(
+    "ft",
+    setup,
+    loss,
+    [stage],
+    **adapter_at("ft", setup, {stage[0]: translator}),
+    teacher_adapter=TeacherAtStages({stage[1]: encoder}),
+    teacher_adapter_name=_paraphraser_name(setup, stage[1]),
+  )
+  return [Term(term.distillation, f"factors of {term.compares}")]
+
+
+def _paraphraser_phase(setup: Setup) -> list[PhaseSpec]:
+  own = setup.hyperparameters
+  ours, stage = last_pair(setup)
+  _, teacher = setup.shapes((ours, stage))
+  encoder, decoder = paraphraser_for(teacher, stage=stage, rate=own.rate, **setup.options)
+  scheme = autoencoder(setup.teacher.model, encoder, decoder, stage=stage, loss=own.reconstruction)
+  return [
+    PhaseSpec(
+      setup.named("paraphraser"),
+      scheme,
+      {"teacher": f"{setup.teacher_name}/{setup.teacher_name}"},
+      epochs=own.paraphraser_epochs,
+      learning_rate=own.paraphraser_learning_rate,
+      reported="",
+      label=f"of {setup.teacher.label}",
+      gives={_paraphraser_name(setup, stage): "paraphraser"},
+      role="",
+    )
+  ]
+
+
+def _paraphraser_name(setup: Setup, stage: str) -> str:
+  return f"{setup.named('ft')}_{stage}_teacher_connector"
+
+
+METHOD = Method(
+  "factor transfer: a paraphraser of the teacher, a translator of the student (Kim et al., 2018)",
+  {
+    "stage": text(AUTO),
+    "rate": number(0.5, exclusive=True, maximum=1.0),
+    "normalization": choice("official", ("official", "repdistiller")),
+    # The authors' 1e-12 gives a factor that is all zero a gradient of 1e10.
+    "eps": number(1e-6, exclusive=True),
+    "translator_batch_norm": flag(False),
+    "reconstruction": choice("l1", ("l1", "mse")),
+    "paraphraser_epochs": integer(6, minimum=1),
+    # 0 takes the student's.
+    "paraphraser_learning_rate": number(0.0),
+    "weight": number(500.0),
+  },
+  _distillations,
+  source="Kim et al., Paraphrasing Complex Network, NeurIPS 2018",
+  before=_paraphraser_phase,
+  needs="maps",
+  same_classes="",
+)

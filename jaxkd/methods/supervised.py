@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods.base import Method
 from jaxkd.networks import Model, infer, initialize, learn, merge, network_of
-from jaxkd.schemes.labels import accuracy, label_terms
 from jaxkd.types import Array, Aux, Batch, Context, Network, Participants, Scheme
 
 
@@ -46,3 +47,7 @@ def supervised(
     return {participant: network_of(model, participants[participant])}
 
   return Scheme(init, targets, loss, predict, (participant,), export)
+
+
+TEACHER = Method("the teacher alone, from labels", {}, same_classes="scores the teacher")
+ALONE = Method("the student alone, from labels", {}, takes_exits=True)

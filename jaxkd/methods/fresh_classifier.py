@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from collections.abc import Mapping
+from typing import Any
+
 from flax import linen as nn
 
-from jaxkd.counts import scaled
+from jaxkd import losses
 from jaxkd.errors import ConfigError
-from jaxkd.losses import knowledge_distillation
-from jaxkd.networks import Model, infer, initialize, later_learners, learn, merge
-from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.types import Array, Aux, Batch, Context, Network, Output, Participants, Scheme, Terms
+from jaxkd.methods.distillation import Distillation, per_example
+from jaxkd.methods.offline import offline
+from jaxkd.networks import Model
+from jaxkd.types import Output, Scheme, Terms
 
 
 def fresh_classifier(
@@ -61,49 +63,27 @@ def fresh_classifier(
     raise ConfigError(f"kd_weight is {kd_weight} but there is no teacher")
   if not (label_weight or kd_weight):
     raise ConfigError("label_weight and kd_weight are both 0: nothing would be learned")
-  teachers = {} if teacher is None else {"teacher": teacher}
+  return offline(
+    student,
+    {} if teacher is None else {"teacher": teacher},
+    [mean_soft_targets(kd_weight, {"teacher": 1.0}, temperature)] if kd_weight else [],
+    label_weight=label_weight,
+    from_stage=from_stage,
+    image_shape=image_shape,
+  )
 
-  def init(rng: Array, batch: Batch) -> Participants:
-    everyone: dict[str, Model] = {"student": student, **teachers}
-    return {name: initialize(model, rng, name, batch.images) for name, model in everyone.items()}
 
-  def targets(participants: Participants, batch: Batch) -> dict[str, Output]:
-    # The encoder is as frozen as the teacher: its features are a constant of the batch.
-    encoded = infer(student, participants["student"], batch.images, to_stage=from_stage)
-    taught = {
-      name: infer(model, participants[name], batch.images) for name, model in teachers.items()
-    }
-    return {"student": Output(features={from_stage: encoded.features[from_stage]}), **taught}
+def mean_soft_targets(
+  weight: float, shares: Mapping[str, float], temperature: float
+) -> Distillation:
+  """One term of softened logits for all teachers: the mean of their losses by their shares."""
 
-  def loss(
-    learning: Participants,
-    participants: Participants,
-    batch: Batch,
-    targets: dict[str, Output],
-    context: Context,
-  ) -> tuple[Array, Aux]:
-    variables = merge(participants, learning)["student"]
-    features = targets["student"].features[from_stage]
-    output, changes = learn(
-      student, variables, features, context.rng, from_stage=from_stage, where=batch.mask
+  def kernel(student: Output, teachers: Mapping[str, Output], where: Any = None) -> Terms:
+    each = (
+      share
+      * losses.knowledge_distillation(student, teachers[name], temperature=temperature, where=where)
+      for name, share in shares.items()
     )
-    terms: dict[str, Terms] = {}
-    if label_weight:
-      terms["labels"] = label_weight * label_terms(output.logits, batch, context)
-    if kd_weight:
-      soft = knowledge_distillation(
-        output, targets["teacher"], temperature=temperature, where=batch.mask
-      )
-      terms["kd"] = kd_weight * scaled(soft, batch, context)
-    metrics = {"accuracy": accuracy(output.logits, batch)}
-    total = sum((t.total for t in terms.values()), start=jnp.float32(0))
-    return total, Aux(terms, metrics, {"student": changes})
+    return sum(each, start=Terms())
 
-  def predict(participants: Participants, images: Array) -> dict[str, Array]:
-    return {"student": infer(student, participants["student"], images).logits}
-
-  def export(participants: Participants) -> dict[str, Network]:
-    return {"student": Network(student, participants["student"])}
-
-  learners = later_learners(student, "student", from_stage, image_shape)
-  return Scheme(init, targets, loss, predict, learners, export)
+  return Distillation("kd", per_example(kernel), weight, tuple(shares))

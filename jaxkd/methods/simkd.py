@@ -1,4 +1,4 @@
-"""SimKD: the student's encoder learns to feed its teachers' own classifiers, which it reuses."""
+"""SimKD: the student's encoder learns to feed the classifiers of its teachers, which it reuses."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxkd.counts import scaled
+from jaxkd import losses
+from jaxkd.adapters import AtStages, projector_for
+from jaxkd.adapters.projector import LAYOUTS
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.losses import knowledge_distillation
-from jaxkd.losses import simkd as simkd_loss
+from jaxkd.fields import choice, integer, number, text
+from jaxkd.methods._stages import ACTIVATION, AUTO, ends_in_relu, last_pair
+from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup
+from jaxkd.methods.distillation import Distillation, per_example
+from jaxkd.methods.fresh_classifier import fresh_classifier, mean_soft_targets
+from jaxkd.methods.offline import offline
 from jaxkd.models import reuse_classifier, reuse_classifiers
-from jaxkd.networks import Model, infer, initialize, key_for, learn, merge, partial_learners
+from jaxkd.networks import Model, infer
 from jaxkd.preprocessing import plain
-from jaxkd.schemes.labels import accuracy, label_terms
-from jaxkd.types import Array, Aux, Batch, Context, Network, Output, Participants, Scheme, Terms
+from jaxkd.types import Array, Network, Output, Participants, Scheme
 
 
 def simkd(
@@ -92,15 +96,20 @@ def simkd(
     raise ConfigError("teacher is empty: SimKD needs at least one teacher")
   several = len(teachers) > 1
   shares = _shares(teachers, projectors, teacher_weights)
-  connector = {name: f"projector_{name}" if several else "projector" for name in teachers}
+  participant = {name: f"projector_{name}" if several else "projector" for name in teachers}
   joint = bool(label_weight or kd_weight)
   reused_name, own_name = _predictors(classifier, joint)
-  everyone_named = ["student", *teachers, *connector.values()]
-  if len(set(everyone_named)) < len(everyone_named):
-    raise ConfigError(f"participants need different names, got {everyone_named}")
-  # As deep as each network has to run.
-  student_end = None if joint else student_stage
-  teacher_end = None if kd_weight else teacher_stage
+  matching = {
+    name: Distillation(
+      f"simkd_{name}" if several else "simkd",
+      per_example(losses.simkd, stages=(stages,)),
+      weight * shares[name],
+      name,
+      adapter=AtStages({student_stage: projectors[name]}),
+      adapter_name=participant[name],
+    )
+    for name in teachers
+  }
 
   def reused(participants: Participants, projected: Mapping[str, Array]) -> dict[str, Array]:
     """Logits through the teachers' classifiers, by predictor."""
@@ -111,75 +120,28 @@ def simkd(
     each = {f"student_via_{name}": logits for name, logits in via.items()} if several else {}
     return {reused_name: sum(shares[name] * logits for name, logits in via.items()), **each}
 
-  def init(rng: Array, batch: Batch) -> Participants:
-    participants = {"student": initialize(student, rng, "student", batch.images)}
-    output = infer(student, participants["student"], batch.images, to_stage=student_stage)
-    for name, model in teachers.items():
-      participants[name] = initialize(model, rng, name, batch.images)
-      participants[connector[name]] = initialize(
-        projectors[name], rng, connector[name], output.features[student_stage]
-      )
-    return participants
+  def logits_of(participants: Participants, output: Output, adapted: Mapping[str, Any]) -> Any:
+    features = {name: adapted[d.name].features[student_stage] for name, d in matching.items()}
+    return {**reused(participants, features), own_name: output.logits}["student"]
 
-  def targets(participants: Participants, batch: Batch) -> dict[str, Output]:
-    return {
-      name: infer(model, participants[name], batch.images, to_stage=teacher_end)
-      for name, model in teachers.items()
-    }
-
-  def loss(
-    learning: Participants,
-    participants: Participants,
-    batch: Batch,
-    targets: dict[str, Output],
-    context: Context,
-  ) -> tuple[Array, Aux]:
-    everyone = merge(participants, learning)
-    output, changes = learn(
-      student,
-      everyone["student"],
-      batch.images,
-      context.rng,
-      to_stage=student_end,
-      where=batch.mask,
-    )
-    state: Participants = {"student": changes}
-    terms: dict[str, Terms] = {}
-    projected: dict[str, Array] = {}
-    for name in teachers:
-      projected[name], state[connector[name]] = learn(
-        projectors[name],
-        everyone[connector[name]],
-        output.features[student_stage],
-        key_for(context.rng, connector[name]),
-        where=batch.mask,
-      )
-      seen = dataclasses.replace(
-        output, features={**output.features, student_stage: projected[name]}
-      )
-      matched = simkd_loss(seen, targets[name], stages=(stages,), where=batch.mask)
-      terms[f"simkd_{name}" if several else "simkd"] = (
-        weight * shares[name] * scaled(matched, batch, context)
-      )
-    if label_weight:
-      terms["labels"] = label_weight * label_terms(output.logits, batch, context)
-    if kd_weight:
-      soft = (
-        shares[name]
-        * knowledge_distillation(output, targets[name], temperature=temperature, where=batch.mask)
-        for name in teachers
-      )
-      terms["kd"] = kd_weight * scaled(sum(soft, start=Terms()), batch, context)
-    logits = {**reused(everyone, projected), own_name: output.logits}["student"]
-    metrics = {"accuracy": accuracy(logits, batch)}
-    total = sum((t.total for t in terms.values()), start=jnp.float32(0))
-    return total, Aux(terms, metrics, state)
+  soft_targets = [mean_soft_targets(kd_weight, shares, temperature)] if kd_weight else []
+  taught = offline(
+    student,
+    teachers,
+    [*matching.values(), *soft_targets],
+    label_weight=label_weight,
+    # Pure SimKD runs and trains the student as far as it is matched.
+    to_stage=None if joint else student_stage,
+    image_shape=image_shape,
+    logits_of=logits_of,
+  )
 
   def predict(participants: Participants, images: Array) -> dict[str, Array]:
-    output = infer(student, participants["student"], images, to_stage=student_end)
+    to_stage = None if joint else student_stage
+    output = infer(student, participants["student"], images, to_stage=to_stage)
     features = output.features[student_stage]
     projected = {
-      name: infer(projectors[name], participants[connector[name]], features) for name in teachers
+      name: infer(projectors[name], participants[participant[name]], features) for name in teachers
     }
     own = {own_name: output.logits} if joint else {}
     return {**reused(participants, projected), **own}
@@ -196,7 +158,7 @@ def simkd(
         projectors[name],
         plain(model),  # Its last layers see no image.
         participants["student"],
-        participants[connector[name]],
+        participants[participant[name]],
         participants[name],
         **common,
       )
@@ -209,7 +171,7 @@ def simkd(
         projectors,
         {name: plain(model) for name, model in teachers.items()},
         participants["student"],
-        {name: participants[connector[name]] for name in teachers},
+        {name: participants[participant[name]] for name in teachers},
         {name: participants[name] for name in teachers},
         shares=shares,
         **common,
@@ -219,9 +181,7 @@ def simkd(
     own = {own_name: Network(student, participants["student"])} if joint else {}
     return {**networks, **own}
 
-  encoder = partial_learners(student, "student", student_stage, image_shape)
-  learners = (*(("student",) if joint else encoder), *connector.values())
-  return Scheme(init, targets, loss, predict, learners, export)
+  return taught._replace(predict=predict, export=export)
 
 
 def _shares(
@@ -251,3 +211,112 @@ def _predictors(classifier: str, joint: bool) -> tuple[str, str]:
       "kd_weight above 0"
     )
   return known[classifier]
+
+
+def _phases(setup: Setup) -> list[PhaseSpec]:
+  own = setup.hyperparameters
+  stages = _stages(setup)
+  projectors = {}
+  notes = []
+  for name in setup.teachers:
+    chosen = setup.for_teacher(name)
+    student, teacher = chosen.shapes(stages)
+    notes.append(f"simkd compares {chosen.compared([stages])}")
+    projectors[name] = projector_for(
+      student,
+      teacher,
+      stage=stages[0],
+      layout=own.projector,
+      reduction=own.reduction,
+      activation=ends_in_relu(chosen, stages[1]),
+      **setup.options,
+    )
+  joint = own.classifier == "joint"
+  inherit = {name: f"{name}/{name}" for name in setup.teachers}
+  matching = PhaseSpec(
+    DISTILLED,
+    simkd(
+      setup.student,
+      setup.models,
+      projectors,
+      image_shape=setup.image_shape,
+      stages=stages,
+      weight=own.weight,
+      teacher_weights=setup.shares,
+      label_weight=own.label_weight if joint else 0.0,
+      kd_weight=own.kd_weight if joint else 0.0,
+      temperature=own.temperature,
+      classifier="student" if joint else "teacher",
+    ),
+    inherit,
+    learning_rate=own.learning_rate,
+    reuses_classifier=not joint,
+    notes=tuple(notes),
+  )
+  if own.classifier != "sequential":
+    return [matching]
+  encoder = dataclasses.replace(matching, name="encoder", role="")
+  if own.kd_weight and len(setup.teachers) > 1:
+    raise ConfigError(
+      f"method.kd_weight={own.kd_weight}: expected 0 with classifier='sequential' and "
+      f"{len(setup.teachers)} teachers"
+    )
+  teachers = [setup.teacher.model] if own.kd_weight else []
+  classifier = PhaseSpec(
+    DISTILLED,
+    fresh_classifier(
+      setup.student,
+      *teachers,
+      image_shape=setup.image_shape,
+      from_stage=stages[0],
+      label_weight=own.label_weight,
+      kd_weight=own.kd_weight,
+      temperature=own.temperature,
+    ),
+    {"student": "encoder/student", **({"teacher": inherit["teacher"]} if teachers else {})},
+    epochs=own.classifier_epochs,
+    learning_rate=own.classifier_learning_rate,
+  )
+  return [encoder, classifier]
+
+
+def _stages(setup: Setup) -> tuple[str, str]:
+  """The stages that are matched: those of the config, or as many earlier as are reused as well."""
+  own, named = setup.hyperparameters, last_pair(setup, vectors=True)
+  found = []
+  for model, stage in zip((setup.student, setup.teacher.module), named, strict=True):
+    order = tuple(model.stages)
+    position = order.index(stage) - own.reused_stages
+    if position < 0:
+      raise ConfigError(
+        f"method.reused_stages={own.reused_stages}: expected at most {order.index(stage)}, as "
+        f"there are {order} up to {stage!r}"
+      )
+    found.append(order[position])
+  return found[0], found[1]
+
+
+METHOD = Method(
+  "SimKD: the reused teacher classifier (Chen et al., 2022)",
+  {
+    "stage": text(AUTO),
+    # Of the teacher, beside its classifier: 1 is SimKD+, 2 is SimKD++.
+    "reused_stages": integer(0),
+    "projector": choice("1x1-3x3-1x1", LAYOUTS),
+    "reduction": integer(2, minimum=1),
+    "activation": ACTIVATION,
+    "weight": number(1.0),
+    # "joint" and "sequential" train the student's own classifier and predict by it: along with
+    # the encoder, or afterwards on the frozen encoder. What follows is theirs alone.
+    "classifier": choice("teacher", ("teacher", "joint", "sequential")),
+    "label_weight": number(1.0),
+    "kd_weight": number(1.0),
+    "temperature": number(4.0, exclusive=True),
+    "classifier_epochs": integer(30, minimum=1),
+    "classifier_learning_rate": number(0.0),
+  },
+  phases=_phases,
+  source="Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022",
+  needs="features",
+  same_classes="predicts through the teacher's classifier",
+)

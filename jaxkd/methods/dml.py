@@ -1,4 +1,4 @@
-"""Networks that learn together, each from the labels and from what the others predict."""
+"""Deep mutual learning: networks that learn together, each from labels and from the others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from jax import lax
 from jaxkd import losses
 from jaxkd.counts import scaled
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.fields import choice, flag, integer, names, number
 from jaxkd.losses._numerics import mean_log_probabilities
+from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup
 from jaxkd.models import ensemble_of
 from jaxkd.networks import infer, initialize, key_for, learn, merge, update
-from jaxkd.schemes.labels import accuracy, label_terms
 from jaxkd.types import (
   Array,
   Aux,
@@ -149,3 +151,59 @@ def _accuracies(outputs: Mapping[str, Any], batch: Batch) -> dict[str, tuple[Arr
   found = {f"accuracy_{name}": accuracy(output.logits, batch) for name, output in outputs.items()}
   right, of = jax.tree.map(lambda *parts: sum(parts), *found.values())
   return {"accuracy": (right, of), **found}
+
+
+def _phases(setup: Setup) -> list[PhaseSpec]:
+  own = setup.hyperparameters
+  if len(own.models) > own.peers:
+    raise ConfigError(
+      f"method.models={tuple(own.models)}: expected at most {own.peers}, as method.peers says"
+    )
+  peers = {}
+  for place in range(own.peers):
+    name = own.models[place % len(own.models)]
+    peers[f"peer_{place}"] = setup.student if name == "student" else setup.create(name)
+  scheme = mutual(
+    peers,
+    weight=own.weight,
+    label_smoothing=own.label_smoothing,
+    updates=own.updates,
+    temperature=own.temperature,
+    squared_temperature=own.squared_temperature,
+    over_peers=own.over_peers,
+    target=own.target,
+    detached=own.detached,
+  )
+  first = own.models[0]
+  return [
+    PhaseSpec(
+      DISTILLED,
+      scheme,
+      learning_rate=own.learning_rate,
+      reported="peer_0",
+      label="" if first == "student" else first,
+      turns=tuple(peers) if own.updates == "alternating" else (),
+    )
+  ]
+
+
+METHOD = Method(
+  "deep mutual learning: peers that teach each other (Zhang et al., 2018)",
+  {
+    "peers": integer(2, minimum=1, maximum=64),
+    # Peer i is a models[i % len(models)]; "student" is student.model.
+    "models": names(("student",)),
+    "weight": number(1.0),
+    "temperature": number(1.0, exclusive=True),
+    "squared_temperature": flag(True),
+    "over_peers": choice("sum", ("sum", "mean")),
+    "target": choice("pairwise", ("pairwise", "ensemble")),
+    "detached": flag(True),
+    # Alternating, each peer is updated at every peers-th step.
+    "updates": choice("synchronous", UPDATES),
+    "label_smoothing": number(0.0, maximum=1.0),
+  },
+  phases=_phases,
+  source="Zhang et al., Deep Mutual Learning, CVPR 2018",
+  without_teacher=True,
+)

@@ -1,0 +1,64 @@
+"""Distillation methods: their hyperparameters, what they compare, and their phases of training.
+
+A method is one file with a `METHOD`, and a line in `registry.py`. The schemes that methods are
+built of serve programs of others, too: `offline` (a frozen teacher), `mutual`, `native_ensemble`,
+`multi_exit`, `born_again`, `simkd`, `fresh_classifier`, `autoencoder`, `supervised`.
+"""
+
+from jaxkd.methods._exits import AdaptiveTemperature, multi_exit, of_exits
+from jaxkd.methods.base import Method, PhaseSpec, Setup, Teacher, Term
+from jaxkd.methods.born_again import born_again
+from jaxkd.methods.distillation import Distillation, WholeBatch, per_example, whole_batch
+from jaxkd.methods.dml import mutual
+from jaxkd.methods.fresh_classifier import fresh_classifier
+from jaxkd.methods.ft import autoencoder
+from jaxkd.methods.offline import offline
+from jaxkd.methods.one import native_ensemble
+from jaxkd.methods.ramps import RAMPS, ramp
+from jaxkd.methods.registry import (
+  METHODS,
+  baseline,
+  check_classes,
+  is_taught,
+  method_fields,
+  methods,
+  phases,
+  register,
+  section,
+)
+from jaxkd.methods.simkd import simkd
+from jaxkd.methods.supervised import supervised
+
+__all__ = [
+  "METHODS",
+  "RAMPS",
+  "AdaptiveTemperature",
+  "Distillation",
+  "Method",
+  "PhaseSpec",
+  "Setup",
+  "Teacher",
+  "Term",
+  "WholeBatch",
+  "autoencoder",
+  "baseline",
+  "born_again",
+  "check_classes",
+  "fresh_classifier",
+  "is_taught",
+  "method_fields",
+  "methods",
+  "multi_exit",
+  "mutual",
+  "native_ensemble",
+  "of_exits",
+  "offline",
+  "per_example",
+  "phases",
+  "ramp",
+  "register",
+  "section",
+  "simkd",
+  "supervised",
+  "whole_batch",
+]

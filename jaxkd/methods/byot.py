@@ -1,0 +1,59 @@
+"""Be your own teacher: the deepest exit of a network teaches the others."""
+
+from __future__ import annotations
+
+from jaxkd import losses
+from jaxkd.fields import choice, number
+from jaxkd.methods._exits import EXITS, exits_phase, network_with_exits, of_exits
+from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup
+
+
+def _phases(setup: Setup) -> list[PhaseSpec]:
+  own, network = setup.hyperparameters, network_with_exits(setup)
+  earlier = own.feature == "masked_squares"
+  loss = of_exits(
+    losses.be_your_own_teacher,
+    # One distance between two whole batches, or a sum over the batch.
+    whole=not earlier,
+    temperature=own.temperature,
+    squared_temperature=earlier,
+    soft_weight=own.soft_weight,
+    feature_weight=own.feature_weight,
+    feature=own.feature,
+    feature_stage=own.feature_stage,
+  )
+  shallow = (1.0 - own.soft_weight,) * (network.num_exits - 1)
+  deepest = 1.0 - own.soft_weight if earlier else 1.0
+  return [
+    exits_phase(
+      DISTILLED,
+      setup,
+      network,
+      distillation=loss,
+      label_weights=(*shallow, deepest),
+      summed=earlier,
+    )
+  ]
+
+
+METHOD = Method(
+  "be your own teacher: the deepest exit teaches the others (Zhang et al., 2019)",
+  {
+    **EXITS,
+    "head": choice("bottleneck", ("projected", "bottleneck", "attention")),
+    # "masked_squares" with the soft targets scaled by T^2 is the earlier published code;
+    # "distance" is the authors' later one, with head="attention", soft_weight=0.3 and
+    # feature_weight=0.03.
+    "feature": choice("masked_squares", ("masked_squares", "distance")),
+    # What of an exit is compared with the deepest: its "hint", a map, or a vector after the
+    # attention head; or what it pools, as the earlier code does.
+    "feature_stage": choice("hint", ("hint", "pooled")),
+    "temperature": number(3.0, exclusive=True),
+    "soft_weight": number(0.1, maximum=1.0),
+    "feature_weight": number(1e-6),
+  },
+  phases=_phases,
+  source="Zhang et al., Be Your Own Teacher, ICCV 2019",
+  without_teacher=True,
+  needs="stages",
+)

@@ -1,0 +1,220 @@
+"""One term of an objective: which outputs of a student and a teacher are compared, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxkd.counts import refuse_parts, scaled
+from jaxkd.errors import ConfigError
+from jaxkd.types import Array, Batch, Context, Output, Terms
+
+# A number, or a function of the step (`jaxkd.methods.ramp`, or any optax schedule).
+Weight = float | Callable[[Array], Array]
+# (student, teacher, batch, context) -> Terms, or a mapping of named parts to Terms.
+Loss = Callable[[Any, Any, Batch, Context], Terms | Mapping[str, Terms]]
+Metric = Callable[[Any, Any, Batch, Context], tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeBatch:
+  """A loss that is not a mean over examples, such as one that compares examples with each other.
+
+  It computes its value from the examples of all devices, which it gathers over
+  `context.axis_name`. It is refused where a device computes its batch in several parts.
+
+  Attributes:
+    loss: as `Distillation.loss`.
+    reason: completes the error message "... which compares the examples of a batch".
+  """
+
+  loss: Loss
+  reason: str = "which compares the examples of a batch"
+
+  def __call__(
+    self, student: Any, teacher: Any, batch: Batch, context: Context
+  ) -> Terms | Mapping[str, Terms]:
+    """The loss itself."""
+    return self.loss(student, teacher, batch, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+  """One term of the objective of `jaxkd.methods.offline`.
+
+  Attributes:
+    name: under which its terms are reported; unique in a scheme.
+    loss: (student, teacher, batch, context) -> Terms, or a mapping of parts to Terms, which are
+      reported as "NAME_PART". `student` and `teacher` are the Outputs that the adapter returns. A
+      mean over the examples that count in `batch.mask`, or a `WholeBatch`. `per_example` and
+      `whole_batch` make such losses of the functions in `jaxkd.losses`.
+    weight: factor of its terms; a function of the step for a ramp.
+    teacher: participant; or a tuple of participants, whose Outputs are then a dict; or a mapping of
+      participants to weights, for the weighted mean of their logits and nothing else of them.
+    adapter: Flax module `((student, teacher, batch), train) -> (student, teacher)`, or None. Its
+      parameters learn with the student. Its other collections are state of the checkpoint: batch
+      statistics are averaged over devices; a collection "memory" is not, and the module has to
+      write the same values on every device (`jaxkd.adapters.all_examples`).
+    adapter_name: participant that holds the adapter's variables; "" is NAME_adapter.
+    teacher_adapter: Flax module `((teacher, batch), train) -> teacher` that does not learn, such as
+      one trained in an earlier phase. It is applied outside the differentiated function.
+    teacher_adapter_name: its participant; "" is NAME_teacher_adapter.
+    gradients: (student, teacher): stages ("images" for the input) at which the loss reads
+      `Output.gradients` of each.
+    metrics: name -> (student, teacher, batch, context) -> (sum, count), reported as "NAME_METRIC".
+  """
+
+  name: str
+  loss: Loss
+  weight: Weight = 1.0
+  teacher: str | tuple[str, ...] | Mapping[str, float] = "teacher"
+  adapter: nn.Module | None = None
+  adapter_name: str = ""
+  teacher_adapter: nn.Module | None = None
+  teacher_adapter_name: str = ""
+  gradients: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+  metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+
+  @property
+  def teachers(self) -> tuple[str, ...]:
+    """The participants it compares with."""
+    return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
+
+  @property
+  def learning_participant(self) -> str:
+    """The participant of the adapter."""
+    return self.adapter_name or f"{self.name}_adapter"
+
+  @property
+  def frozen_participant(self) -> str:
+    """The participant of the teacher adapter."""
+    return self.teacher_adapter_name or f"{self.name}_teacher_adapter"
+
+  def combined(self, outputs: Mapping[str, Output]) -> Any:
+    """The teacher's Output, a dict of several, or the mean of the logits of several."""
+    if isinstance(self.teacher, str):
+      return outputs[self.teacher]
+    if isinstance(self.teacher, tuple):
+      return {name: outputs[name] for name in self.teacher}
+    total = sum(self.teacher.values())
+    mean: Any = sum(
+      (weight / total) * jnp.asarray(outputs[name].logits) for name, weight in self.teacher.items()
+    )
+    return Output(logits=mean)
+
+  def terms(self, student: Any, teacher: Any, batch: Batch, context: Context) -> dict[str, Terms]:
+    """Its weighted terms by the name under which each is reported.
+
+    Raises:
+      ConfigError: for a `WholeBatch` loss on a part of a batch; for a loss that ignores the mask of
+        a batch, or returns neither Terms nor a mapping of Terms.
+    """
+    whole = isinstance(self.loss, WholeBatch)
+    if isinstance(self.loss, WholeBatch):
+      refuse_parts(repr(self.name), context, self.loss.reason)
+    what = f"the loss of distillation {self.name!r}"
+    found = call_with_mask(what, self.loss, student, teacher, batch, context)
+    parts = found if isinstance(found, Mapping) else {"": found}
+    for part, terms in parts.items():
+      if not isinstance(terms, Terms):
+        named = f", part {part!r}" if part else ""
+        raise ConfigError(f"{what}{named}: expected Terms, got {type(terms).__name__}")
+    weight = self.weight(context.step) if callable(self.weight) else self.weight
+    return {
+      f"{self.name}_{part}" if part else self.name: weight
+      * (terms if whole else scaled(terms, batch, context))
+      for part, terms in parts.items()
+    }
+
+
+def per_example(kernel: Callable[..., Terms], /, **options: Any) -> Loss:
+  """A loss of a function of `jaxkd.losses` that is a mean over examples.
+
+  Args:
+    kernel: (student, teacher, where=mask, **options) -> Terms.
+    **options: bound to it.
+  """
+  bound = functools.partial(kernel, **options)
+
+  def loss(student: Any, teacher: Any, batch: Batch, context: Context) -> Terms:
+    return bound(student, teacher, where=batch.mask)
+
+  return loss
+
+
+def whole_batch(
+  kernel: Callable[..., Terms],
+  /,
+  *,
+  labels: bool = False,
+  reason: str = "which compares the examples of a batch",
+  **options: Any,
+) -> WholeBatch:
+  """A loss of a function of `jaxkd.losses` that needs the examples of all devices.
+
+  Args:
+    kernel: (student, teacher, axis_name=, where=mask, **options) -> Terms; with `labels`,
+      (student, teacher, labels, weights, ...).
+    labels: pass it the labels and their weights.
+    reason: as `WholeBatch.reason`.
+    **options: bound to it.
+  """
+  bound = functools.partial(kernel, **options)
+
+  def loss(student: Any, teacher: Any, batch: Batch, context: Context) -> Terms:
+    given = {"labels": batch.labels, "weights": batch.weights} if labels else {}
+    return bound(student, teacher, axis_name=context.axis_name, where=batch.mask, **given)
+
+  return WholeBatch(loss, reason)
+
+
+def call_with_mask(
+  what: str,
+  function: Callable[..., Any],
+  student: Any,
+  teacher: Any,
+  batch: Batch,
+  context: Context,
+) -> Any:
+  """Call a loss or a metric; with padding in the batch, only if it reads the mask.
+
+  Raises:
+    ConfigError: naming `what`, if the batch has a mask and the function does not read it.
+  """
+  if batch.mask is None:
+    return function(student, teacher, batch, context)
+  watched = _WatchedBatch(**{f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)})
+  reads: list[str] = []
+  object.__setattr__(watched, "reads", reads)
+  result = function(student, teacher, watched, context)
+  if "mask" not in reads:
+    raise ConfigError(f"batch.mask is given, but {what} does not read it: padding would count")
+  return result
+
+
+class _WatchedBatch(Batch):
+  """A batch that records the fields that are read of it."""
+
+  def __getattribute__(self, name: str) -> Any:
+    reads = object.__getattribute__(self, "__dict__").get("reads")
+    if reads is not None and name != "reads":
+      reads.append(name)
+    return object.__getattribute__(self, name)
+
+
+def _flatten(batch: _WatchedBatch) -> tuple[list[Any], None]:
+  return [getattr(batch, field.name) for field in dataclasses.fields(Batch)], None
+
+
+def _unflatten(_: None, leaves: Any) -> Any:
+  return Batch(*leaves)
+
+
+# So that a loss may hand its batch to a transformed function.
+jax.tree_util.register_pytree_node(_WatchedBatch, _flatten, _unflatten)

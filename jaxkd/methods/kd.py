@@ -1,0 +1,32 @@
+"""Knowledge distillation: softened logits."""
+
+from __future__ import annotations
+
+from jaxkd.fields import choice, number
+from jaxkd.losses import knowledge_distillation
+from jaxkd.methods.base import Method, Setup
+from jaxkd.methods.distillation import Distillation, per_example
+
+
+def _distillations(setup: Setup) -> list[Distillation]:
+  own = setup.hyperparameters
+  loss = per_example(knowledge_distillation, temperature=own.temperature)
+  if own.combine == "losses":
+    weight = setup.share * own.weight
+    return [Distillation(setup.named("kd"), loss, weight, setup.teacher_name)]
+  # One target for all teachers, so one term.
+  return [Distillation("kd", loss, own.weight, setup.shares)] if setup.is_first else []
+
+
+METHOD = Method(
+  "knowledge distillation: softened logits (Hinton et al., 2015)",
+  {
+    "temperature": number(4.0, exclusive=True),
+    # Of several teachers: the mean of the losses, or the loss of the mean of their logits.
+    "combine": choice("losses", ("losses", "logits")),
+    "weight": number(0.9),
+  },
+  _distillations,
+  source="Hinton et al., Distilling the Knowledge in a Neural Network, 2015",
+  label_weight=0.1,
+)

@@ -1,0 +1,247 @@
+"""A student that learns from frozen teachers: any sum of distillations, through any adapters."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from jaxkd.errors import ConfigError
+from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
+from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods.distillation import Distillation, call_with_mask
+from jaxkd.networks import (
+  Model,
+  infer,
+  initialize,
+  key_for,
+  later_learners,
+  learn,
+  merge,
+  partial_learners,
+)
+from jaxkd.preprocessing import plain
+from jaxkd.types import Array, Aux, Batch, Context, Network, Output, Participants, Scheme, Terms
+
+# (participants, student's output, distillation -> student's output after its adapter) -> logits
+LogitsOf = Callable[[Participants, Output, Mapping[str, Any]], Any]
+
+
+def offline(
+  student: nn.Module,
+  teachers: Mapping[str, Model],
+  distillations: Sequence[Distillation],
+  *,
+  label_weight: float = 1.0,
+  to_stage: str | None = None,
+  from_stage: str | None = None,
+  image_shape: tuple[int, int, int] | None = None,
+  logits_of: LogitsOf | None = None,
+) -> Scheme:
+  """A scheme of one student and one or several teachers that do not change.
+
+  The objective is label_weight * cross-entropy + sum of weight * loss(student, teacher). Teachers
+  run in evaluation mode on the student's augmented images, converted if need be.
+
+  Participants: "student", the teachers, the adapters. Terms: "labels", and those of the
+  distillations.
+
+  Args:
+    student: `__call__(images, train) -> Output`.
+    teachers: participant name -> model; `jaxkd.preprocessing.as_trained` where one was trained on
+      images of another normalisation or size than the student's.
+    distillations: what is matched, with which teacher, at which weight.
+    label_weight: weight of the cross-entropy on labelled examples; 0 needs no labels.
+    to_stage: run and train the student up to this stage only: a first phase, before the rest of it
+      learns. There are no logits then, so no predictor, unless `logits_of` gives them.
+    from_stage: train the student after this stage only; up to it, it is as frozen as a teacher: it
+      runs in evaluation mode, and neither parameters nor statistics change.
+    image_shape: (H, W, C), by which the layers up to a stage are found; needed with `to_stage` or
+      `from_stage`.
+    logits_of: logits whose accuracy is reported; None takes the student's.
+
+  Raises:
+    ConfigError: if `to_stage` is given together with a label weight, or a stage without
+      `image_shape`.
+    ValueError: if two distillations share a name ("labels" is the cross-entropy's), two
+      participants would, or a distillation names a teacher that is not there.
+  """
+  _check_names(teachers, distillations)
+  at_student = tuple(_each(d.gradients[0] for d in distillations))
+  learners = _student_learners(student, label_weight, to_stage, from_stage, image_shape)
+  adapted = [d for d in distillations if d.adapter is not None]
+  scored = logits_of or (_own_logits if to_stage is None else None)
+
+  def init(rng: Array, batch: Batch) -> Participants:
+    everyone = {"student": student, **teachers}
+    participants = {
+      name: initialize(model, rng, name, batch.images) for name, model in everyone.items()
+    }
+    if not any(d.adapter or d.teacher_adapter for d in distillations):
+      return participants
+    outputs = {n: infer(m, participants[n], batch.images) for n, m in everyone.items()}
+    for d in distillations:
+      seen = d.combined(outputs)
+      if d.teacher_adapter is not None:
+        name = d.frozen_participant
+        participants[name] = initialize(d.teacher_adapter, rng, name, (seen, batch))
+        seen = infer(d.teacher_adapter, participants[name], (seen, batch))
+      if d.adapter is not None:
+        name = d.learning_participant
+        participants[name] = initialize(d.adapter, rng, name, (outputs["student"], seen, batch))
+    return participants
+
+  def targets(participants: Participants, batch: Batch) -> dict[str, Any]:
+    """What each distillation compares with; the features at `from_stage` as "student"."""
+    outputs = {}
+    for name, model in teachers.items():
+      stages = tuple(_each(d.gradients[1] for d in distillations if name in d.teachers))
+      if stages:
+        outputs[name] = infer_with_gradients(
+          model, participants[name], batch.images, batch.labels, batch.weights, stages, batch.mask
+        )
+      else:
+        outputs[name] = infer(model, participants[name], batch.images)
+    seen = {}
+    for d in distillations:
+      seen[d.name] = d.combined(outputs)
+      if d.teacher_adapter is not None:
+        variables = participants[d.frozen_participant]
+        seen[d.name] = infer(d.teacher_adapter, variables, (seen[d.name], batch))
+    if from_stage is not None:
+      # "labels" is the name of no distillation.
+      encoded = infer(student, participants["student"], batch.images, to_stage=from_stage)
+      seen["labels"] = Output(features={from_stage: encoded.features[from_stage]})
+    return seen
+
+  def run_student(
+    variables: Participants, batch: Batch, targets: Mapping[str, Any], rng: Array
+  ) -> tuple[Any, Participants]:
+    if at_student:
+      labels = batch.labels, batch.weights
+      return learn_with_gradients(
+        student, variables, batch.images, *labels, at_student, rng, batch.mask
+      )
+    if from_stage is not None:
+      features = targets["labels"].features[from_stage]
+      return learn(student, variables, features, rng, from_stage=from_stage, where=batch.mask)
+    return learn(student, variables, batch.images, rng, to_stage=to_stage, where=batch.mask)
+
+  def loss(
+    learning: Participants,
+    participants: Participants,
+    batch: Batch,
+    targets: dict[str, Any],
+    context: Context,
+  ) -> tuple[Array, Aux]:
+    everyone = merge(participants, learning)
+    output, changes = run_student(everyone["student"], batch, targets, context.rng)
+    models = {"student": student, **teachers}
+    context = with_classifiers(context, models, everyone)
+    state: Participants = {"student": changes}
+    terms: dict[str, Terms] = {}
+    metrics = {}
+    connected: dict[str, Any] = {}
+    if label_weight:
+      terms["labels"] = label_weight * label_terms(output.logits, batch, context)
+    for d in distillations:
+      ours, theirs = output, targets[d.name]
+      if d.adapter is not None:
+        name = d.learning_participant
+        inputs, key = (ours, theirs, batch), key_for(context.rng, name)
+        (ours, theirs), state[name] = learn(
+          d.adapter, everyone[name], inputs, key, where=batch.mask
+        )
+      connected[d.name] = ours
+      terms |= d.terms(ours, theirs, batch, context)
+      for name, metric in d.metrics.items():
+        what = f"metric {name!r} of {d.name!r}"
+        metrics[f"{d.name}_{name}"] = call_with_mask(what, metric, ours, theirs, batch, context)
+    if scored is not None:
+      metrics["accuracy"] = accuracy(scored(everyone, output, connected), batch)
+    total = sum((t.total for t in terms.values()), start=jax.numpy.float32(0))
+    return total, Aux(terms, metrics, state)
+
+  def predict(participants: Participants, images: Array) -> dict[str, Array]:
+    if to_stage is not None:
+      return {}
+    return {"student": infer(student, participants["student"], images).logits}
+
+  def export(participants: Participants) -> dict[str, Network]:
+    if to_stage is not None:
+      return {}
+    return {"student": Network(student, participants["student"])}
+
+  names = tuple(d.learning_participant for d in adapted)
+  return Scheme(init, targets, loss, predict, (*learners, *names), export)
+
+
+def _own_logits(participants: Participants, output: Output, adapted: Mapping[str, Any]) -> Any:
+  return output.logits
+
+
+def with_classifiers(
+  context: Context, models: Mapping[str, Model], participants: Participants
+) -> Context:
+  """The context with the later layers of every network as `Context.classifiers`."""
+
+  def classify(name: str, features: Any, from_stage: str = "") -> Any:
+    model = models[name]
+    stage = from_stage or tuple(getattr(plain(model), "stages", ("pooled",)))[-1]
+    return infer(model, participants[name], features, from_stage=stage).logits
+
+  classifiers = {name: functools.partial(classify, name) for name in models}
+  return Context(
+    context.rng, context.step, context.axis_name, context.parts, context.counts, classifiers
+  )
+
+
+def _student_learners(
+  student: nn.Module,
+  label_weight: float,
+  to_stage: str | None,
+  from_stage: str | None,
+  image_shape: tuple[int, int, int] | None,
+) -> tuple[str, ...]:
+  """The parameters of the student that learn."""
+  if to_stage is None and from_stage is None:
+    return ("student",)
+  if to_stage is not None and label_weight:
+    raise ConfigError(f"label_weight is {label_weight}: up to {to_stage!r} there are no logits")
+  if image_shape is None:
+    named = f"to_stage is {to_stage!r}" if to_stage is not None else f"from_stage is {from_stage!r}"
+    raise ConfigError(f"{named}: image_shape must be given with it")
+  if to_stage is not None:
+    return partial_learners(student, "student", to_stage, image_shape)
+  assert from_stage is not None
+  return later_learners(student, "student", from_stage, image_shape)
+
+
+def _check_names(teachers: Iterable[str], distillations: Sequence[Distillation]) -> None:
+  """Raises a ValueError for names that collide, and for teachers that are not there."""
+  names = ["labels", *(d.name for d in distillations)]
+  if len(set(names)) < len(names):
+    raise ValueError(f"the terms of the objective need different names, got {names}")
+  for d in distillations:
+    for teacher in d.teachers:
+      if teacher not in teachers:
+        raise ValueError(
+          f"distillation {d.name!r} names teacher {teacher!r}; there are {sorted(teachers)}"
+        )
+  participants = [
+    "student",
+    *teachers,
+    *(d.learning_participant for d in distillations if d.adapter is not None),
+    *(d.frozen_participant for d in distillations if d.teacher_adapter is not None),
+  ]
+  if len(set(participants)) < len(participants):
+    raise ValueError(f"participants need different names, got {participants}")
+
+
+def _each(groups: Iterable[Iterable[str]]) -> Iterable[str]:
+  """Every name of the groups once, in their order."""
+  return dict.fromkeys(itertools.chain.from_iterable(groups))

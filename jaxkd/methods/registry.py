@@ -1,0 +1,218 @@
+"""The methods by name.
+
+A method is one file of this package with a `METHOD`. A "+" between the names of methods with a
+common objective adds them up ("kd+at"). `register` adds a method from any other file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.fields import Field, Fields, text
+from jaxkd.methods import (
+  ab,
+  at,
+  born_again,
+  byot,
+  dml,
+  fitnets,
+  fsp,
+  ft,
+  gradient_at,
+  kd,
+  multi_exit,
+  nst,
+  objective,
+  one,
+  rkd,
+  simkd,
+  supervised,
+)
+from jaxkd.methods._exits import exit_wise
+from jaxkd.methods.base import BASELINE, Method, PhaseSpec, Setup, Teacher
+from jaxkd.types import Output
+
+_BUILT_IN: Mapping[str, Method] = {
+  "teacher": supervised.TEACHER,
+  "alone": supervised.ALONE,
+  "kd": kd.METHOD,
+  "fitnets": fitnets.METHOD,
+  "at": at.METHOD,
+  "gradient_at": gradient_at.METHOD,
+  "nst": nst.METHOD,
+  "fsp": fsp.METHOD,
+  "rkd": rkd.METHOD,
+  "ft": ft.METHOD,
+  "ab": ab.METHOD,
+  "simkd": simkd.METHOD,
+  "born_again": born_again.METHOD,
+  "dml": dml.METHOD,
+  "one": one.METHOD,
+  "byot": byot.METHOD,
+  "multi_exit": multi_exit.METHOD,
+}
+
+# Every method by name; `register` adds to it.
+METHODS: dict[str, Method] = dict(_BUILT_IN)
+
+
+def register(name: str, method: Method) -> None:
+  """Add a method under a name, for configs and `jaxkd list methods`.
+
+  A config file that is loaded twice registers its methods twice: the later one counts.
+
+  Args:
+    name: of letters, digits and "_", as in `method.name` of a config.
+    method: the method.
+
+  Raises:
+    ConfigError: for a name of another form, or that of a method of this package; for a
+      hyperparameter that is no `Field`.
+  """
+  if not isinstance(name, str) or not name.isidentifier():
+    raise ConfigError(f"register: name={name!r}: expected letters, digits and '_'")
+  if name in _BUILT_IN:
+    raise ConfigError(f"register: name={name!r}: there is a method of that name in jaxkd.methods")
+  for field, value in method.fields.items():
+    if not isinstance(value, Field):
+      raise ConfigError(
+        f"register: {name!r}: fields[{field!r}]={value!r}: expected a Field of jaxkd.fields"
+      )
+  METHODS[name] = method
+
+
+def methods(name: str) -> dict[str, Method]:
+  """The method of a name, or the methods of a sum such as "kd+at".
+
+  Raises:
+    ConfigError: if there is no such method, naming the nearest; or if one cannot be added.
+  """
+  names = name.split("+") if isinstance(name, str) else [name]
+  found: dict[str, Method] = {}
+  for one_name in names:
+    if not isinstance(one_name, str) or one_name not in METHODS:
+      raise unknown_name("method", one_name, METHODS)
+    if one_name in found:
+      raise ConfigError(f"method.name={name!r}: {one_name!r} is there twice")
+    found[one_name] = METHODS[one_name]
+    if len(names) > 1 and not METHODS[one_name].distillations:
+      sums = ", ".join(n for n, method in METHODS.items() if method.distillations)
+      raise ConfigError(f"method.name={name!r}: {one_name!r} cannot be added; these can: {sums}")
+  return found
+
+
+def method_fields(name: str) -> Fields:
+  """The fields of the "method" section of a config.
+
+  A method's own fields are in it; those of a sum are in a section for each.
+
+  Raises:
+    ConfigError: as `methods`.
+  """
+  found = methods(name)
+  own: dict[str, object] = {"name": text(name)}
+  if len(found) == 1:
+    own |= found[name].fields
+  else:
+    own |= {part: method.fields for part, method in found.items()}
+  if all(method.distils for method in found.values()):
+    own |= objective.objective_fields(found)
+  return own
+
+
+def section(settings: Any, method: str) -> Any:
+  """The part of a config that holds a method's own fields, alone or in a sum; None without it.
+
+  >>> from jaxkd.experiment.config import base_config
+  >>> section(base_config("kd+at"), "at").power
+  2.0
+  """
+  own = settings.method
+  if own.name == method:
+    return own
+  return own[method] if method in own.name.split("+") else None
+
+
+def is_taught(name: str) -> bool:
+  """Check whether students of a method, or of a sum, learn from a teacher trained before.
+
+  >>> is_taught("kd+at"), is_taught("dml"), is_taught("alone"), is_taught("teacher")
+  (True, False, False, False)
+  """
+  return all(method.distils and not method.without_teacher for method in methods(name).values())
+
+
+def baseline(setup: Setup) -> PhaseSpec:
+  """The phase of the student that learns from labels alone, at every exit if it has several."""
+  name = setup.hyperparameters.name
+  special = METHODS[name].baseline if name in METHODS else None
+  if special is not None:
+    return special(setup)
+  if isinstance(setup.student_output, tuple):
+    return exit_wise(setup, setup.student)
+  return PhaseSpec(BASELINE, supervised.supervised(setup.student), role="baseline")
+
+
+def phases(setup: Setup) -> list[PhaseSpec]:
+  """The phases of the method `setup.hyperparameters.name`, in their order.
+
+  Raises:
+    ConfigError: naming the stage, adapter or field that does not fit.
+  """
+  found = methods(setup.hyperparameters.name)
+  _check_needs(found, setup)
+  return objective.phases_of(found, setup)
+
+
+def check_classes(settings: Any, teachers: Mapping[str, Teacher], num_classes: int) -> None:
+  """Raises a ConfigError if logits of teachers are compared that predict other classes.
+
+  Args:
+    settings: a config.
+    teachers: participant name -> Teacher.
+    num_classes: the student's.
+  """
+  for name in methods(settings.method.name):
+    own = section(settings, name)
+    why = METHODS[name].why_same_classes(own)
+    for teacher in teachers.values():
+      if why and teacher.num_classes != num_classes:
+        able = [n for n, m in METHODS.items() if m.distillations and not m.same_classes]
+        raise ConfigError(
+          f"{teacher.field} predicts {teacher.num_classes} classes, the student {num_classes} "
+          f"(data set {settings.data.name!r}), and method {name!r} {why}; these compare no logits: "
+          f"{', '.join(able)}"
+        )
+
+
+def _check_needs(found: Mapping[str, Method], setup: Setup) -> None:
+  """Raises a ConfigError for a method that compares arrays that these networks do not return."""
+  owners = {"student": setup.student_output, **{n: t.output for n, t in setup.teachers.items()}}
+  for name, method in found.items():
+    for owner, output in owners.items():
+      if not isinstance(output, Output) or _gives(method.needs, output):
+        continue
+      able = [n for n, m in METHODS.items() if m.distils and _gives(m.needs, output)]
+      has = ", ".join(f"{s} {x.shape[1:]}" for s, x in sorted(output.features.items()))
+      raise ConfigError(
+        f"method {name!r} compares {_NEEDS[method.needs]}, and the {owner} has none: it gives "
+        f"{has or 'logits alone'}. These methods can do with that: {', '.join(able)}"
+      )
+
+
+_NEEDS = {
+  "features": "features",
+  "maps": "feature maps (B, H, W, C)",
+  "preactivations": "preactivations",
+  "stages": "features of stages",
+}
+
+
+def _gives(needs: str, output: Output) -> bool:
+  if needs == "maps":
+    return any(x.ndim == 4 for x in output.features.values())
+  if needs == "preactivations":
+    return bool(output.preactivations)
+  return needs == "logits" or bool(output.features)
