@@ -11,47 +11,45 @@ from typing import Any
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.fields import Field, Fields, text
-from jaxkd.methods import (
-  ab,
-  at,
-  born_again,
-  byot,
-  dml,
-  fitnets,
-  fsp,
-  ft,
-  gradient_at,
-  kd,
-  multi_exit,
-  nst,
-  objective,
-  one,
-  rkd,
-  simkd,
-  supervised,
-)
 from jaxkd.methods._exits import exit_wise
+from jaxkd.methods.ab import METHOD as AB
+from jaxkd.methods.at import METHOD as AT
 from jaxkd.methods.base import BASELINE, Method, PhaseSpec, Setup, Teacher
+from jaxkd.methods.born_again import METHOD as BORN_AGAIN
+from jaxkd.methods.byot import METHOD as BYOT
+from jaxkd.methods.dml import METHOD as DML
+from jaxkd.methods.fitnets import METHOD as FITNETS
+from jaxkd.methods.fsp import METHOD as FSP
+from jaxkd.methods.ft import METHOD as FT
+from jaxkd.methods.gradient_at import METHOD as GRADIENT_AT
+from jaxkd.methods.kd import METHOD as KD
+from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
+from jaxkd.methods.nst import METHOD as NST
+from jaxkd.methods.objective import objective_fields, phases_of
+from jaxkd.methods.one import METHOD as ONE
+from jaxkd.methods.rkd import METHOD as RKD
+from jaxkd.methods.simkd import METHOD as SIMKD
+from jaxkd.methods.supervised import ALONE, TEACHER, supervised
 from jaxkd.types import Output
 
 _BUILT_IN: Mapping[str, Method] = {
-  "teacher": supervised.TEACHER,
-  "alone": supervised.ALONE,
-  "kd": kd.METHOD,
-  "fitnets": fitnets.METHOD,
-  "at": at.METHOD,
-  "gradient_at": gradient_at.METHOD,
-  "nst": nst.METHOD,
-  "fsp": fsp.METHOD,
-  "rkd": rkd.METHOD,
-  "ft": ft.METHOD,
-  "ab": ab.METHOD,
-  "simkd": simkd.METHOD,
-  "born_again": born_again.METHOD,
-  "dml": dml.METHOD,
-  "one": one.METHOD,
-  "byot": byot.METHOD,
-  "multi_exit": multi_exit.METHOD,
+  "teacher": TEACHER,
+  "alone": ALONE,
+  "kd": KD,
+  "fitnets": FITNETS,
+  "at": AT,
+  "gradient_at": GRADIENT_AT,
+  "nst": NST,
+  "fsp": FSP,
+  "rkd": RKD,
+  "ft": FT,
+  "ab": AB,
+  "simkd": SIMKD,
+  "born_again": BORN_AGAIN,
+  "dml": DML,
+  "one": ONE,
+  "byot": BYOT,
+  "multi_exit": MULTI_EXIT,
 }
 
 # Every method by name; `register` adds to it.
@@ -118,7 +116,7 @@ def method_fields(name: str) -> Fields:
   else:
     own |= {part: method.fields for part, method in found.items()}
   if all(method.distils for method in found.values()):
-    own |= objective.objective_fields(found)
+    own |= objective_fields(found)
   return own
 
 
@@ -152,7 +150,7 @@ def baseline(setup: Setup) -> PhaseSpec:
     return special(setup)
   if isinstance(setup.student_output, tuple):
     return exit_wise(setup, setup.student)
-  return PhaseSpec(BASELINE, supervised.supervised(setup.student), role="baseline")
+  return PhaseSpec(BASELINE, supervised(setup.student), role="baseline")
 
 
 def phases(setup: Setup) -> list[PhaseSpec]:
@@ -163,7 +161,7 @@ def phases(setup: Setup) -> list[PhaseSpec]:
   """
   found = methods(setup.hyperparameters.name)
   _check_needs(found, setup)
-  return objective.phases_of(found, setup)
+  return phases_of(found, setup)
 
 
 def check_classes(settings: Any, teachers: Mapping[str, Teacher], num_classes: int) -> None:
