@@ -145,13 +145,13 @@ def _tried(trial: Trial, module: Any, teachers: dict[str, Participants]) -> dict
     elsewhere = () if trial.method in (*_ELSEWHERE, "born_again") else _ELSEWHERE
     lowered = dry_run.lower(prepared, skip=elsewhere)
     result["lowered"] = [
-      {"stage": x.stage, "step": x.step, "convolutions": dict(x.convolutions)} for x in lowered
+      {"stage": x.phase, "step": x.step, "convolutions": dict(x.convolutions)} for x in lowered
     ]
     if trial.steps:
       finished = _teacher(trial, module, teachers) if "teacher" in elsewhere else {}
       ran = dry_run.dry_run(prepared, batch_size=_BATCH_SIZE.value, finished=finished)
       result["batch_size"] = _BATCH_SIZE.value
-      result["ran"] = [{"stage": x.stage, "losses": x.losses} for x in ran]
+      result["ran"] = [{"stage": x.phase, "losses": x.losses} for x in ran]
       if trial.method == "teacher":
         teachers.clear()
         teachers[settings.teacher.model] = ran[0].participants

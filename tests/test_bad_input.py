@@ -124,7 +124,7 @@ def refuse(monkeypatch, tmp_path):
     ),
     (
       settings_for(student={"epochs": 2**31 - 1}),
-      r"^stage 'alone': 2147483647 epochs of 2 updates each are more than int32 counts$",
+      r"^phase 'alone': 2147483647 epochs of 2 updates each are more than int32 counts$",
     ),
     (
       settings_for(student={"warmup_epochs": 1e30}),

@@ -77,11 +77,11 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
   students = [(name, epoch, 3 * epoch) for name in ("alone", "distilled") for epoch in (1, 2)]
   assert epochs == [("teacher", 1, 5), *students]
   assert set(rows(workdir)[-1]["train"]) >= {"loss", "kd_logit", "labels_logit", "accuracy"}
-  for stage, predictor in (("teacher", "teacher"), ("alone", "student"), ("distilled", "student")):
-    assert list((workdir / "tensorboard" / stage).glob("events*"))
-    _, description = load_bundle(workdir / "bundles" / stage / predictor)
-    assert description["test_accuracy"] == made["stages"][stage]["accuracy"]
-    assert description["model"] == made["stages"][stage]["model"]
+  for phase, predictor in (("teacher", "teacher"), ("alone", "student"), ("distilled", "student")):
+    assert list((workdir / "tensorboard" / phase).glob("events*"))
+    _, description = load_bundle(workdir / "bundles" / phase / predictor)
+    assert description["test_accuracy"] == made["stages"][phase]["accuracy"]
+    assert description["model"] == made["stages"][phase]["model"]
   assert made["devices"]["count"] == 1
   assert made["comparison"]["difference"] == pytest.approx(
     made["stages"]["distilled"]["accuracy"] - made["stages"]["alone"]["accuracy"]
@@ -97,9 +97,9 @@ def assert_table(text, workdir):
     "share of gap closed",
   ):
     assert name in text
-  for stage in summary(workdir)["stages"].values():
-    assert f"{stage['accuracy']:.2%}" in text
-    assert f"{stage['parameters']:,}" in text
+  for phase in summary(workdir)["stages"].values():
+    assert f"{phase['accuracy']:.2%}" in text
+    assert f"{phase['parameters']:,}" in text
 
 
 def test_without_a_terminal_the_log_is_short_and_plain_and_ends_in_the_table(uninterrupted):
@@ -149,7 +149,7 @@ def test_a_killed_run_goes_on_to_the_same_end(command, uninterrupted, tmp_path):
     return checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
   process = subprocess.Popen(**command("kd", workdir))
-  # The second stage is under way; the third has yet to be compiled.
+  # The second phase is under way; the third has yet to be compiled.
   kill_when(process, has_checkpoint)
   assert not (workdir / "summary.json").exists()
   assert len(rows(workdir)) < len(rows(whole))

@@ -23,7 +23,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
 from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models.torch.files import read_torch_file
-from jaxkd.train import check_stages
+from jaxkd.train import check_phases
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.state import FirstState
 from jaxkd.types import Batch, Network
@@ -239,9 +239,9 @@ def test_weights_cannot_name_places(bundle):
 
 
 def test_a_pickle_in_a_checkpoint_runs_nothing(trap, tmp_path, nothing_unpickled):
-  stage = tiny.stage()
+  phase = tiny.phase()
   example = Batch(np.zeros((2, 6, 6, 1), np.float32), *np.zeros((3, 2), np.int32))
-  shapes = FirstState(stage.scheme, stage.optimizer, example).shapes
+  shapes = FirstState(phase.scheme, phase.optimizer, example).shapes
   state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
   class Iterator:
@@ -306,13 +306,13 @@ def stand_in(name, **options):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_stages_and_predictors_are_never_paths(place):
-  stage = tiny.stage()
+def test_phases_and_predictors_are_never_paths(place):
+  phase = tiny.phase()
   for changes in ({"name": place}, {"reported": place}):
     if changes.get("reported") == "":
       continue  # nothing predicts yet
     with pytest.raises(ConfigError, match=re.escape(f"{place!r}: expected a name without")):
-      check_stages([dataclasses.replace(stage, **changes)])
+      check_phases([dataclasses.replace(phase, **changes)])
 
 
 # What our own source may call.

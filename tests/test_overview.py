@@ -17,7 +17,7 @@ def console():
   return Console(file=io.StringIO(), width=60)
 
 
-def test_an_overview_has_every_stages_length_pairs_and_network(monkeypatch, console):
+def test_an_overview_has_every_phases_length_pairs_and_network(monkeypatch, console):
   monkeypatch.setattr(build, "dataset", lambda settings: dataset())
   settings = settings_for("simkd")
   settings.student.epochs = 3
@@ -40,7 +40,7 @@ def test_an_overview_has_every_stages_length_pairs_and_network(monkeypatch, cons
 def test_a_network_that_was_shown_is_named(monkeypatch, console):
   monkeypatch.setattr(build, "dataset", lambda settings: dataset())
   overview.overview(settings_for("kd"), console)
-  assert console.file.getvalue().rstrip().endswith("\nstudent: resnet8_w4, as in stage 'alone'")
+  assert console.file.getvalue().rstrip().endswith("\nstudent: resnet8_w4, as in phase 'alone'")
 
 
 def test_a_run_says_what_it_compares_before_it_trains(monkeypatch, console, tmp_path):

@@ -18,7 +18,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, run
 from jaxkd.networks import frozen, select
 from jaxkd.runtime import devices
-from jaxkd.train import check_stages
+from jaxkd.train import check_phases
 from jaxkd.types import Context
 from tests.models.drawn import drawn
 from tests.schemes.one_step import assert_all_moved, assert_same, jit, updated
@@ -95,7 +95,7 @@ def tiny_models(monkeypatch):
 @pytest.mark.parametrize("variant", STAGES)
 def test_a_method_names_its_stages(tiny_models, variant):
   stages = planned(variant)
-  check_stages(stages)
+  check_phases(stages)
   names = [stage.name for stage in stages]
   assert names == STAGES[variant]
   # Without the comparison, the student alone is still what the first generation is.

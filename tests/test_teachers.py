@@ -25,7 +25,7 @@ from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.losses import cross_entropy
 from jaxkd.models import MLP, CifarResNet
 from jaxkd.preprocessing import Converted, as_trained, convert
-from jaxkd.train import Silent, train_stage
+from jaxkd.train import Silent, train_phase
 from jaxkd.types import Network, Preprocessing
 from tests import tiny
 from tests.models.drawn import drawn
@@ -113,7 +113,7 @@ def targets_of(stages, data, count=8):
 def accuracy_of(stage, data):
   """That of a stage that comes trained, on the test images, and what it told."""
   heard = Heard()
-  finished = train_stage(
+  finished = train_phase(
     stage,
     directory=None,
     devices=jax.local_devices()[:1],
@@ -201,7 +201,7 @@ def test_cached_targets_are_those_of_the_converted_images(teacher, tmp_path):
     settings = settings_for("kd", [path])
     settings.cached_targets = cached
     stage = stages_of(settings, data)[-1]
-    finished = train_stage(
+    finished = train_phase(
       dataclasses.replace(stage, scheme=stage.scheme, reported=""),
       directory=tmp_path / str(cached),
       devices=jax.local_devices()[:1],

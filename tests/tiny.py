@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxkd import methods
 from jaxkd.data import ArrayExamples, normalize, pad_crop
 from jaxkd.networks import frozen
-from jaxkd.train import Stage
+from jaxkd.train import Phase
 from jaxkd.types import Batch, Output
 
 
@@ -99,8 +99,8 @@ def bystanders(scheme):
   return frozen(jax.eval_shape(scheme.init, jax.random.key(0), batch()), scheme.learners)
 
 
-def stage(**changes):
-  """Four epochs of a student alone; `changes` are Stage's fields."""
+def phase(**changes):
+  """Four epochs of a student alone; `changes` are Phase's fields."""
 
   def prepare(batch):
     return dataclasses.replace(batch, images=normalize(batch.images, (0.5,), (0.5,)))
@@ -123,4 +123,4 @@ def stage(**changes):
     "label": "tiny",
     "average_decay": 0.9,
   }
-  return Stage(**{**values, **changes})
+  return Phase(**{**values, **changes})

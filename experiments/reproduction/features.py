@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxkd import data, evaluate
-from jaxkd.train import Stage
+from jaxkd.train import Phase
 from jaxkd.types import Array, Network
 from reproduction.results import FASHION, Runs, bundle
 
@@ -43,7 +43,7 @@ def distances(runs: Runs, run: str, *, fitted: bool = False) -> list[Mapping[str
   return found
 
 
-def _pooled(trained: Network, stage: Stage, examples: data.Examples) -> np.ndarray:
+def _pooled(trained: Network, stage: Phase, examples: data.Examples) -> np.ndarray:
   """The pooled features (N, C) of every example."""
   run = _compiled(trained.module)
   parts = []

@@ -12,7 +12,7 @@ from jaxkd import data, report
 from jaxkd.experiment import build
 from jaxkd.experiment import run as experiment
 from jaxkd.export import bundles
-from jaxkd.train import Stage
+from jaxkd.train import Phase
 from jaxkd.types import Network
 
 POINTS = "points"
@@ -150,7 +150,7 @@ class Runs:
     """A trained network and its description; "" is what stands for the run."""
     return bundle(self.folder(setting, run, seed), predictor)
 
-  def parts(self, setting: str, run: str, seed: int) -> tuple[data.Dataset, Stage]:
+  def parts(self, setting: str, run: str, seed: int) -> tuple[data.Dataset, Phase]:
     """What a run was made of: its data and its last stage."""
     settings = self.settings(setting, run)
     settings.seed = seed

@@ -56,7 +56,7 @@ def _host(tree: Any) -> list[np.ndarray]:
 
 
 class Trained(Protocol):
-  """What is read of a `jaxkd.train.Stage`."""
+  """What is read of a `jaxkd.train.Phase`."""
 
   @property
   def name(self) -> str: ...  # noqa: D102
@@ -77,43 +77,43 @@ class Trained(Protocol):
 
 
 class CachedTargets:
-  """What a stage's loss needs of its targets, for every example and view.
+  """What a phase's loss needs of its targets, for every example and view.
 
   Attributes:
     bytes: of all of it.
   """
 
-  def __init__(self, stage: Trained, shapes: Participants, devices: Sequence[jax.Device]) -> None:
+  def __init__(self, phase: Trained, shapes: Participants, devices: Sequence[jax.Device]) -> None:
     """Looks at shapes only.
 
     Args:
-      stage: whose targets.
+      phase: whose targets.
       shapes: of its participants.
       devices: of this process.
 
     Raises:
-      ConfigError: naming the stage, if its targets come from networks that learn in it, or do not
+      ConfigError: naming the phase, if its targets come from networks that learn in it, or do not
         have the examples along their first axis.
     """
-    self._stage = stage
+    self._phase = phase
     self._devices = devices
-    self._views = max(stage.views, 1)
+    self._views = max(phase.views, 1)
     self._axis_size = len(devices) * jax.process_count()
     # Of one trace of the loss: a device's share, or a part of it.
-    self._part = stage.batch_size // self._axis_size // stage.accumulate
+    self._part = phase.batch_size // self._axis_size // phase.accumulate
     self._halves = halves(
-      stage.scheme,
+      phase.scheme,
       shapes,
-      _as_seen(stage, self._part),
-      _context_of(stage),
+      _as_seen(phase, self._part),
+      _context_of(phase),
       axis_size=self._axis_size,
     )
     if self._halves.changing:
       raise ConfigError(
-        f"cached_targets=True: the targets of stage {stage.name!r} depend on "
+        f"cached_targets=True: the targets of phase {phase.name!r} depend on "
         f"{self._halves.changing[0]}, which changes in it; expected False"
       )
-    self.bytes = self._halves.bytes_stored * self._views * len(stage.examples)
+    self.bytes = self._halves.bytes_stored * self._views * len(phase.examples)
 
   @property
   def finish(self) -> Callable[..., Any]:
@@ -124,15 +124,15 @@ class CachedTargets:
     """All of it: arrays (views, N, ...) on the host.
 
     Args:
-      rng: the stage's PRNG key data.
+      rng: the phase's PRNG key data.
       participants: of which the frozen ones are final.
       report: receives a line with the size and the time taken.
 
     Raises:
-      ConfigError: naming the stage, if an example's targets depend on which others are in a batch.
+      ConfigError: naming the phase, if an example's targets depend on which others are in a batch.
     """
     started = time.monotonic()
-    size = (self._views, len(self._stage.examples))
+    size = (self._views, len(self._phase.examples))
     found = tuple(np.empty((*size, *x.shape[1:]), x.dtype) for x in self._halves.stored)
     for view, start, arrays in self._computed(rng, participants):
       for whole, part in zip(found, arrays, strict=True):
@@ -163,13 +163,13 @@ class CachedTargets:
     paths = {f"participants{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
     read = {path: leaf for path, leaf in paths.items() if path in self._halves.reads}
     layout = [[*x.shape[1:], str(x.dtype)] for x in self._halves.stored]
-    examples = self._stage.examples.indices
+    examples = self._phase.examples.indices
     about = fingerprint(rng, read, examples, self._views, repr(layout))
     kept = StoredTargets(directory, self._halves.stored, about)
     if not (kept.complete and self._still_valid(kept, rng, participants)):
       kept.write(arrays for _, _, arrays in self._computed(rng, participants))
       self._tell(report, f"in {directory}", time.monotonic() - started)
-    count = len(self._stage.examples)
+    count = len(self._phase.examples)
     return lambda positions, epochs: kept.read(epochs % self._views * count + positions)
 
   def _still_valid(self, kept: StoredTargets, rng: Array, participants: Participants) -> bool:
@@ -187,28 +187,28 @@ class CachedTargets:
     self, rng: Array, participants: Participants
   ) -> Iterator[tuple[int, int, list[np.ndarray]]]:
     """(view, first position, arrays of the examples from there on), in order."""
-    stage = self._stage
+    phase = self._phase
 
     def reduced(state: Any, batch: Batch) -> Any:
       rng, participants = state
-      batch = stage.prepare_training(view_keys(rng, batch, self._views), batch)
-      return self._halves.reduce(stage.scheme.targets(participants, batch))
+      batch = phase.prepare_training(view_keys(rng, batch, self._views), batch)
+      return self._halves.reduce(phase.scheme.targets(participants, batch))
 
     mapped = mapping.map_over_examples(reduced, self._devices)
     everyone = mapping.replicate((rng, participants), self._devices)
-    size, count = self._part * len(self._devices), len(stage.examples)
+    size, count = self._part * len(self._devices), len(phase.examples)
 
     def run(batch: Batch) -> list[np.ndarray]:
       found = jax.device_get(mapped(everyone, mapping.shard(batch, self._devices)))
       return [x.reshape(size, *x.shape[2:]) for x in found]
 
     for view in range(self._views):
-      batches = evaluation_batches(stage.examples, batch_size=size)
+      batches = evaluation_batches(phase.examples, batch_size=size)
       for start, batch in zip(range(0, count, size), batches, strict=True):
         batch = dataclasses.replace(batch, epochs=np.full(size, view, np.int32))
         if view == start == 0 and size > 1 and company_matters(run, batch):
           raise ConfigError(
-            f"cached_targets=True: the targets of stage {stage.name!r} depend on which examples "
+            f"cached_targets=True: the targets of phase {phase.name!r} depend on which examples "
             "meet in a batch; expected False"
           )
         yield view, start, [x[: count - start] for x in run(batch)]
@@ -216,7 +216,7 @@ class CachedTargets:
   def _tell(self, report: Callable[[str], None], where: str, seconds: float) -> None:
     views = f"{self._views} views" if self._views > 1 else "one view"
     report(
-      f"{self._stage.name}: targets of {views} of {len(self._stage.examples)} examples, "
+      f"{self._phase.name}: targets of {views} of {len(self._phase.examples)} examples, "
       f"{self.bytes / 2**20:.1f} MiB {where}, computed in {seconds:.1f} s"
     )
 
@@ -230,15 +230,15 @@ def _agree(stored: np.ndarray, computed: np.ndarray) -> bool:
   return bool(np.all(np.abs(stored - computed) <= allowed))
 
 
-def _context_of(stage: Trained) -> Context:
-  """A context of the structure that the stage's step has."""
-  counts = None if stage.accumulate == 1 else Counts(*[jnp.float32(1)] * 3)
+def _context_of(phase: Trained) -> Context:
+  """A context of the structure that the phase's step has."""
+  counts = None if phase.accumulate == 1 else Counts(*[jnp.float32(1)] * 3)
   step = jnp.int32(0)
-  return Context(jax.random.key(0), step, mapping.AXIS_NAME, stage.accumulate, counts)
+  return Context(jax.random.key(0), step, mapping.AXIS_NAME, phase.accumulate, counts)
 
 
-def _as_seen(stage: Trained, size: int) -> Batch:
-  """The shapes of a batch of the stage, as its networks see it."""
-  batch = next(training_batches(stage.examples, batch_size=2, seed=0, threads=0))
+def _as_seen(phase: Trained, size: int) -> Batch:
+  """The shapes of a batch of the phase, as its networks see it."""
+  batch = next(training_batches(phase.examples, batch_size=2, seed=0, threads=0))
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
-  return jax.eval_shape(stage.prepare_evaluation, batch)
+  return jax.eval_shape(phase.prepare_evaluation, batch)

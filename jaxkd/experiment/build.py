@@ -36,8 +36,8 @@ from jaxkd.networks import select
 from jaxkd.runtime.devices import AXIS_NAME
 from jaxkd.train import (
   Expected,
-  Stage,
-  check_stages,
+  Phase,
+  check_phases,
   learning_rate_schedule,
   make_optimizer,
   take_turns,
@@ -81,7 +81,7 @@ def dataset(
 
 def stages(
   settings: ml_collections.ConfigDict, data: Dataset, *, traced: bool = True
-) -> list[Stage]:
+) -> list[Phase]:
   """The stages of an experiment: the teachers, the student alone, the distilled student's.
 
   Nothing is compiled here: mistakes in models, stages and shapes surface from their shapes alone.
@@ -106,7 +106,7 @@ def stages(
   if settings.keep == "best" and data.validation is None:
     raise ConfigError("keep='best' needs a validation split, but data.validation=0.0")
 
-  plan: list[Stage] = []
+  plan: list[Phase] = []
   teachers: dict[str, Teacher] = {}
   if taught or name == "teacher":
     for number, (teacher, variables) in enumerate(networks.teachers(settings, data, options)):
@@ -152,11 +152,11 @@ def stages(
     raise
   except ValueError as error:
     raise ConfigError(f"method {name!r}: {error}") from error
-  check_stages(plan)
+  check_phases(plan)
   return _with_note(plan, unseen_classes(data))
 
 
-def _with_note(plan: list[Stage], note: str) -> list[Stage]:
+def _with_note(plan: list[Phase], note: str) -> list[Phase]:
   """The stages, the first with one more line for the reader, if there is one."""
   if not note:
     return plan
@@ -199,7 +199,7 @@ def _teaching(
   variables: Mapping[str, Any] | None,
   settings: ml_collections.ConfigDict,
   data: Dataset,
-) -> Stage:
+) -> Phase:
   """The stage of one teacher, by the teachers' recipe; without epochs if it comes trained."""
   scheme = methods.supervised(teacher.model, participant=called)
   stage = _stage(called, scheme, settings, "teacher", data, seed_offset=number)
@@ -223,7 +223,7 @@ def _learning(
   settings: ml_collections.ConfigDict,
   data: Dataset,
   teachers: Mapping[str, Teacher],
-) -> Stage:
+) -> Phase:
   """The stage of one of a method's trainings, by the student's recipe."""
   stage = _stage(
     spec.name,
@@ -263,7 +263,7 @@ def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) ->
   )
 
 
-def _rehearsed(stages: Sequence[Stage], data: Dataset) -> list[Stage]:
+def _rehearsed(stages: Sequence[Phase], data: Dataset) -> list[Phase]:
   """The stages with their multiply-adds; what does not fit surfaces before a teacher is trained."""
   return [
     dataclasses.replace(
@@ -312,7 +312,7 @@ def _stage(
   epochs: int | None = None,
   turns: tuple[str, ...] = (),
   seed_offset: int = 0,
-) -> Stage:
+) -> Phase:
   """One stage: `role` says whose recipe and examples, but for another rate, length or seed."""
   recipe = settings[role]
   epochs = epochs or recipe.epochs
@@ -321,7 +321,7 @@ def _stage(
   steps = count_steps(len(examples), settings.batch_size)
   if epochs * steps >= 2**31:
     raise ConfigError(
-      f"stage {name!r}: {epochs} epochs of {steps} updates each are more than int32 counts"
+      f"phase {name!r}: {epochs} epochs of {steps} updates each are more than int32 counts"
     )
   schedule = learning_rate_schedule(
     recipe.schedule,
@@ -364,7 +364,7 @@ def _stage(
       return batch
     return dataclasses.replace(batch, images=centre_crop(batch.images, size=size))
 
-  return Stage(
+  return Phase(
     name=name,
     scheme=scheme,
     optimizer=optimizer,

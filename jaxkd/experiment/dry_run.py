@@ -23,7 +23,7 @@ from jaxkd.data import Dataset, stand_in, training_batches
 from jaxkd.experiment import build, config
 from jaxkd.networks import frozen, select, update
 from jaxkd.runtime import devices
-from jaxkd.train import Stage, starting_variables
+from jaxkd.train import Phase, starting_variables
 from jaxkd.train.state import FirstState, TrainState, create_state
 from jaxkd.types import Batch, Context, Participants
 
@@ -74,21 +74,21 @@ _PASSES = 50
 
 
 class RehearsalFailed(Exception):
-  """A stage that did not do what it must; the message names it."""
+  """A phase that did not do what it must; the message names it."""
 
 
 class Lowered(NamedTuple):
   """A step that was lowered.
 
   Attributes:
-    stage: its name.
+    phase: its name.
     step: "training" or "evaluation".
     platforms: for which.
     convolutions: element type -> how many of them compute in it, all platforms' counted.
     losses: element type -> how many operations of losses and metrics do.
   """
 
-  stage: str
+  phase: str
   step: str
   platforms: tuple[str, ...]
   convolutions: Mapping[str, int]
@@ -96,15 +96,15 @@ class Lowered(NamedTuple):
 
 
 class Ran(NamedTuple):
-  """A stage that made its updates.
+  """A phase that made its updates.
 
   Attributes:
-    stage: its name.
+    phase: its name.
     losses: of every update.
     participants: everyone's variables after the last.
   """
 
-  stage: str
+  phase: str
   losses: tuple[float, ...]
   participants: Participants
 
@@ -115,12 +115,12 @@ class Rehearsal(NamedTuple):
   Attributes:
     settings: its config.
     data: noise in the shape of its data set.
-    stages: what it would train.
+    phases: what it would train.
   """
 
   settings: ml_collections.ConfigDict
   data: Dataset
-  stages: list[Stage]
+  phases: list[Phase]
 
 
 def prepare(
@@ -153,51 +153,51 @@ def lower(
     rehearsal: of a config.
     platforms: for which; none of them is needed here.
     device_count: how many devices share the batch, which they must divide.
-    skip: names of stages to leave out.
+    skip: names of phases to leave out.
 
   Returns:
-    One Lowered for each step that there is to map: two a stage, or one where nothing predicts yet
+    One Lowered for each step that there is to map: two a phase, or one where nothing predicts yet
     or nothing is trained.
 
   Raises:
-    RehearsalFailed: naming the stage, if a convolution does not compute in `compute_dtype`, or if
+    RehearsalFailed: naming the phase, if a convolution does not compute in `compute_dtype`, or if
       a loss, a metric, the variables or the optimizer's state are not float32.
   """
-  settings, data, stages = rehearsal
+  settings, data, phases = rehearsal
   batch = _stored(data, settings.batch_size)
   expected = {"float32": "f32", "bfloat16": "bf16"}[settings.compute_dtype]
   done = []
 
-  def lowered(stage: Stage, kind: str, step: Callable[[Any, Any], Any], state: Any) -> Lowered:
+  def lowered(phase: Phase, kind: str, step: Callable[[Any, Any], Any], state: Any) -> Lowered:
     exported = devices.lower(step, state, batch, devices=device_count, platforms=platforms)
     convolutions, losses, low = precision(exported)
     if set(convolutions) - {expected}:
       raise RehearsalFailed(
-        f"stage {stage.name!r}: convolutions of its {kind} step compute in {convolutions}, "
+        f"phase {phase.name!r}: convolutions of its {kind} step compute in {convolutions}, "
         f"expected {expected} with compute_dtype={settings.compute_dtype!r}"
       )
     if set(losses) - {"f32"} or low:
       raise RehearsalFailed(
-        f"stage {stage.name!r}: losses and metrics of its {kind} step compute in {losses}, and "
+        f"phase {phase.name!r}: losses and metrics of its {kind} step compute in {losses}, and "
         f"{len(low)} results are not float32 ({', '.join(low[:3])}); expected f32 of all"
       )
-    return Lowered(stage.name, kind, tuple(exported.platforms), convolutions, losses)
+    return Lowered(phase.name, kind, tuple(exported.platforms), convolutions, losses)
 
-  for stage in stages:
-    if stage.name in skip:
+  for phase in phases:
+    if phase.name in skip:
       continue
-    seen = jax.eval_shape(stage.prepare_evaluation, _stored(data, 2))
+    seen = jax.eval_shape(phase.prepare_evaluation, _stored(data, 2))
     state = FirstState(
-      stage.scheme,
-      stage.optimizer,
+      phase.scheme,
+      phase.optimizer,
       seen,
-      untrained=_frozen(stage, seen),  # Their shapes are all that counts.
-      average=stage.average_decay is not None,
+      untrained=_frozen(phase, seen),  # Their shapes are all that counts.
+      average=phase.average_decay is not None,
     ).shapes
-    if stage.epochs:
-      done.append(lowered(stage, "training", stage.training_step(), state))
-    if stage.reported:
-      done.append(lowered(stage, "evaluation", stage.evaluation_step(), state.predicting))
+    if phase.epochs:
+      done.append(lowered(phase, "training", phase.training_step(), state))
+    if phase.reported:
+      done.append(lowered(phase, "evaluation", phase.evaluation_step(), state.predicting))
   return done
 
 
@@ -208,60 +208,60 @@ def dry_run(
   steps: int = 2,
   finished: Mapping[str, Participants] | None = None,
 ) -> list[Ran]:
-  """Makes a few updates of every stage on noise, on one device.
+  """Makes a few updates of every phase on noise, on one device.
 
-  Later stages start from what earlier ones leave, as in a real run.
+  Later phases start from what earlier ones leave, as in a real run.
 
   Args:
     rehearsal: of a config, whose batch size is set aside.
     batch_size: examples of one update, or of each part of it with `accumulate`.
-    steps: updates of every stage.
-    finished: stages that are not made again, such as a teacher's: name -> final participants.
+    steps: updates of every phase.
+    finished: phases that are not made again, such as a teacher's: name -> final participants.
 
   Returns:
-    One Ran for each stage that was trained, in order.
+    One Ran for each phase that was trained, in order.
 
   Raises:
-    RehearsalFailed: naming the stage, if a metric or a variable is not finite, or if a learner
+    RehearsalFailed: naming the phase, if a metric or a variable is not finite, or if a learner
       stands still.
   """
   left = dict(finished or {})
   done: list[Ran] = []
-  for stage in rehearsal.stages:
-    if stage.name in left:
+  for phase in rehearsal.phases:
+    if phase.name in left:
       continue
-    size = batch_size * stage.accumulate
-    batches = training_batches(stage.examples, batch_size=size, seed=0, threads=0)
+    size = batch_size * phase.accumulate
+    batches = training_batches(phase.examples, batch_size=size, seed=0, threads=0)
     drawn = [next(batches) for _ in range(steps)]
-    given = starting_variables(stage, left)
-    seen = jax.eval_shape(stage.prepare_evaluation, drawn[0])
+    given = starting_variables(phase, left)
+    seen = jax.eval_shape(phase.prepare_evaluation, drawn[0])
     state = create_state(
-      stage.scheme,
-      stage.optimizer,
-      jax.random.key(stage.seed),
+      phase.scheme,
+      phase.optimizer,
+      jax.random.key(phase.seed),
       seen,
       given=given,
       # On noise there is nothing to be learned from weights of any kind.
-      untrained=[name for name in _frozen(stage, seen) if name not in given],
-      average=stage.average_decay is not None,
+      untrained=[name for name in _frozen(phase, seen) if name not in given],
+      average=phase.average_decay is not None,
     )
     before = devices.host_copy(state.participants)
-    if not stage.epochs:
-      left[stage.name] = before
+    if not phase.epochs:
+      left[phase.name] = before
       continue
-    state, losses = _updated(stage, state, drawn)
-    left[stage.name] = devices.host_copy(state.participants)
-    _check_learners(stage, before, left[stage.name])
-    if len(rehearsal.stages) == 1 or any(_comes_from(stage, s) for s in rehearsal.stages):
-      left[stage.name] = _settled(stage, left[stage.name], drawn[-1])
-    done.append(Ran(stage.name, losses, left[stage.name]))
+    state, losses = _updated(phase, state, drawn)
+    left[phase.name] = devices.host_copy(state.participants)
+    _check_learners(phase, before, left[phase.name])
+    if len(rehearsal.phases) == 1 or any(_comes_from(phase, s) for s in rehearsal.phases):
+      left[phase.name] = _settled(phase, left[phase.name], drawn[-1])
+    done.append(Ran(phase.name, losses, left[phase.name]))
   return done
 
 
-def _frozen(stage: Stage, seen: Batch) -> tuple[str, ...]:
+def _frozen(phase: Phase, seen: Batch) -> tuple[str, ...]:
   """The participants that do not learn."""
-  everyone = jax.eval_shape(stage.scheme.init, jax.random.key(0), seen)
-  return frozen(everyone, stage.scheme.learners)
+  everyone = jax.eval_shape(phase.scheme.init, jax.random.key(0), seen)
+  return frozen(everyone, phase.scheme.learners)
 
 
 def _stored(data: Dataset, count: int) -> Batch:
@@ -271,12 +271,12 @@ def _stored(data: Dataset, count: int) -> Batch:
 
 
 def _updated(
-  stage: Stage, state: TrainState, batches: Sequence[Batch]
+  phase: Phase, state: TrainState, batches: Sequence[Batch]
 ) -> tuple[TrainState, tuple[float, ...]]:
   """The state after an update from each batch, and every update's loss."""
   chosen = jax.local_devices()[:1]
   step = devices.map_training_step(
-    stage.training_step(), chosen, frozen=frozen(state.participants, stage.scheme.learners)
+    phase.training_step(), chosen, frozen=frozen(state.participants, phase.scheme.learners)
   )
   state = devices.replicate(state, chosen)
   losses: list[float] = []
@@ -286,29 +286,29 @@ def _updated(
     wrong = sorted(name for name, value in found.items() if not np.isfinite(value))
     if wrong:
       raise RehearsalFailed(
-        f"stage {stage.name!r}: not finite at update {len(losses) + 1}: {', '.join(wrong)}"
+        f"phase {phase.name!r}: not finite at update {len(losses) + 1}: {', '.join(wrong)}"
       )
     losses.append(found["loss"])
   return state, tuple(losses)
 
 
-def _comes_from(stage: Stage, later: Stage) -> bool:
-  return any(source.partition("/")[0] == stage.name for source in later.inherit.values())
+def _comes_from(phase: Phase, later: Phase) -> bool:
+  return any(source.partition("/")[0] == phase.name for source in later.inherit.values())
 
 
-def _settled(stage: Stage, participants: Participants, batch: Batch) -> Participants:
+def _settled(phase: Phase, participants: Participants, batch: Batch) -> Participants:
   """The participants with the running statistics of many more passes, as a trained network's are.
 
   After two updates they are those of no network: a deep one's signal then grows without bounds.
   """
 
   def passed(participants: Participants, batch: Batch) -> Participants:
-    batch = stage.prepare_evaluation(batch)
-    _, aux = stage.scheme.loss(
-      select(participants, stage.scheme.learners),
+    batch = phase.prepare_evaluation(batch)
+    _, aux = phase.scheme.loss(
+      select(participants, phase.scheme.learners),
       participants,
       batch,
-      stage.scheme.targets(participants, batch),
+      phase.scheme.targets(participants, batch),
       Context(jax.random.key(0), jnp.int32(0), devices.AXIS_NAME),
     )
     return update(participants, aux.state)
@@ -324,14 +324,14 @@ def _settled(stage: Stage, participants: Participants, batch: Batch) -> Particip
   return devices.host_copy(participants)
 
 
-def _check_learners(stage: Stage, before: Participants, after: Participants) -> None:
-  for learner in stage.scheme.learners:
+def _check_learners(phase: Phase, before: Participants, after: Participants) -> None:
+  for learner in phase.scheme.learners:
     own = select(before, [learner])
     # One without parameters, such as a temperature that adapts, moves by other rules.
     if jax.tree.leaves(own) and not _differ(own, select(after, [learner])):
-      raise RehearsalFailed(f"stage {stage.name!r}: {learner!r} is to learn and did not move")
+      raise RehearsalFailed(f"phase {phase.name!r}: {learner!r} is to learn and did not move")
   if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after)):
-    raise RehearsalFailed(f"stage {stage.name!r}: variables are not finite after its updates")
+    raise RehearsalFailed(f"phase {phase.name!r}: variables are not finite after its updates")
 
 
 def _differ(one: Any, other: Any) -> bool:

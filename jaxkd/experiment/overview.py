@@ -13,11 +13,11 @@ with needed_by("jaxkd.experiment.overview"):
 
 from jaxkd import models
 from jaxkd.experiment import build, config
-from jaxkd.train import Stage
+from jaxkd.train import Phase
 
 
 def overview(settings: ml_collections.ConfigDict, console: Console) -> None:
-  """Prints every stage of a config: its length, what is compared, and its network as a table.
+  """Prints every phase of a config: its length, what is compared, and its network as a table.
 
   Nothing is compiled or written, but that a data set which was never used is prepared.
 
@@ -31,22 +31,22 @@ def overview(settings: ml_collections.ConfigDict, console: Console) -> None:
   config.check_config(settings)
   data = build.dataset(settings)
   shown: dict[str, str] = {}
-  for stage in build.stages(settings, data):
-    length = f"{stage.epochs} epochs of {stage.steps_per_epoch} steps, {len(stage.examples)} images"
-    lines = [f"{stage.name}: {length}", *stage.notes]
-    if stage.reported:
-      table = _table(stage, data.image_shape)
-      before = shown.setdefault(table, stage.name)
-      network = f"{stage.reported}: {stage.label}"
-      lines += [network, table] if before == stage.name else [f"{network}, as in stage {before!r}"]
+  for phase in build.stages(settings, data):
+    length = f"{phase.epochs} epochs of {phase.steps_per_epoch} steps, {len(phase.examples)} images"
+    lines = [f"{phase.name}: {length}", *phase.notes]
+    if phase.reported:
+      table = _table(phase, data.image_shape)
+      before = shown.setdefault(table, phase.name)
+      network = f"{phase.reported}: {phase.label}"
+      lines += [network, table] if before == phase.name else [f"{network}, as in phase {before!r}"]
     console.print("\n".join([*lines, ""]), soft_wrap=True, highlight=False, markup=False)
 
 
-def _table(stage: Stage, image_shape: tuple[int, int, int]) -> str:
-  """The network that stands for a stage, by the shapes of its variables."""
+def _table(phase: Phase, image_shape: tuple[int, int, int]) -> str:
+  """The network that stands for a phase, by the shapes of its variables."""
   batch = build.batch_shapes(image_shape, (2,))
-  participants = jax.eval_shape(stage.scheme.init, jax.random.key(0), batch)
-  network = stage.scheme.export(participants)[stage.reported]
+  participants = jax.eval_shape(phase.scheme.init, jax.random.key(0), batch)
+  network = phase.scheme.export(participants)[phase.reported]
   if network.preprocessing is not None:
     image_shape = network.preprocessing.image_shape
   return str(models.summary(network.module, image_shape, variables=network.variables))

@@ -29,7 +29,7 @@ from jaxkd.export import bundles
 from jaxkd.runtime import devices
 from jaxkd.runtime.process import LOCK, Stopwatch, claimed
 from jaxkd.runtime.signals import Interruption
-from jaxkd.train import NonFinite, Reporter, Stage, starting_variables, train_stage
+from jaxkd.train import NonFinite, Phase, Reporter, starting_variables, train_phase
 from jaxkd.train.checkpoints import check_checkpoints
 from jaxkd.train.loop import Finished
 from jaxkd.train.reporting import Row
@@ -56,10 +56,10 @@ def run(
   load_data: Callable[..., Dataset] | None = None,
   stop: Interruption | None = None,
 ) -> dict[str, Any]:
-  """Trains every stage of a config in `workdir`, or goes on where an earlier run stopped.
+  """Trains every phase of a config in `workdir`, or goes on where an earlier run stopped.
 
   Leaves there config.json, metrics.jsonl, summary.json, curves.png, TensorBoard events, the
-  stages' checkpoints, and a bundle for every predictor that can stand alone.
+  phases' checkpoints, and a bundle for every predictor that can stand alone.
 
   Args:
     settings: from a file in `configs/`.
@@ -89,21 +89,21 @@ def run(
     with claimed(workdir):
       pass  # Whoever comes second is told before data are loaded.
   data = build.dataset(settings, load_data or load)
-  stages = build.stages(settings, data)
+  phases = build.stages(settings, data)
   if not settings.devices and not settings.cpu_devices:
-    steps = [stage.multiply_adds for stage in stages if stage.epochs]
+    steps = [phase.multiply_adds for phase in phases if phase.epochs]
     chosen = devices.worth_sharing(chosen, steps, settings.batch_size)
-  for stage in stages:
-    check_checkpoints(workdir / "checkpoints" / stage.name)
+  for phase in phases:
+    check_checkpoints(workdir / "checkpoints" / phase.name)
   # Nobody writes before everybody has looked.
   devices.wait_for_everyone("work directory checked")
   with claimed(workdir):
-    return _make(settings, stages, data, workdir, chosen, console, stop or Interruption())
+    return _make(settings, phases, data, workdir, chosen, console, stop or Interruption())
 
 
 def _make(
   settings: ml_collections.ConfigDict,
-  stages: Sequence[Stage],
+  phases: Sequence[Phase],
   data: Dataset,
   workdir: pathlib.Path,
   chosen: Sequence[jax.Device],
@@ -115,13 +115,13 @@ def _make(
     report.write_atomically(workdir / "config.json", _as_json(settings))
     for remark in config.remarks(settings):
       console.print(remark, soft_wrap=True, highlight=False, markup=False)
-    for stage in stages:
-      for note in stage.notes:
-        console.print(f"{stage.name}: {note}", soft_wrap=True, highlight=False, markup=False)
+    for phase in phases:
+      for note in phase.notes:
+        console.print(f"{phase.name}: {note}", soft_wrap=True, highlight=False, markup=False)
   started = time.monotonic()
   with Stopwatch() as compiling:
-    results = _train_all(settings, stages, data, workdir, chosen, console, stop)
-  summary = _summary(settings, stages, results, data, chosen)
+    results = _train_all(settings, phases, data, workdir, chosen, console, stop)
+  summary = _summary(settings, phases, results, data, chosen)
   seconds = time.monotonic() - started
   summary |= {"seconds": round(seconds, 1), "compile_seconds": round(compiling.seconds, 1)}
   if not devices.is_first_process():
@@ -182,7 +182,7 @@ def refuse_other_run(settings: ml_collections.ConfigDict, workdir: pathlib.Path)
 
 def _train_all(
   settings: ml_collections.ConfigDict,
-  stages: Sequence[Stage],
+  phases: Sequence[Phase],
   data: Dataset,
   workdir: pathlib.Path,
   chosen: Sequence[jax.Device],
@@ -199,11 +199,11 @@ def _train_all(
       ]
     )
   results: dict[str, Finished] = {}
-  for stage in stages:
-    given = starting_variables(stage, {name: r.participants for name, r in results.items()})
-    results[stage.name] = train_stage(
-      stage,
-      directory=workdir / "checkpoints" / stage.name,
+  for phase in phases:
+    given = starting_variables(phase, {name: r.participants for name, r in results.items()})
+    results[phase.name] = train_phase(
+      phase,
+      directory=workdir / "checkpoints" / phase.name,
       devices=chosen,
       reporter=reporter,
       given=given,
@@ -213,67 +213,67 @@ def _train_all(
       checkpoint_seconds=settings.checkpoint_seconds,
       steps_per_dispatch=settings.steps_per_dispatch,
       # Of each process its own: it may be a disk of its own.
-      targets=workdir / "targets" / stage.name / f"process_{jax.process_index()}",
+      targets=workdir / "targets" / phase.name / f"process_{jax.process_index()}",
       stop=stop,
       nonfinite=NonFinite(settings.nonfinite, settings.rollback_factor, settings.rollbacks),
     )
     if devices.is_first_process():
-      _save_bundles(settings, stage, results[stage.name], data, workdir)
+      _save_bundles(settings, phase, results[phase.name], data, workdir)
   return results
 
 
 def _save_bundles(
   settings: ml_collections.ConfigDict,
-  stage: Stage,
+  phase: Phase,
   result: Finished,
   data: Dataset,
   workdir: pathlib.Path,
 ) -> None:
-  for predictor, network in stage.scheme.export(result.participants).items():
-    check_file_name(f"predictor of stage {stage.name!r}:", predictor)
+  for predictor, network in phase.scheme.export(result.participants).items():
+    check_file_name(f"predictor of phase {phase.name!r}:", predictor)
     if predictor not in result.test:
       continue  # a teacher that came trained, and is not scored again
     # A teacher that came trained may have been trained on others than the run's.
     images = network.preprocessing or images_of_run(build.as_seen(settings, data))
     description = {
-      "model": stage.label,
+      "model": phase.label,
       "data": settings.data.name,
       "num_classes": data.num_classes,
       "image_shape": list(images.image_shape),
       "mean": list(images.mean),
       "std": list(images.std),
       "method": settings.method.name,
-      "stage": stage.name,
+      "stage": phase.name,
       "predictor": predictor,
       "test_accuracy": result.test[predictor]["accuracy"],
     }
-    bundles.save_bundle(workdir / "bundles" / stage.name / predictor, network, description)
+    bundles.save_bundle(workdir / "bundles" / phase.name / predictor, network, description)
 
 
 def _summary(
   settings: ml_collections.ConfigDict,
-  stages: Sequence[Stage],
+  phases: Sequence[Phase],
   results: Mapping[str, Finished],
   data: Dataset,
   chosen: Sequence[jax.Device],
 ) -> dict[str, Any]:
   rows = {}
-  for stage in stages:
-    result = results[stage.name]
-    row: dict[str, Any] = {"model": stage.label, "predictor": stage.reported}
-    if stage.reported:
-      network = stage.scheme.export(result.participants)[stage.reported]
-      row["accuracy"] = result.test[stage.reported]["accuracy"]
+  for phase in phases:
+    result = results[phase.name]
+    row: dict[str, Any] = {"model": phase.label, "predictor": phase.reported}
+    if phase.reported:
+      network = phase.scheme.export(result.participants)[phase.reported]
+      row["accuracy"] = result.test[phase.reported]["accuracy"]
       row["test"] = result.test
       row["parameters"] = sum(x.size for x in jax.tree.leaves(network.variables["params"]))
-    row |= {"examples": len(stage.examples), "epochs": stage.epochs, "steps": stage.steps}
+    row |= {"examples": len(phase.examples), "epochs": phase.epochs, "steps": phase.steps}
     if result.rows:
       row["train"] = result.rows[-1]["train"]
-    rows[stage.name] = row
+    rows[phase.name] = row
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   return {
     "config": json.loads(_as_json(settings)),
-    "stages": rows,
+    "stages": rows,  # the phases; the key is that of earlier versions' summaries
     "comparison": report.comparison(rows),
     "devices": {
       "platform": chosen[0].platform,
@@ -322,9 +322,9 @@ class _Everyone:
     for reporter in self._reporters:
       reporter.begins_after(updates)
 
-  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+  def phase_started(self, phase: str, steps: int, rows: list[Row]) -> None:
     for reporter in self._reporters:
-      reporter.stage_started(stage, steps, rows)
+      reporter.phase_started(phase, steps, rows)
 
   def told(self, line: str) -> None:
     for reporter in self._reporters:
@@ -338,10 +338,10 @@ class _Everyone:
     for reporter in self._reporters:
       reporter.epoch_ended(row)
 
-  def went_back(self, stage: str, rows: list[Row]) -> None:
+  def went_back(self, phase: str, rows: list[Row]) -> None:
     for reporter in self._reporters:
-      reporter.went_back(stage, rows)
+      reporter.went_back(phase, rows)
 
-  def stage_ended(self, stage: str) -> None:
+  def phase_ended(self, phase: str) -> None:
     for reporter in self._reporters:
-      reporter.stage_ended(stage)
+      reporter.phase_ended(phase)

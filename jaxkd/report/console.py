@@ -28,7 +28,7 @@ class ProgressBar(Silent):
     self._speed = _Speed()
     self._validation = ""
 
-  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+  def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Shows an empty bar, or one as full as the checkpoint resumed from."""
     self._progress = Progress(
       TextColumn("[bold]{task.description}"),
@@ -65,7 +65,7 @@ class ProgressBar(Silent):
     self._progress.update(self._task, completed=self.updates_behind(rows))
     self._validation = _validation(rows[-1]) if rows else ""
 
-  def stage_ended(self, stage: str) -> None:
+  def phase_ended(self, stage: str) -> None:
     """Leaves the finished bar on the screen."""
     assert self._progress is not None
     self._progress.stop()
@@ -80,7 +80,7 @@ class Lines(Silent):
     self._steps = 0
     self._printed_share, self._printed_at = 0, 0.0
 
-  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+  def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Says which stage begins, and whether it resumes."""
     done = self.updates_behind(rows)
     resumed = f", resumed after {done}" if done else ""

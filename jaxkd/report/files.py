@@ -30,7 +30,7 @@ class MetricsFile(Silent):
     self._rows: list[Row] = []
     self._behind = 0  # rows of earlier stages
 
-  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+  def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Writes all rows known so far."""
     self._behind = len(self._rows)
     self.went_back(stage, rows)
@@ -61,14 +61,14 @@ class TensorBoard(Silent):
     self._flushed_at = 0.0
     self._since, self._images = time.monotonic(), 0
 
-  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+  def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Opens the stage's events; those after the checkpoint resumed from are hidden."""
     behind = self.updates_behind(rows)
     self._open(stage, behind + 1 if behind else None)
 
   def went_back(self, stage: str, rows: list[Row]) -> None:
     """Hides the events after the checkpoint gone back to."""
-    self.stage_ended(stage)
+    self.phase_ended(stage)
     self._open(stage, self.updates_behind(rows) + 1)
 
   def _open(self, stage: str, purge: int | None) -> None:
@@ -100,7 +100,7 @@ class TensorBoard(Silent):
       self._flush()
     self._since, self._images = time.monotonic(), 0
 
-  def stage_ended(self, stage: str) -> None:
+  def phase_ended(self, stage: str) -> None:
     """Closes the stage's events."""
     assert self._writer is not None
     with writing(self._folder):

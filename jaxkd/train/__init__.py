@@ -1,9 +1,9 @@
-"""Training any scheme: one mapped step, stages, checkpoints. Knows no method by name."""
+"""Training any scheme: one mapped step, phases, checkpoints. Knows no method by name."""
 
 from jaxkd.train.expected import Expected
-from jaxkd.train.loop import Finished, train_stage
+from jaxkd.train.loop import Finished, train_phase
 from jaxkd.train.optimizers import learning_rate_schedule, make_optimizer, take_turns
-from jaxkd.train.phase import Stage, check_stages, starting_variables, steps_per_epoch
+from jaxkd.train.phase import Phase, check_phases, starting_variables, steps_per_epoch
 from jaxkd.train.policy import Diverged, NonFinite
 from jaxkd.train.reporting import Reporter, Silent
 from jaxkd.train.state import TrainState, create_state
@@ -14,11 +14,11 @@ __all__ = [
   "Expected",
   "Finished",
   "NonFinite",
+  "Phase",
   "Reporter",
   "Silent",
-  "Stage",
   "TrainState",
-  "check_stages",
+  "check_phases",
   "create_state",
   "evaluation_step",
   "learning_rate_schedule",
@@ -26,6 +26,6 @@ __all__ = [
   "starting_variables",
   "steps_per_epoch",
   "take_turns",
-  "train_stage",
+  "train_phase",
   "training_step",
 ]

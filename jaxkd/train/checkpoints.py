@@ -144,7 +144,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one stage in one directory.
+  """The checkpoints of one phase in one directory.
 
   State, best participants, data iterator and progress are items of one checkpoint, which orbax
   makes visible only once it is complete: they can never disagree. The last `keep` are kept, and
@@ -294,7 +294,7 @@ class Checkpoints:
 
 
 def check_checkpoints(directory: pathlib.Path) -> None:
-  """Looks whether a stage whose checkpoints are in `directory` can go on, and changes nothing.
+  """Looks whether a phase whose checkpoints are in `directory` can go on, and changes nothing.
 
   Raises:
     ConfigError: if there are checkpoints, and all are damaged.

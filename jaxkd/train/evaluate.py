@@ -9,7 +9,7 @@ import jax
 
 from jaxkd.data.pipeline import evaluation_batches
 from jaxkd.runtime import devices as mapping
-from jaxkd.train.phase import Stage
+from jaxkd.train.phase import Phase
 from jaxkd.train.step import Metrics
 from jaxkd.types import Batch, Participants
 
@@ -17,10 +17,10 @@ Scores = dict[str, dict[str, float]]
 
 
 def make_evaluator(
-  stage: Stage, devices: Sequence[jax.Device]
+  phase: Phase, devices: Sequence[jax.Device]
 ) -> Callable[[Participants, Any], Scores]:
   """(participants, examples) -> {predictor: {metric: mean}}, compiled once for every split."""
-  scores, predictors = stage.evaluation_step(), list[str]()
+  scores, predictors = phase.evaluation_step(), list[str]()
 
   def nameless(participants: Participants, batch: Batch) -> list[Metrics]:
     found = scores(participants, batch)
@@ -28,7 +28,7 @@ def make_evaluator(
     return list(found.values())
 
   # Without a backward pass, more examples fit in the memory of a step and fewer steps start.
-  size = -(-4 * stage.batch_size // len(devices)) * len(devices)
+  size = -(-4 * phase.batch_size // len(devices)) * len(devices)
   # What equal networks are called would make their programs differ to jax's cache.
   step = mapping.map_evaluation_step(nameless, devices)
 

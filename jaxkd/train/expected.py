@@ -30,7 +30,7 @@ class Expected:
   """What is known of a network that comes trained.
 
   Attributes:
-    predictor: of the stage's scheme, what is checked.
+    predictor: of the phase's scheme, what is checked.
     num_classes: that it predicts.
     accuracy: in 0..1, on test images, as stated with its weights; None if nothing is stated.
     hint: what to look at where it is not reached.
@@ -62,26 +62,26 @@ def sample(examples: Any, validation: Any) -> tuple[Any, str]:
 
 
 def warn_if_worse(
-  stage: Any,
+  phase: Any,
   evaluate: Callable[[Any], Mapping[str, Mapping[str, float]]],
   validation: Any,
   reporter: Reporter,
 ) -> None:
-  """Reports a line if the trained network of a stage predicts worse than expected.
+  """Reports a line if the trained network of a phase predicts worse than expected.
 
   Args:
-    stage: the Stage; nothing is computed without its `expected`.
+    phase: the Phase; nothing is computed without its `expected`.
     evaluate: examples -> predictor -> its scores.
     validation: as for `sample`.
     reporter: receives the line.
   """
-  if stage.expected is None:
+  if phase.expected is None:
     return
-  examples, of = sample(stage.examples, validation)
-  accuracy = evaluate(examples)[stage.expected.predictor]["accuracy"]
-  if why := disappointment(stage.expected, accuracy, examples.labels):
+  examples, of = sample(phase.examples, validation)
+  accuracy = evaluate(examples)[phase.expected.predictor]["accuracy"]
+  if why := disappointment(phase.expected, accuracy, examples.labels):
     reporter.told(
-      f"warning: {stage.name}: its accuracy on {of} is {accuracy:.1%}, {why}: {stage.expected.hint}"
+      f"warning: {phase.name}: its accuracy on {of} is {accuracy:.1%}, {why}: {phase.expected.hint}"
     )
 
 

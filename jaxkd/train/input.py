@@ -16,7 +16,7 @@ from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.runtime import devices as mapping
-from jaxkd.train.phase import Stage
+from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Reporter
 from jaxkd.train.state import TrainState
 from jaxkd.types import Array, Batch, Places
@@ -28,7 +28,7 @@ class Resident:
   """Arrays that every device holds from the first step to the last.
 
   Attributes:
-    examples: all N of a stage as one batch, or None where batches bring theirs.
+    examples: all N of a phase as one batch, or None where batches bring theirs.
     targets: of all examples and views, (views, N, ...) each, or None where nothing is cached.
   """
 
@@ -74,7 +74,7 @@ def reading(
 
 
 class Feed:
-  """A stage's training examples, in the order of a stream that checkpoints can restore.
+  """A phase's training examples, in the order of a stream that checkpoints can restore.
 
   Attributes:
     iterator: over the batches, or over their places where devices hold the examples.
@@ -82,7 +82,7 @@ class Feed:
 
   def __init__(
     self,
-    stage: Stage,
+    phase: Phase,
     shapes: TrainState,
     devices: Sequence[jax.Device],
     *,
@@ -91,32 +91,32 @@ class Feed:
     """Decides what devices hold; nothing is read or computed.
 
     Args:
-      stage: to be trained.
+      phase: to be trained.
       shapes: of its state.
       devices: of this process.
       directory: where cached targets go that devices do not hold.
 
     Raises:
-      ConfigError: if the stage is to cache targets that cannot be (`CachedTargets`), or that need a
+      ConfigError: if the phase is to cache targets that cannot be (`CachedTargets`), or that need a
         directory and have none.
     """
     self._devices = devices
-    cache = CachedTargets(stage, shapes.participants, devices) if stage.cached_targets else None
+    cache = CachedTargets(phase, shapes.participants, devices) if phase.cached_targets else None
     self._cache = cache if cache and cache.bytes else None
-    left = stage.resident_bytes - (self._cache.bytes if self._cache else 0)
-    self._examples = resident_examples(stage.examples, left)
+    left = phase.resident_bytes - (self._cache.bytes if self._cache else 0)
+    self._examples = resident_examples(phase.examples, left)
     if self._cache is not None and self._examples is None and directory is None:
       raise ConfigError(
-        f"targets=None: expected a directory, since images and targets of stage {stage.name!r} are "
-        f"more than the {stage.resident_bytes} bytes that devices hold"
+        f"targets=None: expected a directory, since images and targets of phase {phase.name!r} are "
+        f"more than the {phase.resident_bytes} bytes that devices hold"
       )
-    self._all = stage.examples.indices
+    self._all = phase.examples.indices
     self._directory = directory
     self._stored: Callable[[Batch], Any] | None = None
     self.iterator = training_batches(
-      stage.examples,
-      batch_size=stage.batch_size // jax.process_count(),
-      seed=stage.seed,
+      phase.examples,
+      batch_size=phase.batch_size // jax.process_count(),
+      seed=phase.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       places=self._examples is not None,
@@ -126,7 +126,7 @@ class Feed:
     """Computes the targets that are cached; returns what devices hold, placed there.
 
     Args:
-      state: the stage's, whose frozen participants are final.
+      state: the phase's, whose frozen participants are final.
       reporter: told what was computed.
     """
     targets = None
@@ -148,7 +148,7 @@ class Feed:
 
   @property
   def finish(self) -> Callable[..., Any] | None:
-    """How cached targets become the loss, for `Stage.training_step`; None if there are none."""
+    """How cached targets become the loss, for `Phase.training_step`; None if there are none."""
     return self._cache.finish if self._cache is not None else None
 
   def next(self) -> Any:
@@ -165,7 +165,7 @@ _ON_ACCELERATORS = 8
 
 
 class Dispatch:
-  """Hands over a stage's steps, one at a time or several in one program.
+  """Hands over a phase's steps, one at a time or several in one program.
 
   Groups of steps start at multiples of their length within an epoch, and the steps after an epoch's
   last full group are made one at a time: the same steps are grouped wherever a run is resumed, and

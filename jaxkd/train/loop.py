@@ -1,4 +1,4 @@
-"""Training one stage from its start, or from its newest checkpoint, to its end."""
+"""Training one phase from its start, or from its newest checkpoint, to its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluate import Scores, make_evaluator
 from jaxkd.train.expected import warn_if_worse
 from jaxkd.train.input import Dispatch, Feed, reading
-from jaxkd.train.phase import Stage
+from jaxkd.train.phase import Phase
 from jaxkd.train.policy import GoBack, NonFinite, Watch, at_lower_rate, check_finite, gone_back
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.train.state import FirstState, TrainState
@@ -32,12 +32,12 @@ _AGREE_EVERY = 20
 
 
 class Finished(NamedTuple):
-  """What a stage leaves.
+  """What a phase leaves.
 
   Attributes:
-    participants: the final variables of everyone, on the host, as `Stage.keep` chooses them.
+    participants: the final variables of everyone, on the host, as `Phase.keep` chooses them.
     rows: one per epoch.
-    test: the scores on the test split, if one was given and the stage predicts.
+    test: the scores on the test split, if one was given and the phase predicts.
   """
 
   participants: Participants
@@ -45,8 +45,8 @@ class Finished(NamedTuple):
   test: Scores
 
 
-def train_stage(
-  stage: Stage,
+def train_phase(
+  phase: Phase,
   *,
   directory: pathlib.Path,
   devices: Sequence[jax.Device],
@@ -62,14 +62,14 @@ def train_stage(
   stop: Interruption | None = None,
   nonfinite: NonFinite | None = None,
 ) -> Finished:
-  """Trains a stage to its end, resuming exactly from the newest checkpoint in `directory`.
+  """Trains a phase to its end, resuming exactly from the newest checkpoint in `directory`.
 
   Args:
-    stage: what to train.
-    directory: of this stage's checkpoints.
+    phase: what to train.
+    directory: of this phase's checkpoints.
     devices: that share each batch (`jaxkd.runtime.devices.local_devices`).
     reporter: told of every step and epoch.
-    given: participants that start with these variables (`starting_variables`), or `stage.given`.
+    given: participants that start with these variables (`starting_variables`), or `phase.given`.
     untrained: participants that do not learn and are drawn at random all the same.
     validation: examples scored every `evaluate_every` epochs and at the end; they choose "best".
     test: examples scored once, after everything is chosen.
@@ -77,7 +77,7 @@ def train_stage(
     checkpoint_seconds: least time between checkpoints; 0 saves after every dispatch.
     steps_per_dispatch: updates that one program makes (`jaxkd.train.input`); 0 chooses.
     targets: directory of cached targets that devices do not hold.
-    stop: asked to stop, the stage saves what it has made and ends.
+    stop: asked to stop, the phase saves what it has made and ends.
     nonfinite: what to do about steps that are not finite; None stops.
 
   Returns:
@@ -91,31 +91,31 @@ def train_stage(
   """
   stop = stop or Interruption()
   nonfinite = nonfinite or NonFinite()
-  given = {**stage.given, **(given or {})}
+  given = {**phase.given, **(given or {})}
   first = FirstState(
-    stage.scheme,
-    stage.optimizer,
-    _example_batch(stage),
+    phase.scheme,
+    phase.optimizer,
+    _example_batch(phase),
     given=given,
     untrained=untrained,
-    average=stage.average_decay is not None,
+    average=phase.average_decay is not None,
   )
-  evaluate = make_evaluator(stage, devices)
-  if not stage.epochs:
-    return _untrained(stage, first.shapes, given, reporter, evaluate, validation, test)
-  if not stage.reported:
+  evaluate = make_evaluator(phase, devices)
+  if not phase.epochs:
+    return _untrained(phase, first.shapes, given, reporter, evaluate, validation, test)
+  if not phase.reported:
     validation = test = None
-  feed = Feed(stage, first.shapes, devices, directory=targets)
+  feed = Feed(phase, first.shapes, devices, directory=targets)
   checkpoints = Checkpoints(directory)
   beginning = feed.iterator.get_state()
   try:
-    state, best, progress = _start(stage, first, checkpoints, feed)
+    state, best, progress = _start(phase, first, checkpoints, feed)
     reporter.begins_after(int(state.step))
-    reporter.stage_started(stage.name, stage.steps, progress["rows"])
-    while int(state.step) < stage.steps:
+    reporter.phase_started(phase.name, phase.steps, progress["rows"])
+    while int(state.step) < phase.steps:
       try:
         state, best = _train(
-          dataclasses.replace(stage, optimizer=at_lower_rate(stage.optimizer, progress)),
+          dataclasses.replace(phase, optimizer=at_lower_rate(phase.optimizer, progress)),
           state,
           best,
           progress,
@@ -133,18 +133,18 @@ def train_stage(
       except GoBack as reason:
         below = reason.below(progress)
         lost = progress
-        state, best, progress = _back(stage, first, checkpoints, feed, beginning, below)
-        gone_back(reason, lost, progress, nonfinite, stage, int(state.step), reporter)
+        state, best, progress = _back(phase, first, checkpoints, feed, beginning, below)
+        gone_back(reason, lost, progress, nonfinite, phase, int(state.step), reporter)
     checkpoints.wait()
     stop.release()
     if mapping.anyone(stop.asked):
-      reporter.stage_ended(stage.name)
-      raise Interrupted(f"{stage.name}, after its last update")
-    chosen = best if stage.keep == "best" and best else state.predicting
+      reporter.phase_ended(phase.name)
+      raise Interrupted(f"{phase.name}, after its last update")
+    chosen = best if phase.keep == "best" and best else state.predicting
     participants = mapping.host_copy(chosen)
-    check_finite(stage.name, participants)
+    check_finite(phase.name, participants)
     scores = evaluate(participants, test) if test is not None else {}
-    reporter.stage_ended(stage.name)
+    reporter.phase_ended(phase.name)
     return Finished(participants, progress["rows"], scores)
   finally:
     # Closing waits for the other processes, one of which may be the reason to end.
@@ -153,7 +153,7 @@ def train_stage(
 
 
 def _untrained(
-  stage: Stage,
+  phase: Phase,
   shapes: TrainState,
   given: Mapping[str, Any],
   reporter: Reporter,
@@ -161,22 +161,22 @@ def _untrained(
   validation: Any,
   test: Any,
 ) -> Finished:
-  """What a stage of no epochs leaves: networks that came trained, as they came."""
+  """What a phase of no epochs leaves: networks that came trained, as they came."""
   missing = sorted(shapes.participants.keys() - given.keys())
   if missing:
-    raise ConfigError(f"stage {stage.name!r} has epochs=0, but nothing is given for {missing[0]!r}")
+    raise ConfigError(f"phase {phase.name!r} has epochs=0, but nothing is given for {missing[0]!r}")
   reporter.begins_after(0)
-  reporter.stage_started(stage.name, 0, [])
+  reporter.phase_started(phase.name, 0, [])
   participants = mapping.host_copy(dict(given))
-  check_finite(stage.name, participants)
-  warn_if_worse(stage, lambda chosen: evaluate(participants, chosen), validation, reporter)
-  scores = evaluate(participants, test) if stage.reported and test is not None else {}
-  reporter.stage_ended(stage.name)
+  check_finite(phase.name, participants)
+  warn_if_worse(phase, lambda chosen: evaluate(participants, chosen), validation, reporter)
+  scores = evaluate(participants, test) if phase.reported and test is not None else {}
+  reporter.phase_ended(phase.name)
   return Finished(participants, [], scores)
 
 
 def _train(
-  stage: Stage,
+  phase: Phase,
   state: TrainState,
   best: Participants | None,
   progress: dict[str, Any],
@@ -192,41 +192,41 @@ def _train(
   stop: Interruption,
   nonfinite: NonFinite,
 ) -> tuple[TrainState, Participants | None]:
-  """The steps from `state` to the end of the stage; returns the last state and the best."""
-  bystanders = frozen(state.participants, stage.scheme.learners)
+  """The steps from `state` to the end of the phase; returns the last state and the best."""
+  bystanders = frozen(state.participants, phase.scheme.learners)
   dispatch = Dispatch(
-    reading(stage.training_step(feed.finish, watched=True), stage.views),
+    reading(phase.training_step(feed.finish, watched=True), phase.views),
     feed,
     devices,
     frozen=bystanders,
     together=steps_per_dispatch,
-    steps_per_epoch=stage.steps_per_epoch,
+    steps_per_epoch=phase.steps_per_epoch,
   )
   resident = feed.open(state, reporter)
   done = int(state.step)
   state = mapping.replicate(state, devices)
   aside = {name: state.participants[name] for name in bystanders}
-  watch = Watch(stage, nonfinite, progress, reporter, done=done, frozen=aside)
+  watch = Watch(phase, nonfinite, progress, reporter, done=done, frozen=aside)
   saved_at = time.monotonic()
 
-  while done < stage.steps:
+  while done < phase.steps:
     state, results, made = dispatch.next(state, resident, done)
     done += made
     stop.hold()
     watch.push(results)
-    epoch, within = divmod(done, stage.steps_per_epoch)
+    epoch, within = divmod(done, phase.steps_per_epoch)
     stopping = _stop_is_due(done, made, stop)
     time_is_up = time.monotonic() - saved_at >= checkpoint_seconds
-    save = stopping or _save_is_due(done, made, stage, time_is_up)
+    save = stopping or _save_is_due(done, made, phase, time_is_up)
     if within == 0 or save:
       watch.drain()
     if within == 0:
       row = watch.end_epoch(epoch, done)
-      due = done == stage.steps or epoch % evaluate_every == 0
+      due = done == phase.steps or epoch % evaluate_every == 0
       scores = evaluate(state) if due else {}
       if scores:
         row["validation"] = scores
-        accuracy = scores[stage.reported]["accuracy"]
+        accuracy = scores[phase.reported]["accuracy"]
         if progress["best_accuracy"] is None or accuracy > progress["best_accuracy"]:
           progress |= {"best_accuracy": accuracy, "best_epoch": epoch}
           best = mapping.host_copy(state.predicting)
@@ -234,14 +234,14 @@ def _train(
       reporter.epoch_ended(row)
     if save:
       held = mapping.host_copy(state)
-      check_finite(stage.name, held)
-      check_finite(stage.name, best)
+      check_finite(phase.name, held)
+      check_finite(phase.name, best)
       checkpoints.save(done, held, best or held.predicting, progress, feed.iterator)
       saved_at = time.monotonic()
     if stopping:
       checkpoints.wait()
-      reporter.stage_ended(stage.name)
-      raise Interrupted(f"{stage.name}, after update {done} of {stage.steps}")
+      reporter.phase_ended(phase.name)
+      raise Interrupted(f"{phase.name}, after update {done} of {phase.steps}")
   return state, best
 
 
@@ -251,8 +251,8 @@ def _stop_is_due(done: int, made: int, stop: Interruption) -> bool:
   return mapping.anyone(stop.asked)
 
 
-def _save_is_due(done: int, made: int, stage: Stage, time_is_up: bool) -> bool:
-  if done == stage.steps:
+def _save_is_due(done: int, made: int, phase: Phase, time_is_up: bool) -> bool:
+  if done == phase.steps:
     return True
   if jax.process_count() > 1 and done % _AGREE_EVERY >= made:
     return False
@@ -260,19 +260,19 @@ def _save_is_due(done: int, made: int, stage: Stage, time_is_up: bool) -> bool:
 
 
 def _start(
-  stage: Stage, first: FirstState, checkpoints: Checkpoints, feed: Feed
+  phase: Phase, first: FirstState, checkpoints: Checkpoints, feed: Feed
 ) -> tuple[TrainState, Participants | None, dict[str, Any]]:
   """The newest checkpoint's state, or a fresh one."""
   restored = checkpoints.restore(first.shapes, feed.iterator)
   if restored is None:
-    state = first.values(jax.random.key(stage.seed))
+    state = first.values(jax.random.key(phase.seed))
     return state, None, {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
   best = restored.best if restored.progress["best_accuracy"] is not None else None
   return restored.state, best, restored.progress
 
 
 def _back(
-  stage: Stage,
+  phase: Phase,
   first: FirstState,
   checkpoints: Checkpoints,
   feed: Feed,
@@ -283,15 +283,15 @@ def _back(
   checkpoints.wait()
   while True:
     feed.iterator.set_state(beginning)
-    state, best, progress = _start(stage, first, checkpoints, feed)
+    state, best, progress = _start(phase, first, checkpoints, feed)
     step = int(state.step)
     if step == 0 or step < below:
       return state, best, progress
     checkpoints.forget(step)
 
 
-def _example_batch(stage: Stage) -> Batch:
+def _example_batch(phase: Phase) -> Batch:
   """Zeros in the shapes the networks see; initialisation needs no more."""
-  batch = next(training_batches(stage.examples, batch_size=2, seed=0))
-  shapes = jax.eval_shape(stage.prepare_evaluation, batch)
+  batch = next(training_batches(phase.examples, batch_size=2, seed=0))
+  shapes = jax.eval_shape(phase.prepare_evaluation, batch)
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

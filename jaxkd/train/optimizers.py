@@ -30,7 +30,7 @@ def learning_rate_schedule(
     name: "constant"; "step": times `drop_factor` once each epoch of `drops` is over, as the
       published code's "epoch > 150"; "cosine": to 0 over all epochs.
     learning_rate: the peak.
-    epochs: length of the stage.
+    epochs: length of the phase.
     steps_per_epoch: updates per epoch.
     drops: epochs after which "step" drops, each at an update of its own. What comes after the
       last epoch has no effect (`drops_after_the_end`).
@@ -39,7 +39,7 @@ def learning_rate_schedule(
       `epochs`.
 
   Raises:
-    ConfigError: for an unknown name, a warmup that is longer than the stage or of 2**31 updates or
+    ConfigError: for an unknown name, a warmup that is longer than the phase or of 2**31 updates or
       more, and for drops that come before the first update or two at one.
 
   >>> rate = learning_rate_schedule(

@@ -1,4 +1,4 @@
-"""Stages: one run of training each, and which participants one hands to the next."""
+"""Phases: one run of training each, and which participants one hands to the next."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jaxkd.types import Batch, Participants, Scheme
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Phase:
   """One run of training.
 
   Attributes:
-    name: unique among the stages of an experiment.
+    name: unique among the phases of an experiment.
     scheme: who learns from whom.
     optimizer: over the learners' parameters.
     epochs: passes over the examples; 0 for networks that come trained.
@@ -30,10 +30,10 @@ class Stage:
     seed: of initialisation, order of examples and augmentation.
     prepare_training: normalisation and augmentation of a training batch (`jaxkd.train.step`).
     prepare_evaluation: normalisation of an evaluation batch.
-    reported: the predictor that stands for this stage: validation chooses by it. "" for a stage
+    reported: the predictor that stands for this phase: validation chooses by it. "" for a phase
       after which nothing predicts yet: nothing is scored then.
     label: what the trained network is called in tables.
-    inherit: participant -> "stage/participant" of an earlier stage, whose final variables it takes.
+    inherit: participant -> "phase/participant" of an earlier phase, whose final variables it takes.
     given: participant -> variables it starts with, from outside the experiment.
     expected: of networks that come trained, how well they are to predict; a run warns before others
       learn from them if they do not (`jaxkd.train.expected`). None is not checked.
@@ -79,7 +79,7 @@ class Stage:
 
   @property
   def steps(self) -> int:
-    """Updates of the whole stage."""
+    """Updates of the whole phase."""
     return self.epochs * self.steps_per_epoch
 
   def training_step(
@@ -115,44 +115,44 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
   return -(-examples // batch_size)
 
 
-def check_stages(stages: list[Stage]) -> None:
-  """Raises a ConfigError if names repeat, or a stage inherits from one that is not before it.
+def check_phases(phases: list[Phase]) -> None:
+  """Raises a ConfigError if names repeat, or a phase inherits from one that is not before it.
 
-  Names of stages and of what they report become those of files.
+  Names of phases and of what they report become those of files.
   """
   seen: list[str] = []
-  for stage in stages:
-    check_file_name("stage", stage.name)
-    if stage.reported:
-      check_file_name(f"predictor of stage {stage.name!r}:", stage.reported)
-    if stage.name in seen:
-      raise ConfigError(f"two stages are called {stage.name!r}")
-    for participant, source in stage.inherit.items():
+  for phase in phases:
+    check_file_name("phase", phase.name)
+    if phase.reported:
+      check_file_name(f"predictor of phase {phase.name!r}:", phase.reported)
+    if phase.name in seen:
+      raise ConfigError(f"two phases are called {phase.name!r}")
+    for participant, source in phase.inherit.items():
       origin = source.partition("/")[0]
       if origin not in seen:
         raise ConfigError(
-          f"stage {stage.name!r} inherits {participant!r} from {source!r}, but the stages before "
+          f"phase {phase.name!r} inherits {participant!r} from {source!r}, but the phases before "
           f"it are {seen}"
         )
-    seen.append(stage.name)
+    seen.append(phase.name)
 
 
-def starting_variables(stage: Stage, finished: Mapping[str, Participants]) -> dict[str, Any]:
-  """The participants that `stage` does not draw afresh.
+def starting_variables(phase: Phase, finished: Mapping[str, Participants]) -> dict[str, Any]:
+  """The participants that `phase` does not draw afresh.
 
   Args:
-    stage: the stage about to start.
-    finished: earlier stages' name -> their final participants.
+    phase: the phase about to start.
+    finished: earlier phases' name -> their final participants.
 
   Raises:
-    ConfigError: if an inherited participant is not in the earlier stage.
+    ConfigError: if an inherited participant is not in the earlier phase.
   """
-  given = dict(stage.given)
-  for participant, source in stage.inherit.items():
+  given = dict(phase.given)
+  for participant, source in phase.inherit.items():
     origin, _, name = source.partition("/")
     if name not in finished[origin]:
       raise ConfigError(
-        f"stage {stage.name!r} inherits {participant!r} from {source!r}, but stage {origin!r} has "
+        f"phase {phase.name!r} inherits {participant!r} from {source!r}, but phase {origin!r} has "
         f"{sorted(finished[origin])}"
       )
     given[participant] = finished[origin][name]

@@ -1,4 +1,4 @@
-"""Reading what steps report, and what becomes of a stage whose steps are not finite."""
+"""Reading what steps report, and what becomes of a phase whose steps are not finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.runtime import devices as mapping
 from jaxkd.train.input import each_step
 from jaxkd.train.nonfinite import GRADIENT, STATISTICS, UPDATE, Learner
-from jaxkd.train.phase import Stage
+from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.types import Participants
 
@@ -24,7 +24,7 @@ POLICIES = ("stop", "skip", "rollback")
 
 
 class NonFinite(NamedTuple):
-  """What becomes of a stage when a step is not finite. No such step is ever applied.
+  """What becomes of a phase when a step is not finite. No such step is ever applied.
 
   Attributes:
     policy: "stop" with an error; "skip" such steps, which count in no mean, until a whole epoch
@@ -39,7 +39,7 @@ class NonFinite(NamedTuple):
 
 
 class Diverged(ConfigError):
-  """A stage that cannot go on, since something is not finite, in one line: where, what, a way."""
+  """A phase that cannot go on, since something is not finite, in one line: where, what, a way."""
 
 
 class GoBack(Exception):
@@ -55,9 +55,9 @@ class GoBack(Exception):
     self.step = step
 
   def below(self, progress: Mapping[str, Any]) -> float:
-    """The step before which a checkpoint must be for the stage to go on from it.
+    """The step before which a checkpoint must be for the phase to go on from it.
 
-    Where a stage fails once more and came no further than the last time, what it went back to was
+    Where a phase fails once more and came no further than the last time, what it went back to was
     in ruins already, and so is what it saved since.
     """
     no_further = self.step <= progress.get("failed_after", -1)
@@ -65,16 +65,16 @@ class GoBack(Exception):
 
 
 class Watch:
-  """Reads the metrics of a stage's steps, in order and late, and acts where they are not finite.
+  """Reads the metrics of a phase's steps, in order and late, and acts where they are not finite.
 
   What it counts is in the loop's saved progress: sums of metrics by (sum, count), how many steps of
-  the running epoch were skipped, how often the stage was rolled back, from and to which step, and
+  the running epoch were skipped, how often the phase was rolled back, from and to which step, and
   what its learning rate is multiplied by since.
   """
 
   def __init__(
     self,
-    stage: Stage,
+    phase: Phase,
     nonfinite: NonFinite,
     progress: dict[str, Any],
     reporter: Reporter,
@@ -85,14 +85,14 @@ class Watch:
     """Reads nothing yet.
 
     Args:
-      stage: whose steps are made.
+      phase: whose steps are made.
       nonfinite: what to do.
       progress: the loop's, which this changes.
       reporter: told of every step.
       done: how many steps were read before.
       frozen: the participants that do not learn, looked at when something is not finite.
     """
-    self._stage, self._nonfinite, self._progress = stage, nonfinite, progress
+    self._phase, self._nonfinite, self._progress = phase, nonfinite, progress
     self._reporter, self._read, self._frozen = reporter, done, frozen
     self._in_flight = mapping.StepsInFlight()
     # Sizes of terms and of learners' gradients in the last step that was finite.
@@ -103,7 +103,7 @@ class Watch:
     """Takes what a dispatch returned, and reads an earlier one's.
 
     Raises:
-      Diverged: if a step was not finite, and the stage is not to go on.
+      Diverged: if a step was not finite, and the phase is not to go on.
       GoBack: if it is to go on from its last checkpoint.
     """
     self._note(self._in_flight.push(results))
@@ -119,7 +119,7 @@ class Watch:
     """
     sums, self._progress["sums"] = self._progress["sums"], {}
     train = {name: total / count for name, (total, count) in sums.items() if count}
-    row: Row = {"stage": self._stage.name, "epoch": epoch, "step": done, "train": train}
+    row: Row = {"stage": self._phase.name, "epoch": epoch, "step": done, "train": train}
     if skipped := self._progress.pop("skipped", 0):
       row["skipped"] = skipped
     if rollbacks := self._progress.get("rollbacks", 0):
@@ -133,12 +133,12 @@ class Watch:
         means = {name: _mean(*pair) for name, pair in metrics.items()}
         faults = any(learner.faults for learner in found.values())
         if faults or not all(np.isfinite(total) for total, _ in metrics.values()):
-          self._act(f"stage {self._stage.name!r}: {self._told(means, found)}")
+          self._act(f"phase {self._phase.name!r}: {self._told(means, found)}")
         else:
           self._terms = {name: abs(means[name]) for name in _terms(means)}
           self._gradients = {name: float(x.gradient_norm) for name, x in found.items()}
           _add(self._progress["sums"], metrics)
-        self._reporter.stepped(means, self._stage.batch_size)
+        self._reporter.stepped(means, self._phase.batch_size)
 
   def _told(self, means: Mapping[str, float], found: Mapping[str, Learner]) -> str:
     wrong = ", ".join(self._wrong(means, found))
@@ -151,7 +151,7 @@ class Watch:
       if len(sizes) > 1
     ]
     before = f" (before, the largest were {' and '.join(largest)})" if largest else ""
-    return f"step {self._read} of {self._stage.steps} is not finite: {wrong}{before}"
+    return f"step {self._read} of {self._phase.steps} is not finite: {wrong}{before}"
 
   def _wrong(self, means: Mapping[str, float], found: Mapping[str, Learner]) -> Iterator[str]:
     """What is not finite, in the order in which one leads to the other."""
@@ -204,7 +204,7 @@ class Watch:
     if skipped == 1 and not any("skipped" in row for row in self._progress["rows"]):
       self._reporter.told(f"{told}; such steps are skipped, and counted in metrics.jsonl")
     self._progress["skipped"] = skipped
-    if skipped == self._stage.steps_per_epoch:
+    if skipped == self._phase.steps_per_epoch:
       self._in_flight.drain()
       raise Diverged(
         f"{told}, as were all {skipped} of this epoch, which were skipped. Try a lower "
@@ -217,18 +217,18 @@ def gone_back(
   lost: Mapping[str, Any],
   restored: dict[str, Any],
   nonfinite: NonFinite,
-  stage: Stage,
+  phase: Phase,
   step: int,
   reporter: Reporter,
 ) -> None:
-  """Lowers the rate in the progress that a stage goes on from, and tells so.
+  """Lowers the rate in the progress that a phase goes on from, and tells so.
 
   Args:
     reason: why.
     lost: the progress until then. It may have gone back to the same checkpoint before.
-    restored: that of the checkpoint, or of the stage's start; changed.
+    restored: that of the checkpoint, or of the phase's start; changed.
     nonfinite: what to do.
-    stage: which.
+    phase: which.
     step: of the checkpoint.
     reporter: told.
   """
@@ -239,7 +239,7 @@ def gone_back(
     f"at most {nonfinite.most})"
   )
   reporter.begins_after(step)
-  reporter.went_back(stage.name, restored["rows"])
+  reporter.went_back(phase.name, restored["rows"])
 
 
 def at_lower_rate(
@@ -257,13 +257,13 @@ def at_lower_rate(
   return optax.GradientTransformation(optimizer.init, update)
 
 
-def check_finite(stage: str, tree: Any) -> None:
+def check_finite(phase: str, tree: Any) -> None:
   """Raises Diverged, naming the place, if arrays on the host that are to be kept are not finite."""
   for path, leaf in jax.tree.leaves_with_path(tree):
     if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
       place = jax.tree_util.keystr(path, simple=True, separator="/")
       raise Diverged(
-        f"stage {stage!r}: {place} is not finite and not saved. Try a lower learning_rate or a "
+        f"phase {phase!r}: {place} is not finite and not saved. Try a lower learning_rate or a "
         "clip_norm, or other weights if it came with them"
       )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 # One epoch's line: {"stage", "epoch", "step", "train": {metric: mean}, "validation": {...}}.
+# "stage" is the phase's name, as work directories of earlier versions have it.
 Row = dict[str, Any]
 
 
@@ -13,9 +14,9 @@ class Reporter(Protocol):
   """Receives a run's progress. Nothing it does changes the run."""
 
   def begins_after(self, updates: int) -> None:
-    """Before `stage_started` and `went_back`: how many updates the stage goes on after."""
+    """Before `phase_started` and `went_back`: how many updates the phase goes on after."""
 
-  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+  def phase_started(self, phase: str, steps: int, rows: list[Row]) -> None:
     """`rows` are the epochs already behind: none, or those before the checkpoint resumed from."""
 
   def told(self, line: str) -> None:
@@ -27,10 +28,10 @@ class Reporter(Protocol):
   def epoch_ended(self, row: Row) -> None:
     """An epoch is over."""
 
-  def went_back(self, stage: str, rows: list[Row]) -> None:
-    """The stage goes on from an earlier checkpoint; of its epochs, `rows` alone still count."""
+  def went_back(self, phase: str, rows: list[Row]) -> None:
+    """The phase goes on from an earlier checkpoint; of its epochs, `rows` alone still count."""
 
-  def stage_ended(self, stage: str) -> None:
+  def phase_ended(self, phase: str) -> None:
     """All updates are made and saved, or those before an interruption are."""
 
 
@@ -44,7 +45,7 @@ class Silent:
     self._begins_after = updates
 
   def updates_behind(self, rows: list[Row]) -> int:
-    """How many updates `stage_started` or `went_back` goes on after.
+    """How many updates `phase_started` or `went_back` goes on after.
 
     A checkpoint lies anywhere within an epoch; without `begins_after` it is the last epoch's end.
     """
@@ -53,7 +54,7 @@ class Silent:
       return behind
     return rows[-1]["step"] if rows else 0
 
-  def stage_started(self, stage: str, steps: int, rows: list[Row]) -> None:
+  def phase_started(self, phase: str, steps: int, rows: list[Row]) -> None:
     """Says nothing."""
 
   def told(self, line: str) -> None:
@@ -65,8 +66,8 @@ class Silent:
   def epoch_ended(self, row: Row) -> None:
     """Says nothing."""
 
-  def went_back(self, stage: str, rows: list[Row]) -> None:
+  def went_back(self, phase: str, rows: list[Row]) -> None:
     """Says nothing."""
 
-  def stage_ended(self, stage: str) -> None:
+  def phase_ended(self, phase: str) -> None:
     """Says nothing."""

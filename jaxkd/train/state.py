@@ -21,8 +21,8 @@ class TrainState:
   """What one step maps to the next, and what a checkpoint holds.
 
   Attributes:
-    step: updates made in this stage, int32.
-    rng: the stage's PRNG key data (uint32); steps fold their number into it.
+    step: updates made in this phase, int32.
+    rng: the phase's PRNG key data (uint32); steps fold their number into it.
     participants: every network's variables.
     optimizer: the optimizer's state over the learners' parameters.
     average: exponential moving average of the learners' parameters, or None.
@@ -43,7 +43,7 @@ class TrainState:
 
 
 class FirstState:
-  """What a stage starts from: its shapes at once, its values when asked, from one trace.
+  """What a phase starts from: its shapes at once, its values when asked, from one trace.
 
   Attributes:
     shapes: the state's shapes and types.
@@ -116,7 +116,7 @@ def create_state(
   untrained: Sequence[str] = (),
   average: bool = False,
 ) -> TrainState:
-  """A stage's first state, drawn by `rng`; see `FirstState`."""
+  """A phase's first state, drawn by `rng`; see `FirstState`."""
   first = FirstState(scheme, optimizer, batch, given=given, untrained=untrained, average=average)
   return first.values(rng)
 

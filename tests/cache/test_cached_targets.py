@@ -15,10 +15,10 @@ from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
 from jaxkd.methods import Distillation
 from jaxkd.runtime.devices import AXIS_NAME
-from jaxkd.train import Silent, train_stage
+from jaxkd.train import Silent, train_phase
 from jaxkd.types import Output
 from tests.models.drawn import drawn
-from tests.tiny import TinyNet, batch, examples, stage
+from tests.tiny import TinyNet, batch, examples, phase
 
 
 class Heard(Silent):
@@ -43,8 +43,8 @@ AT = Distillation(
 
 def train(directory, scheme, *, devices=2, reporter=None, **changes):
   changes = {"views": 2, "epochs": 4, "average_decay": None, "reported": "", **changes}
-  return train_stage(
-    stage(scheme=scheme, **changes),
+  return train_phase(
+    phase(scheme=scheme, **changes),
     directory=directory / "checkpoints",
     devices=jax.local_devices()[:devices],
     reporter=reporter or Silent(),
@@ -104,8 +104,8 @@ def test_targets_of_another_teacher_are_not_used_again(tmp_path):
   (tmp_path / "other").mkdir()
   (tmp_path / "one" / "targets").rename(tmp_path / "other" / "targets")
   heard = Heard()
-  train_stage(
-    stage(scheme=taught(KD), views=2, reported="", average_decay=None, **options),
+  train_phase(
+    phase(scheme=taught(KD), views=2, reported="", average_decay=None, **options),
     directory=tmp_path / "other" / "checkpoints",
     devices=jax.local_devices()[:1],
     reporter=heard,
@@ -170,7 +170,7 @@ def test_a_view_is_the_same_whenever_and_wherever_an_example_comes():
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
       mixed = jax.tree.map(lambda x, order=order: jnp.asarray(x)[jnp.array(order)], one)
       mixed = dataclasses.replace(mixed, epochs=jnp.full(4, epoch, jnp.int32))
-      images = stage().prepare_training(view_keys(rng, mixed, 3), mixed).images
+      images = phase().prepare_training(view_keys(rng, mixed, 3), mixed).images
       for place, example in enumerate(order):
         seen.setdefault((example, epoch), []).append(np.asarray(images[place]))
   for example in range(4):
@@ -198,8 +198,8 @@ def test_targets_of_learners_are_refused(tmp_path):
 def test_targets_that_devices_cannot_hold_need_a_directory(tmp_path):
   options = {"views": 2, "cached_targets": True, "resident_bytes": 0}
   with pytest.raises(ConfigError, match="targets=None: expected a directory"):
-    train_stage(
-      stage(scheme=taught(KD), **options),
+    train_phase(
+      phase(scheme=taught(KD), **options),
       directory=tmp_path,
       devices=jax.local_devices()[:1],
       reporter=Silent(),

@@ -115,7 +115,7 @@ def test_stop(run, tmp_path, record_property):
   done = run(workdir, *TOO_FAST)
   line = assert_one_error(done)
   told = re.match(
-    r"error: stage 'warmup': step (\d+) of 10 is not finite: .*fsp_feature.* of 'student'.*"
+    r"error: phase 'warmup': step (\d+) of 10 is not finite: .*fsp_feature.* of 'student'.*"
     r"Try a lower learning_rate",
     line,
   )
@@ -232,7 +232,7 @@ def test_skip_goes_on_after_a_step(run, tmp_path, record_property):
   done = run(workdir, "--config.nonfinite=skip", config=f"{config}:kd")
   assert done.returncode == 0, done.stderr
   [told] = [line for line in done.stdout.splitlines() if "such steps are skipped" in line]
-  assert "stage 'distilled': step 8 of 10 is not finite: the term kd_logit, " in told
+  assert "phase 'distilled': step 8 of 10 is not finite: the term kd_logit, " in told
   assert "the gradient of 'student'" in told
   skipped = {(row["stage"], row["epoch"]): row.get("skipped", 0) for row in rows(workdir)}
   assert skipped == {("teacher", 1): 0, ("distilled", 1): 0, ("distilled", 2): 1}

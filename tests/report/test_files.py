@@ -34,11 +34,11 @@ def row(epoch):
 
 def test_tensorboard_gets_every_metric_and_the_speed(tmp_path):
   board = TensorBoard(tmp_path)
-  board.stage_started("alone", 6, [])
+  board.phase_started("alone", 6, [])
   for epoch in (1, 2):
     board.stepped({}, 32)
     board.epoch_ended(row(epoch))
-  board.stage_ended("alone")
+  board.phase_ended("alone")
   first, *rest = events(tmp_path / "alone")
   assert first.file_version == "brain.Event:2"
   told = [(e.step, v.tag, v.simple_value) for e in rest for v in e.summary.value]
@@ -52,22 +52,22 @@ def test_tensorboard_gets_every_metric_and_the_speed(tmp_path):
 
 def test_tensorboard_hides_what_a_resumed_stage_does_again(tmp_path):
   board = TensorBoard(tmp_path)
-  board.stage_started("alone", 6, [row(1)])
-  board.stage_ended("alone")
+  board.phase_started("alone", 6, [row(1)])
+  board.phase_ended("alone")
   _, begins = events(tmp_path / "alone")
   assert (begins.step, begins.session_log.status) == (4, SessionLog.START)
 
 
 @pytest.mark.parametrize(("rows", "updates"), [([], 2), ([1], 3), ([1], 5)])
 def test_tensorboard_hides_what_comes_after_a_checkpoint_within_an_epoch(tmp_path, rows, updates):
-  for resume in ("stage_started", "went_back"):
+  for resume in ("phase_started", "went_back"):
     board = TensorBoard(tmp_path / resume)
     if resume == "went_back":
-      board.stage_started("alone", 6, [])
+      board.phase_started("alone", 6, [])
     board.begins_after(updates)
-    arguments = ("alone", 6) if resume == "stage_started" else ("alone",)
+    arguments = ("alone", 6) if resume == "phase_started" else ("alone",)
     getattr(board, resume)(*arguments, [row(epoch) for epoch in rows])
-    board.stage_ended("alone")
+    board.phase_ended("alone")
     begins = events(tmp_path / resume / "alone")[-1]
     assert (begins.step, begins.session_log.status) == (updates + 1, SessionLog.START)
 
@@ -77,4 +77,4 @@ def test_what_cannot_be_written_is_named(tmp_path, make):
   (tmp_path / "run").write_text("a file where the folder should be")
   reporter = make(tmp_path / "run" / "history")
   with pytest.raises(DiskError, match=f"^{tmp_path}/run/history.* cannot be written: "):
-    reporter.stage_started("alone", 6, [])
+    reporter.phase_started("alone", 6, [])

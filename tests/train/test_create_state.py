@@ -1,4 +1,4 @@
-"""A stage's first state under JAX's transformations: shapes for a restore cost nothing."""
+"""A phase's first state under JAX's transformations: shapes for a restore cost nothing."""
 
 import jax
 import jax.numpy as jnp

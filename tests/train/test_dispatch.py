@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxkd.runtime import devices
-from jaxkd.train import Silent, train_stage
-from tests.tiny import examples, stage
+from jaxkd.train import Silent, train_phase
+from tests.tiny import examples, phase
 
 
 class Watching(Silent):
@@ -24,9 +24,9 @@ class Watching(Silent):
 
 
 def train(directory, together, reporter, resident_bytes=2**30):
-  return train_stage(
+  return train_phase(
     # Seven steps an epoch.
-    stage(examples=examples(50), batch_size=8, epochs=3, resident_bytes=resident_bytes),
+    phase(examples=examples(50), batch_size=8, epochs=3, resident_bytes=resident_bytes),
     directory=directory,
     devices=jax.local_devices()[:2],
     reporter=reporter,

@@ -9,7 +9,7 @@ from jaxkd import methods
 from jaxkd.runtime import devices
 from jaxkd.train import create_state
 from jaxkd.train.evaluate import make_evaluator
-from tests.tiny import TinyNet, batch, examples, stage
+from tests.tiny import TinyNet, batch, examples, phase
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_ragged_splits_neither_compile_twice_nor_bias_a_score(participants):
     traces.append(images.shape)
     return scheme.predict(everyone, images)
 
-  evaluate = make_evaluator(stage(scheme=scheme._replace(predict=predict)), jax.local_devices()[:2])
+  evaluate = make_evaluator(phase(scheme=scheme._replace(predict=predict)), jax.local_devices()[:2])
   for count in (9, 5):
     data = examples(count, seed=count)
     images = (data.fetch(np.arange(count)).astype(np.float32) / 255 - 0.5) / 0.5

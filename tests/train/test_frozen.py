@@ -6,11 +6,10 @@ import pytest
 
 from jaxkd import losses, methods
 from jaxkd.errors import ConfigError
-from jaxkd.methods import Distillation
-from jaxkd.train import Silent, create_state, train_stage
+from jaxkd.train import Silent, create_state, train_phase
 from jaxkd.train.state import FirstState
 from tests.models.drawn import drawn
-from tests.tiny import TinyNet, batch, stage
+from tests.tiny import TinyNet, batch, phase
 
 KD = Distillation("kd", losses.knowledge_distillation)
 MISSING = (
@@ -59,18 +58,18 @@ def test_a_forgotten_generation_is_named():
     create_state(*arguments(scheme), given=given)
 
 
-def test_a_forgotten_teacher_ends_a_stage_before_it_starts(tmp_path):
+def test_a_forgotten_teacher_ends_a_phase_before_it_starts(tmp_path):
   options = {"directory": tmp_path, "devices": jax.local_devices()[:1], "reporter": Silent()}
   with pytest.raises(ConfigError, match=MISSING):
-    train_stage(stage(scheme=SCHEME), **options)
+    train_phase(phase(scheme=SCHEME), **options)
   with pytest.raises(ConfigError, match=MISSING):
-    train_stage(stage(scheme=SCHEME, epochs=0), **options)
+    train_phase(phase(scheme=SCHEME, epochs=0), **options)
   assert not list(tmp_path.iterdir())
 
 
-def test_what_a_stage_gives_need_not_be_given_again(tmp_path):
-  short = stage(scheme=SCHEME, epochs=1, given={"teacher": trained()}, reported="")
-  done = train_stage(short, directory=tmp_path, devices=jax.local_devices()[:1], reporter=Silent())
+def test_what_a_phase_gives_need_not_be_given_again(tmp_path):
+  short = phase(scheme=SCHEME, epochs=1, given={"teacher": trained()}, reported="")
+  done = train_phase(short, directory=tmp_path, devices=jax.local_devices()[:1], reporter=Silent())
   jax.tree.map(
     lambda one, other: (one == other).all() or pytest.fail("another teacher"),
     done.participants["teacher"],

@@ -17,13 +17,13 @@ from rich.console import Console
 from jaxkd.report import MetricsFile, ProgressBar
 from jaxkd.runtime import devices
 from jaxkd.runtime.signals import Interrupted, Interruption
-from jaxkd.train import Silent, create_state, nonfinite, train_stage, training_step
+from jaxkd.train import Silent, create_state, nonfinite, train_phase, training_step
 from jaxkd.train.input import told
 from jaxkd.train.nonfinite import Learner
 from jaxkd.train.policy import Diverged, GoBack, NonFinite, Watch
 from jaxkd.types import Aux, Scheme, Terms
 from tests.schemes.one_step import assert_same
-from tests.tiny import batch, examples, stage
+from tests.tiny import batch, examples, phase
 
 
 def two_learners(poisons=None, *, device=None):
@@ -181,8 +181,8 @@ def train(
   **changes,
 ):
   """Four epochs of two steps."""
-  return train_stage(
-    stage(**{**SMALL, "scheme": two_learners(poisons), **changes}),
+  return train_phase(
+    phase(**{**SMALL, "scheme": two_learners(poisons), **changes}),
     directory=directory,
     devices=jax.local_devices()[:2],
     reporter=reporter or Silent(),
@@ -221,7 +221,7 @@ NAN = np.float32("nan")
 )
 def test_what_went_first_is_named(metrics, found, named):
   progress = {"sums": {}, "rows": []}
-  watch = Watch(stage(**SMALL), NonFinite(), progress, Silent(), done=5, frozen={})
+  watch = Watch(phase(**SMALL), NonFinite(), progress, Silent(), done=5, frozen={})
   usual = {"loss": 2.5, "kd_logit": 2.0, "at_feature": 0.5, "share": 1.0, "gradient_norm": 1.0}
   for own, faults in (({}, dict.fromkeys(found, 0)), (metrics, found)):
     pairs = {name: (np.float32(x), np.float32(1)) for name, x in {**usual, **own}.items()}
@@ -235,7 +235,7 @@ def test_what_went_first_is_named(metrics, found, named):
     watch.drain()
   message = str(caught.value)
   assert message.startswith(
-    f"stage 'alone': step 7 of 8 is not finite: {named} (before, the largest were term kd_logit, 2"
+    f"phase 'alone': step 7 of 8 is not finite: {named} (before, the largest were term kd_logit, 2"
   )
   assert ("and gradient student, 7)" in message) == ("connector" in found)
   assert "; nothing of it was kept. Try " in message
@@ -262,7 +262,7 @@ def test_skipped_steps_count_in_no_mean_and_are_told_once(tmp_path, together):
   finished = train(tmp_path, told, NonFinite("skip"), poisons=poisons, together=together)
   assert [row.get("skipped") for row in finished.rows] == [None, 1, 1, None]
   [line] = told.lines
-  assert line.startswith("stage 'alone': step 3 of 8 is not finite: the gradient of 'second' (")
+  assert line.startswith("phase 'alone': step 3 of 8 is not finite: the gradient of 'second' (")
   assert "such steps are skipped" in line
   losses = np.asarray(told.losses)
   assert np.flatnonzero(np.isnan(losses)).tolist() == [5]
@@ -296,10 +296,10 @@ def test_rollback_starts_again_at_a_lower_rate_and_forgets_the_epochs_between(tm
       Told.__init__(self)
 
   both = Both(tmp_path / "metrics.jsonl")
-  both.stage_started("before", 1, [{"stage": "before", "epoch": 1}])
-  finished = train(tmp_path / "stage", both, together=together, **TOO_FAST)
+  both.phase_started("before", 1, [{"stage": "before", "epoch": 1}])
+  finished = train(tmp_path / "phase", both, together=together, **TOO_FAST)
   [line] = both.lines
-  assert line.startswith("stage 'alone': step 3 of 8 is not finite: the term two_logit (")
+  assert line.startswith("phase 'alone': step 3 of 8 is not finite: the term two_logit (")
   assert line.endswith("back to step 0, with 0.5 times the learning rate (rollback 1 of at most 3)")
   slower = train(tmp_path / "slower", together=together, optimizer=optax.sgd(1.0))
   jax.tree.map(
@@ -313,11 +313,11 @@ def test_rollback_starts_again_at_a_lower_rate_and_forgets_the_epochs_between(tm
   assert [row["step"] for row in finished.rows] == [2, 4, 6, 8]
 
 
-def test_a_stage_asked_to_stop_in_a_rollback_stops_where_it_says(tmp_path):
+def test_a_phase_asked_to_stop_in_a_rollback_stops_where_it_says(tmp_path):
   class Asks(Silent):
     stop = Interruption()
 
-    def went_back(self, stage, rows):
+    def went_back(self, phase, rows):
       self.stop.ask(signal.SIGTERM)
 
   asks = Asks()
@@ -328,7 +328,7 @@ def test_a_stage_asked_to_stop_in_a_rollback_stops_where_it_says(tmp_path):
 
 @pytest.fixture(scope="module")
 def rolled_back(tmp_path_factory):
-  """What a stage ends in that saves at every step; the last state saved is beyond help."""
+  """What a phase ends in that saves at every step; the last state saved is beyond help."""
   told = Told()
   finished = train(tmp_path_factory.mktemp("whole"), told, seconds=0.0, **TOO_FAST)
   return finished, told.lines
@@ -364,7 +364,7 @@ def test_who_comes_no_further_goes_back_further():
 
 def test_the_bar_goes_back_too():
   bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
-  bar.stage_started("alone", 8, [])
+  bar.phase_started("alone", 8, [])
   row = {"stage": "alone", "epoch": 1, "step": 2, "train": {"loss": 1.0}}
   for _ in range(5):
     bar.stepped({"loss": 1.0}, 8)
@@ -372,7 +372,7 @@ def test_the_bar_goes_back_too():
   assert [task.completed for task in bar._progress.tasks] == [2]
   bar.went_back("alone", [])
   assert [task.completed for task in bar._progress.tasks] == [0]
-  bar.stage_ended("alone")
+  bar.phase_ended("alone")
 
 
 def test_rollbacks_come_to_an_end(tmp_path):
@@ -387,8 +387,8 @@ def test_what_never_enters_a_loss_is_not_saved_either(tmp_path):
   with pytest.raises(
     Diverged, match=r"participants/bystander/params/w is not finite and not saved"
   ):
-    train_stage(
-      stage(**SMALL, scheme=two_learners()),
+    train_phase(
+      phase(**SMALL, scheme=two_learners()),
       directory=tmp_path,
       devices=jax.local_devices()[:2],
       reporter=Silent(),
@@ -400,7 +400,7 @@ def test_what_never_enters_a_loss_is_not_saved_either(tmp_path):
 
 def test_a_teacher_that_is_not_finite_is_named_when_a_step_is_not(tmp_path):
   watch = Watch(
-    stage(**SMALL),
+    phase(**SMALL),
     NonFinite(),
     {"sums": {}, "rows": []},
     Silent(),

@@ -1,4 +1,4 @@
-"""A stage goes on exactly where it stopped, and damage never costs what is still good."""
+"""A phase goes on exactly where it stopped, and damage never costs what is still good."""
 
 import io
 import pathlib
@@ -14,10 +14,10 @@ from jaxkd import methods
 from jaxkd.errors import ConfigError
 from jaxkd.report import Lines, ProgressBar
 from jaxkd.runtime.signals import Interrupted, Interruption
-from jaxkd.train import Silent, check_stages, starting_variables, train_stage
+from jaxkd.train import Silent, check_phases, starting_variables, train_phase
 from jaxkd.train.checkpoints import check_checkpoints, check_seal
 from tests.models.drawn import drawn
-from tests.tiny import TinyNet, batch, examples, stage
+from tests.tiny import TinyNet, batch, examples, phase
 
 
 class Broken(Exception):
@@ -25,7 +25,7 @@ class Broken(Exception):
 
 
 class StopAfter(Silent):
-  """Interrupts a stage once so many updates are reported."""
+  """Interrupts a phase once so many updates are reported."""
 
   def __init__(self, updates):
     self.left = updates
@@ -37,7 +37,7 @@ class StopAfter(Silent):
 
 
 class AskAfter(Silent):
-  """Asks a stage to stop once so many updates are reported."""
+  """Asks a phase to stop once so many updates are reported."""
 
   def __init__(self, updates):
     self.left, self.stop, self.ended = updates, Interruption(), []
@@ -47,8 +47,8 @@ class AskAfter(Silent):
     if self.left == 0:
       assert not self.stop.ask(signal.SIGTERM)  # there is something to save
 
-  def stage_ended(self, stage):
-    self.ended.append(stage)
+  def phase_ended(self, phase):
+    self.ended.append(phase)
 
 
 # A checkpoint is due by time where a test says so, however slow the machine.
@@ -56,8 +56,8 @@ NEVER = 1e9
 
 
 def train(directory: pathlib.Path, reporter=None, checkpoint_seconds=NEVER, stop=None, **changes):
-  return train_stage(
-    stage(**changes),
+  return train_phase(
+    phase(**changes),
     directory=directory,
     devices=jax.local_devices()[:2],
     reporter=reporter or Silent(),
@@ -70,7 +70,7 @@ def train(directory: pathlib.Path, reporter=None, checkpoint_seconds=NEVER, stop
 
 
 def interrupt(directory: pathlib.Path, updates):
-  """Leaves a stage that saved after every step and stopped after so many."""
+  """Leaves a phase that saved after every step and stopped after so many."""
   with pytest.raises(Broken):
     train(directory, StopAfter(updates), checkpoint_seconds=0.0)
 
@@ -82,7 +82,7 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """(what a stage that nothing interrupted ends in, its directory)."""
+  """(what a phase that nothing interrupted ends in, its directory)."""
   directory = tmp_path_factory.mktemp("uninterrupted")
   return train(directory), directory
 
@@ -94,7 +94,7 @@ def uninterrupted(finished):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-  """The directory of a stage that stopped after nine updates."""
+  """The directory of a phase that stopped after nine updates."""
   directory = tmp_path_factory.mktemp("stopped")
   interrupt(directory, 9)
   return directory
@@ -105,7 +105,7 @@ def copied(source, target):
 
 
 @pytest.mark.parametrize("updates", [2, 5, 9])
-def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, stopped, updates):
+def test_a_resumed_phase_ends_in_the_same_bits(tmp_path, uninterrupted, stopped, updates):
   if updates == 9:
     copied(stopped, tmp_path)
   else:
@@ -117,7 +117,7 @@ def test_a_resumed_stage_ends_in_the_same_bits(tmp_path, uninterrupted, stopped,
 
 
 @pytest.mark.parametrize("updates", [3, 4, 7, 12])
-def test_where_a_stage_resumes_is_where_it_stopped(tmp_path, updates):
+def test_where_a_phase_resumes_is_where_it_stopped(tmp_path, updates):
   asking = AskAfter(updates - 2)  # results are read two updates late
   with pytest.raises(Interrupted) as raised:
     train(tmp_path, asking, stop=asking.stop)
@@ -138,7 +138,7 @@ def test_where_a_stage_resumes_is_where_it_stopped(tmp_path, updates):
 @pytest.mark.parametrize(
   "updates", [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 12)), 5]
 )
-def test_a_stage_asked_to_stop_saves_what_it_made(tmp_path, uninterrupted, updates):
+def test_a_phase_asked_to_stop_saves_what_it_made(tmp_path, uninterrupted, updates):
   asking = AskAfter(updates)
   with pytest.raises(Interrupted) as raised:
     train(tmp_path, asking, stop=asking.stop)  # no checkpoint is due by time
@@ -153,7 +153,7 @@ def test_a_stage_asked_to_stop_saves_what_it_made(tmp_path, uninterrupted, updat
   assert resumed.rows == uninterrupted.rows
 
 
-def test_a_finished_stage_is_not_trained_again(tmp_path, finished):
+def test_a_finished_phase_is_not_trained_again(tmp_path, finished):
   uninterrupted, directory = finished
   copied(directory, tmp_path)
   again = train(tmp_path, StopAfter(1))
@@ -277,8 +277,8 @@ def test_when_no_checkpoint_can_be_read_the_error_says_so_and_deletes_nothing(tm
 def test_weights_of_another_architecture_are_refused(tmp_path):
   wide = drawn(methods.supervised(TinyNet(width=6)), batch())
   with pytest.raises(ConfigError, match=r"weights given for 'student' are of another architecture"):
-    train_stage(
-      stage(),
+    train_phase(
+      phase(),
       directory=tmp_path / "narrow",
       devices=jax.local_devices()[:1],
       reporter=Silent(),
@@ -286,26 +286,26 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     )
 
 
-def test_stages_inherit_from_stages_before_them_only():
+def test_phases_inherit_from_phases_before_them_only():
   first, second = (
-    stage(name="teacher"),
-    stage(name="distilled", inherit={"student": "teacher/student"}),
+    phase(name="teacher"),
+    phase(name="distilled", inherit={"student": "teacher/student"}),
   )
-  check_stages([first, second])
+  check_phases([first, second])
   assert starting_variables(second, {"teacher": {"student": 1}}) == {"student": 1}
   with pytest.raises(
-    ConfigError, match="inherits 'student' from 'teacher/student', but the stages"
+    ConfigError, match="inherits 'student' from 'teacher/student', but the phases"
   ):
-    check_stages([second, first])
-  with pytest.raises(ConfigError, match="two stages are called 'teacher'"):
-    check_stages([first, first])
-  with pytest.raises(ConfigError, match=r"but stage 'teacher' has \['other'\]"):
+    check_phases([second, first])
+  with pytest.raises(ConfigError, match="two phases are called 'teacher'"):
+    check_phases([first, first])
+  with pytest.raises(ConfigError, match=r"but phase 'teacher' has \['other'\]"):
     starting_variables(second, {"teacher": {"other": 1}})
 
 
-def test_a_stage_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
-  scored = train_stage(
-    stage(epochs=0, average_decay=None),
+def test_a_phase_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
+  scored = train_phase(
+    phase(epochs=0, average_decay=None),
     directory=tmp_path,
     devices=jax.local_devices()[:2],
     reporter=Silent(),
@@ -316,10 +316,10 @@ def test_a_stage_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
   assert_same(scored.participants, uninterrupted.participants)
 
 
-def test_a_stage_of_no_epochs_needs_everything_given(tmp_path):
-  with pytest.raises(ConfigError, match=r"stage '.*' has epochs=0, but nothing is given for 'stud"):
-    train_stage(
-      stage(epochs=0, average_decay=None),
+def test_a_phase_of_no_epochs_needs_everything_given(tmp_path):
+  with pytest.raises(ConfigError, match=r"phase '.*' has epochs=0, but nothing is given for 'stud"):
+    train_phase(
+      phase(epochs=0, average_decay=None),
       directory=tmp_path,
       devices=jax.local_devices()[:2],
       reporter=Silent(),

@@ -43,9 +43,9 @@ def settings_for(method, **changes):
 
 def test_every_step_is_lowered_for_tpu_and_cuda(tiny_models):
   planned = dry_run.prepare(settings_for("kd"))
-  assert [stage.name for stage in planned.stages] == ["teacher", "alone", "distilled"]
+  assert [phase.name for phase in planned.phases] == ["teacher", "alone", "distilled"]
   lowered = dry_run.lower(planned, skip=("teacher", "alone"))
-  assert [(x.stage, x.step) for x in lowered] == [
+  assert [(x.phase, x.step) for x in lowered] == [
     ("distilled", "training"),
     ("distilled", "evaluation"),
   ]
@@ -86,7 +86,7 @@ def test_in_bfloat16_networks_are_lowered_in_it_and_losses_in_float32(tiny_model
   settings.method.update(ON_TWO_STAGES.get(method, {}))
   planned = dry_run.prepare(settings)
   lowered = dry_run.lower(planned, skip=() if method == "teacher" else ("teacher",))
-  trained = [x.stage for x in lowered if x.step == "training"]
+  trained = [x.phase for x in lowered if x.step == "training"]
   assert trained == STAGES.get(method, ["distilled"])
   for found in lowered:
     assert found.platforms == ("tpu", "cuda")
@@ -120,11 +120,11 @@ def test_a_loss_or_a_state_in_bfloat16_is_told(what):
     images = batch.images[..., 0].astype(jnp.bfloat16)
     return value(learning["student"]["w"], images), Aux({}, {}, {})
 
-  stage = stage_of_one_number("alone", "student", optimizer=optimizer)
-  stage = dataclasses.replace(stage, scheme=stage.scheme._replace(loss=loss))
-  planned = Rehearsal(settings_for("alone"), stand_in("digits"), [stage])
+  phase = phase_of_one_number("alone", "student", optimizer=optimizer)
+  phase = dataclasses.replace(phase, scheme=phase.scheme._replace(loss=loss))
+  planned = Rehearsal(settings_for("alone"), stand_in("digits"), [phase])
   named = r"1 results are not float32 \(.*trace.*w" if what == "the optimizer" else r"'bf16': \d"
-  with pytest.raises(RehearsalFailed, match=f"^stage 'alone': losses and metrics of .*{named}"):
+  with pytest.raises(RehearsalFailed, match=f"^phase 'alone': losses and metrics of .*{named}"):
     dry_run.lower(planned, device_count=2)
 
 
@@ -136,18 +136,18 @@ def test_a_convolution_in_another_type_is_told(tiny_models, monkeypatch):
   planned = dry_run.prepare(settings_for("alone", compute_dtype="bfloat16"))
   with pytest.raises(
     RehearsalFailed,
-    match=r"^stage 'alone': convolutions of its training step compute in {'f32': \d+}, expected",
+    match=r"^phase 'alone': convolutions of its training step compute in {'f32': \d+}, expected",
   ):
     dry_run.lower(planned, device_count=2)
 
 
 def test_a_config_is_tried_on_noise(tiny_models):
   (ran,) = dry_run.dry_run(dry_run.prepare(settings_for("alone")), batch_size=2)
-  assert ran.stage == "alone" and np.isfinite(ran.losses).all() and len(ran.losses) == 2
+  assert ran.phase == "alone" and np.isfinite(ran.losses).all() and len(ran.losses) == 2
 
 
-def stage_of_one_number(name, participant, factor=1.0, **changes):
-  """A stage that compiles at once: its networks are a number each, and one is to become 0."""
+def phase_of_one_number(name, participant, factor=1.0, **changes):
+  """A phase that compiles at once: its networks are a number each, and one is to become 0."""
 
   def loss(learning, participants, batch, targets, context):
     return factor * learning[participant]["w"] ** 2, Aux({}, {}, {})
@@ -160,20 +160,20 @@ def stage_of_one_number(name, participant, factor=1.0, **changes):
     learners=(participant,),
     export=lambda participants: {},
   )
-  return tiny.stage(name=name, scheme=scheme, average_decay=None, **changes)
+  return tiny.phase(name=name, scheme=scheme, average_decay=None, **changes)
 
 
 def number(ran, participant):
   return float(ran.participants[participant]["params"]["w"])
 
 
-def test_a_stage_starts_from_what_earlier_ones_leave():
+def test_a_phase_starts_from_what_earlier_ones_leave():
   planned = Rehearsal(
     None,
     None,
     [
-      stage_of_one_number("teacher", "teacher"),
-      stage_of_one_number("distilled", "student", inherit={"teacher": "teacher/teacher"}),
+      phase_of_one_number("teacher", "teacher"),
+      phase_of_one_number("distilled", "student", inherit={"teacher": "teacher/teacher"}),
     ],
   )
   taught, distilled = dry_run.dry_run(planned, batch_size=2)
@@ -187,14 +187,14 @@ def test_a_stage_starts_from_what_earlier_ones_leave():
 @pytest.mark.parametrize(
   ("factor", "message"),
   [
-    (np.nan, "^stage 'alone': not finite at update 1: gradient_norm, loss$"),
-    (0.0, "^stage 'alone': 'student' is to learn and did not move$"),
+    (np.nan, "^phase 'alone': not finite at update 1: gradient_norm, loss$"),
+    (0.0, "^phase 'alone': 'student' is to learn and did not move$"),
   ],
 )
-def test_what_goes_wrong_is_told_with_its_stage(factor, message):
-  stages = [stage_of_one_number("alone", "student", factor)]
+def test_what_goes_wrong_is_told_with_its_phase(factor, message):
+  phases = [phase_of_one_number("alone", "student", factor)]
   with pytest.raises(RehearsalFailed, match=message):
-    dry_run.dry_run(Rehearsal(None, None, stages), batch_size=2)
+    dry_run.dry_run(Rehearsal(None, None, phases), batch_size=2)
 
 
 @pytest.mark.parametrize("file", ["cifar100", "imagenet"])
@@ -210,9 +210,9 @@ def test_networks_see_imagenet_cut_to_224(tiny_models):
   planned = dry_run.prepare(settings)
   assert planned.data.image_shape == (256, 256, 3) and len(planned.data.train) == 1_281_167
   stored = dry_run._stored(planned.data, 2)
-  for stage in planned.stages:
-    seen = jax.eval_shape(stage.prepare_evaluation, stored)
-    trained = jax.eval_shape(stage.prepare_training, jax.random.split(jax.random.key(0), 2), stored)
+  for phase in planned.phases:
+    seen = jax.eval_shape(phase.prepare_evaluation, stored)
+    trained = jax.eval_shape(phase.prepare_training, jax.random.split(jax.random.key(0), 2), stored)
     assert seen.images.shape == trained.images.shape == (2, 224, 224, 3)
   assert build.as_seen(settings, planned.data).image_shape == (224, 224, 3)
 

@@ -8,8 +8,8 @@ from jaxkd import losses, methods
 from jaxkd.adapters import Regressor
 from jaxkd.methods import Distillation
 from jaxkd.report import closing_table, draw_curves
-from jaxkd.train import Silent, starting_variables, train_stage
-from tests.tiny import TinyNet, examples, stage
+from jaxkd.train import Silent, starting_variables, train_phase
+from tests.tiny import TinyNet, examples, phase
 
 HINT = Distillation(
   "hint",
@@ -26,23 +26,23 @@ FIRST = methods.offline(
 )
 
 
-def test_a_stage_without_a_predictor_is_trained_handed_on_and_shown(tmp_path):
+def test_a_phase_without_a_predictor_is_trained_handed_on_and_shown(tmp_path):
   run = functools.partial(
-    train_stage, devices=jax.local_devices()[:1], reporter=Silent(), validation=examples(9)
+    train_phase, devices=jax.local_devices()[:1], reporter=Silent(), validation=examples(9)
   )
-  first = stage(name="warmup", scheme=FIRST, epochs=2, reported="", average_decay=None)
+  first = phase(name="warmup", scheme=FIRST, epochs=2, reported="", average_decay=None)
   done = run(first, directory=tmp_path / "first", untrained=("teacher",), test=examples(9))
   assert done.test == {}
   assert all("validation" not in row for row in done.rows)
   assert done.rows[1]["train"]["loss"] < done.rows[0]["train"]["loss"]
 
-  second = stage(name="distilled", epochs=1, inherit={"student": "warmup/student"})
+  second = phase(name="distilled", epochs=1, inherit={"student": "warmup/student"})
   given = starting_variables(second, {"warmup": done.participants})
   assert given["student"] is done.participants["student"]
   finished = run(second, directory=tmp_path / "second", given=given, test=examples(9))
 
   loss = done.rows[-1]["train"]["loss"]
-  stages = {
+  phases = {
     "warmup": {"model": "tiny", "predictor": "", "train": {"loss": loss}},
     "distilled": {
       "model": "tiny",
@@ -52,8 +52,8 @@ def test_a_stage_without_a_predictor_is_trained_handed_on_and_shown(tmp_path):
     },
   }
   config = {"method": {"name": "fitnets"}, "data": {"name": "digits"}, "seed": 0}
-  table = closing_table({"config": config, "stages": stages, "comparison": {}})
+  table = closing_table({"config": config, "stages": phases, "comparison": {}})
   assert list(table.columns[0].cells) == ["warmup", "student, fitnets"]
   assert next(iter(table.columns[3].cells)) == f"loss {loss:.4g}"
-  draw_curves(tmp_path / "curves.png", [*done.rows, *finished.rows], stages, "two stages")
+  draw_curves(tmp_path / "curves.png", [*done.rows, *finished.rows], phases, "two phases")
   assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
