@@ -183,7 +183,7 @@ def measure(
     dtype: what the models compute in, for the matrix products that they are compared with.
     matmul_size: rows and columns of those.
   """
-  kd = methods.Distillation("kd", losses.knowledge_distillation, 0.9)
+  kd = methods.Distillation("kd", methods.per_example(losses.knowledge_distillation), 0.9)
   scheme = methods.offline(student, {"teacher": teacher}, [kd], label_weight=0.1)
   optimizer = optax.sgd(0.05, momentum=0.9)
   step = training_step(scheme, optimizer, lambda keys, batch: batch, axis_name=devices.AXIS_NAME)

@@ -9,11 +9,11 @@ import ml_collections
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxkd.config import Field
 
 from jaxkd import methods, models
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import config
+from jaxkd.fields import Field
 
 each_method = pytest.mark.parametrize("method", [*sorted(methods.METHODS), "kd+at"])
 each_file = pytest.mark.parametrize("file", ["cifar100", "digits", "fashion_mnist", "imagenet"])

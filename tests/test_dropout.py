@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 import jax
@@ -11,19 +10,19 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from tests.methods.one_step import jit, unprepared
 
 from jaxkd import losses, methods, models
 from jaxkd.adapters import Gate, Projector
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, networks
-from jaxkd.methods import Distillation
+from jaxkd.methods import Distillation, per_example
 from jaxkd.methods._gradients import learn_with_gradients
 from jaxkd.networks import learn, select
 from jaxkd.runtime import devices
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Context, Output
+from tests.methods.one_step import jit, unprepared
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples
 
@@ -45,9 +44,8 @@ class Dropping(TinyNet):
 STUDENT, TEACHER = Dropping(), Dropping(width=6)
 GRADIENTS = Distillation(
   "gradients",
-  functools.partial(losses.gradient_attention_transfer, stages=("stage1",)),
-  student_gradients=("stage1",),
-  teacher_gradients=("stage1",),
+  per_example(losses.gradient_attention_transfer, stages=("stage1",)),
+  gradients=(("stage1",), ("stage1",)),
 )
 ON_STAGE2 = {"image_shape": SHAPE, "stages": ("stage2", "stage2")}
 SCHEMES = {
@@ -55,7 +53,7 @@ SCHEMES = {
   "first stage": methods.offline(
     STUDENT,
     {"teacher": STUDENT},
-    [Distillation("at", functools.partial(losses.attention_transfer, stages=("stage1",)))],
+    [Distillation("at", per_example(losses.attention_transfer, stages=("stage1",)))],
     label_weight=0.0,
     to_stage="stage1",
     image_shape=SHAPE,

@@ -12,7 +12,7 @@ PACKAGES = [
   "losses",
   "models",
   "report",
-  "schemes",
+  "methods",
   "train",
 ]
 each_package = pytest.mark.parametrize("package", PACKAGES)

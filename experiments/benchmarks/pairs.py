@@ -60,7 +60,7 @@ def distilling(pair: Pair) -> Scheme:
   return methods.offline(
     models.create(pair.student, **options),
     {"teacher": models.create(pair.teacher, **options)},
-    [methods.Distillation("kd", losses.knowledge_distillation, KD_WEIGHT)],
+    [methods.Distillation("kd", methods.per_example(losses.knowledge_distillation), KD_WEIGHT)],
     label_weight=LABEL_WEIGHT,
   )
 

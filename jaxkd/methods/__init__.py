@@ -5,13 +5,14 @@ built of serve programs of others, too: `offline` (a frozen teacher), `mutual`, 
 `multi_exit`, `born_again`, `simkd`, `fresh_classifier`, `autoencoder`, `supervised`.
 """
 
-from jaxkd.methods._exits import AdaptiveTemperature, multi_exit, of_exits
+from jaxkd.methods._exits import AdaptiveTemperature, of_exits
 from jaxkd.methods.base import Method, PhaseSpec, Setup, Teacher, Term
 from jaxkd.methods.born_again import born_again
 from jaxkd.methods.distillation import Distillation, WholeBatch, per_example, whole_batch
 from jaxkd.methods.dml import mutual
 from jaxkd.methods.fresh_classifier import fresh_classifier
 from jaxkd.methods.ft import autoencoder
+from jaxkd.methods.multi_exit import multi_exit
 from jaxkd.methods.offline import offline
 from jaxkd.methods.one import native_ensemble
 from jaxkd.methods.ramps import RAMPS, ramp

@@ -117,12 +117,14 @@ def _from_generation(setup: Setup, teacher: str) -> Distillation:
     )
     return Distillation("confident_labels", loss, own.weight, teacher)
   if own.form == "permuted":
-    return Distillation("permuted", _permuted(own.temperature), own.weight, teacher)
+    return Distillation("permuted", permuted(own.temperature), own.weight, teacher)
   loss = per_example(losses.knowledge_distillation, temperature=own.temperature)
   return Distillation("kd", loss, own.weight, teacher)
 
 
-def _permuted(temperature: float) -> Loss:
+def permuted(temperature: float) -> Loss:
+  """`losses.dark_knowledge_permuted` with a key of the step."""
+
   def loss(student: Output, teacher: Output, batch: Batch, context: Context) -> Terms:
     rng = key_for(context.rng, "permuted")
     return losses.dark_knowledge_permuted(

@@ -15,6 +15,7 @@ from jaxkd.methods._exits import (
   network_with_exits,
   of_exits,
 )
+from jaxkd.methods._exits import multi_exit as multi_exit
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup, check_something_learns
 
 

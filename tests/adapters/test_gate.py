@@ -9,8 +9,8 @@ import pytest
 
 from jaxkd.adapters import Gate
 from jaxkd.errors import ConfigError
+from tests.methods.one_step import assert_all_moved, assert_all_zero, jit
 from tests.models.drawn import drawn
-from tests.schemes.one_step import assert_all_moved, assert_all_zero, jit
 
 GATE = Gate(3)
 MAPS = np.random.default_rng(0).normal(size=(5, 2, 3, 4)).astype(np.float32)

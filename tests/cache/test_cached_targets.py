@@ -1,7 +1,6 @@
 """Targets that are computed once are those that would be computed every time."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxkd.adapters import Projector
 from jaxkd.data import ArrayExamples, normalize
 from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
-from jaxkd.methods import Distillation
+from jaxkd.methods import Distillation, per_example
 from jaxkd.runtime.devices import AXIS_NAME
 from jaxkd.train import Silent, train_phase
 from jaxkd.types import Output
@@ -35,9 +34,9 @@ def taught(*distillations):
   return methods.offline(TinyNet(axis_name=AXIS_NAME), {"teacher": TinyNet(width=6)}, distillations)
 
 
-KD = Distillation("kd", losses.knowledge_distillation)
+KD = Distillation("kd", per_example(losses.knowledge_distillation))
 AT = Distillation(
-  "at", functools.partial(losses.attention_transfer, stages=("stage1", "stage2")), weight=10.0
+  "at", per_example(losses.attention_transfer, stages=("stage1", "stage2")), weight=10.0
 )
 
 

@@ -17,7 +17,7 @@ from tests.cache.split_losses import (
   participants_of,
   scheme_of,
 )
-from tests.schemes.one_step import jit
+from tests.methods.one_step import jit
 
 # As many examples as every other axis is long: an axis cannot be told by its size.
 N = 3

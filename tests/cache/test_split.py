@@ -23,9 +23,9 @@ from tests.cache.split_losses import (
   participants_of,
   scheme_of,
 )
+from tests.methods.one_step import jit
+from tests.methods.test_every_method import ON_TWO_STAGES, planned
 from tests.models.drawn import drawn
-from tests.schemes.one_step import jit
-from tests.test_recipes import ON_TWO_STAGES, planned
 from tests.tiny import create
 
 AXIS = "devices"

@@ -49,7 +49,9 @@ terms = Distillation.terms
 
 
 def poisoned(self, student, teacher, batch, context):
-  return jnp.where(context.step == 7, jnp.nan, 1.0) * terms(self, student, teacher, batch, context)
+  factor = jnp.where(context.step == 7, jnp.nan, 1.0)
+  found = terms(self, student, teacher, batch, context)
+  return {name: factor * one for name, one in found.items()}
 
 
 Distillation.terms = poisoned

@@ -10,8 +10,8 @@ from flax import linen as nn
 from jaxkd.errors import ConfigError
 from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models import Branched, branch_network
+from tests.methods.one_step import assert_all_moved, assert_all_zero, assert_same, jit
 from tests.models.drawn import drawn, optimized_jit
-from tests.schemes.one_step import assert_all_moved, assert_all_zero, assert_same, jit
 from tests.tiny import TinyNet
 
 IMAGE = (6, 6, 1)

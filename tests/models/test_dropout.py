@@ -8,8 +8,8 @@ import pytest
 from flax import linen as nn
 
 from jaxkd.models import CifarResNet, WideResNet
+from tests.methods.one_step import jit
 from tests.models.drawn import drawn
-from tests.schemes.one_step import jit
 
 RATE = 0.25
 PLAIN = [CifarResNet(1, (4, 4, 4, 4), 3), WideResNet(1, (4, 4, 4, 4), 3)]

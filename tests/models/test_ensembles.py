@@ -27,8 +27,8 @@ from jaxkd.models import (
   gated_branches,
 )
 from jaxkd.types import Network
+from tests.methods.one_step import assert_same, jit
 from tests.models.drawn import drawn, optimized_jit
-from tests.schemes.one_step import assert_same, jit
 from tests.tiny import TinyNet
 
 IMAGE = (6, 6, 1)

@@ -27,8 +27,8 @@ from jaxkd.models import (
   WideResNet,
 )
 from jaxkd.models.staged import StagedModel
+from tests.methods.one_step import jit
 from tests.models.drawn import drawn
-from tests.schemes.one_step import jit
 
 CLASSES = 3
 EXAMPLES: list[StagedModel] = [

@@ -21,8 +21,8 @@ from jaxkd.models import (
   with_exits,
 )
 from jaxkd.types import Output
+from tests.methods.one_step import assert_all_moved, assert_all_zero, assert_same, jit
 from tests.models.drawn import drawn, optimized_jit
-from tests.schemes.one_step import assert_all_moved, assert_all_zero, assert_same, jit
 from tests.tiny import TinyNet
 
 IMAGE = (6, 6, 1)

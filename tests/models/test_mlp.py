@@ -10,8 +10,8 @@ import pytest
 from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.models import MLP
+from tests.methods.one_step import jit
 from tests.models.drawn import drawn
-from tests.schemes.one_step import jit
 
 MODEL = MLP(widths=(6, 5), num_classes=3)
 IMAGES = np.random.default_rng(0).normal(size=(4, 2, 3, 2)).astype(np.float32)

@@ -12,8 +12,8 @@ from jaxkd.adapters import Projector
 from jaxkd.errors import ConfigError
 from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models import ReusedClassifiers, reuse_classifier, reuse_classifiers
+from tests.methods.one_step import jit
 from tests.models.drawn import drawn
-from tests.schemes.one_step import jit
 
 IMAGE = (8, 8, 1)
 STUDENT = models.create("resnet8_w4", num_classes=3)

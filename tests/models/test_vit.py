@@ -10,8 +10,8 @@ import pytest
 from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.models import VisionTransformer
+from tests.methods.one_step import jit
 from tests.models.drawn import drawn
-from tests.schemes.one_step import jit
 
 MODEL = VisionTransformer(patch=2, width=8, heads=2, depths=(1, 0, 0), num_classes=3)
 IMAGE = (4, 6, 1)

@@ -15,8 +15,8 @@ from jaxkd.networks import select
 from jaxkd.runtime.devices import AXIS_NAME
 from jaxkd.train import TrainState, training_step
 from jaxkd.types import Batch
+from tests.methods.test_every_method import ON_TWO_STAGES, dataset, settings_with
 from tests.numerics.behind_a_network import BATCH_SIZES, OPTIMISED, PLAIN, cast
-from tests.test_recipes import ON_TWO_STAGES, dataset, settings_with
 from tests.tiny import create
 
 SCALES = (1e-3, 1.0, 1e8)

@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from tests.methods.one_step import jit
 
 from jaxkd import losses, methods
-from jaxkd.methods import Distillation
+from jaxkd.methods import Distillation, per_example, whole_batch
 from jaxkd.models import with_exits
 from jaxkd.networks import select
 from jaxkd.train import TrainState, training_step
+from tests.methods.one_step import jit
 from tests.tiny import TinyNet, batch
 
 AXIS = "batch"
@@ -69,10 +69,11 @@ def exits(net, loss, **options):
   )
 
 
-BYOT = functools.partial(
+_BYOT = functools.partial(
   losses.be_your_own_teacher, feature_weight=0.1, feature_stage="hint", feature_exits=(1,)
 )
-DISTANCE = functools.partial(BYOT, feature="distance")
+BYOT = methods.of_exits(_BYOT)
+DISTANCE = methods.of_exits(_BYOT, whole=True, feature="distance")
 
 
 @functools.cache
@@ -81,17 +82,17 @@ def schemes_of_means(norm):
   net = functools.partial(TinyNet, norm=norm, axis_name=AXIS)
   return {
     "supervised": methods.supervised(net(), label_smoothing=0.1),
-    "logits": offline(net, Distillation("kd", losses.knowledge_distillation, 0.5)),
+    "logits": offline(net, Distillation("kd", per_example(losses.knowledge_distillation), 0.5)),
     "features": offline(
-      net, *(Distillation(name, loss, weight) for name, (loss, weight) in FEATURES.items())
+      net,
+      *(Distillation(name, per_example(loss), weight) for name, (loss, weight) in FEATURES.items()),
     ),
     "gradients": offline(
       net,
       Distillation(
         "gradients",
-        losses.gradient_attention_transfer,
-        student_gradients=("images",),
-        teacher_gradients=("images",),
+        per_example(losses.gradient_attention_transfer),
+        gradients=(("images",), ("images",)),
       ),
     ),
     "mutual": methods.mutual({"one": net(), "two": net(width=3)}),
@@ -99,7 +100,7 @@ def schemes_of_means(norm):
     "native ensemble": methods.native_ensemble(
       net(), Linear(2, shares=True), branches=2, from_stage="stage1"
     ),
-    "multi exit": exits(net, functools.partial(losses.multi_exit, teachers="later")),
+    "multi exit": exits(net, methods.of_exits(losses.multi_exit, teachers="later")),
     "own teacher": exits(net, BYOT, summed=True),
     "simkd": methods.simkd(
       net(),
@@ -117,10 +118,11 @@ def schemes_of_means(norm):
   }
 
 
-def confidence(student, teacher, labels, weights, axis_name, where=None):
-  return losses.confidence_weighted_by_teacher_max(
-    student, teacher, labels, weights, axis_name=axis_name, where=where
-  )
+CONFIDENCE = whole_batch(
+  losses.confidence_weighted_by_teacher_max,
+  labels=True,
+  reason="which divides by what the labels of a batch weigh",
+)
 
 
 @functools.cache
@@ -129,10 +131,10 @@ def schemes_of_whole_batches(norm):
   net = functools.partial(TinyNet, norm=norm, axis_name=AXIS)
   adaptive = methods.AdaptiveTemperature(start=1.5, confidence=0.2, factor=2.0)
   return {
-    "rkd": offline(net, Distillation("rkd", losses.relational, global_batch=True)),
-    "cwtm": offline(net, Distillation("cwtm", confidence, labelled=True), label_weight=0.0),
-    "own teacher": exits(net, DISTANCE, global_batch=True),
-    "multi exit": exits(net, losses.multi_exit, temperature=adaptive),
+    "rkd": offline(net, Distillation("rkd", whole_batch(losses.relational))),
+    "cwtm": offline(net, Distillation("cwtm", CONFIDENCE), label_weight=0.0),
+    "own teacher": exits(net, DISTANCE),
+    "multi exit": exits(net, methods.of_exits(losses.multi_exit), temperature=adaptive),
   }
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxkd import losses, methods
-from jaxkd.methods import Distillation
+from jaxkd.methods import Distillation, per_example
 from jaxkd.train import create_state
 from tests.tiny import TinyNet, batch
 
@@ -20,7 +20,7 @@ def supervised():
 
 
 def offline():
-  kd = Distillation("kd", losses.knowledge_distillation, 1.0)
+  kd = Distillation("kd", per_example(losses.knowledge_distillation), 1.0)
   return methods.offline(TinyNet(), {"teacher": TinyNet(width=6)}, [kd])
 
 

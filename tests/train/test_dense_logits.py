@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from jaxkd import losses, methods
-from jaxkd.methods import Distillation
+from jaxkd.methods import Distillation, per_example
 from jaxkd.train import evaluation_step
 from jaxkd.types import Batch, Output
 from tests.train.every_scheme import update
@@ -67,7 +67,7 @@ def taught(network, label_weight):
   return methods.offline(
     network(),
     {"teacher": network(6)},
-    [Distillation("kd", losses.knowledge_distillation)],
+    [Distillation("kd", per_example(losses.knowledge_distillation))],
     label_weight=label_weight,
   )
 

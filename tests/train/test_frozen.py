@@ -6,12 +6,13 @@ import pytest
 
 from jaxkd import losses, methods
 from jaxkd.errors import ConfigError
+from jaxkd.methods import Distillation, per_example
 from jaxkd.train import Silent, create_state, train_phase
 from jaxkd.train.state import FirstState
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, phase
 
-KD = Distillation("kd", losses.knowledge_distillation)
+KD = Distillation("kd", per_example(losses.knowledge_distillation))
 MISSING = (
   r"^participant 'teacher' does not learn and has no trained weights: .*untrained=\('teacher'"
 )
@@ -51,7 +52,7 @@ def test_a_forgotten_teacher_is_named(scheme):
 
 
 def test_a_forgotten_generation_is_named():
-  teaching = Distillation("kd", losses.knowledge_distillation, teacher="generation_1")
+  teaching = Distillation("kd", per_example(losses.knowledge_distillation), teacher="generation_1")
   scheme = methods.born_again(TinyNet(), [teaching], generation=2)
   given = {"generation_1": drawn(TinyNet(), batch().images)}
   with pytest.raises(ConfigError, match=r"^participant 'generation_0' does not learn"):

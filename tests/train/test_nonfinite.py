@@ -22,7 +22,7 @@ from jaxkd.train.input import told
 from jaxkd.train.nonfinite import Learner
 from jaxkd.train.policy import Diverged, GoBack, NonFinite, Watch
 from jaxkd.types import Aux, Scheme, Terms
-from tests.schemes.one_step import assert_same
+from tests.methods.one_step import assert_same
 from tests.tiny import batch, examples, phase
 
 

@@ -84,11 +84,11 @@ def test_a_batch_of_padding_alone_leaves_everything_as_it_was():
 
 
 def test_a_loss_that_cannot_leave_padding_out_is_refused_in_one_line():
-  def blind(student, teacher):
+  def blind(student, teacher, batch, context):
     return Terms(logit=jnp.mean(student.logits))
 
   scheme = offline(functools.partial(TinyNet, norm=False), Distillation("mine", blind))
-  with pytest.raises(ConfigError, match=r"distillation 'mine' takes no where="):
+  with pytest.raises(ConfigError, match=r"distillation 'mine' does not read it"):
     update(scheme, start(scheme), padded(0.0))
 
 

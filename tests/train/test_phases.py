@@ -5,16 +5,16 @@ import functools
 import jax
 
 from jaxkd import losses, methods
-from jaxkd.adapters import Regressor
-from jaxkd.methods import Distillation
+from jaxkd.adapters import AtStages, Regressor
+from jaxkd.methods import Distillation, per_example
 from jaxkd.report import closing_table, draw_curves
 from jaxkd.train import Silent, starting_variables, train_phase
 from tests.tiny import TinyNet, examples, phase
 
 HINT = Distillation(
   "hint",
-  functools.partial(losses.fitnets, stages=("stage1",)),
-  connectors={"stage1": Regressor((6, 6), 6)},
+  per_example(losses.fitnets, stages=("stage1",)),
+  adapter=AtStages({"stage1": Regressor((6, 6), 6)}),
 )
 FIRST = methods.offline(
   TinyNet(),

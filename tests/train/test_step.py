@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jaxkd import losses, methods
 from jaxkd.data import normalize, pad_crop
-from jaxkd.methods import Distillation
+from jaxkd.methods import Distillation, per_example
 from jaxkd.runtime import devices
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Aux, Batch, Context, Output, Scheme, Terms
@@ -67,11 +67,11 @@ AUGMENTED = {"prepare": cropped, "decay": 0.9}
 
 @functools.cache
 def distilling(axis_name=devices.AXIS_NAME, norm=True):
-  at = functools.partial(losses.attention_transfer, stages=("stage1", "stage2"))
+  at = per_example(losses.attention_transfer, stages=("stage1", "stage2"))
   return methods.offline(
     TinyNet(axis_name=axis_name, norm=norm),
     {"teacher": TinyNet(width=6, norm=norm)},
-    [Distillation("kd", losses.knowledge_distillation), Distillation("at", at, 10.0)],
+    [Distillation("kd", per_example(losses.knowledge_distillation)), Distillation("at", at, 10.0)],
   )
 
 
@@ -158,7 +158,7 @@ def test_a_scheme_that_changes_a_bystander_is_refused():
 
 
 def test_accumulating_parts_equals_the_whole_batch_without_batch_statistics():
-  kd = Distillation("kd", losses.knowledge_distillation)
+  kd = Distillation("kd", per_example(losses.knowledge_distillation))
   scheme = methods.offline(TinyNet(norm=False), {"teacher": TinyNet(width=6, norm=False)}, [kd])
   whole, whole_metrics = run_steps(scheme, 2, steps=2)
   parts, parts_metrics = run_steps(scheme, 2, steps=2, accumulate=4)

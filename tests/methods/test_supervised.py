@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+
+from jaxkd import losses, methods
 from tests.methods.one_step import (
   assert_all_moved,
   assert_same,
@@ -13,8 +15,6 @@ from tests.methods.one_step import (
   start,
   updated,
 )
-
-from jaxkd import losses, methods
 from tests.tiny import TinyNet, batch
 
 SCHEME = methods.supervised(TinyNet(), participant="teacher", label_smoothing=0.1)

@@ -1,13 +1,19 @@
 """SimKD: the student predicts through its teacher's classifier, and leaves with it."""
 
 import dataclasses
-import functools
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jaxkd import losses, methods, models
+from jaxkd.adapters import Projector, projector_for
+from jaxkd.export.bundles import load_bundle, save_bundle
+from jaxkd.methods import Distillation, per_example
+from jaxkd.networks import update
+from jaxkd.types import Batch, Network
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -17,13 +23,6 @@ from tests.methods.one_step import (
   start,
   updated,
 )
-
-from jaxkd import losses, methods, models
-from jaxkd.adapters import Projector, projector_for
-from jaxkd.export.bundles import load_bundle, save_bundle
-from jaxkd.methods import Distillation
-from jaxkd.networks import update
-from jaxkd.types import Batch, Network
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch
 
@@ -177,11 +176,11 @@ def test_a_bundled_student_predicts_without_its_teachers_checkpoint(distilled):
 
 def test_a_bundled_student_teaches_attention_and_soft_targets(distilled):
   network, _ = distilled
-  attention = functools.partial(losses.attention_transfer, stages=("stage1", "stage3"))
+  attention = per_example(losses.attention_transfer, stages=("stage1", "stage3"))
   scheme = methods.offline(
     RESNET,
     {"teacher": network.module},
-    [Distillation("kd", losses.knowledge_distillation), Distillation("at", attention)],
+    [Distillation("kd", per_example(losses.knowledge_distillation)), Distillation("at", attention)],
   )
   participants = {**drawn(scheme, data()), "teacher": network.variables}
   (_, aux), gradients = loss_and_gradients(scheme)(participants, data())

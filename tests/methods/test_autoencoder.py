@@ -6,6 +6,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+
+from jaxkd import methods
+from jaxkd.adapters import paraphraser_for
+from jaxkd.errors import ConfigError
+from jaxkd.networks import select
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -15,11 +20,6 @@ from tests.methods.one_step import (
   loss_and_gradients,
   start,
 )
-
-from jaxkd import methods
-from jaxkd.adapters import paraphraser_for
-from jaxkd.errors import ConfigError
-from jaxkd.networks import select
 from tests.tiny import TinyNet, batch
 
 TEACHER = TinyNet()

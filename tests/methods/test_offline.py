@@ -1,11 +1,14 @@
 """A student under frozen teachers: who learns, what is summed, what stands still."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
+
+from jaxkd import losses, methods
+from jaxkd.adapters import AtStages, Regressor
+from jaxkd.methods import Distillation, per_example
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -15,26 +18,22 @@ from tests.methods.one_step import (
   start,
   updated,
 )
-
-from jaxkd import losses, methods
-from jaxkd.adapters import Regressor
-from jaxkd.methods import Distillation
 from tests.tiny import TinyNet, batch
 
 STUDENT, WISE, OLD = TinyNet(), TinyNet(width=6), TinyNet(width=5)
-KD = Distillation("kd", losses.knowledge_distillation, weight=0.9, teacher="wise")
+KD = Distillation("kd", per_example(losses.knowledge_distillation), weight=0.9, teacher="wise")
 AT = Distillation(
   "at",
-  functools.partial(losses.attention_transfer, stages=("stage1", "stage2")),
+  per_example(losses.attention_transfer, stages=("stage1", "stage2")),
   weight=10.0,
   teacher="old",
 )
 HINT = Distillation(
   "hint",
-  functools.partial(losses.fitnets, stages=("stage2",)),
+  per_example(losses.fitnets, stages=("stage2",)),
   weight=2.0,
   teacher="wise",
-  connectors={"stage2": Regressor(size=(3, 3), channels=12)},
+  adapter=AtStages({"stage2": Regressor(size=(3, 3), channels=12)}),
 )
 SCHEME = methods.offline(STUDENT, {"wise": WISE, "old": OLD}, [KD, AT, HINT], label_weight=0.5)
 
@@ -63,7 +62,7 @@ def test_the_scalar_is_the_sum_of_the_terms(outcome):
   np.testing.assert_allclose(scalar, total, rtol=1e-6)
 
 
-def test_each_loss_sees_its_own_teacher_and_its_own_connector(participants, outcome):
+def test_each_loss_compares_with_its_own_teacher_through_its_own_adapter(participants, outcome):
   training = {"train": True, "mutable": ["batch_stats"]}
 
   @jit
@@ -71,15 +70,15 @@ def test_each_loss_sees_its_own_teacher_and_its_own_connector(participants, outc
     student, _ = STUDENT.apply(participants["student"], data.images, **training)
     wise = WISE.apply(participants["wise"], data.images, train=False)
     old = OLD.apply(participants["old"], data.images, train=False)
-    regressed, _ = HINT.connectors["stage2"].apply(
-      participants["hint_stage2_connector"], student.features["stage2"], **training
+    regressed, _ = HINT.adapter.modules["stage2"].apply(
+      participants["hint_adapter"], student.features["stage2"], **training
     )
     connected = dataclasses.replace(student, features={"stage2": regressed})
     return {
       "labels": 0.5 * losses.cross_entropy(student.logits, data.labels),
-      "kd": 0.9 * KD.loss(student, wise).total,
-      "at": 10.0 * AT.loss(student, old).total,
-      "hint": 2.0 * HINT.loss(connected, wise).total,
+      "kd": 0.9 * KD.loss(student, wise, data, None).total,
+      "at": 10.0 * AT.loss(student, old, data, None).total,
+      "hint": 2.0 * HINT.loss(connected, wise, data, None).total,
     }
 
   (_, aux), _ = outcome
@@ -94,15 +93,15 @@ def test_teachers_take_no_gradient_and_are_no_learners(outcome):
     assert_all_zero(gradients[teacher])
 
 
-def test_student_and_connectors_learn_and_teachers_stand_still(participants):
-  assert SCHEME.learners == ("student", "hint_stage2_connector")
+def test_student_and_adapters_learn_and_teachers_do_not(participants):
+  assert SCHEME.learners == ("student", "hint_adapter")
   after = updated(SCHEME, participants, batch())
   for name in ("wise", "old"):
     assert_same(participants[name], after[name])
   for name in SCHEME.learners:
     assert_all_moved(participants[name]["batch_stats"], after[name]["batch_stats"])
   paths = [("student", "conv1"), ("student", "conv2"), ("student", "classifier")]
-  for name, layer in [*paths, ("hint_stage2_connector", "conv")]:
+  for name, layer in [*paths, ("hint_adapter", "conv")]:
     kernels = (tree[name]["params"][layer]["kernel"] for tree in (participants, after))
     assert_all_moved(*kernels)
 
@@ -159,7 +158,7 @@ def test_participants_of_one_seed_are_drawn_independently():
     assert_all_moved(kernels[first], kernels[second])
 
 
-def test_prediction_and_export_are_the_student_without_connectors(participants):
+def test_prediction_and_export_are_the_student_without_adapters(participants):
   data = batch()
   predicted = jit(SCHEME.predict)(participants, data.images)
   assert list(predicted) == ["student"]
@@ -175,10 +174,10 @@ def test_prediction_and_export_are_the_student_without_connectors(participants):
     (["wise"], [KD, KD], r"need different names, got \['labels', 'kd', 'kd'\]"),
     (["wise"], [dataclasses.replace(KD, name="labels")], "terms .* need different names"),
     (["student", "wise"], [KD], r"participants need different names, got \['student', 'student'"),
-    (["hint_stage2_connector", "wise"], [HINT], "participants need different names"),
+    (["hint_adapter", "wise"], [HINT], "participants need different names"),
     (["old"], [KD], r"distillation 'kd' names teacher 'wise'; there are \['old'\]"),
   ],
-  ids=["distillations", "the-label-term", "a-teacher-student", "a-connector", "no-such-teacher"],
+  ids=["distillations", "the-label-term", "a-teacher-student", "an-adapter", "no-such-teacher"],
 )
 def test_names_that_clash_or_lead_nowhere_are_refused(teachers, distillations, message):
   with pytest.raises(ValueError, match=message):

@@ -7,6 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from jaxkd import losses, methods
+from jaxkd.adapters import Projector
+from jaxkd.errors import ConfigError
+from jaxkd.networks import select
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -15,11 +20,6 @@ from tests.methods.one_step import (
   loss_and_gradients,
   updated,
 )
-
-from jaxkd import losses, methods
-from jaxkd.adapters import Projector
-from jaxkd.errors import ConfigError
-from jaxkd.networks import select
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch
 

@@ -3,6 +3,11 @@
 import jax
 import numpy as np
 import pytest
+
+from jaxkd import losses, methods
+from jaxkd.errors import ConfigError
+from jaxkd.methods import Distillation, per_example, whole_batch
+from jaxkd.methods.born_again import permuted
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -12,17 +17,14 @@ from tests.methods.one_step import (
   start,
   updated,
 )
-
-from jaxkd import losses, methods
-from jaxkd.errors import ConfigError
-from jaxkd.methods import Distillation
 from tests.tiny import TinyNet, batch
 
 STUDENT = TinyNet()
+KD = per_example(losses.knowledge_distillation)
 
 
-def generation(number, loss=losses.knowledge_distillation, *, label_weight=1.0, **fields):
-  distillation = Distillation("taught", loss, teacher=f"generation_{number - 1}", **fields)
+def generation(number, loss=KD, *, label_weight=1.0):
+  distillation = Distillation("taught", loss, teacher=f"generation_{number - 1}")
   return methods.born_again(STUDENT, [distillation], generation=number, label_weight=label_weight)
 
 
@@ -76,7 +78,8 @@ def test_labels_can_be_left_out(participants):
 
 
 def test_confidence_weighs_the_labels(participants):
-  scheme = generation(2, losses.confidence_weighted_by_teacher_max, label_weight=0.0, labelled=True)
+  loss = whole_batch(losses.confidence_weighted_by_teacher_max, labels=True)
+  scheme = generation(2, loss, label_weight=0.0)
   (scalar, _), _ = loss_and_gradients(scheme)(participants, batch())
 
   @jit
@@ -92,7 +95,7 @@ def test_confidence_weighs_the_labels(participants):
 
 
 def test_permuted_knowledge_keeps_a_key_of_the_step(participants):
-  scheme = generation(2, losses.dark_knowledge_permuted, random=True)
+  scheme = generation(2, permuted(1.0))
   (scalar, _), _ = loss_and_gradients(scheme)(participants, batch())
   again = loss_and_gradients(scheme)(participants, batch())[0][0]
   assert scalar == again

@@ -7,6 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from jaxkd import losses, methods
+from jaxkd.errors import ConfigError
+from jaxkd.networks import select
+from jaxkd.train import take_turns
+from jaxkd.types import Context
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -16,12 +22,6 @@ from tests.methods.one_step import (
   start,
   updated,
 )
-
-from jaxkd import losses, methods
-from jaxkd.errors import ConfigError
-from jaxkd.networks import select
-from jaxkd.train import take_turns
-from jaxkd.types import Context
 from tests.tiny import TinyNet, batch
 
 SMALL, LARGE = TinyNet(), TinyNet(width=6)

@@ -4,6 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jaxkd import losses, methods
+from jaxkd.adapters import Gate
+from jaxkd.models import Branched, branch_network
+from jaxkd.networks import select, update
+from jaxkd.types import Context, Output
 from tests.methods.one_step import (
   assert_all_moved,
   assert_same,
@@ -11,12 +17,6 @@ from tests.methods.one_step import (
   start,
   updated,
 )
-
-from jaxkd import losses, methods
-from jaxkd.adapters import Gate
-from jaxkd.models import Branched, branch_network
-from jaxkd.networks import select, update
-from jaxkd.types import Context, Output
 from tests.tiny import TinyNet, batch
 
 NETWORK, GATE = TinyNet(), Gate(3)

@@ -20,8 +20,8 @@ from jaxkd.networks import frozen, select
 from jaxkd.runtime import devices
 from jaxkd.train import check_phases
 from jaxkd.types import Context
+from tests.methods.one_step import assert_all_moved, assert_same, jit, updated
 from tests.models.drawn import drawn
-from tests.schemes.one_step import assert_all_moved, assert_same, jit, updated
 from tests.tiny import create
 from tests.torch_weights import regenerate
 

@@ -1,13 +1,21 @@
 """One network with several exits that teaches itself."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from jaxkd import losses, methods
+from jaxkd.errors import ConfigError
+from jaxkd.methods import AdaptiveTemperature, of_exits
+from jaxkd.models import with_exits
+from jaxkd.networks import select
+from jaxkd.train import TrainState, training_step
+from jaxkd.train.checkpoints import Checkpoints
+from jaxkd.train.loop import training_batches
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -17,15 +25,6 @@ from tests.methods.one_step import (
   unprepared,
   updated,
 )
-
-from jaxkd import losses, methods
-from jaxkd.errors import ConfigError
-from jaxkd.methods import AdaptiveTemperature
-from jaxkd.models import with_exits
-from jaxkd.networks import select
-from jaxkd.train import TrainState, training_step
-from jaxkd.train.checkpoints import Checkpoints
-from jaxkd.train.loop import training_batches
 from tests.tiny import TinyNet, batch, examples
 
 SHAPE = (6, 6, 1)
@@ -34,7 +33,7 @@ OUTPUT = jax.eval_shape(
   lambda images: PLAIN.init_with_output(jax.random.key(0), images)[0], batch().images
 )
 NETWORK = with_exits(PLAIN, OUTPUT, ("stage1", "stage2"), kind="linear", num_classes=3)
-LOSS = functools.partial(losses.multi_exit, teachers="later")
+LOSS = of_exits(losses.multi_exit, teachers="later")
 SCHEME = methods.multi_exit(
   NETWORK,
   LOSS,

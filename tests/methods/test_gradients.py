@@ -17,7 +17,7 @@ from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.models import CifarResNet, ReusedClassifier, tap
 from jaxkd.networks import infer, learn
 from jaxkd.types import Output
-from tests.schemes.one_step import assert_all_moved, assert_same, jit
+from tests.methods.one_step import assert_all_moved, assert_same, jit
 
 B, CLASSES = 4, 3
 KEY = jax.random.key(5)

@@ -1,4 +1,4 @@
-"""What a distillation can ask of a scheme: means of teachers, trained connectors, gradients, ..."""
+"""The attributes of a distillation: several teachers, adapters, gradients, classifiers."""
 
 import functools
 
@@ -6,6 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jaxkd import losses, methods
+from jaxkd.adapters import AtStages, FactorEncoder, Regressor, TeacherAtStages
+from jaxkd.errors import ConfigError
+from jaxkd.methods import Distillation, per_example, whole_batch
+from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
+from jaxkd.networks import infer, learn
+from jaxkd.types import Context, Terms
 from tests.methods.one_step import (
   assert_all_moved,
   assert_same,
@@ -13,14 +21,6 @@ from tests.methods.one_step import (
   loss_and_gradients,
   updated,
 )
-
-from jaxkd import losses, methods
-from jaxkd.adapters import FactorEncoder, Regressor
-from jaxkd.errors import ConfigError
-from jaxkd.methods import Distillation
-from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
-from jaxkd.networks import infer, learn
-from jaxkd.types import Context
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch
 
@@ -41,7 +41,7 @@ def terms(scheme, participants, data, step=0):
 
 def test_several_teachers_give_the_weighted_mean_of_their_logits():
   weights = {"wise": 1.0, "old": 3.0}
-  method = Distillation("kd", losses.knowledge_distillation, 2.0, weights)
+  method = Distillation("kd", per_example(losses.knowledge_distillation), 2.0, weights)
   scheme = methods.offline(STUDENT, TEACHERS, [method], label_weight=0)
   participants, data = drawn(scheme, batch()), batch()
 
@@ -57,7 +57,7 @@ def test_several_teachers_give_the_weighted_mean_of_their_logits():
 
 def test_a_weight_may_be_a_function_of_the_step():
   weight = methods.ramp("linear", steps=10, start=0.0, end=4.0)
-  method = Distillation("kd", losses.knowledge_distillation, weight, "wise")
+  method = Distillation("kd", per_example(losses.knowledge_distillation), weight, "wise")
   scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   participants, data = drawn(scheme, batch()), batch()
   at = {step: terms(scheme, participants, data, step)[0] for step in (0, 5, 20)}
@@ -66,46 +66,42 @@ def test_a_weight_may_be_a_function_of_the_step():
   assert float(at[0]["labels"]) == float(at[20]["labels"])
 
 
-def test_teacher_connectors_are_applied_and_stand_still():
-  factors = functools.partial(losses.factor_transfer, stages=("stage2",))
+def test_teacher_adapters_are_applied_and_do_not_learn():
+  factors = per_example(losses.factor_transfer, stages=("stage2",))
   method = Distillation(
     "ft",
     factors,
     teacher="wise",
-    connectors={"stage2": FactorEncoder(3)},
-    teacher_connectors={"stage2": FactorEncoder(3)},
+    adapter=AtStages({"stage2": FactorEncoder(3)}),
+    teacher_adapter=TeacherAtStages({"stage2": FactorEncoder(3)}),
   )
   scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   participants, data = drawn(scheme, batch()), batch()
-  assert scheme.learners == ("student", "ft_stage2_connector")
+  assert scheme.learners == ("student", "ft_adapter")
 
   @jit
   def by_hand(participants):
     student, _ = learn(STUDENT, participants["student"], data.images, KEY)
     teacher = infer(WISE, participants["wise"], data.images)
-    ours = infer(FactorEncoder(3), participants["ft_stage2_connector"], student.features["stage2"])
-    theirs = infer(
-      FactorEncoder(3), participants["ft_stage2_teacher_connector"], teacher.features["stage2"]
-    )
+    ours = infer(FactorEncoder(3), participants["ft_adapter"], student.features["stage2"])
+    theirs = infer(FactorEncoder(3), participants["ft_teacher_adapter"], teacher.features["stage2"])
     return losses.factor_l1(ours, theirs)
 
   found, _ = terms(scheme, participants, data)
   np.testing.assert_allclose(found["ft"], by_hand(participants), rtol=1e-4)
   after = updated(scheme, participants, data)
-  name = "ft_stage2_teacher_connector"
+  name = "ft_teacher_adapter"
   assert_same(participants[name], after[name])
-  moved = (
-    tree["ft_stage2_connector"]["params"]["conv1"]["kernel"] for tree in (participants, after)
-  )
+  moved = (tree["ft_adapter"]["params"]["conv1"]["kernel"] for tree in (participants, after))
   assert_all_moved(*moved)
 
 
-def test_connectors_of_preactivations_leave_features_alone_and_metrics_see_both():
-  def loss(student, teacher):
+def test_adapters_of_preactivations_leave_features_alone_and_metrics_see_both():
+  def loss(student, teacher, batch, context):
     assert student.features["stage2"].shape[-1] == 8
     return losses.activation_boundaries(student, teacher, stages=("stage2",))
 
-  def disagreement(student, teacher):
+  def disagreement(student, teacher, batch, context):
     ours, theirs = (output.preactivations["stage2"] for output in (student, teacher))
     return losses.boundary_disagreement(ours, theirs), jnp.float32(1)
 
@@ -113,8 +109,7 @@ def test_connectors_of_preactivations_leave_features_alone_and_metrics_see_both(
     "ab",
     loss,
     teacher="wise",
-    connectors={"stage2": Regressor((3, 3), 12, activation=False)},
-    connects="preactivations",
+    adapter=AtStages({"stage2": Regressor((3, 3), 12, activation=False)}, "preactivations"),
     metrics={"disagreement": disagreement},
   )
   scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
@@ -127,9 +122,7 @@ def test_gradients_reach_the_loss_where_they_are_asked_for():
   stages = (("images", "images"), ("stage1", "stage1"))
   loss = functools.partial(losses.gradient_attention_transfer, stages=stages, reduce="abs_mean")
   names = ("images", "stage1")
-  method = Distillation(
-    "gradients", loss, 3.0, "wise", student_gradients=names, teacher_gradients=names
-  )
+  method = Distillation("gradients", per_example(loss), 3.0, "wise", gradients=(names, names))
   scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   participants, data = drawn(scheme, batch()), batch()
   labelled = (data.images, data.labels, data.weights, names)
@@ -147,7 +140,7 @@ def test_gradients_reach_the_loss_where_they_are_asked_for():
 
 
 def test_relations_are_those_of_the_batch_of_all_devices():
-  method = Distillation("rkd", losses.relational, teacher="wise", global_batch=True)
+  method = Distillation("rkd", whole_batch(losses.relational), teacher="wise")
   student, teacher = TinyNet(norm=False), TinyNet(width=6, norm=False)
   scheme = methods.offline(student, {"wise": teacher}, [method], label_weight=0)
   participants, data = drawn(scheme, batch()), batch()
@@ -172,9 +165,9 @@ def test_relations_are_those_of_the_batch_of_all_devices():
 def test_up_to_a_stage_only_what_it_needs_runs_learns_and_moves():
   method = Distillation(
     "hint",
-    functools.partial(losses.fitnets, stages=("stage1",)),
+    per_example(losses.fitnets, stages=("stage1",)),
     teacher="wise",
-    connectors={"stage1": Regressor((6, 6), 6)},
+    adapter=AtStages({"stage1": Regressor((6, 6), 6)}),
   )
   scheme = methods.offline(
     STUDENT,
@@ -184,7 +177,7 @@ def test_up_to_a_stage_only_what_it_needs_runs_learns_and_moves():
     to_stage="stage1",
     image_shape=(6, 6, 1),
   )
-  assert set(scheme.learners) == {"student/conv1", "student/bn1", "hint_stage1_connector"}
+  assert set(scheme.learners) == {"student/conv1", "student/bn1", "hint_adapter"}
   participants, data = drawn(scheme, batch()), batch()
   after = updated(scheme, participants, data)
   for name in ("params", "batch_stats"):
@@ -205,12 +198,45 @@ def test_a_first_stage_that_wants_labels_or_does_not_know_the_images_is_refused(
     build(label_weight=0.0)
 
 
-def test_the_features_of_a_mean_of_teachers_are_refused():
+def test_the_features_of_a_mean_of_teachers_are_missing_by_name():
   method = Distillation(
-    "ft",
-    losses.factor_transfer,
-    teacher={"wise": 1.0, "old": 1.0},
-    teacher_connectors={"stage2": FactorEncoder(3)},
+    "at", per_example(losses.attention_transfer, stages=("stage2",)), teacher={"wise": 1, "old": 1}
   )
-  with pytest.raises(ValueError, match="'ft' has teacher connectors, which need the features"):
-    methods.offline(STUDENT, TEACHERS, [method])
+  scheme = methods.offline(STUDENT, TEACHERS, [method])
+  with pytest.raises(ValueError, match="stage2"):
+    terms(scheme, drawn(scheme, batch()), batch())
+
+
+def test_a_tuple_of_teachers_gives_the_loss_the_output_of_each():
+  def loss(student, teachers, batch, context):
+    assert sorted(teachers) == ["old", "wise"]
+    each = (losses.knowledge_distillation(student, t) for t in teachers.values())
+    return dict(zip(teachers, each, strict=True))
+
+  scheme = methods.offline(STUDENT, TEACHERS, [Distillation("kd", loss, 0.5, ("wise", "old"))])
+  participants = drawn(scheme, batch())
+  found, _ = terms(scheme, participants, batch())
+  for name in ("wise", "old"):
+    alone = Distillation("kd", per_example(losses.knowledge_distillation), 0.5, name)
+    expected, _ = terms(methods.offline(STUDENT, TEACHERS, [alone]), participants, batch())
+    np.testing.assert_allclose(found[f"kd_{name}"], expected["kd"], rtol=1e-6)
+
+
+def test_a_loss_reads_the_classifiers_of_all_networks():
+  def loss(student, teacher, batch, context):
+    logits = context.classifiers["wise"](teacher.features["pooled"])
+    earlier = context.classifiers["wise"](teacher.features["stage1"], "stage1")
+    own = context.classifiers["student"](student.features["pooled"])
+    pairs = ((logits, teacher.logits), (earlier, teacher.logits), (own, student.logits))
+    return {str(n): Terms(logit=jnp.abs(a - b).max()) for n, (a, b) in enumerate(pairs)}
+
+  scheme = methods.offline(STUDENT, {"wise": WISE}, [Distillation("same", loss, teacher="wise")])
+  found, _ = terms(scheme, drawn(scheme, batch()), batch())
+  assert all(float(found[f"same_{n}"]) < 1e-5 for n in range(3))
+
+
+def test_a_loss_that_returns_no_terms_is_named():
+  method = Distillation("mine", lambda student, teacher, batch, context: 3.0, teacher="wise")
+  scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
+  with pytest.raises(ConfigError, match="'mine': expected Terms, got float"):
+    terms(scheme, drawn(scheme, batch()), batch())

@@ -11,6 +11,12 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+
+from jaxkd import losses, methods, models
+from jaxkd.adapters import Projector, projector_for
+from jaxkd.errors import ConfigError
+from jaxkd.export.bundles import load_bundle, save_bundle
+from jaxkd.types import Batch, Scheme
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,
@@ -20,12 +26,6 @@ from tests.methods.one_step import (
   loss_and_gradients,
   updated,
 )
-
-from jaxkd import losses, methods, models
-from jaxkd.adapters import Projector, projector_for
-from jaxkd.errors import ConfigError
-from jaxkd.export.bundles import load_bundle, save_bundle
-from jaxkd.types import Batch, Scheme
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch
 
