@@ -66,8 +66,7 @@ def offline(
 
   Raises:
     ConfigError: if `to_stage` is given together with a label weight, or a stage without
-      `image_shape`.
-    ValueError: if two distillations share a name ("labels" is the cross-entropy's), two
+      `image_shape`; if two distillations share a name ("labels" is the cross-entropy's), two
       participants would, or a distillation names a teacher that is not there.
   """
   _check_names(teachers, distillations)
@@ -222,14 +221,14 @@ def _student_learners(
 
 
 def _check_names(teachers: Iterable[str], distillations: Sequence[Distillation]) -> None:
-  """Raises a ValueError for names that collide, and for teachers that are not there."""
+  """Raises a ConfigError for names that collide, and for teachers that are not there."""
   names = ["labels", *(d.name for d in distillations)]
   if len(set(names)) < len(names):
-    raise ValueError(f"the terms of the objective need different names, got {names}")
+    raise ConfigError(f"the terms of the objective need different names, got {names}")
   for d in distillations:
     for teacher in d.teachers:
       if teacher not in teachers:
-        raise ValueError(
+        raise ConfigError(
           f"distillation {d.name!r} names teacher {teacher!r}; there are {sorted(teachers)}"
         )
   participants = [
@@ -239,7 +238,7 @@ def _check_names(teachers: Iterable[str], distillations: Sequence[Distillation])
     *(d.frozen_participant for d in distillations if d.teacher_adapter is not None),
   ]
   if len(set(participants)) < len(participants):
-    raise ValueError(f"participants need different names, got {participants}")
+    raise ConfigError(f"participants need different names, got {participants}")
 
 
 def _each(groups: Iterable[Iterable[str]]) -> Iterable[str]:

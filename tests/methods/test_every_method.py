@@ -25,7 +25,7 @@ from tests.models.drawn import drawn
 from tests.tiny import create
 from tests.torch_weights import regenerate
 
-GOLDEN_MODELS = Path(__file__).parent / "golden" / "models"
+GOLDEN_MODELS = Path(__file__).parents[1] / "golden" / "models"
 
 
 def dataset():

@@ -264,7 +264,11 @@ def test_vectors_and_tokens_of_another_grid_teach_maps_together():
     targets = scheme.targets(participants, batch())
     predicted = scheme.predict(participants, batch().images)
     exported = network.module.apply(network.variables, batch().images).logits
-    return {name: targets[name].features["stage3"] for name in teachers}, predicted, exported
+    return (
+      {name: targets[f"simkd_{name}"].features["stage3"] for name in teachers},
+      predicted,
+      exported,
+    )
 
   targets, predicted, exported = run(participants)
   assert {name: target.shape for name, target in targets.items()} == shapes
