@@ -72,9 +72,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-  """After parity tests, tables: how well ours agrees with the published code."""
+  """Tables: how well ours agrees with the published code, and with what was recorded of itself."""
   _cases_that_agree(terminalreporter)
   _differences_of_models(terminalreporter)
+  _differences_from_recorded(terminalreporter)
 
 
 def _cases_that_agree(terminalreporter):
@@ -114,3 +115,22 @@ def _differences_of_models(terminalreporter):
   for model in sorted({model for model, _ in worst}):
     cells = [f"{worst[model, c]:.1e}" if (model, c) in worst else "" for c in columns]
     terminalreporter.write_line(f"| {model} | {' | '.join(cells)} |")
+
+
+def _differences_from_recorded(terminalreporter):
+  """The largest difference of each kind from recorded values, and the case that has it."""
+  cases, worst = set(), {}
+  for outcome in ("passed", "failed"):
+    for report in terminalreporter.stats.get(outcome, []):
+      for name, value in report.user_properties:
+        if name == "recorded values":
+          case, of_kinds = value
+          cases.add(case)
+          for kind, difference in of_kinds.items():
+            worst[kind] = max(worst.get(kind, (0.0, "none")), (difference, case))
+  if not worst:
+    return
+  terminalreporter.section(f"recorded values, largest relative difference of {len(cases)} cases")
+  for kind, (difference, case) in sorted(worst.items()):
+    where = f" ({case})" if difference else ""
+    terminalreporter.write_line(f"{kind}: {difference:.1e}{where}")
