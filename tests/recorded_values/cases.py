@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxkd import plan, recipes
+from jaxkd import methods as registry
+from jaxkd.experiment import build, config
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.types import Scheme
 
@@ -93,13 +94,13 @@ REFUSED = {
 
 def methods() -> set[str]:
   """Every method that the library has."""
-  return set(recipes.METHODS)
+  return set(registry.METHODS)
 
 
 def schemes_of(variant: str, pair: Pair) -> dict[str, Scheme]:
   """Name -> scheme of every phase of training that a config makes, in their order."""
   method, *fields = variant.split("/")
-  settings = recipes.base_config(method)
+  settings = config.base_config(method)
   settings.batch_size = 8
   settings.teacher.model, settings.student.model = pair.teacher, pair.student
   settings.teacher.epochs, settings.student.epochs = 2, 4
@@ -108,8 +109,8 @@ def schemes_of(variant: str, pair: Pair) -> dict[str, Scheme]:
     name, _, value = field.partition("=")
     section, _, name = name.rpartition(".")
     settings[section or "method"][name] = ast.literal_eval(value)
-  recipes.check_config(settings)
-  stages = plan.stages(settings, _dataset(pair.image_shape), traced=False)
+  config.check_config(settings)
+  stages = build.stages(settings, _dataset(pair.image_shape), traced=False)
   return {stage.name: stage.scheme for stage in stages}
 
 

@@ -16,17 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.participants import select
-from jaxkd.train.devices import AXIS_NAME
+from jaxkd.networks import select
+from jaxkd.runtime.devices import AXIS_NAME
 from jaxkd.types import Batch, Context, Scheme
 from tests.recorded_values.cases import NUM_CLASSES, PAIRS, schemes_of
-from tests.schemes.one_step import jit
+from tests.methods.one_step import jit
 
 FILE = Path(__file__).parent / "values.json"
 
 # New prefix of a path of weights -> the one that was recorded, such as {"peer_0": "student"}; whole
 # names between slashes, the longest that fits. It holds for names of participants in results, too.
-RENAMED: Mapping[str, str] = {}
+RENAMED: Mapping[str, str] = {
+  # One adapter holds what were connectors of several stages.
+  f"{method}_adapter/{collection}/modules_{stage}": f"{method}_{stage}_connector/{collection}"
+  for method in ("ab", "fsp")
+  for collection in ("params", "batch_stats")
+  for stage in ("stem", "stage1", "stage2", "stage3", "stage4")
+}
 # New name of a phase or of a term -> the one that was recorded.
 RENAMED_PHASES: Mapping[str, str] = {}
 RENAMED_TERMS: Mapping[str, str] = {}
@@ -129,20 +135,18 @@ def _values(scheme: Scheme, batch: Batch) -> dict[str, Any]:
   return {
     "loss": float(loss),
     "terms": jax.tree.map(float, terms),
-    "gradients": _norms(gradients),
+    "gradients": _norms({name: {"params": tree} for name, tree in gradients.items()}),
     "state": _norms(state),
   }
 
 
 def _norms(participants: Mapping[str, Any]) -> dict[str, float]:
-  """Participant -> the L2 norm of all its arrays; none for one that has no array."""
-  return {
-    recorded_path(name): float(
-      np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in jax.tree.leaves(tree)))
-    )
-    for name, tree in participants.items()
-    if jax.tree.leaves(tree)
-  }
+  """Recorded participant -> the L2 norm of all its arrays; none for one that has no array."""
+  squares: dict[str, float] = {}
+  for path, leaf in jax.tree.leaves_with_path(participants):
+    names = recorded_path("/".join(str(entry.key) for entry in path)).split("/")
+    squares[names[0]] = squares.get(names[0], 0.0) + float(np.sum(np.float64(leaf) ** 2))
+  return {name: float(np.sqrt(total)) for name, total in squares.items()}
 
 
 def _batch(image_shape: tuple[int, int, int]) -> Batch:
