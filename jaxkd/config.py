@@ -19,8 +19,8 @@ with needed_by("jaxkd.config"):
 import numpy as np
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.train.nonfinite import POLICIES
 from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES
-from jaxkd.train.policy import POLICIES
 
 
 @dataclasses.dataclass(frozen=True)

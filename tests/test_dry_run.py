@@ -1,4 +1,4 @@
-"""Rehearsals: configs are lowered for accelerators and tried on noise, and what fails is said."""
+"""Dry runs: configs are lowered for accelerators and tried on noise, and what fails is said."""
 
 import dataclasses
 import importlib
@@ -17,7 +17,7 @@ from jaxkd import models, recipes
 from jaxkd.data import stand_in
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, dry_run
-from jaxkd.experiment.dry_run import Rehearsal, RehearsalFailed
+from jaxkd.experiment.dry_run import DryRunFailed, Plan
 from jaxkd.types import Aux, Scheme
 from tests import tiny
 
@@ -122,9 +122,9 @@ def test_a_loss_or_a_state_in_bfloat16_is_told(what):
 
   phase = phase_of_one_number("alone", "student", optimizer=optimizer)
   phase = dataclasses.replace(phase, scheme=phase.scheme._replace(loss=loss))
-  planned = Rehearsal(settings_for("alone"), stand_in("digits"), [phase])
+  planned = Plan(settings_for("alone"), stand_in("digits"), [phase])
   named = r"1 results are not float32 \(.*trace.*w" if what == "the optimizer" else r"'bf16': \d"
-  with pytest.raises(RehearsalFailed, match=f"^phase 'alone': losses and metrics of .*{named}"):
+  with pytest.raises(DryRunFailed, match=f"^phase 'alone': losses and metrics of .*{named}"):
     dry_run.lower(planned, device_count=2)
 
 
@@ -135,7 +135,7 @@ def test_a_convolution_in_another_type_is_told(tiny_models, monkeypatch):
   )
   planned = dry_run.prepare(settings_for("alone", compute_dtype="bfloat16"))
   with pytest.raises(
-    RehearsalFailed,
+    DryRunFailed,
     match=r"^phase 'alone': convolutions of its training step compute in {'f32': \d+}, expected",
   ):
     dry_run.lower(planned, device_count=2)
@@ -168,7 +168,7 @@ def number(ran, participant):
 
 
 def test_a_phase_starts_from_what_earlier_ones_leave():
-  planned = Rehearsal(
+  planned = Plan(
     None,
     None,
     [
@@ -193,8 +193,8 @@ def test_a_phase_starts_from_what_earlier_ones_leave():
 )
 def test_what_goes_wrong_is_told_with_its_phase(factor, message):
   phases = [phase_of_one_number("alone", "student", factor)]
-  with pytest.raises(RehearsalFailed, match=message):
-    dry_run.dry_run(Rehearsal(None, None, phases), batch_size=2)
+  with pytest.raises(DryRunFailed, match=message):
+    dry_run.dry_run(Plan(None, None, phases), batch_size=2)
 
 
 @pytest.mark.parametrize("file", ["cifar100", "imagenet"])

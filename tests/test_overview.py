@@ -51,7 +51,7 @@ def test_a_run_says_what_it_compares_before_it_trains(monkeypatch, console, tmp_
     raise Started
 
   monkeypatch.setattr(run, "load", lambda *args, **options: dataset())
-  monkeypatch.setattr(run, "_train_all", train)
+  monkeypatch.setattr(run, "_train_phases", train)
   with pytest.raises(Started):
     run.run(settings_for("at"), tmp_path / "run", console)
   assert console.file.getvalue() == (

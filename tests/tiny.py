@@ -94,8 +94,8 @@ def batch(size=8, seed=0):
   return Batch(images, jnp.asarray(chosen.labels), jnp.ones(size), jnp.arange(size))
 
 
-def bystanders(scheme):
-  """The participants that do not learn, which a test means to be drawn at random."""
+def frozen_participants(scheme):
+  """The participants that do not learn; a test draws them at random."""
   return frozen(jax.eval_shape(scheme.init, jax.random.key(0), batch()), scheme.learners)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd.runtime import devices
-from jaxkd.train import Silent, train_phase
+from jaxkd.train import Silent, TrainOptions, train_phase
 from tests.tiny import examples, phase
 
 
@@ -31,8 +31,7 @@ def train(directory, together, reporter, resident_bytes=2**30):
     devices=jax.local_devices()[:2],
     reporter=reporter,
     test=examples(9, seed=2),
-    checkpoint_seconds=0.0,
-    steps_per_dispatch=together,
+    options=TrainOptions(checkpoint_seconds=0.0, steps_per_dispatch=together),
   )
 
 

@@ -14,8 +14,8 @@ from jaxkd import schemes
 from jaxkd.errors import ConfigError
 from jaxkd.report import Lines, ProgressBar
 from jaxkd.runtime.signals import Interrupted, Interruption
-from jaxkd.train import Silent, check_phases, starting_variables, train_phase
-from jaxkd.train.checkpoints import check_checkpoints, check_seal
+from jaxkd.train import Silent, TrainOptions, check_phases, starting_variables, train_phase
+from jaxkd.train.checkpoints import check_checkpoints, check_checksums
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples, phase
 
@@ -63,8 +63,7 @@ def train(directory: pathlib.Path, reporter=None, checkpoint_seconds=NEVER, stop
     reporter=reporter or Silent(),
     validation=examples(9, seed=1),
     test=examples(9, seed=2),
-    evaluate_every=2,
-    checkpoint_seconds=checkpoint_seconds,
+    options=TrainOptions(evaluate_every=2, checkpoint_seconds=checkpoint_seconds),
     stop=stop,
   )
 
@@ -204,7 +203,7 @@ def newest_and_its_largest(directory, item):
 @pytest.mark.parametrize(
   ("item", "harm"),
   [
-    # Nobody else would notice these two.
+    # Only checksums find these two.
     ("state/ocdbt.process_0/d", flip),
     pytest.param("best/ocdbt.process_0/d", flip, marks=pytest.mark.long),
     pytest.param("progress", lambda file: file.write_bytes(b""), marks=pytest.mark.long),
@@ -237,7 +236,7 @@ def test_a_step_that_was_damaged_is_saved_again(tmp_path, stopped):
     flip(file)
     with pytest.raises(Broken):
       train(tmp_path, StopAfter(2), checkpoint_seconds=0.0)
-    check_seal(tmp_path / str(step))
+    check_checksums(tmp_path / str(step))
     assert len(list(tmp_path.glob(f"{step}.damaged*"))) == times
 
 
@@ -252,8 +251,8 @@ def test_checkpoints_in_which_every_process_kept_its_own_position_are_read(
     for process in (0, 1):
       shutil.copy(position, position.with_name(f"process_{process}-of-2.json"))
     position.unlink()
-  for seal in tmp_path.glob("*/digests.json"):
-    seal.unlink()
+  for checksums in tmp_path.glob("*/digests.json"):
+    checksums.unlink()
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
@@ -278,11 +277,10 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
   wide = drawn(schemes.supervised(TinyNet(width=6)), batch())
   with pytest.raises(ConfigError, match=r"weights given for 'student' are of another architecture"):
     train_phase(
-      phase(),
+      phase(given=wide),
       directory=tmp_path / "narrow",
       devices=jax.local_devices()[:1],
       reporter=Silent(),
-      given=wide,
     )
 
 
@@ -305,11 +303,10 @@ def test_phases_inherit_from_phases_before_them_only():
 
 def test_a_phase_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
   scored = train_phase(
-    phase(epochs=0, average_decay=None),
+    phase(epochs=0, average_decay=None, given=uninterrupted.participants),
     directory=tmp_path,
     devices=jax.local_devices()[:2],
     reporter=Silent(),
-    given=uninterrupted.participants,
     test=examples(9, seed=2),
   )
   assert scored.test == uninterrupted.test

@@ -1,4 +1,4 @@
-"""The one step: the same result on any number of devices; what should stand still does."""
+"""The training step: equal results on any number of devices; frozen variables do not change."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from jaxkd.runtime import devices
 from jaxkd.schemes import Distillation
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Aux, Batch, Context, Output, Scheme, Terms
-from tests.tiny import TinyNet, batch, bystanders
+from tests.tiny import TinyNet, batch, frozen_participants
 
 
 def as_it_is(keys, batch):
@@ -38,7 +38,7 @@ def run_steps(
     optimizer,
     jax.random.key(0),
     batch(),
-    untrained=bystanders(scheme),
+    untrained=frozen_participants(scheme),
     average=decay is not None,
   )
   chosen = jax.local_devices()[:device_count]
@@ -137,23 +137,23 @@ def test_the_teacher_is_neither_trained_nor_are_its_statistics_moved():
   assert all(jax.tree.leaves(moved["batch_stats"]))
 
 
-def test_setting_the_teacher_aside_changes_nothing():
+def test_passing_the_teacher_as_frozen_changes_nothing():
   """Up to rounding: another program is compiled."""
   whole, _ = run_steps(distilling(), 2, steps=2)
-  aside, _ = run_steps(distilling(), 2, steps=2, frozen=("teacher",))
-  assert jax.tree.structure(whole) == jax.tree.structure(aside)
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(aside), strict=True):
+  frozen, _ = run_steps(distilling(), 2, steps=2, frozen=("teacher",))
+  assert jax.tree.structure(whole) == jax.tree.structure(frozen)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(frozen), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_scheme_that_changes_a_bystander_is_refused():
+def test_a_scheme_that_changes_a_frozen_participant_is_refused():
   scheme = distilling()
 
   def loss(*args):
     total, aux = scheme.loss(*args)
     return total, dataclasses.replace(aux, state={**aux.state, "teacher": {}})
 
-  with pytest.raises(ValueError, match=r"changes the state of \('teacher',\), who do not learn"):
+  with pytest.raises(ValueError, match=r"changes the state of \('teacher',\), which do not learn"):
     run_steps(scheme._replace(loss=loss), 1, steps=1)
 
 
