@@ -1,4 +1,4 @@
-"""Dry runs: configs are lowered for accelerators and tried on noise, and what fails is said."""
+"""Dry runs: configs are lowered for accelerators and tried on noise; failures are named."""
 
 import dataclasses
 import importlib
@@ -24,7 +24,7 @@ from tests import tiny
 
 @pytest.fixture
 def tiny_models(monkeypatch):
-  """The recipes get networks that compile fast; the teacher is the wider one."""
+  """Replace models by networks that compile fast; the teacher is the wider one."""
 
   def create(name, *, num_classes, axis_name, dtype):
     width = 3 if "20" in name else 2
@@ -53,7 +53,7 @@ def test_every_step_is_lowered_for_tpu_and_cuda(tiny_models):
   assert all(set(x.convolutions) == set(x.losses) == {"f32"} for x in lowered)
 
 
-# What a method needs to know of networks of two stages, and every stage that it can have.
+# Fields that methods need for networks of two stages, and phases that are off by default.
 ON_TWO_STAGES = {
   "nst": {"stages": ("stage2",)},
   "fsp": {"stages": ("stage1", "stage2")},
@@ -61,7 +61,7 @@ ON_TWO_STAGES = {
   "fitnets": {"two_stage": True},
   "born_again": {"generations": 1},
 }
-STAGES = {
+PHASES = {
   "teacher": ["teacher"],
   "alone": ["alone"],
   "fitnets": ["warmup", "distilled"],
@@ -81,13 +81,13 @@ ALWAYS = ("kd", "ft", "simkd", "dml")
     for method in recipes.METHODS
   ],
 )
-def test_in_bfloat16_networks_are_lowered_in_it_and_losses_in_float32(tiny_models, method):
+def test_with_bfloat16_networks_compute_in_it_and_losses_in_float32(tiny_models, method):
   settings = settings_for(method, compute_dtype="bfloat16", baseline=False)
   settings.method.update(ON_TWO_STAGES.get(method, {}))
   planned = dry_run.prepare(settings)
   lowered = dry_run.lower(planned, skip=() if method == "teacher" else ("teacher",))
   trained = [x.phase for x in lowered if x.step == "training"]
-  assert trained == STAGES.get(method, ["distilled"])
+  assert trained == PHASES.get(method, ["distilled"])
   for found in lowered:
     assert found.platforms == ("tpu", "cuda")
     assert set(found.convolutions) == {"bf16"} and set(found.losses) == {"f32"}
@@ -113,7 +113,7 @@ LOW = {
 
 
 @pytest.mark.parametrize("what", LOW)
-def test_a_loss_or_a_state_in_bfloat16_is_told(what):
+def test_a_loss_or_a_state_in_bfloat16_is_an_error(what):
   value, optimizer = LOW[what]
 
   def loss(learning, participants, batch, targets, context):
@@ -128,8 +128,8 @@ def test_a_loss_or_a_state_in_bfloat16_is_told(what):
     dry_run.lower(planned, device_count=2)
 
 
-def test_a_convolution_in_another_type_is_told(tiny_models, monkeypatch):
-  # It does not ask what to compute in.
+def test_a_convolution_in_another_type_is_an_error(tiny_models, monkeypatch):
+  # This model ignores the configured type.
   monkeypatch.setattr(
     models, "create", lambda name, *, num_classes, **_: tiny.TinyNet(2, num_classes)
   )
@@ -147,7 +147,7 @@ def test_a_config_is_tried_on_noise(tiny_models):
 
 
 def phase_of_one_number(name, participant, factor=1.0, **changes):
-  """A phase that compiles at once: its networks are a number each, and one is to become 0."""
+  """A phase that compiles fast: each network is one number, and one of them learns to be 0."""
 
   def loss(learning, participants, batch, targets, context):
     return factor * learning[participant]["w"] ** 2, Aux({}, {}, {})
@@ -167,7 +167,7 @@ def number(ran, participant):
   return float(ran.participants[participant]["params"]["w"])
 
 
-def test_a_phase_starts_from_what_earlier_ones_leave():
+def test_a_phase_starts_from_participants_of_earlier_ones():
   planned = Plan(
     None,
     None,
@@ -178,7 +178,7 @@ def test_a_phase_starts_from_what_earlier_ones_leave():
   )
   taught, distilled = dry_run.dry_run(planned, batch_size=2)
   assert number(taught, "teacher") == number(distilled, "teacher") < 1
-  # What is finished is not made again.
+  # Finished phases are skipped.
   finished = {"teacher": {"teacher": {"params": {"w": np.float32(7)}}}}
   (alone,) = dry_run.dry_run(planned, batch_size=2, finished=finished)
   assert number(alone, "teacher") == 7 and number(alone, "student") < 1
@@ -191,7 +191,7 @@ def test_a_phase_starts_from_what_earlier_ones_leave():
     (0.0, "^phase 'alone': 'student' is to learn and did not move$"),
   ],
 )
-def test_what_goes_wrong_is_told_with_its_phase(factor, message):
+def test_failures_name_their_phase(factor, message):
   phases = [phase_of_one_number("alone", "student", factor)]
   with pytest.raises(DryRunFailed, match=message):
     dry_run.dry_run(Plan(None, None, phases), batch_size=2)
@@ -243,7 +243,7 @@ def get_config(argument):
 
 
 @pytest.mark.long
-def test_the_script_tells_what_passed_and_what_failed(tmp_path):
+def test_the_script_reports_which_configs_passed_and_failed(tmp_path):
   config, workdir = tmp_path / "small.py", tmp_path / "runs"
   config.write_text(CONFIG)
   workdir.mkdir()

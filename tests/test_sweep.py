@@ -1,4 +1,4 @@
-"""Many runs at once: what is made, in which order, by whom, and what is told of failures."""
+"""Sweeps: which runs are made, in which order, by which worker, and how failures are reported."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ def settings_for(name="alone", *changes):
 
 @pytest.fixture(autouse=True)
 def this_process_as_it_was():
-  """Keeps the devices and the cache of the tests."""
+  """Restore the compilation cache, and initialise the devices before a sweep could."""
   jax.devices()
   before = jax.config.jax_compilation_cache_dir
   yield
@@ -39,7 +39,7 @@ def this_process_as_it_was():
 
 
 def swept(jobs, home, **options):
-  """(what was told, the error that was raised)."""
+  """Run a sweep; return (printed lines, the error raised or None)."""
   console = Console(file=io.StringIO(), width=60)
   try:
     sweep.run_all(jobs, compiled=home / "compiled", console=console, **options)
@@ -51,7 +51,7 @@ def swept(jobs, home, **options):
 
 @pytest.fixture
 def made(monkeypatch):
-  """The folders of the runs made, none of which is trained; "bad..." ones fail."""
+  """Replace training; return the list of folders of the runs made. "bad..." ones fail."""
   folders = []
 
   def run(settings, folder, console, *, load_data):
@@ -73,7 +73,7 @@ def made(monkeypatch):
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
-  """(folder, what was told, the error) of a run by one worker, while another's fails."""
+  """(folder, printed lines, error) of a sweep whose one worker succeeds and the other fails."""
   home = tmp_path_factory.mktemp("sweep")
   jobs = [
     Job(settings_for(), home / "seed0" / "good"),
@@ -89,25 +89,25 @@ def accuracy(folder):
 @pytest.mark.long
 def test_a_worker_trains_as_this_process_does(two_workers, tmp_path):
   home, *_ = two_workers
-  told, error = swept([Job(settings_for(), tmp_path / "good")], tmp_path, workers=1)
+  lines, error = swept([Job(settings_for(), tmp_path / "good")], tmp_path, workers=1)
   assert error is None
   assert accuracy(home / "seed0" / "good") == pytest.approx(accuracy(tmp_path / "good"), abs=0.006)
-  assert told[-1].startswith(f"[1/1] good: {100 * accuracy(tmp_path / 'good'):.2f}% in ")
+  assert lines[-1].startswith(f"[1/1] good: {100 * accuracy(tmp_path / 'good'):.2f}% in ")
 
 
 def test_a_failed_run_is_named_and_the_others_in_progress_are_finished(two_workers):
-  home, told, error = two_workers
+  home, lines, error = two_workers
   message = "seed0/bad: batch_size=64: not divisible by "
   assert isinstance(error, ConfigError) and str(error).startswith(message)
-  assert told[0].startswith("2 runs by 2 workers; logs in ")
+  assert lines[0].startswith("2 runs by 2 workers; logs in ")
   # Two workers end in either order.
-  failed, finished = sorted(told[1:], key=lambda line: "failed" not in line)
-  made = told.index(failed) - 1
+  failed, finished = sorted(lines[1:], key=lambda line: "failed" not in line)
+  made = lines.index(failed) - 1
   assert failed.startswith(f"[{made}/2] seed0/bad: failed: batch_size=64: ")
   assert finished.startswith(f"[1/2] seed0/good: {100 * accuracy(home / 'seed0/good'):.2f}% in ")
 
 
-def test_what_a_run_says_goes_to_a_log_of_its_own(two_workers):
+def test_output_of_a_run_goes_to_its_own_log(two_workers):
   home, *_ = two_workers
   log = (home / "logs" / "seed0,good.txt").read_text()
   assert "alone: 2 steps" in log and "digits, seed 0" in log  # 80 images in batches of 64
@@ -122,7 +122,7 @@ def test_the_same_command_again_starts_nothing(made, monkeypatch, tmp_path):
   assert swept(jobs, tmp_path) == (["2 of 2 runs are complete"], None)
 
 
-def test_a_run_waits_for_what_it_needs(made, tmp_path):
+def test_a_run_waits_for_the_runs_it_comes_after(made, tmp_path):
   student, alone, teacher, school = (tmp_path / x for x in ("kd", "alone", "teacher", "school"))
   settings = settings_for()
   jobs = [Job(settings, student, (teacher,)), Job(settings, alone)]
@@ -131,7 +131,7 @@ def test_a_run_waits_for_what_it_needs(made, tmp_path):
   assert made == [school, teacher, student, alone]
 
 
-def test_a_folder_planned_twice_is_made_once_with_the_needs_of_both(made, tmp_path):
+def test_a_folder_planned_twice_is_made_once_after_the_runs_of_both(made, tmp_path):
   settings = settings_for("kd", "method.temperature=2.0")
   jobs = [Job(settings, tmp_path / "kd") for _ in range(2)]
   jobs.append(Job(settings, tmp_path / "kd", (tmp_path / "teacher",)))
@@ -141,22 +141,22 @@ def test_a_folder_planned_twice_is_made_once_with_the_needs_of_both(made, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["bad", "bad-luck"])
-def test_after_a_failure_nothing_starts_and_the_same_command_goes_on(made, tmp_path, name):
+def test_after_a_failure_nothing_starts_and_the_same_call_resumes(made, tmp_path, name):
   names = ("first", name, "last")
   jobs = [Job(settings_for(), tmp_path / each) for each in names]
-  told, error = swept(jobs, tmp_path, workers=1)
+  lines, error = swept(jobs, tmp_path, workers=1)
   assert [folder.name for folder in made] == ["first"]
   if name == "bad":
     assert isinstance(error, ConfigError) and str(error) == "bad: student.model='bad'"
   else:
     assert isinstance(error, RuntimeError) and str(error) == "bad-luck: OSError: the disk"
-    assert "Traceback (most recent call last):" in told
-  assert told[-1] == f"[1/3] {name}: failed: {str(error).partition(': ')[2]}"
+    assert "Traceback (most recent call last):" in lines
+  assert lines[-1] == f"[1/3] {name}: failed: {str(error).partition(': ')[2]}"
 
   jobs[1] = Job(settings_for(), tmp_path / "better")
-  told, error = swept(jobs, tmp_path, workers=1)
+  lines, error = swept(jobs, tmp_path, workers=1)
   assert error is None
-  assert told[0] == "1 of 3 runs are complete"
+  assert lines[0] == "1 of 3 runs are complete"
   assert [folder.name for folder in made] == ["first", "better", "last"]
 
 
@@ -173,7 +173,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told_before_anything_starts(made, tmp_path, mistake):
+def test_mistakes_are_reported_before_anything_starts(made, tmp_path, mistake):
   settings = settings_for()
   x, y, full = (tmp_path / name for name in ("x", "y", "full"))
   wrong, options = {
@@ -195,15 +195,15 @@ def test_mistakes_are_told_before_anything_starts(made, tmp_path, mistake):
   full.mkdir()
   (full / "thesis.tex").write_text("everything")
   jobs = [Job(settings, tmp_path / "kd"), *wrong]
-  told, error = swept(jobs, tmp_path, **{"workers": 1, **options})
+  lines, error = swept(jobs, tmp_path, **{"workers": 1, **options})
   assert isinstance(error, ConfigError)
   whole = mistake not in ("circle", "settings", "model", "data set")
   assert str(error) == MISTAKES[mistake].format(tmp_path) or not whole
   assert str(error).startswith(MISTAKES[mistake].format(tmp_path).partition(" x, y")[0])
-  assert (told, made) == ([], [])
+  assert (lines, made) == ([], [])
 
 
-def test_every_worker_has_cores_of_its_own(monkeypatch):
+def test_every_worker_has_its_own_cores(monkeypatch):
   monkeypatch.setattr(workers, "_hardware", lambda: ("cpu", 1))
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 0, 2}, raising=False)
   assert [slot.cores for slot in workers.slots(0, 9)] == [(0,), (2,), (5,)]
@@ -231,7 +231,7 @@ def test_every_worker_sees_one_accelerator(monkeypatch):
   assert {each["TPU_PROCESS_BOUNDS"] for each in seen} == {"1,1,1"}
 
 
-def test_a_worker_computes_in_its_place_and_ends_with_the_block(monkeypatch):
+def test_a_worker_has_its_slots_environment_and_ends_with_the_block(monkeypatch):
   monkeypatch.delenv("JAXKD_TEST", raising=False)
   slots = [Slot((), {"JAXKD_TEST": "7"}), Slot((), {"JAXKD_TEST": "8"})]
   with (
@@ -246,14 +246,14 @@ def test_a_worker_computes_in_its_place_and_ends_with_the_block(monkeypatch):
   assert None not in [process.exitcode for process in processes]
 
 
-def test_a_worker_keeps_to_its_cores():
+def test_a_worker_uses_its_cores_only():
   core = max(os.sched_getaffinity(0))
   with Workers([Slot((core,), {})], functools.partial, os.sched_getaffinity) as team:
     team.give(0)
     assert list(team.results()) == [(0, {core})]
 
 
-def test_a_task_and_its_result_stay_together_and_a_worker_that_dies_is_told():
+def test_results_come_with_their_task_and_a_dead_worker_is_reported():
   with Workers([Slot((), {})] * 2, functools.partial, os._exit) as team:
     team.give(7)
     team.give(9)
@@ -279,7 +279,7 @@ if __name__ == "__main__":
 def test_workers_end_when_the_command_is_killed(tmp_path):
   (tmp_path / "killed.py").write_text(KILLED)
   command = [sys.executable, str(tmp_path / "killed.py")]
-  # The worker holds the pipe: it is read to its end when that has gone, too.
+  # The worker holds the pipe open: reading ends when the worker has ended, too.
   done = subprocess.run(command, stdout=subprocess.PIPE, timeout=600, check=False)
   assert done.returncode == -signal.SIGKILL
   assert int(done.stdout) > 0

@@ -149,7 +149,7 @@ class InputFeed:
 
   @property
   def is_resident(self) -> bool:
-    """Whether devices hold the examples, so that steps are fed indices only."""
+    """True if devices hold the examples, so that steps are fed indices only."""
     return self._examples is not None
 
   @property

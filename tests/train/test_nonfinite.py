@@ -28,10 +28,10 @@ from tests.tiny import batch, examples, phase
 
 
 def two_learners(poisons=None, *, device=None):
-  """Vectors without a network, "first" drawn to an image's mean, "second" to where its term is low.
+  """Two vectors as learners: "first" approaches an image's mean, "second" minimises its term.
 
   The second's term is a logarithm that has no value above 1.5: the rate may be too high. `poisons`
-  says at which steps what is not finite, on one device or on all.
+  maps steps to what is not finite there, on one device or on all.
   """
   poisons = poisons or {}
 
@@ -78,7 +78,7 @@ def two_learners(poisons=None, *, device=None):
 FAULTS = {
   "term": {"first": 0, "second": step_guard.GRADIENT | step_guard.UPDATE},
   "gradient": {"first": 0, "second": step_guard.GRADIENT | step_guard.UPDATE},
-  # Finite, but its square is more than float32 holds.
+  # Finite, but its square overflows float32.
   "large gradient": {"first": 0, "second": step_guard.GRADIENT | step_guard.UPDATE},
   "update": {"first": 0, "second": step_guard.UPDATE},
   "statistics": {"first": step_guard.STATISTICS, "second": 0},
@@ -91,7 +91,7 @@ FINE = {"first": 0, "second": 0}
 
 def steps(device_count, accumulate, poisons):
   """The states from the first to the last of 13 steps on several devices, and their results."""
-  # Updates by large gradients leave what float32 holds.
+  # Updates by large gradients overflow float32.
   out_of_bounds = optax.stateless(
     lambda updates, _: jax.tree.map(lambda u: jnp.where(abs(u) > 1e9, 1e30 * u, u), updates)
   )
@@ -137,7 +137,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(device_count, 
   assert states[-1].participants["first"]["batch_stats"]["count"] == 7 * accumulate
 
 
-def test_finite_steps_are_those_of_a_step_without_a_guard(monkeypatch):
+def test_finite_steps_equal_those_without_a_guard(monkeypatch):
   guarded, _ = steps(2, 1, {})
   monkeypatch.setattr(step_guard, "select", lambda finite, after, before: after)
   plain, _ = steps(2, 1, {})
@@ -209,7 +209,7 @@ NAN = np.float32("nan")
     ({}, {"connector": 2, "student": 2}, "the gradient of 'student' and 'connector'"),
     ({"loss": np.inf}, {"student": 0}, "loss"),
     ({"share": NAN}, {"student": 0}, "share"),
-    # What is the peer's own comes before what it may have done to the other.
+    # Statistics are a peer's own; they come before effects on the other.
     ({}, {"peer_0": 2, "peer_1": 3}, "the statistics of 'peer_1'"),
     ({}, {"student": 4}, "the update of 'student'"),
   ],
@@ -238,7 +238,7 @@ def test_the_cause_is_named_first(metrics, found, named):
     assert way in message
 
 
-def test_stop_saves_nothing_afterwards_and_another_policy_goes_on_from_there(tmp_path):
+def test_stop_saves_nothing_afterwards_and_another_policy_resumes_from_there(tmp_path):
   poisons = {4: "term"}
   with pytest.raises(Diverged, match=r"step 5 of 8 .* two_logit, the gradient of 'second' \("):
     train(tmp_path, seconds=0.0, poisons=poisons)
@@ -272,7 +272,7 @@ def test_an_epoch_of_skipped_steps_is_an_error(tmp_path):
 
 
 @pytest.mark.long
-def test_where_all_is_finite_policies_do_not_differ(tmp_path):
+def test_policies_do_not_differ_if_all_is_finite(tmp_path):
   one, other = (train(tmp_path / p, policy=NonFinite(p)) for p in ("stop", "rollback"))
   assert_same(one.participants, other.participants)
   assert one.rows == other.rows
@@ -284,7 +284,7 @@ TOO_FAST = {"optimizer": optax.sgd(2.0), "policy": NonFinite("rollback")}
 
 
 @pytest.mark.parametrize("together", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_rollback_starts_again_at_a_lower_rate_and_forgets_the_epochs_between(tmp_path, together):
+def test_rollback_restarts_at_a_lower_rate_and_drops_the_epochs_between(tmp_path, together):
   class Both(MetricsFile, Recorder):
     def __init__(self, path):
       MetricsFile.__init__(self, path)
@@ -308,22 +308,22 @@ def test_rollback_starts_again_at_a_lower_rate_and_forgets_the_epochs_between(tm
   assert [row["step"] for row in finished.rows] == [2, 4, 6, 8]
 
 
-def test_a_phase_asked_to_stop_in_a_rollback_stops_where_it_says(tmp_path):
-  class Asks(Silent):
+def test_a_phase_stopped_in_a_rollback_stops_where_it_says(tmp_path):
+  class StopRequest(Silent):
     stop = Interruption()
 
     def rolled_back(self, phase, rows):
       self.stop.ask(signal.SIGTERM)
 
-  asks = Asks()
+  reporter = StopRequest()
   with pytest.raises(Interrupted, match=r"^alone, after update 1 of 8$"):
-    train(tmp_path, asks, stop=asks.stop, **TOO_FAST)
+    train(tmp_path, reporter, stop=reporter.stop, **TOO_FAST)
   assert saved(tmp_path) == [1]
 
 
 @pytest.fixture(scope="module")
 def rolled_back(tmp_path_factory):
-  """What a phase ends in that saves at every step; the last saved state diverges again."""
+  """Result and messages of a phase that saves at every step; its last checkpoint diverges again."""
   recorder = Recorder()
   finished = train(tmp_path_factory.mktemp("whole"), recorder, seconds=0.0, **TOO_FAST)
   return finished, recorder.lines

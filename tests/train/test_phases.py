@@ -1,4 +1,4 @@
-"""Phases after which nothing predicts yet."""
+"""Phases that leave no predictor."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ FIRST = schemes.offline(
 )
 
 
-def test_a_phase_without_a_predictor_is_trained_handed_on_and_shown(tmp_path):
+def test_a_phase_without_a_predictor_is_trained_inherited_and_shown(tmp_path):
   run = functools.partial(
     train_phase, devices=jax.local_devices()[:1], reporter=Silent(), validation=examples(9)
   )

@@ -31,7 +31,7 @@ def cropped(keys, batch):
 def run_steps(
   scheme, device_count, *, steps=5, accumulate=1, prepare=as_it_is, decay=None, frozen=()
 ):
-  """The state after a few steps over the same global batches, computed once for all tests."""
+  """Return the state after a few steps over the same global batches; cached for all tests."""
   optimizer = optax.sgd(0.1, momentum=0.9)
   state = create_state(
     scheme,
@@ -61,7 +61,7 @@ def run_steps(
   return state, jax.device_get(metrics)
 
 
-# What every device does by itself, too, is what may differ between them.
+# With augmentation and averages, which each device computes for itself.
 AUGMENTED = {"prepare": cropped, "decay": 0.9}
 
 
@@ -227,7 +227,7 @@ def test_metrics_name_every_term():
 
 
 def per_device_squares():
-  """A scheme without networks: the parameter is drawn to the mean image of the batch."""
+  """A scheme without networks: the parameter approaches the mean image of the batch."""
 
   def loss(learning, participants, data, targets, context: Context):
     difference = learning["student"]["w"] - data.images.mean()
@@ -263,6 +263,6 @@ def test_shard_map_needs_its_check_off_to_give_the_same_gradient():
   assert results[True] == pytest.approx(8 * expected, rel=1e-5)
 
 
-def test_normalised_images_are_what_the_networks_see():
+def test_uint8_images_are_normalised_to_mean_and_std():
   images = jnp.full((1, 2, 2, 1), 255, jnp.uint8)
   np.testing.assert_allclose(normalize(images, (0.5,), (0.25,)), 2.0)
