@@ -27,7 +27,7 @@ from jaxkd.experiment import build
 from jaxkd.experiment.networks import images_of_run
 from jaxkd.export import bundles
 from jaxkd.runtime import devices
-from jaxkd.runtime.process import LOCK, Stopwatch, claimed
+from jaxkd.runtime.process import LOCK, Stopwatch, workdir_lock
 from jaxkd.runtime.signals import Interruption
 from jaxkd.train import NonFinite, Reporter, Stage, starting_variables, train_stage
 from jaxkd.train.checkpoints import check_checkpoints
@@ -86,18 +86,18 @@ def run(
 
   chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
   if (workdir / "config.json").exists():
-    with claimed(workdir):
+    with workdir_lock(workdir):
       pass  # Whoever comes second is told before data are loaded.
   data = build.dataset(settings, load_data or load)
   stages = build.stages(settings, data)
   if not settings.devices and not settings.cpu_devices:
     steps = [stage.multiply_adds for stage in stages if stage.epochs]
-    chosen = devices.worth_sharing(chosen, steps, settings.batch_size)
+    chosen = devices.choose_devices(chosen, steps, settings.batch_size)
   for stage in stages:
     check_checkpoints(workdir / "checkpoints" / stage.name)
   # Nobody writes before everybody has looked.
-  devices.wait_for_everyone("work directory checked")
-  with claimed(workdir):
+  devices.barrier("work directory checked")
+  with workdir_lock(workdir):
     return _make(settings, stages, data, workdir, chosen, console, stop or Interruption())
 
 

@@ -23,7 +23,7 @@ from etils import epath
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError, DiskError, one_line, writing
-from jaxkd.runtime.devices import host_copy, is_first_process, wait_for_everyone
+from jaxkd.runtime.devices import barrier, host_copy, is_first_process
 from jaxkd.train.state import TrainState
 from jaxkd.types import Participants
 
@@ -263,7 +263,7 @@ class Checkpoints:
         free = next(name for name in names if not (self._directory / name).exists())
         with writing(folder):
           folder.rename(self._directory / free)
-    wait_for_everyone("damaged checkpoints set aside")
+    barrier("damaged checkpoints set aside")
     self._manager.reload()
 
   def wait(self) -> None:

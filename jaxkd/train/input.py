@@ -147,9 +147,9 @@ class Feed:
     return self._examples is not None
 
   @property
-  def finish(self) -> Callable[..., Any] | None:
+  def loss_from_cache(self) -> Callable[..., Any] | None:
     """How cached targets become the loss, for `Stage.training_step`; None if there are none."""
-    return self._cache.finish if self._cache is not None else None
+    return self._cache.loss_from_cache if self._cache is not None else None
 
   def next(self) -> Any:
     """What the next step is fed, for `mapping.shard`."""

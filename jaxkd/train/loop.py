@@ -136,8 +136,8 @@ def train_stage(
         state, best, progress = _back(stage, first, checkpoints, feed, beginning, below)
         gone_back(reason, lost, progress, nonfinite, stage, int(state.step), reporter)
     checkpoints.wait()
-    stop.release()
-    if mapping.anyone(stop.asked):
+    stop.end()
+    if mapping.any_process(stop.requested):
       reporter.stage_ended(stage.name)
       raise Interrupted(f"{stage.name}, after its last update")
     chosen = best if stage.keep == "best" and best else state.predicting
@@ -148,7 +148,7 @@ def train_stage(
     return Finished(participants, progress["rows"], scores)
   finally:
     # Closing waits for the other processes, one of which may be the reason to end.
-    if mapping.are_alone() or not isinstance(sys.exception(), Exception):
+    if mapping.is_single_process() or not isinstance(sys.exception(), Exception):
       checkpoints.close()
 
 
@@ -195,7 +195,7 @@ def _train(
   """The steps from `state` to the end of the stage; returns the last state and the best."""
   bystanders = frozen(state.participants, stage.scheme.learners)
   dispatch = Dispatch(
-    reading(stage.training_step(feed.finish, watched=True), stage.views),
+    reading(stage.training_step(feed.loss_from_cache, watched=True), stage.views),
     feed,
     devices,
     frozen=bystanders,
@@ -212,7 +212,7 @@ def _train(
   while done < stage.steps:
     state, results, made = dispatch.next(state, resident, done)
     done += made
-    stop.hold()
+    stop.begin()
     watch.push(results)
     epoch, within = divmod(done, stage.steps_per_epoch)
     stopping = _stop_is_due(done, made, stop)
@@ -248,7 +248,7 @@ def _train(
 def _stop_is_due(done: int, made: int, stop: Interruption) -> bool:
   if jax.process_count() > 1 and done % _AGREE_EVERY >= made:
     return False
-  return mapping.anyone(stop.asked)
+  return mapping.any_process(stop.requested)
 
 
 def _save_is_due(done: int, made: int, stage: Stage, time_is_up: bool) -> bool:

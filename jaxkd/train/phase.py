@@ -83,10 +83,11 @@ class Stage:
     return self.epochs * self.steps_per_epoch
 
   def training_step(
-    self, finish: Callable[..., Any] | None = None, *, watched: bool = False
+    self, loss_from_cache: Callable[..., Any] | None = None, *, watched: bool = False
   ) -> Callable[..., tuple[TrainState, Any]]:
-    """Its update, per device, for `jaxkd.runtime.devices` to map; with `finish` of cached targets.
+    """Its update, per device, for `jaxkd.runtime.devices` to map.
 
+    With `loss_from_cache` targets are read from the cache, see `jaxkd.train.step`.
     With `watched` it tells beside its metrics what was not finite (`jaxkd.train.step`).
     """
     return training_step(
@@ -97,7 +98,7 @@ class Stage:
       accumulate=self.accumulate,
       average_decay=self.average_decay,
       views=self.views,
-      finish=finish,
+      loss_from_cache=loss_from_cache,
       watched=watched,
     )
 

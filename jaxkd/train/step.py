@@ -37,7 +37,7 @@ def training_step(
   accumulate: int = 1,
   average_decay: float | None = None,
   views: int = 0,
-  finish: Callable[..., tuple[Array, Aux]] | None = None,
+  loss_from_cache: Callable[..., tuple[Array, Aux]] | None = None,
   watched: bool = False,
 ) -> Callable[..., tuple[TrainState, Any]]:
   """A step that makes one update of all learners from one batch.
@@ -61,8 +61,8 @@ def training_step(
       with every part.
     average_decay: decay of the exponential moving average of the learners' parameters.
     views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
-    finish: the loss by what is stored of its targets, `jaxkd.cache.Halves.finish`, for
-      batches of the size of each device's, or of a part of it.
+    loss_from_cache: the loss from the stored part of its targets, a method of
+      `jaxkd.cache.split.SplitLoss`, for batches of each device's size, or of a part of it.
     watched: whether to tell how each learner came through.
 
   Raises:
@@ -70,9 +70,10 @@ def training_step(
       device is no multiple of them.
 
   Returns:
-    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `finish`,
-    `stored` is what `jaxkd.cache.targets` keeps for the batch's examples, and targets are
-    not computed. With `watched`, (metrics, `jaxkd.train.nonfinite.looked_at`) in place of metrics.
+    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With
+    `loss_from_cache`, `stored` is what `jaxkd.cache.targets` keeps for the batch's examples, and
+    targets are not computed. With `watched`, (metrics, `jaxkd.train.nonfinite.looked_at`) in
+    place of metrics.
   """
 
   def gradient(
@@ -82,10 +83,10 @@ def training_step(
     stored: Any,
     context: Context,
   ):
-    if finish is None:
+    if loss_from_cache is None:
       objective, targets = scheme.loss, lax.stop_gradient(scheme.targets(participants, batch))
     else:
-      objective, targets = finish, stored
+      objective, targets = loss_from_cache, stored
     (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(
       learning, participants, batch, targets, context
     )

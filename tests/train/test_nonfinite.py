@@ -318,7 +318,7 @@ def test_a_stage_asked_to_stop_in_a_rollback_stops_where_it_says(tmp_path):
     stop = Interruption()
 
     def went_back(self, stage, rows):
-      self.stop.ask(signal.SIGTERM)
+      self.stop.request(signal.SIGTERM)
 
   asks = Asks()
   with pytest.raises(Interrupted, match=r"^alone, after update 1 of 8$"):

@@ -45,7 +45,7 @@ class AskAfter(Silent):
   def stepped(self, metrics, images):
     self.left -= 1
     if self.left == 0:
-      assert not self.stop.ask(signal.SIGTERM)  # there is something to save
+      assert not self.stop.request(signal.SIGTERM)  # there is something to save
 
   def stage_ended(self, stage):
     self.ended.append(stage)
@@ -147,7 +147,7 @@ def test_a_stage_asked_to_stop_saves_what_it_made(tmp_path, uninterrupted, updat
   assert saved == min(updates + 2, 12)
   where = "its last update" if saved == 12 else f"update {saved} of 12"
   assert str(raised.value) == f"alone, after {where}" and asking.ended == ["alone"]
-  assert asking.stop.ask(signal.SIGINT) == (saved == 12)
+  assert asking.stop.request(signal.SIGINT) == (saved == 12)
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
