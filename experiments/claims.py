@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     devices.compile_fast()
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
   make(planned, workdir, console)
-  process.remember_programs_in(workdir / "compiled")
+  process.enable_compilation_cache_in(workdir / "compiled")
   results = [(claim, claim.rows(runs)) for claim in CLAIMS]
   overview, text = tables.overview(results), tables.as_markdown(results, runs, facts(runs, planned))
   console.print(f"{text}\n\n{overview}", soft_wrap=True, highlight=False, markup=False)

@@ -24,7 +24,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import build
 from jaxkd.experiment.results import read_summary, save_bundles, summarize
 from jaxkd.runtime import devices
-from jaxkd.runtime.process import LOCK, Stopwatch, claimed
+from jaxkd.runtime.process import LOCK, Stopwatch, workdir_lock
 from jaxkd.runtime.signals import Interruption
 from jaxkd.train import (
   Finished,
@@ -112,18 +112,18 @@ def run(
 
   chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
   if (workdir / "config.json").exists():
-    with claimed(workdir):
+    with workdir_lock(workdir):
       pass  # Fail before data are loaded if another run holds the lock.
   data = build.dataset(settings, load_data or load)
   phases = build.stages(settings, data)
   if not settings.devices and not settings.cpu_devices:
     steps = [phase.multiply_adds for phase in phases if phase.epochs]
-    chosen = devices.worth_sharing(chosen, steps, settings.batch_size)
+    chosen = devices.choose_devices(chosen, steps, settings.batch_size)
   for phase in phases:
     check_checkpoints(workdir / "checkpoints" / phase.name)
   # All processes check the work directory before any of them writes.
-  devices.wait_for_everyone("work directory checked")
-  with claimed(workdir):
+  devices.barrier("work directory checked")
+  with workdir_lock(workdir):
     return _train(Run(settings, phases, data, workdir, chosen, console, stop or Interruption()))
 
 

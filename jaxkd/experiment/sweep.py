@@ -252,10 +252,10 @@ def _make(
 
 
 def _prepare_jax(compiled: pathlib.Path, cpu_devices: int, batch_size: int) -> None:
-  process.remember_programs_in(compiled)
-  process.keep_freed_memory()
+  process.enable_compilation_cache_in(compiled)
+  process.tune_malloc()
   with contextlib.suppress(RuntimeError):  # if jax is in use already, its devices stay
-    devices.split_cpu(cpu_devices, batch_size)
+    devices.set_cpu_devices(cpu_devices, batch_size)
 
 
 def _clear_compiled(runs: int) -> None:

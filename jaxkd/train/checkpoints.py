@@ -20,7 +20,7 @@ from etils import epath
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError, DiskError, one_line, writing
-from jaxkd.runtime.devices import are_alone, host_copy, is_first_process, wait_for_everyone
+from jaxkd.runtime.devices import barrier, host_copy, is_first_process, is_single_process
 from jaxkd.train.orbax_logging import suppress_orbax_tracebacks
 from jaxkd.train.state import TrainState
 from jaxkd.types import Participants
@@ -131,7 +131,7 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-    if are_alone() or not isinstance(error, Exception):
+    if is_single_process() or not isinstance(error, Exception):
       self.close()
 
   def save(
@@ -228,7 +228,7 @@ class Checkpoints:
         free = next(name for name in names if not (self._directory / name).exists())
         with writing(folder):
           folder.rename(self._directory / free)
-    wait_for_everyone("damaged checkpoints renamed")
+    barrier("damaged checkpoints renamed")
     self._manager.reload()
 
   def wait(self) -> None:

@@ -153,9 +153,9 @@ class InputFeed:
     return self._examples is not None
 
   @property
-  def finish(self) -> Callable[..., Any] | None:
+  def loss_from_cache(self) -> Callable[..., Any] | None:
     """The loss of cached targets, for `Phase.monitored_step`; None if there are none."""
-    return self._cache.finish if self._cache is not None else None
+    return self._cache.loss_from_cache if self._cache is not None else None
 
   def next(self) -> Any:
     """Return the input of the next step, for `mapping.shard`."""

@@ -193,7 +193,7 @@ class PhaseRun:
     )
     names = frozen(self.state.participants, phase.scheme.learners)
     self._dispatch = Dispatch(
-      gather_batch(phase.monitored_step(self._feed.finish), phase.views),
+      gather_batch(phase.monitored_step(self._feed.loss_from_cache), phase.views),
       self._feed,
       self._devices,
       frozen=names,
@@ -216,11 +216,11 @@ class PhaseRun:
     """Make the next group of updates; end the epoch, save and stop if these are due."""
     self.state, results, made = self._dispatch.next(self.state, self._resident, self.done)
     self.done += made
-    self._stop.hold()
+    self._stop.begin()
     self._monitor.push(results)
 
     may_agree = jax.process_count() == 1 or self.done % _AGREE_EVERY < made
-    stopping = may_agree and mapping.anyone(self._stop.asked)
+    stopping = may_agree and mapping.any_process(self._stop.requested)
     at_end = self.done == self._phase.steps
     time_is_up = time.monotonic() - self._saved_at >= self._options.checkpoint_seconds
     saving = stopping or at_end or (may_agree and mapping.agree(time_is_up))
@@ -279,8 +279,8 @@ class PhaseRun:
   def _finish(self) -> Participants:
     """Wait for the last checkpoint, and choose the participants."""
     self.checkpoints.wait()
-    self._stop.release()
-    if mapping.anyone(self._stop.asked):
+    self._stop.end()
+    if mapping.any_process(self._stop.requested):
       self._reporter.phase_ended(self._phase.name)
       raise Interrupted(f"{self._phase.name}, after its last update")
     keeps_best = self._phase.keep == "best" and self.best

@@ -108,10 +108,12 @@ class Phase:
     )
 
   def monitored_step(
-    self, finish: Callable[..., Any] | None = None
+    self, loss_from_cache: Callable[..., Any] | None = None
   ) -> Callable[..., tuple[TrainState, Any]]:
-    """The same update, which also returns the learners' faults; with `finish` of cached targets."""
-    options = StepOptions(AXIS_NAME, self.accumulate, self.average_decay, self.views, finish)
+    """The same update, which also returns the learners' faults; targets may be cached."""
+    options = StepOptions(
+      AXIS_NAME, self.accumulate, self.average_decay, self.views, loss_from_cache
+    )
     return monitored_step(self.scheme, self.optimizer, self.prepare_training, options)
 
   def evaluation_step(self) -> Callable[[Participants, Batch], dict[str, Metrics]]:

@@ -41,15 +41,15 @@ class StepOptions:
     average_decay: decay of the exponential moving average of the learners' parameters.
     views: number of augmentations of each example, used in turn, one per epoch; 0 draws a new one
       each time.
-    finish: the loss as a function of cached targets, `jaxkd.cache.Halves.finish`, for batches of
-      the size of each device's, or of a part of it.
+    loss_from_cache: the loss from the stored part of its targets, a method of
+      `jaxkd.cache.split.SplitLoss`, for batches of each device's size, or of a part of it.
   """
 
   axis_name: str | None
   accumulate: int = 1
   average_decay: float | None = None
   views: int = 0
-  finish: Callable[..., tuple[Array, Aux]] | None = None
+  loss_from_cache: Callable[..., tuple[Array, Aux]] | None = None
 
 
 def training_step(
@@ -61,7 +61,7 @@ def training_step(
   accumulate: int = 1,
   average_decay: float | None = None,
   views: int = 0,
-  finish: Callable[..., tuple[Array, Aux]] | None = None,
+  loss_from_cache: Callable[..., tuple[Array, Aux]] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """A step that makes one update of all learners from one batch.
 
@@ -81,18 +81,18 @@ def training_step(
     accumulate: parts of each device's batch.
     average_decay: decay of the moving average.
     views: augmentations of each example.
-    finish: the loss of cached targets.
+    loss_from_cache: the loss of cached targets.
 
   Raises:
     ConfigError: when traced, naming the loss, if it cannot be computed on parts; if the batch of a
       device is no multiple of them.
 
   Returns:
-    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `finish`,
-    `stored` is what `jaxkd.cache.targets` keeps for the batch's examples, and targets are
-    not computed.
+    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With
+    `loss_from_cache`, `stored` is what `jaxkd.cache.targets` keeps for the batch's examples, and
+    targets are not computed.
   """
-  options = StepOptions(axis_name, accumulate, average_decay, views, finish)
+  options = StepOptions(axis_name, accumulate, average_decay, views, loss_from_cache)
   step = monitored_step(scheme, optimizer, prepare, options)
 
   def unmonitored(
@@ -203,10 +203,10 @@ def _gradient(scheme: Scheme, options: StepOptions) -> Callable[..., Any]:
     stored: Any,
     context: Context,
   ):
-    if options.finish is None:
+    if options.loss_from_cache is None:
       objective, targets = scheme.loss, lax.stop_gradient(scheme.targets(participants, batch))
     else:
-      objective, targets = options.finish, stored
+      objective, targets = options.loss_from_cache, stored
     (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(
       learning, participants, batch, targets, context
     )

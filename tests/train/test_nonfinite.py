@@ -313,7 +313,7 @@ def test_a_phase_stopped_in_a_rollback_stops_where_it_says(tmp_path):
     stop = Interruption()
 
     def rolled_back(self, phase, rows):
-      self.stop.ask(signal.SIGTERM)
+      self.stop.request(signal.SIGTERM)
 
   reporter = StopRequest()
   with pytest.raises(Interrupted, match=r"^alone, after update 1 of 8$"):

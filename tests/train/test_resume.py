@@ -45,7 +45,7 @@ class RequestAfter(Silent):
   def stepped(self, metrics, images):
     self.left -= 1
     if self.left == 0:
-      assert not self.stop.ask(signal.SIGTERM)  # there is something to save
+      assert not self.stop.request(signal.SIGTERM)  # there is something to save
 
   def phase_ended(self, phase):
     self.ended.append(phase)
@@ -146,7 +146,7 @@ def test_a_stop_request_saves_the_updates_made(tmp_path, uninterrupted, updates)
   assert saved == min(updates + 2, 12)
   where = "its last update" if saved == 12 else f"update {saved} of 12"
   assert str(raised.value) == f"alone, after {where}" and requesting.ended == ["alone"]
-  assert requesting.stop.ask(signal.SIGINT) == (saved == 12)
+  assert requesting.stop.request(signal.SIGINT) == (saved == 12)
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
