@@ -121,7 +121,7 @@ def test_every_run_is_planned_for_every_seed_with_what_was_chosen(reproduction, 
   assert simkd.settings.seed == 3
   assert simkd.after == (runs.teacher,)
   assert f"learning_rate={simkd.settings.method.learning_rate}" in config.CHOSEN["fashion"]["simkd"]
-  assert not by_folder[runs.folder("digits", "dml", 3)].needs
+  assert not by_folder[runs.folder("digits", "dml", 3)].after
 
 
 def test_quick_runs_are_short(reproduction, config, tmp_path):
