@@ -82,6 +82,8 @@ def test_a_run_writes_all_its_results(uninterrupted):
     _, description = load_bundle(workdir / "bundles" / phase / predictor)
     assert description["test_accuracy"] == made["stages"][phase]["accuracy"]
     assert description["model"] == made["stages"][phase]["model"]
+  roles = {phase: row["role"] for phase, row in made["stages"].items()}
+  assert roles == {"teacher": "teacher", "alone": "baseline", "distilled": "student"}
   assert made["devices"]["count"] == 1
   assert made["comparison"]["difference"] == pytest.approx(
     made["stages"]["distilled"]["accuracy"] - made["stages"]["alone"]["accuracy"]

@@ -19,7 +19,7 @@ from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluate import Scores, make_evaluator
 from jaxkd.train.expected import warn_if_worse
-from jaxkd.train.input import Dispatch, InputFeed, gather_batch
+from jaxkd.train.input import Dispatch, InputFeed, Resident, gather_batch
 from jaxkd.train.nonfinite import (
   NonFinite,
   Rollback,
@@ -123,6 +123,14 @@ def train_phase(
     return Finished(participants, run.progress["rows"], scores)
 
 
+class _Steps(NamedTuple):
+  """The steps of a phase at one learning rate: their programs, resident arrays and metrics."""
+
+  dispatch: Dispatch
+  resident: Resident
+  monitor: StepMonitor
+
+
 class PhaseRun:
   """The training of one phase: start or restore, make updates, save, roll back, finish.
 
@@ -166,9 +174,7 @@ class PhaseRun:
     self._reporter.phase_started(self._phase.name, self._phase.steps, self.progress["rows"])
     while self.done < self._phase.steps:
       try:
-        self._compile()
-        while self.done < self._phase.steps:
-          self._update()
+        self._make_updates()
       except Rollback as reason:
         self._roll_back(reason)
     return self._finish()
@@ -185,14 +191,21 @@ class PhaseRun:
       self.best = restored.best if self.progress["best_accuracy"] is not None else None
     self.done = int(self.state.step)
 
-  def _compile(self) -> None:
-    """Map the step at the current learning rate, and place state and inputs on the devices."""
+  def _make_updates(self) -> None:
+    """Make all updates from the current state on, at the learning rate that rollbacks left."""
+    steps = self._prepare()  # local: its arrays on the devices are freed before a second attempt
+    self._saved_at = time.monotonic()
+    while self.done < self._phase.steps:
+      self._update(steps)
+
+  def _prepare(self) -> _Steps:
+    """Map the step over the devices, and place state and resident inputs there."""
     phase = dataclasses.replace(
       self._phase,
       optimizer=scale_updates(self._phase.optimizer, learning_rate_scale(self.progress)),
     )
     names = frozen(self.state.participants, phase.scheme.learners)
-    self._dispatch = Dispatch(
+    dispatch = Dispatch(
       gather_batch(phase.monitored_step(self._feed.loss_from_cache), phase.views),
       self._feed,
       self._devices,
@@ -200,9 +213,9 @@ class PhaseRun:
       together=self._options.steps_per_dispatch,
       steps_per_epoch=phase.steps_per_epoch,
     )
-    self._resident = self._feed.open(self.state, self._reporter)
+    resident = self._feed.open(self.state, self._reporter)
     self.state = mapping.replicate(self.state, self._devices)
-    self._monitor = StepMonitor(
+    monitor = StepMonitor(
       phase,
       self._options.nonfinite,
       self.progress,
@@ -210,14 +223,14 @@ class PhaseRun:
       done=self.done,
       frozen={name: self.state.participants[name] for name in names},
     )
-    self._saved_at = time.monotonic()
+    return _Steps(dispatch, resident, monitor)
 
-  def _update(self) -> None:
+  def _update(self, steps: _Steps) -> None:
     """Make the next group of updates; end the epoch, save and stop if these are due."""
-    self.state, results, made = self._dispatch.next(self.state, self._resident, self.done)
+    self.state, results, made = steps.dispatch.next(self.state, steps.resident, self.done)
     self.done += made
     self._stop.begin()
-    self._monitor.push(results)
+    steps.monitor.push(results)
 
     may_agree = jax.process_count() == 1 or self.done % _AGREE_EVERY < made
     stopping = may_agree and mapping.any_process(self._stop.requested)
@@ -226,9 +239,10 @@ class PhaseRun:
     saving = stopping or at_end or (may_agree and mapping.agree(time_is_up))
     epoch, within = divmod(self.done, self._phase.steps_per_epoch)
     if saving or within == 0:
-      self._monitor.drain()
+      steps.monitor.drain()
     if within == 0:
-      self._end_epoch(epoch, validating=at_end or epoch % self._options.evaluate_every == 0)
+      row = steps.monitor.end_epoch(epoch, self.done)
+      self._end_epoch(row, validating=at_end or epoch % self._options.evaluate_every == 0)
     if saving:
       self._save()
     if stopping:
@@ -236,15 +250,14 @@ class PhaseRun:
       self._reporter.phase_ended(self._phase.name)
       raise Interrupted(f"{self._phase.name}, after update {self.done} of {self._phase.steps}")
 
-  def _end_epoch(self, epoch: int, *, validating: bool) -> None:
+  def _end_epoch(self, row: Row, *, validating: bool) -> None:
     """Report the epoch's means and scores, and keep the participants if they are the best."""
-    row = self._monitor.end_epoch(epoch, self.done)
     scores = self._validate(self.state.predicting) if validating else {}
     if scores:
       row["validation"] = scores
       accuracy = scores[self._phase.reported]["accuracy"]
       if self.progress["best_accuracy"] is None or accuracy > self.progress["best_accuracy"]:
-        self.progress |= {"best_accuracy": accuracy, "best_epoch": epoch}
+        self.progress |= {"best_accuracy": accuracy, "best_epoch": row["epoch"]}
         self.best = mapping.host_copy(self.state.predicting)
     self.progress["rows"].append(row)
     self._reporter.epoch_ended(row)
