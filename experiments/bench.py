@@ -130,9 +130,9 @@ def _measured_apart(name: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _measure_here(name: str, result: pathlib.Path) -> None:
-  process.keep_freed_memory()
+  process.tune_malloc()
   if name not in _UNDIVIDED:
-    devices.split_cpu(0, 64)
+    devices.set_cpu_devices(0, 64)
   started = time.perf_counter()
   taken_on = machine.machine()
   with needed_by_script("experiments/bench.py", extra="bench"):

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
   del argv
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
   torch.set_num_threads(1)
-  process.keep_freed_memory()
+  process.tune_malloc()
   steps = [row for name in pairs.PAIRS for row in _steps(name)]
   losses = [_loss(name) for name in loss_cases.CASES]
   traffic = (*_KINDS[2:], "bytes touched / least")

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     devices.compile_fast()
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
   make(planned, workdir, console)
-  process.remember_programs_in(workdir / "compiled")
+  process.enable_compilation_cache_in(workdir / "compiled")
   results = [(claim, claim.rows(runs)) for claim in CLAIMS]
   overview, text = tables.overview(results), tables.as_markdown(results, runs, facts(runs, planned))
   console.print(f"{text}\n\n{overview}", soft_wrap=True, highlight=False, markup=False)
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
   plots.draw_all(output, results, runs)
 
 
-def make(planned: Sequence[sweep.Planned], workdir: pathlib.Path, console: Console) -> None:
+def make(planned: Sequence[sweep.Job], workdir: pathlib.Path, console: Console) -> None:
   """Makes what is missing of the runs, and notes how long that took."""
   started = time.time()
   try:
@@ -100,7 +100,7 @@ def make(planned: Sequence[sweep.Planned], workdir: pathlib.Path, console: Conso
       file.write(json.dumps({"search": aside, "seconds": time.time() - started}) + "\n")
 
 
-def facts(runs: Runs, planned: Sequence[sweep.Planned]) -> dict[str, str]:
+def facts(runs: Runs, planned: Sequence[sweep.Job]) -> dict[str, str]:
   """What is to be known of the runs: how many, how long, on what, by which versions."""
   lines = (runs.workdir / "durations.jsonl").read_text().splitlines()
   taken = [one["seconds"] for one in map(json.loads, lines) if not one["search"]]

@@ -111,12 +111,12 @@ def main(argv: list[str]) -> None:
 
 def _planned(
   students: list[str], rates: list[float], workdir: pathlib.Path
-) -> dict[tuple[str, float | None], list[sweep.Planned]]:
+) -> dict[tuple[str, float | None], list[sweep.Job]]:
   """The runs of all seeds: of the students, and of their teachers."""
   for name in students:
     _settings(name, rates[0] if rates else None)  # a mistake is told before anything else
   teachers = {name: _teacher(name) for name in students if methods.is_taught(_method(name))}
-  planned: dict[tuple[str, float | None], list[sweep.Planned]] = {}
+  planned: dict[tuple[str, float | None], list[sweep.Job]] = {}
   for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
     folder = workdir / f"seed{seed}"
     home = workdir / "seed0" if _ONE_TEACHER.value else folder
@@ -133,7 +133,7 @@ def _planned(
           needs = (home / _label(teachers[name]),)
           settings.teacher.bundle = str(needs[0] / "bundles" / "teacher" / "teacher")
         run = _label(name) if rate is None else f"{_label(name)},rate={rate:g}"
-        planned.setdefault((name, rate), []).append(sweep.Planned(settings, folder / run, needs))
+        planned.setdefault((name, rate), []).append(sweep.Job(settings, folder / run, needs))
   return planned
 
 

@@ -17,7 +17,7 @@ import traceback
 from typing import NoReturn
 
 from jaxkd.errors import needed_by_script
-from jaxkd.runtime.signals import Interrupted, Interruption, heed_signals
+from jaxkd.runtime.signals import Interrupted, Interruption, install_signal_handlers
 
 with needed_by_script("experiments/train.py"):
   from rich.console import Console
@@ -32,7 +32,7 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-  heed_signals(_STOP, _say)  # first of all, for the other imports take seconds
+  install_signal_handlers(_STOP, _say)  # first of all, for the other imports take seconds
 
 with needed_by_script("experiments/train.py"):
   from absl import app, flags, logging
@@ -81,9 +81,9 @@ def main(argv: list[str]) -> None:
       raise ConfigError(f"--{flag.name}={flag.value}: expected --coordinator=HOST:PORT with it")
   if _WORKDIR.value is None:
     raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
-  process.remember_programs()
-  process.keep_freed_memory()
-  devices.split_cpu(settings.cpu_devices, settings.batch_size)
+  process.enable_compilation_cache()
+  process.tune_malloc()
+  devices.set_cpu_devices(settings.cpu_devices, settings.batch_size)
   if _are_several():
     devices.join_processes(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, mpi=_MPI.value
@@ -94,10 +94,10 @@ def main(argv: list[str]) -> None:
   try:
     run.run(settings, pathlib.Path(_WORKDIR.value), _CONSOLE, stop=_STOP)
   except Interrupted as where:
-    _say(f"stopped by {_STOP.asked_by} in {where}, saved; the same command goes on")
+    _say(f"stopped by {_STOP.requested_by} in {where}, saved; the same command goes on")
     sys.exit(_STOP.status)
   except Exception as error:
-    if devices.are_alone():
+    if devices.is_single_process():
       raise
     # An orderly exit would wait for the others, which may be waiting for this process.
     if process.is_of_lost_process(error):
@@ -133,7 +133,7 @@ def _end(line: str) -> NoReturn:
 
 def _end_alone() -> NoReturn:
   """Ends one of several processes after another one is gone."""
-  if _STOP.asked:  # as the other one was, which was quicker
+  if _STOP.requested:  # as the other one was, which was quicker
     os._exit(_STOP.status)
   _end(process.MESSAGE)
 

@@ -116,7 +116,7 @@ class Batch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Places:
+class BatchIndices:
   """Examples of one step by their places, where the device has the examples themselves.
 
   Attributes:

@@ -31,7 +31,8 @@ COMPILED = tempfile.mkdtemp(prefix="jaxkd-tests-")
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_compilation_cache_max_size", -1)  # else every entry looks at all others
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # told to `remember_programs_in`
+# Read by `enable_compilation_cache_in`.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Scripts that tests start share another, which jax locks, in place of the user's own.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(COMPILED, "of-scripts")
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)

@@ -18,7 +18,7 @@ from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, run
 from jaxkd.export.bundles import save_bundle
-from jaxkd.runtime.process import LOCK, claimed
+from jaxkd.runtime.process import LOCK, workdir_lock
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.state import FirstState
 from jaxkd.types import Batch, Network
@@ -295,8 +295,8 @@ def test_a_workdir_that_cannot_be_written_is_named(refuse, tmp_path):
 def test_the_workdir_of_a_run_in_progress_is_refused(refuse, tmp_path, monkeypatch):
   workdir = tmp_path / "run"
   message = f"^workdir {workdir} is in use by another run; wait for its end or choose another$"
-  with claimed(workdir):
-    with pytest.raises(ConfigError, match=message), claimed(workdir):
+  with workdir_lock(workdir):
+    with pytest.raises(ConfigError, match=message), workdir_lock(workdir):
       raise AssertionError("two have it")
     (workdir / "config.json").write_text(json.dumps(settings_for().to_dict()))
     monkeypatch.delattr(run, "load")  # it is refused before data are loaded
@@ -308,10 +308,10 @@ def test_the_workdir_of_a_run_in_progress_is_refused(refuse, tmp_path, monkeypat
 
 
 def test_a_lock_left_behind_is_not_in_the_way(tmp_path):
-  with claimed(tmp_path / "run"):
+  with workdir_lock(tmp_path / "run"):
     pass
   run.refuse_other_run(settings_for(), tmp_path / "run")
-  with claimed(tmp_path / "run"):
+  with workdir_lock(tmp_path / "run"):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 

@@ -119,9 +119,9 @@ def test_every_run_is_planned_for_every_seed_with_what_was_chosen(reproduction, 
   by_folder = {run.folder: run for run in planned}
   simkd = by_folder[runs.folder("fashion", "simkd", 3)]
   assert simkd.settings.seed == 3
-  assert simkd.needs == (runs.teacher,)
+  assert simkd.after == (runs.teacher,)
   assert f"learning_rate={simkd.settings.method.learning_rate}" in config.CHOSEN["fashion"]["simkd"]
-  assert not by_folder[runs.folder("digits", "dml", 3)].needs
+  assert not by_folder[runs.folder("digits", "dml", 3)].after
 
 
 def test_quick_runs_are_short(reproduction, config, tmp_path):

@@ -1,4 +1,4 @@
-"""experiments/compare.py, with runs that are not trained: what it plans and what it tells."""
+"""experiments/compare.py with runs that are not trained: its jobs and its tables."""
 
 import functools
 import importlib.util
@@ -34,7 +34,7 @@ def script():
 
 @pytest.fixture
 def made(monkeypatch):
-  """The settings of the runs made, by folder; none is trained: its accuracies are `scores`'s."""
+  """Replace training by `scores`; return folder -> settings of the runs made."""
   settings_of = {}
 
   def run(settings, folder, console, *, load_data):
@@ -55,7 +55,7 @@ def made(monkeypatch):
 
 
 def scores(settings: ConfigDict) -> tuple[float, float]:
-  """(test, validation) accuracy: better for later seeds, and as the method says."""
+  """(test, validation) accuracy, which depends on the seed and the method."""
   base = {"teacher": 0.9, "alone": 0.5, "kd": 0.6, "simkd": 0.7}[settings.method.name]
   # The best rate is 0.1.
   rate = settings.method.get("learning_rate") or settings.student.learning_rate
@@ -64,10 +64,10 @@ def scores(settings: ConfigDict) -> tuple[float, float]:
 
 @pytest.fixture
 def compare(script, made, tmp_path, monkeypatch, capsys):
-  """compare(*flags): what it printed of its table."""
+  """compare(*flags): the table that it prints."""
   monkeypatch.chdir(tmp_path)
   before = jax.config.jax_compilation_cache_dir
-  jax.devices()  # are not to be split anew
+  jax.devices()  # initialised, so that they are not split
   module, own = script
 
   def run(*given):
@@ -101,7 +101,7 @@ def test_a_row_for_every_network_over_the_seeds(compare, made, tmp_path):
   assert comparison["kd"] == pytest.approx([0.6, 0.61])
 
 
-def test_changes_land_where_they_say(compare, made):
+def test_changes_apply_to_the_named_fields(compare, made):
   changed = "kd/temperature=2.0/student.epochs=7/data.per_class=5"
   compare(f"--methods={changed}", "--set=student.epochs=9,teacher.epochs=3", "--seeds=1")
   settings = made["seed0/kd,temperature=2.0,student.epochs=7,data.per_class=5"]
@@ -111,7 +111,7 @@ def test_changes_land_where_they_say(compare, made):
   assert made["seed0/teacher"].teacher.epochs == settings.teacher.epochs == 3
 
 
-def test_a_method_of_another_config_file_has_that_files_teacher(compare, made, tmp_path):
+def test_a_method_of_another_config_file_has_the_teacher_of_that_file(compare, made, tmp_path):
   (tmp_path / "folder").mkdir()
   (tmp_path / "folder/other.py").write_text(
     "from jaxkd import recipes\n"
@@ -128,7 +128,7 @@ def test_a_method_of_another_config_file_has_that_files_teacher(compare, made, t
     "| student, kd",
     "| student, other.py:simkd,learning_rate=0.1",
   ]
-  # The gap to which teacher?
+  # Rows with different teachers have no common gap.
   assert table[-1].split(" | ")[2:4] == ["+20.00", ""]
   other = made["seed0/other.py:simkd,learning_rate=0.1"]
   assert (other.data.name, made["seed0/other.py:teacher"].data.name) == ("mnist", "mnist")
@@ -149,7 +149,7 @@ def test_one_teacher_is_the_first_seeds(compare, made):
   table = compare("--methods=kd", "--one_teacher", "--seeds=2")
   assert sorted(made) == ["seed0/alone", "seed0/kd", "seed0/teacher", "seed1/alone", "seed1/kd"]
   assert made["seed1/kd"].teacher.bundle == "runs/seed0/teacher/bundles/teacher/teacher"
-  # It has seen what the second seed holds out.
+  # Its training images include those that the second seed holds out.
   assert all(row.endswith("|  |") for row in table[2:])
 
 
@@ -217,7 +217,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told_in_a_line_before_anything_is_written(compare, made, tmp_path, mistake):
+def test_mistakes_are_errors_of_one_line_before_any_write(compare, made, tmp_path, mistake):
   (tmp_path / "empty.py").touch()
   with pytest.raises(ConfigError, match=MISTAKES[mistake]) as error:
     compare(mistake)

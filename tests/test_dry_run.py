@@ -1,4 +1,4 @@
-"""Rehearsals: configs are lowered for accelerators and tried on noise, and what fails is said."""
+"""Dry runs: configs are lowered for accelerators and tried on noise; failures are named."""
 
 import dataclasses
 import importlib
@@ -17,14 +17,14 @@ from jaxkd import methods, models
 from jaxkd.data import stand_in
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, dry_run
-from jaxkd.experiment.dry_run import Rehearsal, RehearsalFailed
+from jaxkd.experiment.dry_run import DryRunFailed, Plan
 from jaxkd.types import Aux, Scheme
 from tests import tiny
 
 
 @pytest.fixture
 def tiny_models(monkeypatch):
-  """The recipes get networks that compile fast; the teacher is the wider one."""
+  """Replace models by networks that compile fast; the teacher is the wider one."""
 
   def create(name, *, num_classes, axis_name, dtype):
     width = 3 if "20" in name else 2
@@ -53,7 +53,7 @@ def test_every_step_is_lowered_for_tpu_and_cuda(tiny_models):
   assert all(set(x.convolutions) == set(x.losses) == {"f32"} for x in lowered)
 
 
-# What a method needs to know of networks of two stages, and every stage that it can have.
+# Fields that methods need for networks of two stages, and phases that are off by default.
 ON_TWO_STAGES = {
   "nst": {"stages": ("stage2",)},
   "fsp": {"stages": ("stage1", "stage2")},
@@ -61,7 +61,7 @@ ON_TWO_STAGES = {
   "fitnets": {"two_stage": True},
   "born_again": {"generations": 1},
 }
-STAGES = {
+PHASES = {
   "teacher": ["teacher"],
   "alone": ["alone"],
   "fitnets": ["warmup", "distilled"],
@@ -81,13 +81,13 @@ ALWAYS = ("kd", "ft", "simkd", "dml")
     for method in methods.METHODS
   ],
 )
-def test_in_bfloat16_networks_are_lowered_in_it_and_losses_in_float32(tiny_models, method):
+def test_with_bfloat16_networks_compute_in_it_and_losses_in_float32(tiny_models, method):
   settings = settings_for(method, compute_dtype="bfloat16", baseline=False)
   settings.method.update(ON_TWO_STAGES.get(method, {}))
   planned = dry_run.prepare(settings)
   lowered = dry_run.lower(planned, skip=() if method == "teacher" else ("teacher",))
   trained = [x.phase for x in lowered if x.step == "training"]
-  assert trained == STAGES.get(method, ["distilled"])
+  assert trained == PHASES.get(method, ["distilled"])
   for found in lowered:
     assert found.platforms == ("tpu", "cuda")
     assert set(found.convolutions) == {"bf16"} and set(found.losses) == {"f32"}
@@ -113,7 +113,7 @@ LOW = {
 
 
 @pytest.mark.parametrize("what", LOW)
-def test_a_loss_or_a_state_in_bfloat16_is_told(what):
+def test_a_loss_or_a_state_in_bfloat16_is_an_error(what):
   value, optimizer = LOW[what]
 
   def loss(learning, participants, batch, targets, context):
@@ -122,20 +122,20 @@ def test_a_loss_or_a_state_in_bfloat16_is_told(what):
 
   phase = phase_of_one_number("alone", "student", optimizer=optimizer)
   phase = dataclasses.replace(phase, scheme=phase.scheme._replace(loss=loss))
-  planned = Rehearsal(settings_for("alone"), stand_in("digits"), [phase])
+  planned = Plan(settings_for("alone"), stand_in("digits"), [phase])
   named = r"1 results are not float32 \(.*trace.*w" if what == "the optimizer" else r"'bf16': \d"
-  with pytest.raises(RehearsalFailed, match=f"^phase 'alone': losses and metrics of .*{named}"):
+  with pytest.raises(DryRunFailed, match=f"^phase 'alone': losses and metrics of .*{named}"):
     dry_run.lower(planned, device_count=2)
 
 
-def test_a_convolution_in_another_type_is_told(tiny_models, monkeypatch):
-  # It does not ask what to compute in.
+def test_a_convolution_in_another_type_is_an_error(tiny_models, monkeypatch):
+  # This model ignores the configured type.
   monkeypatch.setattr(
     models, "create", lambda name, *, num_classes, **_: tiny.TinyNet(2, num_classes)
   )
   planned = dry_run.prepare(settings_for("alone", compute_dtype="bfloat16"))
   with pytest.raises(
-    RehearsalFailed,
+    DryRunFailed,
     match=r"^phase 'alone': convolutions of its training step compute in {'f32': \d+}, expected",
   ):
     dry_run.lower(planned, device_count=2)
@@ -147,7 +147,7 @@ def test_a_config_is_tried_on_noise(tiny_models):
 
 
 def phase_of_one_number(name, participant, factor=1.0, **changes):
-  """A phase that compiles at once: its networks are a number each, and one is to become 0."""
+  """A phase that compiles fast: each network is one number, and one of them learns to be 0."""
 
   def loss(learning, participants, batch, targets, context):
     return factor * learning[participant]["w"] ** 2, Aux({}, {}, {})
@@ -167,8 +167,8 @@ def number(ran, participant):
   return float(ran.participants[participant]["params"]["w"])
 
 
-def test_a_phase_starts_from_what_earlier_ones_leave():
-  planned = Rehearsal(
+def test_a_phase_starts_from_participants_of_earlier_ones():
+  planned = Plan(
     None,
     None,
     [
@@ -178,7 +178,7 @@ def test_a_phase_starts_from_what_earlier_ones_leave():
   )
   taught, distilled = dry_run.dry_run(planned, batch_size=2)
   assert number(taught, "teacher") == number(distilled, "teacher") < 1
-  # What is finished is not made again.
+  # Finished phases are skipped.
   finished = {"teacher": {"teacher": {"params": {"w": np.float32(7)}}}}
   (alone,) = dry_run.dry_run(planned, batch_size=2, finished=finished)
   assert number(alone, "teacher") == 7 and number(alone, "student") < 1
@@ -191,10 +191,10 @@ def test_a_phase_starts_from_what_earlier_ones_leave():
     (0.0, "^phase 'alone': 'student' is to learn and did not move$"),
   ],
 )
-def test_what_goes_wrong_is_told_with_its_phase(factor, message):
+def test_failures_name_their_phase(factor, message):
   phases = [phase_of_one_number("alone", "student", factor)]
-  with pytest.raises(RehearsalFailed, match=message):
-    dry_run.dry_run(Rehearsal(None, None, phases), batch_size=2)
+  with pytest.raises(DryRunFailed, match=message):
+    dry_run.dry_run(Plan(None, None, phases), batch_size=2)
 
 
 @pytest.mark.parametrize("file", ["cifar100", "imagenet"])
@@ -244,7 +244,7 @@ def get_config(argument):
 
 
 @pytest.mark.long
-def test_the_script_tells_what_passed_and_what_failed(tmp_path):
+def test_the_script_reports_which_configs_passed_and_failed(tmp_path):
   config, workdir = tmp_path / "small.py", tmp_path / "runs"
   config.write_text(CONFIG)
   workdir.mkdir()

@@ -1,4 +1,4 @@
-"""The real command on the digits: what it leaves, how it resumes, what one run lends another."""
+"""The command on the digits: its results, resuming, and bundles used by another run."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SMALL = [
   "--config.student.model=resnet8_w4",
   "--config.student.epochs=2",
 ]
-# Every run is short: the compiler's time is what counts.
+# Runs are short, and most of their time is compilation.
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
@@ -51,7 +51,7 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(command, tmp_path_factory):
-  """(what the command said, its workdir) of one run from start to end."""
+  """(finished process, workdir) of one run from start to end."""
   workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
   done = subprocess.run(**command("kd", workdir), timeout=900)
   assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def summary(workdir):
   return json.loads((workdir / "summary.json").read_text())
 
 
-def test_a_run_leaves_everything_it_promises(uninterrupted):
+def test_a_run_writes_all_its_results(uninterrupted):
   _, workdir = uninterrupted
   made = summary(workdir)
   assert json.loads((workdir / "config.json").read_text()) == made["config"]
@@ -82,6 +82,8 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
     _, description = load_bundle(workdir / "bundles" / phase / predictor)
     assert description["test_accuracy"] == made["stages"][phase]["accuracy"]
     assert description["model"] == made["stages"][phase]["model"]
+  roles = {phase: row["role"] for phase, row in made["stages"].items()}
+  assert roles == {"teacher": "teacher", "alone": "baseline", "distilled": "student"}
   assert made["devices"]["count"] == 1
   assert made["comparison"]["difference"] == pytest.approx(
     made["stages"]["distilled"]["accuracy"] - made["stages"]["alone"]["accuracy"]
@@ -104,7 +106,7 @@ def assert_table(text, workdir):
 
 def test_without_a_terminal_the_log_is_short_and_plain_and_ends_in_the_table(uninterrupted):
   done, workdir = uninterrupted
-  # Orbax's word on a slow disk is worth telling, and true where tests share the machine.
+  # Orbax's warning of a slow disk is justified when tests share the machine.
   warnings = done.stderr.splitlines()
   assert [line for line in warnings if "Waiting for previous save to complete" not in line] == []
   lines = done.stdout.splitlines()
@@ -128,7 +130,7 @@ def test_the_same_command_again_shows_the_table_and_changes_nothing(command, uni
 
 
 def kill_when(process, condition):
-  """SIGKILL as soon as `condition` holds; the process must not have ended by itself."""
+  """Kill the process as soon as `condition` holds; it must still be running."""
   deadline = time.monotonic() + 200
   while not condition():
     assert process.poll() is None, process.communicate()
@@ -140,7 +142,7 @@ def kill_when(process, condition):
 
 
 @pytest.mark.long
-def test_a_killed_run_goes_on_to_the_same_end(command, uninterrupted, tmp_path):
+def test_a_killed_run_resumes_to_the_same_results(command, uninterrupted, tmp_path):
   _, whole = uninterrupted
   workdir = tmp_path / "killed"
   checkpoints = workdir / "checkpoints" / "alone"
@@ -155,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_end(command, uninterrupted, tmp_path):
   assert len(rows(workdir)) < len(rows(whole))
 
   resumed = subprocess.run(**command("kd", workdir), timeout=900)
-  # Orbax may tell there that it clears away what the kill left half saved.
+  # Orbax may write there that it removes a partial checkpoint.
   assert resumed.returncode == 0, resumed.stderr
   assert (workdir / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
   took = {"seconds": None, "compile_seconds": None}
@@ -165,7 +167,7 @@ def test_a_killed_run_goes_on_to_the_same_end(command, uninterrupted, tmp_path):
 
 
 @pytest.mark.long
-def test_a_bundle_teaches_in_another_run_without_training_or_a_baseline(
+def test_a_bundle_is_a_teacher_in_another_run_without_training_or_baseline(
   command, uninterrupted, tmp_path
 ):
   _, lender = uninterrupted
@@ -186,7 +188,7 @@ def test_a_bundle_teaches_in_another_run_without_training_or_a_baseline(
   assert [row["stage"] for row in rows(workdir)] == ["distilled", "distilled"]
   assert summary(workdir)["comparison"] == {}
   assert "student alone" not in done.stdout
-  # The student carries the lent classifier.
+  # The student contains the teacher's classifier.
   student, _ = load_bundle(workdir / "bundles" / "distilled" / "student")
   teacher, _ = load_bundle(bundle)
   kept = student.variables["params"]["teacher"]["classifier"]["kernel"]

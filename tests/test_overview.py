@@ -1,4 +1,4 @@
-"""What is told before training: --summary, and the first lines of a run."""
+"""Output before training: --summary, and the first lines of a run."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def test_an_overview_has_every_phases_length_pairs_and_network(monkeypatch, cons
   assert length == "distilled: 3 epochs of 2 steps, 32 images"
   assert pairs == "simkd compares stage3 2x2x16 with stage3 2x2x32 of the teacher"
   assert network == "student: resnet8_w4+resnet8_w8"
-  # What is reused has the teacher's width.
+  # The reused classifier has the teacher's width.
   assert table[-1].split()[0] == "total" and table[-2].split() == ["classifier", "10", "330", "320"]
 
 
-def test_a_network_that_was_shown_is_named(monkeypatch, console):
+def test_a_network_shown_before_is_referred_to(monkeypatch, console):
   monkeypatch.setattr(build, "dataset", lambda settings: dataset())
   overview.overview(settings_for("kd"), console)
   assert console.file.getvalue().rstrip().endswith("\nstudent: resnet8_w4, as in phase 'alone'")
 
 
-def test_a_run_says_what_it_compares_before_it_trains(monkeypatch, console, tmp_path):
+def test_a_run_prints_the_compared_stages_before_training(monkeypatch, console, tmp_path):
   class Started(Exception):
     pass
 
@@ -51,7 +51,7 @@ def test_a_run_says_what_it_compares_before_it_trains(monkeypatch, console, tmp_
     raise Started
 
   monkeypatch.setattr(run, "load", lambda *args, **options: dataset())
-  monkeypatch.setattr(run, "_train_all", train)
+  monkeypatch.setattr(run, "_train_phases", train)
   with pytest.raises(Started):
     run.run(settings_for("at"), tmp_path / "run", console)
   assert console.file.getvalue() == (

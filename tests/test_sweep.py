@@ -1,4 +1,4 @@
-"""Many runs at once: what is made, in which order, by whom, and what is told of failures."""
+"""Sweeps: which runs are made, in which order, by which worker, and how failures are reported."""
 
 import contextlib
 import functools
@@ -17,8 +17,8 @@ from rich.console import Console
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import overrides, sweep, workers
 from jaxkd.experiment import run as experiment
-from jaxkd.experiment.sweep import Planned
-from jaxkd.experiment.workers import Ended, Place, Workers
+from jaxkd.experiment.sweep import Job
+from jaxkd.experiment.workers import Ended, Slot, Workers
 
 ROOT = pathlib.Path(__file__).parent.parent
 GET_CONFIG = overrides.load_module(ROOT / "configs/digits.py").get_config
@@ -31,18 +31,18 @@ def settings_for(name="alone", *changes):
 
 @pytest.fixture(autouse=True)
 def this_process_as_it_was():
-  """Keeps the devices and the cache of the tests."""
+  """Restore the compilation cache, and initialise the devices before a sweep could."""
   jax.devices()
   before = jax.config.jax_compilation_cache_dir
   yield
   jax.config.update("jax_compilation_cache_dir", before)
 
 
-def swept(planned, home, **options):
-  """(what was told, the error that was raised)."""
+def swept(jobs, home, **options):
+  """Run a sweep; return (printed lines, the error raised or None)."""
   console = Console(file=io.StringIO(), width=60)
   try:
-    sweep.run_all(planned, compiled=home / "compiled", console=console, **options)
+    sweep.run_all(jobs, compiled=home / "compiled", console=console, **options)
     error = None
   except (ConfigError, RuntimeError) as raised:
     error = raised
@@ -51,7 +51,7 @@ def swept(planned, home, **options):
 
 @pytest.fixture
 def made(monkeypatch):
-  """The folders of the runs made, none of which is trained; "bad..." ones fail."""
+  """Replace training; return the list of folders of the runs made. "bad..." ones fail."""
   folders = []
 
   def run(settings, folder, console, *, load_data):
@@ -73,13 +73,13 @@ def made(monkeypatch):
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
-  """(folder, what was told, the error) of a run by one worker, while another's fails."""
+  """(folder, printed lines, error) of a sweep whose one worker succeeds and the other fails."""
   home = tmp_path_factory.mktemp("sweep")
-  planned = [
-    Planned(settings_for(), home / "seed0" / "good"),
-    Planned(settings_for("alone", "accumulate=7"), home / "seed0" / "bad"),
+  jobs = [
+    Job(settings_for(), home / "seed0" / "good"),
+    Job(settings_for("alone", "accumulate=7"), home / "seed0" / "bad"),
   ]
-  return home, *swept(planned, home, workers=2)
+  return home, *swept(jobs, home, workers=2)
 
 
 def accuracy(folder):
@@ -89,25 +89,25 @@ def accuracy(folder):
 @pytest.mark.long
 def test_a_worker_trains_as_this_process_does(two_workers, tmp_path):
   home, *_ = two_workers
-  told, error = swept([Planned(settings_for(), tmp_path / "good")], tmp_path, workers=1)
+  lines, error = swept([Job(settings_for(), tmp_path / "good")], tmp_path, workers=1)
   assert error is None
   assert accuracy(home / "seed0" / "good") == pytest.approx(accuracy(tmp_path / "good"), abs=0.006)
-  assert told[-1].startswith(f"[1/1] good: {100 * accuracy(tmp_path / 'good'):.2f}% in ")
+  assert lines[-1].startswith(f"[1/1] good: {100 * accuracy(tmp_path / 'good'):.2f}% in ")
 
 
 def test_a_failed_run_is_named_and_the_others_in_progress_are_finished(two_workers):
-  home, told, error = two_workers
+  home, lines, error = two_workers
   message = "seed0/bad: batch_size=64: not divisible by "
   assert isinstance(error, ConfigError) and str(error).startswith(message)
-  assert told[0].startswith("2 runs by 2 workers; logs in ")
+  assert lines[0].startswith("2 runs by 2 workers; logs in ")
   # Two workers end in either order.
-  failed, finished = sorted(told[1:], key=lambda line: "failed" not in line)
-  made = told.index(failed) - 1
+  failed, finished = sorted(lines[1:], key=lambda line: "failed" not in line)
+  made = lines.index(failed) - 1
   assert failed.startswith(f"[{made}/2] seed0/bad: failed: batch_size=64: ")
   assert finished.startswith(f"[1/2] seed0/good: {100 * accuracy(home / 'seed0/good'):.2f}% in ")
 
 
-def test_what_a_run_says_goes_to_a_log_of_its_own(two_workers):
+def test_output_of_a_run_goes_to_its_own_log(two_workers):
   home, *_ = two_workers
   log = (home / "logs" / "seed0,good.txt").read_text()
   assert "alone: 2 steps" in log and "digits, seed 0" in log  # 80 images in batches of 64
@@ -115,48 +115,48 @@ def test_what_a_run_says_goes_to_a_log_of_its_own(two_workers):
 
 
 def test_the_same_command_again_starts_nothing(made, monkeypatch, tmp_path):
-  planned = [Planned(settings_for(), tmp_path / name) for name in ("one", "two")]
-  assert swept(planned, tmp_path, workers=1)[1] is None
-  for place in ("places", "_make", "_prepare_jax"):
+  jobs = [Job(settings_for(), tmp_path / name) for name in ("one", "two")]
+  assert swept(jobs, tmp_path, workers=1)[1] is None
+  for place in ("slots", "_make", "_prepare_jax"):
     monkeypatch.delattr(sweep, place)
-  assert swept(planned, tmp_path) == (["2 of 2 runs are complete"], None)
+  assert swept(jobs, tmp_path) == (["2 of 2 runs are complete"], None)
 
 
-def test_a_run_waits_for_what_it_needs(made, tmp_path):
+def test_a_run_waits_for_the_runs_it_comes_after(made, tmp_path):
   student, alone, teacher, school = (tmp_path / x for x in ("kd", "alone", "teacher", "school"))
   settings = settings_for()
-  planned = [Planned(settings, student, (teacher,)), Planned(settings, alone)]
-  planned += [Planned(settings, teacher, (school,)), Planned(settings, school)]
-  assert swept(planned, tmp_path, workers=1)[1] is None
+  jobs = [Job(settings, student, (teacher,)), Job(settings, alone)]
+  jobs += [Job(settings, teacher, (school,)), Job(settings, school)]
+  assert swept(jobs, tmp_path, workers=1)[1] is None
   assert made == [school, teacher, student, alone]
 
 
-def test_a_folder_planned_twice_is_made_once_with_the_needs_of_both(made, tmp_path):
+def test_a_folder_planned_twice_is_made_once_after_the_runs_of_both(made, tmp_path):
   settings = settings_for("kd", "method.temperature=2.0")
-  planned = [Planned(settings, tmp_path / "kd") for _ in range(2)]
-  planned.append(Planned(settings, tmp_path / "kd", (tmp_path / "teacher",)))
-  planned.append(Planned(settings_for("teacher"), tmp_path / "teacher"))
-  assert swept(planned, tmp_path, workers=1)[1] is None
+  jobs = [Job(settings, tmp_path / "kd") for _ in range(2)]
+  jobs.append(Job(settings, tmp_path / "kd", (tmp_path / "teacher",)))
+  jobs.append(Job(settings_for("teacher"), tmp_path / "teacher"))
+  assert swept(jobs, tmp_path, workers=1)[1] is None
   assert [folder.name for folder in made] == ["teacher", "kd"]
 
 
 @pytest.mark.parametrize("name", ["bad", "bad-luck"])
-def test_after_a_failure_nothing_starts_and_the_same_command_goes_on(made, tmp_path, name):
+def test_after_a_failure_nothing_starts_and_the_same_call_resumes(made, tmp_path, name):
   names = ("first", name, "last")
-  planned = [Planned(settings_for(), tmp_path / each) for each in names]
-  told, error = swept(planned, tmp_path, workers=1)
+  jobs = [Job(settings_for(), tmp_path / each) for each in names]
+  lines, error = swept(jobs, tmp_path, workers=1)
   assert [folder.name for folder in made] == ["first"]
   if name == "bad":
     assert isinstance(error, ConfigError) and str(error) == "bad: student.model='bad'"
   else:
     assert isinstance(error, RuntimeError) and str(error) == "bad-luck: OSError: the disk"
-    assert "Traceback (most recent call last):" in told
-  assert told[-1] == f"[1/3] {name}: failed: {str(error).partition(': ')[2]}"
+    assert "Traceback (most recent call last):" in lines
+  assert lines[-1] == f"[1/3] {name}: failed: {str(error).partition(': ')[2]}"
 
-  planned[1] = Planned(settings_for(), tmp_path / "better")
-  told, error = swept(planned, tmp_path, workers=1)
+  jobs[1] = Job(settings_for(), tmp_path / "better")
+  lines, error = swept(jobs, tmp_path, workers=1)
   assert error is None
-  assert told[0] == "1 of 3 runs are complete"
+  assert lines[0] == "1 of 3 runs are complete"
   assert [folder.name for folder in made] == ["first", "better", "last"]
 
 
@@ -164,7 +164,7 @@ MISTAKES = {
   "settings": "x: student.epochs=0: expected an integer >= 1 and < 2",
   "another's folder": "workdir {0}/full is not empty and holds no run; choose another",
   "two settings": "{0}/kd is planned twice, with different settings",
-  "unmet need": "x needs the run in {0}/nowhere, which is not complete",
+  "missing job": "x needs the run in {0}/nowhere, which is not complete",
   "circle": "runs that need each other: x, y, x",
   "devices": "x: devices=2 needs workers=1, not 2",
   "model": "x: unknown model 'resnet9': did you mean 'resnet8' or ",
@@ -173,18 +173,18 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told_before_anything_starts(made, tmp_path, mistake):
+def test_mistakes_are_reported_before_anything_starts(made, tmp_path, mistake):
   settings = settings_for()
   x, y, full = (tmp_path / name for name in ("x", "y", "full"))
   wrong, options = {
-    "settings": ([Planned(GET_CONFIG("alone"), x)], {}),
-    "another's folder": ([Planned(settings, full)], {}),
-    "two settings": ([Planned(settings_for("alone", "seed=3"), tmp_path / "kd")], {}),
-    "unmet need": ([Planned(settings, x, (tmp_path / "nowhere",))], {}),
-    "circle": ([Planned(settings, x, (y,)), Planned(settings, y, (x,))], {}),
-    "devices": ([Planned(settings_for("alone", "devices=2"), x)], {"workers": 2}),
-    "model": ([Planned(GET_CONFIG("kd"), x)], {}),
-    "data set": ([Planned(GET_CONFIG("alone"), x)], {}),
+    "settings": ([Job(GET_CONFIG("alone"), x)], {}),
+    "another's folder": ([Job(settings, full)], {}),
+    "two settings": ([Job(settings_for("alone", "seed=3"), tmp_path / "kd")], {}),
+    "missing job": ([Job(settings, x, (tmp_path / "nowhere",))], {}),
+    "circle": ([Job(settings, x, (y,)), Job(settings, y, (x,))], {}),
+    "devices": ([Job(settings_for("alone", "devices=2"), x)], {"workers": 2}),
+    "model": ([Job(GET_CONFIG("kd"), x)], {}),
+    "data set": ([Job(GET_CONFIG("alone"), x)], {}),
   }[mistake]
   if mistake == "settings":
     wrong[0].settings.student.epochs = 0
@@ -194,49 +194,49 @@ def test_mistakes_are_told_before_anything_starts(made, tmp_path, mistake):
     wrong[0].settings.data.name = "digit"
   full.mkdir()
   (full / "thesis.tex").write_text("everything")
-  planned = [Planned(settings, tmp_path / "kd"), *wrong]
-  told, error = swept(planned, tmp_path, **{"workers": 1, **options})
+  jobs = [Job(settings, tmp_path / "kd"), *wrong]
+  lines, error = swept(jobs, tmp_path, **{"workers": 1, **options})
   assert isinstance(error, ConfigError)
   whole = mistake not in ("circle", "settings", "model", "data set")
   assert str(error) == MISTAKES[mistake].format(tmp_path) or not whole
   assert str(error).startswith(MISTAKES[mistake].format(tmp_path).partition(" x, y")[0])
-  assert (told, made) == ([], [])
+  assert (lines, made) == ([], [])
 
 
-def test_every_worker_has_cores_of_its_own(monkeypatch):
+def test_every_worker_has_its_own_cores(monkeypatch):
   monkeypatch.setattr(workers, "_hardware", lambda: ("cpu", 1))
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 0, 2}, raising=False)
-  assert [place.cores for place in workers.places(0, 9)] == [(0,), (2,), (5,)]
-  assert [place.cores for place in workers.places(0, 2)] == [(0, 5), (2,)]
-  assert [place.cores for place in workers.places(4, 9)] == [(0,), (2,), (5,), (0,)]
-  assert workers.places(1, 9) == []
+  assert [slot.cores for slot in workers.slots(0, 9)] == [(0,), (2,), (5,)]
+  assert [slot.cores for slot in workers.slots(0, 2)] == [(0, 5), (2,)]
+  assert [slot.cores for slot in workers.slots(4, 9)] == [(0,), (2,), (5,), (0,)]
+  assert workers.slots(1, 9) == []
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
-  assert workers.places(0, 9) == []
+  assert workers.slots(0, 9) == []
 
 
 def test_every_worker_sees_one_accelerator(monkeypatch):
   monkeypatch.setattr(workers, "_hardware", lambda: ("gpu", 2))
   monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-  seen = [place.environment for place in workers.places(0, 9)]
+  seen = [slot.environment for slot in workers.slots(0, 9)]
   assert seen == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-  seen = [place.environment for place in workers.places(3, 9)]
+  seen = [slot.environment for slot in workers.slots(3, 9)]
   assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["4", "7", "4"]
   # Two share the first.
   assert {each["XLA_PYTHON_CLIENT_MEM_FRACTION"] for each in seen} == {"0.450"}
 
   monkeypatch.setattr(workers, "_hardware", lambda: ("tpu", 4))
-  seen = [place.environment for place in workers.places(0, 9)]
+  seen = [slot.environment for slot in workers.slots(0, 9)]
   assert [each["TPU_VISIBLE_CHIPS"] for each in seen] == ["0", "1", "2", "3"]
   assert {each["TPU_PROCESS_BOUNDS"] for each in seen} == {"1,1,1"}
 
 
-def test_a_worker_computes_in_its_place_and_ends_with_the_block(monkeypatch):
+def test_a_worker_has_its_slots_environment_and_ends_with_the_block(monkeypatch):
   monkeypatch.delenv("JAXKD_TEST", raising=False)
-  places = [Place((), {"JAXKD_TEST": "7"}), Place((), {"JAXKD_TEST": "8"})]
+  slots = [Slot((), {"JAXKD_TEST": "7"}), Slot((), {"JAXKD_TEST": "8"})]
   with (
     contextlib.suppress(KeyboardInterrupt),
-    Workers(places, functools.partial, os.getenv) as team,
+    Workers(slots, functools.partial, os.getenv) as team,
   ):
     team.give("JAXKD_TEST")
     assert (team.idle, list(team.results()), team.idle) == (1, [("JAXKD_TEST", "7")], 2)
@@ -246,15 +246,15 @@ def test_a_worker_computes_in_its_place_and_ends_with_the_block(monkeypatch):
   assert None not in [process.exitcode for process in processes]
 
 
-def test_a_worker_keeps_to_its_cores():
+def test_a_worker_uses_its_cores_only():
   core = max(os.sched_getaffinity(0))
-  with Workers([Place((core,), {})], functools.partial, os.sched_getaffinity) as team:
+  with Workers([Slot((core,), {})], functools.partial, os.sched_getaffinity) as team:
     team.give(0)
     assert list(team.results()) == [(0, {core})]
 
 
-def test_a_task_and_its_result_stay_together_and_a_worker_that_dies_is_told():
-  with Workers([Place((), {})] * 2, functools.partial, os._exit) as team:
+def test_results_come_with_their_task_and_a_dead_worker_is_reported():
+  with Workers([Slot((), {})] * 2, functools.partial, os._exit) as team:
     team.give(7)
     team.give(9)
     found = []
@@ -266,9 +266,9 @@ def test_a_task_and_its_result_stay_together_and_a_worker_that_dies_is_told():
 
 KILLED = """
 import functools, os, signal, time
-from jaxkd.experiment.workers import Place, Workers
+from jaxkd.experiment.workers import Slot, Workers
 if __name__ == "__main__":
-  with Workers([Place((), {})], functools.partial, time.sleep) as team:
+  with Workers([Slot((), {})], functools.partial, time.sleep) as team:
     team.give(1000)
     (process,) = team._processes.values()
     print(process.pid, flush=True)
@@ -279,7 +279,7 @@ if __name__ == "__main__":
 def test_workers_end_when_the_command_is_killed(tmp_path):
   (tmp_path / "killed.py").write_text(KILLED)
   command = [sys.executable, str(tmp_path / "killed.py")]
-  # The worker holds the pipe: it is read to its end when that has gone, too.
+  # The worker holds the pipe open: reading ends when the worker has ended, too.
   done = subprocess.run(command, stdout=subprocess.PIPE, timeout=600, check=False)
   assert done.returncode == -signal.SIGKILL
   assert int(done.stdout) > 0

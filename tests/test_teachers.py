@@ -25,7 +25,7 @@ from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.losses import cross_entropy
 from jaxkd.models import MLP, CifarResNet
 from jaxkd.preprocessing import Converted, as_trained, convert
-from jaxkd.train import Silent, train_phase
+from jaxkd.train import Silent, TrainOptions, train_phase
 from jaxkd.types import Network, Preprocessing
 from tests import tiny
 from tests.models.drawn import drawn
@@ -41,7 +41,7 @@ class Heard(Silent):
   def __init__(self):
     self.lines = []
 
-  def told(self, line):
+  def message(self, line):
     self.lines.append(line)
 
 
@@ -202,12 +202,11 @@ def test_cached_targets_are_those_of_the_converted_images(teacher, tmp_path):
     settings.cached_targets = cached
     stage = stages_of(settings, data)[-1]
     finished = train_phase(
-      dataclasses.replace(stage, scheme=stage.scheme, reported=""),
+      dataclasses.replace(stage, reported="", given={"teacher": teacher.variables}),
       directory=tmp_path / str(cached),
       devices=jax.local_devices()[:1],
       reporter=Silent(),
-      given={"teacher": teacher.variables},
-      targets=tmp_path / "targets",
+      options=TrainOptions(targets=tmp_path / "targets"),
     )
     rows.append(finished.rows[-1]["train"])
   for name, value in rows[0].items():

@@ -1,4 +1,4 @@
-"""The smallest networks and data that still have everything: stages, batch statistics, resume."""
+"""The smallest networks and data that have all features: stages, batch statistics, resume."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TinyNet(nn.Module):
   num_classes: int = 3
   norm: bool = True
   axis_name: str | None = None
-  dtype: Any = None  # what it computes in
+  dtype: Any = None  # of its computations
 
   stages = ("stage1", "stage2", "pooled")
 
@@ -72,13 +72,13 @@ class TinyNet(nn.Module):
 
 
 def create(name, *, num_classes, axis_name, dtype):
-  """In place of `jaxkd.models.create`: networks that compile fast, the teacher the wider one."""
+  """Replacement of `jaxkd.models.create`: networks that compile fast; the teacher is wider."""
   width = {"resnet8_w8": 6, "resnet8_w4": 4}[name]
   return TinyNet(width=width, num_classes=num_classes, axis_name=axis_name)
 
 
 def examples(count=24, seed=0):
-  """Images of three classes, told apart by which third is bright."""
+  """Images of three classes, which differ in the third that is bright."""
   rng = np.random.default_rng(seed)
   labels = np.arange(count, dtype=np.int32) % 3
   images = rng.integers(0, 120, (count, 6, 6, 1), dtype=np.uint8)
@@ -94,8 +94,8 @@ def batch(size=8, seed=0):
   return Batch(images, jnp.asarray(chosen.labels), jnp.ones(size), jnp.arange(size))
 
 
-def bystanders(scheme):
-  """The participants that do not learn, which a test means to be drawn at random."""
+def frozen_participants(scheme):
+  """The participants that do not learn; a test draws them at random."""
   return frozen(jax.eval_shape(scheme.init, jax.random.key(0), batch()), scheme.learners)
 
 

@@ -13,7 +13,7 @@ import optax
 
 from jaxkd import losses, methods, models
 from jaxkd import networks as trees
-from jaxkd.cache.split import halves
+from jaxkd.cache.split import split_loss
 from jaxkd.experiment import build
 from jaxkd.runtime import devices
 from jaxkd.train import create_state, training_step
@@ -68,7 +68,7 @@ def distilling(pair: Pair) -> Scheme:
 def _chosen(scheme: Scheme, batch: Batch) -> Sequence[jax.Device]:
   count, *image_shape = batch.images.shape
   work = build.multiply_adds(scheme, tuple(image_shape))
-  return devices.worth_sharing(jax.local_devices(), [work], count)
+  return devices.choose_devices(jax.local_devices(), [work], count)
 
 
 class Stepper:
@@ -111,8 +111,8 @@ class Stepper:
     )
     self.function = step()
     if cached:
-      finish, stored = self._targets(scheme, on)
-      with_stored = step(finish=finish)
+      loss_from_cache, stored = self._targets(scheme, on)
+      with_stored = step(loss_from_cache=loss_from_cache)
       self._batch = self._batch, stored
       self.function = lambda state, fed: with_stored(state, *fed)
     frozen = trees.frozen(state.participants, scheme.learners)
@@ -124,13 +124,13 @@ class Stepper:
     people = self._state.participants
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._batch)
     context = Context(jax.random.key(0), jnp.int32(0), devices.AXIS_NAME)
-    split = halves(scheme, people, part, context, axis_size=len(on))
+    parts = split_loss(scheme, people, part, context, axis_size=len(on))
 
     def reduced(people: Any, batch: Batch) -> Any:
-      return split.reduce(scheme.targets(people, batch))
+      return parts.precompute(scheme.targets(people, batch))
 
     stored = devices.map_over_examples(reduced, on)(people, self._batch)
-    return split.finish, jax.device_get(stored)
+    return parts.loss_from_cache, jax.device_get(stored)
 
   @property
   def participants(self) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
   for module in _LATE:
     importlib.import_module(module)
   settings = settings_of(job)
-  process.keep_freed_memory()
-  devices.split_cpu(settings.cpu_devices, settings.batch_size)
+  process.tune_malloc()
+  devices.set_cpu_devices(settings.cpu_devices, settings.batch_size)
   compiling = 0.0
 
   def heard(event: str, seconds: float, **_: Any) -> None:

@@ -18,7 +18,7 @@ TEACHER = "teacher"
 
 def claimed(
   config: Any, workdir: pathlib.Path, *, quick: bool = False
-) -> tuple[Runs, list[sweep.Planned]]:
+) -> tuple[Runs, list[sweep.Job]]:
   """The runs of every seed, with the hyperparameters that were chosen.
 
   Args:
@@ -52,12 +52,12 @@ def claimed(
 Candidates = dict[tuple[str, str], dict[str, list[pathlib.Path]]]
 
 
-def candidates(config: Any, workdir: pathlib.Path) -> tuple[Candidates, list[sweep.Planned]]:
+def candidates(config: Any, workdir: pathlib.Path) -> tuple[Candidates, list[sweep.Job]]:
   """What is tried of every run: (setting, run) -> changes -> the runs' folders; and those runs."""
   return _tried(config, workdir, "search", config.SEARCH, config.SEARCH_SEEDS, config.RUNS)
 
 
-def questions(config: Any, workdir: pathlib.Path) -> tuple[Candidates, list[sweep.Planned]]:
+def questions(config: Any, workdir: pathlib.Path) -> tuple[Candidates, list[sweep.Job]]:
   """As `candidates`, of what is asked about runs with the hyperparameters that were chosen."""
   chosen = {
     setting: {run: f"{name}/{config.CHOSEN[setting][run]}" for run, name in runs.items()}
@@ -73,7 +73,7 @@ def _tried(
   tries: Mapping[str, Mapping[str, Sequence[str]]],
   seeds: Mapping[str, Sequence[int]],
   runs: Mapping[str, Mapping[str, str]],
-) -> tuple[Candidates, list[sweep.Planned]]:
+) -> tuple[Candidates, list[sweep.Job]]:
   found: Candidates = {}
   planned = [_teacher(config, workdir / TEACHER, quick=False)]
   for setting, of_setting in tries.items():
@@ -94,21 +94,21 @@ def _settings(config: Any, setting: str, name: str) -> ConfigDict:
   return overrides.variant(lambda method: config.get_config(f"{method}@{setting}"), name)
 
 
-def _teacher(config: Any, folder: pathlib.Path, quick: bool) -> sweep.Planned:
+def _teacher(config: Any, folder: pathlib.Path, quick: bool) -> sweep.Job:
   """The one teacher, of the first setting."""
   settings = _settings(config, next(iter(config.RUNS)), TEACHER)
   if quick:
     config.quick(settings)
-  return sweep.Planned(settings, folder)
+  return sweep.Job(settings, folder)
 
 
 def _planned(
   settings: ConfigDict, folder: pathlib.Path, seed: int, teacher: pathlib.Path
-) -> sweep.Planned:
+) -> sweep.Job:
   """One seed's run, of the teacher in a folder if it needs one."""
   settings = settings.copy_and_resolve_references()
   settings.seed = seed
   if methods.is_taught(settings.method.name):
     settings.teacher.bundle = str(teacher / "bundles" / TEACHER / TEACHER)
-    return sweep.Planned(settings, folder, (teacher,))
-  return sweep.Planned(settings, folder)
+    return sweep.Job(settings, folder, (teacher,))
+  return sweep.Job(settings, folder)

@@ -31,11 +31,11 @@ OPERATIONS_PER_BYTE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Halves:
+class SplitLoss:
   """A loss in two halves, for batches of one size.
 
   Attributes:
-    stored: what `reduce` returns, as shapes and types.
+    stored: what `precompute` returns, as shapes and types.
     reads: of what it depends on through the targets, "participants['teacher']['params']..." and
       "batch.images", say.
     changing: those among `reads` that are trained, or that learners change as they run. Where there
@@ -47,12 +47,12 @@ class Halves:
   changing: tuple[str, ...]
   _targets: Traced
   _loss: Traced
-  _reduce: core.ClosedJaxpr
-  _finish: core.ClosedJaxpr
+  _precompute: core.ClosedJaxpr
+  _loss_from_cache: core.ClosedJaxpr
   _axes: tuple[int, ...]
   _axis_size: int | None
 
-  def reduce(self, targets: Any) -> tuple[Array, ...]:
+  def precompute(self, targets: Any) -> tuple[Array, ...]:
     """What the loss needs of its targets, example by example: arrays (B, ...).
 
     Args:
@@ -62,10 +62,10 @@ class Halves:
       ConfigError: if the targets are not of the shapes that were traced.
     """
     leaves = matching_leaves("targets", targets, self._targets.output)
-    found = core.jaxpr_as_fun(self._reduce)(*leaves)
+    found = core.jaxpr_as_fun(self._precompute)(*leaves)
     return tuple(jnp.moveaxis(x, axis, 0) for x, axis in zip(found, self._axes, strict=True))
 
-  def finish(
+  def loss_from_cache(
     self,
     learning: Participants,
     participants: Participants,
@@ -79,7 +79,7 @@ class Halves:
       learning: as the scheme's loss takes it; what is differentiated.
       participants: likewise. Those that nothing but the targets depends on are not looked at.
       batch: of B examples.
-      stored: what `reduce` returned for them.
+      stored: what `precompute` returned for them.
       context: of the same axis, over as many devices, as was traced.
 
     Raises:
@@ -99,7 +99,7 @@ class Halves:
       )
     front = len(leaves) - len(self.stored)
     moved = [jnp.moveaxis(x, 0, a) for x, a in zip(leaves[front:], self._axes, strict=True)]
-    return self._loss.rebuild(core.jaxpr_as_fun(self._finish)(*leaves[:front], *moved))
+    return self._loss.rebuild(core.jaxpr_as_fun(self._loss_from_cache)(*leaves[:front], *moved))
 
   @property
   def bytes_of_targets(self) -> int:
@@ -112,7 +112,7 @@ class Halves:
     return _bytes_each(self.stored)
 
 
-def halves(
+def split_loss(
   scheme: Scheme,
   participants: Participants,
   batch: Batch,
@@ -120,7 +120,7 @@ def halves(
   *,
   axis_size: int | None = None,
   operations_per_byte: int = OPERATIONS_PER_BYTE,
-) -> Halves:
+) -> SplitLoss:
   """Splits a scheme's loss, for batches of this one's size, into halves.
 
   Only shapes are looked at: arrays, tracers and `jax.ShapeDtypeStruct`s will all do. The values
@@ -138,7 +138,7 @@ def halves(
     operations_per_byte: how many operations a byte is worth.
 
   Returns:
-    Halves.
+    SplitLoss.
 
   Raises:
     ConfigError: if an array of the targets does not have the examples along its first axis, or
@@ -164,23 +164,23 @@ def halves(
   flat = flatten(traced.jaxpr, dict.fromkeys(invars[front:], PerExample(0)))
   chosen = _cheapest(flat, invars[front:], operations_per_byte)
   places = tuple(flat.axis(var) for var in chosen)
-  reduce = flat.part(invars[front:], chosen, effects=False)
-  reads = _inputs_read(targets, live_inputs(reduce.jaxpr))
+  precompute = flat.part(invars[front:], chosen, effects=False)
+  reads = _inputs_read(targets, live_inputs(precompute.jaxpr))
   changing = _paths(trees.merge(traced.output[1].state, learning), "participants")
-  return Halves(
+  return SplitLoss(
     stored=tuple(_examples_first(v.aval, axis) for v, axis in zip(chosen, places, strict=True)),
     reads=reads,
     changing=tuple(path for path in reads if path in set(changing)),
     _targets=targets,
     _loss=traced,
-    _reduce=reduce,
-    _finish=flat.part([*invars[:front], *chosen], flat.outputs),
+    _precompute=precompute,
+    _loss_from_cache=flat.part([*invars[:front], *chosen], flat.outputs),
     _axes=places,
     _axis_size=size,
   )
 
 
-def table_of_bytes(found: Mapping[str, Halves]) -> str:
+def table_of_bytes(found: Mapping[str, SplitLoss]) -> str:
   """Bytes of one example's targets, and of what is stored of them, as a Markdown table.
 
   Args:

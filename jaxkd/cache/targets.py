@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.cache.split import halves
+from jaxkd.cache.split import split_loss
 from jaxkd.cache.store import StoredTargets, fingerprint
 from jaxkd.data.keys import view_keys
 from jaxkd.data.pipeline import evaluation_batches, training_batches
@@ -24,7 +24,7 @@ from jaxkd.types import Array, Batch, Context, Counts, Participants, Scheme
 TOLERANCE = 1e-3
 
 
-def company_matters(
+def depends_on_batch(
   compute: Callable[[Batch], Any], batch: Batch, *, tolerance: float = TOLERANCE
 ) -> bool:
   """Whether examples get other values in other places of the batch or among other examples.
@@ -101,24 +101,24 @@ class CachedTargets:
     self._axis_size = len(devices) * jax.process_count()
     # Of one trace of the loss: a device's share, or a part of it.
     self._part = phase.batch_size // self._axis_size // phase.accumulate
-    self._halves = halves(
+    self._split = split_loss(
       phase.scheme,
       shapes,
       _as_seen(phase, self._part),
       _context_of(phase),
       axis_size=self._axis_size,
     )
-    if self._halves.changing:
+    if self._split.changing:
       raise ConfigError(
         f"cached_targets=True: the targets of phase {phase.name!r} depend on "
-        f"{self._halves.changing[0]}, which changes in it; expected False"
+        f"{self._split.changing[0]}, which changes in it; expected False"
       )
-    self.bytes = self._halves.bytes_stored * self._views * len(phase.examples)
+    self.bytes = self._split.bytes_stored * self._views * len(phase.examples)
 
   @property
-  def finish(self) -> Callable[..., Any]:
+  def loss_from_cache(self) -> Callable[..., Any]:
     """(learning, participants, batch, cached targets, context) -> what the scheme's loss gives."""
-    return self._halves.finish
+    return self._split.loss_from_cache
 
   def in_memory(self, rng: Array, participants: Participants, report: Callable[[str], None]) -> Any:
     """All of it: arrays (views, N, ...) on the host.
@@ -133,7 +133,7 @@ class CachedTargets:
     """
     started = time.monotonic()
     size = (self._views, len(self._phase.examples))
-    found = tuple(np.empty((*size, *x.shape[1:]), x.dtype) for x in self._halves.stored)
+    found = tuple(np.empty((*size, *x.shape[1:]), x.dtype) for x in self._split.stored)
     for view, start, arrays in self._computed(rng, participants):
       for whole, part in zip(found, arrays, strict=True):
         whole[view, start : start + len(part)] = part
@@ -161,11 +161,11 @@ class CachedTargets:
     started = time.monotonic()
     leaves = jax.tree.leaves_with_path(participants)
     paths = {f"participants{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
-    read = {path: leaf for path, leaf in paths.items() if path in self._halves.reads}
-    layout = [[*x.shape[1:], str(x.dtype)] for x in self._halves.stored]
+    read = {path: leaf for path, leaf in paths.items() if path in self._split.reads}
+    layout = [[*x.shape[1:], str(x.dtype)] for x in self._split.stored]
     examples = self._phase.examples.indices
     about = fingerprint(rng, read, examples, self._views, repr(layout))
-    kept = StoredTargets(directory, self._halves.stored, about)
+    kept = StoredTargets(directory, self._split.stored, about)
     if not (kept.complete and self._still_valid(kept, rng, participants)):
       kept.write(arrays for _, _, arrays in self._computed(rng, participants))
       self._tell(report, f"in {directory}", time.monotonic() - started)
@@ -192,7 +192,7 @@ class CachedTargets:
     def reduced(state: Any, batch: Batch) -> Any:
       rng, participants = state
       batch = phase.prepare_training(view_keys(rng, batch, self._views), batch)
-      return self._halves.reduce(phase.scheme.targets(participants, batch))
+      return self._split.precompute(phase.scheme.targets(participants, batch))
 
     mapped = mapping.map_over_examples(reduced, self._devices)
     everyone = mapping.replicate((rng, participants), self._devices)
@@ -206,7 +206,7 @@ class CachedTargets:
       batches = evaluation_batches(phase.examples, batch_size=size)
       for start, batch in zip(range(0, count, size), batches, strict=True):
         batch = dataclasses.replace(batch, epochs=np.full(size, view, np.int32))
-        if view == start == 0 and size > 1 and company_matters(run, batch):
+        if view == start == 0 and size > 1 and depends_on_batch(run, batch):
           raise ConfigError(
             f"cached_targets=True: the targets of phase {phase.name!r} depend on which examples "
             "meet in a batch; expected False"

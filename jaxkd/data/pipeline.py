@@ -13,7 +13,7 @@ import numpy as np
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.subsets import check_seed, permutation
 from jaxkd.errors import ConfigError, needed_by
-from jaxkd.types import Batch, Places
+from jaxkd.types import Batch, BatchIndices
 
 if TYPE_CHECKING:
   import grain
@@ -47,12 +47,12 @@ def training_batches(
     process_index: this process.
     process_count: how many processes share each global batch.
     threads: threads that read ahead; by default none for examples in memory, else 8.
-    places: whether to give Places for batches, for a device that has the examples.
+    places: whether to give BatchIndices for batches, for a device that has the examples.
 
   Returns:
     A grain iterator of Batch with numpy leaves: images (B, H, W, C) uint8, labels (B,) int32,
     weights (B,) float32, 1 for the labelled and 0 for the unlabelled, indices (B,) int32, epochs
-    (B,) int32; or of Places.
+    (B,) int32; or of BatchIndices.
 
   Raises:
     ConfigError: naming the argument that is out of range.
@@ -109,12 +109,12 @@ class _Stream:
   def __len__(self) -> int:
     return sys.maxsize  # grain's own number for an endless data set
 
-  def __getitem__(self, step: int) -> Batch | Places:
+  def __getitem__(self, step: int) -> Batch | BatchIndices:
     first = (step * self.process_count + self.process_index) * self.batch_size
     positions = self._positions(first, first + self.batch_size)
     epochs = ((first + np.arange(self.batch_size)) // len(self.examples)).astype(np.int32)
     if self.places:
-      return Places(positions.astype(np.int32), epochs)
+      return BatchIndices(positions.astype(np.int32), epochs)
     batch = _gather(self.examples, positions, np.ones(self.batch_size, bool))
     return dataclasses.replace(batch, epochs=epochs)
 

@@ -146,6 +146,8 @@ def stages(
       specs = [methods.baseline(setup), *specs]
     # What takes no tracing comes before what does.
     plan += [_learning(spec, settings, data, teachers) for spec in specs]
+    if plan[-1].role != "baseline":
+      plan[-1] = dataclasses.replace(plan[-1], role="student")
     if traced:
       plan = _rehearsed(plan, data)
   except ConfigError:
@@ -203,7 +205,7 @@ def _teaching(
   """The stage of one teacher, by the teachers' recipe; without epochs if it comes trained."""
   scheme = methods.supervised(teacher.model, participant=called)
   stage = _stage(called, scheme, settings, "teacher", data, seed_offset=number)
-  stage = dataclasses.replace(stage, label=teacher.label, reported=called)
+  stage = dataclasses.replace(stage, label=teacher.label, reported=called, role="teacher")
   if variables is None:
     return stage
   # It is scored like any other, where that is wanted and its classes are the data's.
@@ -243,6 +245,7 @@ def _learning(
   keep = stage.keep if spec.reported else "last"
   return dataclasses.replace(
     stage,
+    role="baseline" if spec.name == BASELINE else "",
     inherit=spec.inherit,
     reported=spec.reported,
     label=label,

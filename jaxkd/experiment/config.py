@@ -24,8 +24,8 @@ from jaxkd.fields import (
   numbers,
   text,
 )
+from jaxkd.train.nonfinite import POLICIES
 from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES, drops_after_the_end
-from jaxkd.train.policy import POLICIES
 
 
 def training_fields(model: str) -> Fields:

@@ -1,17 +1,14 @@
-"""A dry run: every program of a config compiled for other hardware, and two updates on noise."""
+"""Dry runs: every program of a config lowered for other hardware, and two updates on noise."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export
 
 from jaxkd.errors import needed_by
 
@@ -21,71 +18,31 @@ with needed_by("jaxkd.experiment.dry_run"):
 
 from jaxkd.data import Dataset, stand_in, training_batches
 from jaxkd.experiment import build, config
+from jaxkd.experiment.precision import precision
 from jaxkd.networks import frozen, select, update
 from jaxkd.runtime import devices
 from jaxkd.train import Phase, starting_variables
 from jaxkd.train.state import FirstState, TrainState, create_state
 from jaxkd.types import Batch, Context, Participants
 
-_CONVOLUTION = re.compile(r"stablehlo\.convolution\(.* -> tensor<(?:\d+x)*([a-z]\w*)>")
-_SCORES = re.compile(
-  r"stablehlo\.(?:exponential|exponential_minus_one|log|log_plus_one)\b"
-  r".* : tensor<(?:\d+x){0,2}([a-z]\w*)>"
-)
-_SUM = re.compile(r"stablehlo\.reduce\(.* -> tensor<([a-z]\w*)>")
-_RAISED = re.compile(r"stablehlo\.convert .* : \(tensor<(bf16|f16)>\) -> tensor<f32>")
-
-
-class Precision(NamedTuple):
-  """The element types of a step.
-
-  Attributes:
-    convolutions: element type -> how many convolutions compute in it, all platforms' counted.
-    losses: element type -> how many operations of losses and metrics do.
-    low_results: paths of floating-point results that are not float32.
-  """
-
-  convolutions: Mapping[str, int]
-  losses: Mapping[str, int]
-  low_results: tuple[str, ...]
-
-
-def precision(step: export.Exported) -> Precision:
-  """What an exported step computes in."""
-  text = step.mlir_module()
-  losses: collections.Counter[str] = collections.Counter()
-  for pattern in (_SCORES, _SUM, _RAISED):
-    losses.update(kind for kind in pattern.findall(text) if "f" in kind)  # no integers
-  results = jax.tree.unflatten(step.out_tree, step.out_avals)
-  return Precision(
-    convolutions=dict(collections.Counter(_CONVOLUTION.findall(text))),
-    losses=dict(losses),
-    low_results=tuple(
-      jax.tree_util.keystr(path)
-      for path, leaf in jax.tree.leaves_with_path(results)
-      if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != jnp.float32
-    ),
-  )
-
-
 PLATFORMS = ("tpu", "cuda")
-# After so many, less than a hundredth of the running statistics is what they began with.
+# Passes after which less than a hundredth of the running statistics is their initial value.
 _PASSES = 50
 
 
-class RehearsalFailed(Exception):
-  """A phase that did not do what it must; the message names it."""
+class DryRunFailed(Exception):
+  """A phase failed a check; the message names it."""
 
 
 class Lowered(NamedTuple):
-  """A step that was lowered.
+  """A lowered step.
 
   Attributes:
-    phase: its name.
+    phase: name of its phase.
     step: "training" or "evaluation".
-    platforms: for which.
-    convolutions: element type -> how many of them compute in it, all platforms' counted.
-    losses: element type -> how many operations of losses and metrics do.
+    platforms: platforms for which it was lowered.
+    convolutions: element type -> number of convolutions that compute in it, over all platforms.
+    losses: element type -> number of operations of losses and metrics, likewise.
   """
 
   phase: str
@@ -96,12 +53,12 @@ class Lowered(NamedTuple):
 
 
 class Ran(NamedTuple):
-  """A phase that made its updates.
+  """The result of a phase that made its updates.
 
   Attributes:
     phase: its name.
-    losses: of every update.
-    participants: everyone's variables after the last.
+    losses: loss of every update.
+    participants: variables of all participants after the last update.
   """
 
   phase: str
@@ -109,13 +66,13 @@ class Ran(NamedTuple):
   participants: Participants
 
 
-class Rehearsal(NamedTuple):
-  """A planned experiment on a stand-in for its data.
+class Plan(NamedTuple):
+  """An experiment whose data are replaced by noise.
 
   Attributes:
     settings: its config.
     data: noise in the shape of its data set.
-    phases: what it would train.
+    phases: its phases.
   """
 
   settings: ml_collections.ConfigDict
@@ -125,45 +82,45 @@ class Rehearsal(NamedTuple):
 
 def prepare(
   settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = stand_in
-) -> Rehearsal:
-  """Plans the experiment of a config without its data set.
+) -> Plan:
+  """Return the plan of a config's experiment, without its data set.
 
   Args:
     settings: from a file in `configs/`.
-    load_data: what takes the place of the data set.
+    load_data: function that returns the replacement of the data set.
 
   Raises:
-    ConfigError: as `jaxkd.experiment.run.run`, but for what only shows when an objective is traced.
+    ConfigError: as `jaxkd.experiment.run.run`, except errors that appear when an objective is
+      traced.
   """
   config.check_config(settings)
   data = build.dataset(settings, load_data)
-  return Rehearsal(settings, data, build.stages(settings, data, traced=False))
+  return Plan(settings, data, build.stages(settings, data, traced=False))
 
 
 def lower(
-  rehearsal: Rehearsal,
+  plan: Plan,
   *,
   platforms: Sequence[str] = PLATFORMS,
   device_count: int = 8,
   skip: Collection[str] = (),
 ) -> list[Lowered]:
-  """Lowers every training and evaluation step, at the config's own batch size.
+  """Lower every training and evaluation step, at the config's batch size.
 
   Args:
-    rehearsal: of a config.
-    platforms: for which; none of them is needed here.
-    device_count: how many devices share the batch, which they must divide.
+    plan: the plan of a config.
+    platforms: target platforms; this machine needs none of them.
+    device_count: number of devices that share the batch; a divisor of its size.
     skip: names of phases to leave out.
 
   Returns:
-    One Lowered for each step that there is to map: two a phase, or one where nothing predicts yet
-    or nothing is trained.
+    One Lowered per step: two of each phase, or one if it has no predictor or no epochs.
 
   Raises:
-    RehearsalFailed: naming the phase, if a convolution does not compute in `compute_dtype`, or if
+    DryRunFailed: naming the phase, if a convolution does not compute in `compute_dtype`, or if
       a loss, a metric, the variables or the optimizer's state are not float32.
   """
-  settings, data, phases = rehearsal
+  settings, data, phases = plan
   batch = _stored(data, settings.batch_size)
   expected = {"float32": "f32", "bfloat16": "bf16"}[settings.compute_dtype]
   done = []
@@ -172,12 +129,12 @@ def lower(
     exported = devices.lower(step, state, batch, devices=device_count, platforms=platforms)
     convolutions, losses, low = precision(exported)
     if set(convolutions) - {expected}:
-      raise RehearsalFailed(
+      raise DryRunFailed(
         f"phase {phase.name!r}: convolutions of its {kind} step compute in {convolutions}, "
         f"expected {expected} with compute_dtype={settings.compute_dtype!r}"
       )
     if set(losses) - {"f32"} or low:
-      raise RehearsalFailed(
+      raise DryRunFailed(
         f"phase {phase.name!r}: losses and metrics of its {kind} step compute in {losses}, and "
         f"{len(low)} results are not float32 ({', '.join(low[:3])}); expected f32 of all"
       )
@@ -191,7 +148,7 @@ def lower(
       phase.scheme,
       phase.optimizer,
       seen,
-      untrained=_frozen(phase, seen),  # Their shapes are all that counts.
+      untrained=_frozen(phase, seen),  # only shapes are used
       average=phase.average_decay is not None,
     ).shapes
     if phase.epochs:
@@ -202,38 +159,38 @@ def lower(
 
 
 def dry_run(
-  rehearsal: Rehearsal,
+  plan: Plan,
   *,
   batch_size: int = 4,
   steps: int = 2,
   finished: Mapping[str, Participants] | None = None,
 ) -> list[Ran]:
-  """Makes a few updates of every phase on noise, on one device.
+  """Make a few updates of every phase on noise, on one device.
 
-  Later phases start from what earlier ones leave, as in a real run.
+  Later phases inherit from earlier ones, as in a real run.
 
   Args:
-    rehearsal: of a config, whose batch size is set aside.
+    plan: the plan of a config; its batch size is not used.
     batch_size: examples of one update, or of each part of it with `accumulate`.
-    steps: updates of every phase.
-    finished: phases that are not made again, such as a teacher's: name -> final participants.
+    steps: number of updates of every phase.
+    finished: phases to skip, such as a teacher's: name -> final participants.
 
   Returns:
-    One Ran for each phase that was trained, in order.
+    One Ran per trained phase, in order.
 
   Raises:
-    RehearsalFailed: naming the phase, if a metric or a variable is not finite, or if a learner
-      stands still.
+    DryRunFailed: naming the phase, if a metric or a variable is not finite, or if a learner
+      does not change.
   """
-  left = dict(finished or {})
+  participants = dict(finished or {})
   done: list[Ran] = []
-  for phase in rehearsal.phases:
-    if phase.name in left:
+  for phase in plan.phases:
+    if phase.name in participants:
       continue
     size = batch_size * phase.accumulate
     batches = training_batches(phase.examples, batch_size=size, seed=0, threads=0)
     drawn = [next(batches) for _ in range(steps)]
-    given = starting_variables(phase, left)
+    given = starting_variables(phase, participants)
     seen = jax.eval_shape(phase.prepare_evaluation, drawn[0])
     state = create_state(
       phase.scheme,
@@ -241,31 +198,31 @@ def dry_run(
       jax.random.key(phase.seed),
       seen,
       given=given,
-      # On noise there is nothing to be learned from weights of any kind.
+      # On noise, trained weights are of no use.
       untrained=[name for name in _frozen(phase, seen) if name not in given],
       average=phase.average_decay is not None,
     )
     before = devices.host_copy(state.participants)
     if not phase.epochs:
-      left[phase.name] = before
+      participants[phase.name] = before
       continue
     state, losses = _updated(phase, state, drawn)
-    left[phase.name] = devices.host_copy(state.participants)
-    _check_learners(phase, before, left[phase.name])
-    if len(rehearsal.phases) == 1 or any(_comes_from(phase, s) for s in rehearsal.phases):
-      left[phase.name] = _settled(phase, left[phase.name], drawn[-1])
-    done.append(Ran(phase.name, losses, left[phase.name]))
+    participants[phase.name] = devices.host_copy(state.participants)
+    _check_learners(phase, before, participants[phase.name])
+    if len(plan.phases) == 1 or any(_comes_from(phase, s) for s in plan.phases):
+      participants[phase.name] = _settled(phase, participants[phase.name], drawn[-1])
+    done.append(Ran(phase.name, losses, participants[phase.name]))
   return done
 
 
 def _frozen(phase: Phase, seen: Batch) -> tuple[str, ...]:
-  """The participants that do not learn."""
-  everyone = jax.eval_shape(phase.scheme.init, jax.random.key(0), seen)
-  return frozen(everyone, phase.scheme.learners)
+  """Return the participants that do not learn."""
+  shapes = jax.eval_shape(phase.scheme.init, jax.random.key(0), seen)
+  return frozen(shapes, phase.scheme.learners)
 
 
 def _stored(data: Dataset, count: int) -> Batch:
-  """The shapes of a batch as it comes from the data set."""
+  """Return the shapes of a batch as the data set stores it."""
   batch = build.batch_shapes(data.image_shape, (count,))
   return dataclasses.replace(batch, images=batch.images.update(dtype=jnp.uint8))
 
@@ -273,7 +230,7 @@ def _stored(data: Dataset, count: int) -> Batch:
 def _updated(
   phase: Phase, state: TrainState, batches: Sequence[Batch]
 ) -> tuple[TrainState, tuple[float, ...]]:
-  """The state after an update from each batch, and every update's loss."""
+  """Make an update from each batch; return the state and the losses."""
   chosen = jax.local_devices()[:1]
   step = devices.map_training_step(
     phase.training_step(), chosen, frozen=frozen(state.participants, phase.scheme.learners)
@@ -282,13 +239,13 @@ def _updated(
   losses: list[float] = []
   for batch in batches:
     state, metrics = step(state, devices.shard(batch, chosen))
-    found = {name: float(total) for name, (total, _) in metrics.items()}
-    wrong = sorted(name for name, value in found.items() if not np.isfinite(value))
+    totals = {name: float(total) for name, (total, _) in metrics.items()}
+    wrong = sorted(name for name, value in totals.items() if not np.isfinite(value))
     if wrong:
-      raise RehearsalFailed(
+      raise DryRunFailed(
         f"phase {phase.name!r}: not finite at update {len(losses) + 1}: {', '.join(wrong)}"
       )
-    losses.append(found["loss"])
+    losses.append(totals["loss"])
   return state, tuple(losses)
 
 
@@ -297,9 +254,10 @@ def _comes_from(phase: Phase, later: Phase) -> bool:
 
 
 def _settled(phase: Phase, participants: Participants, batch: Batch) -> Participants:
-  """The participants with the running statistics of many more passes, as a trained network's are.
+  """Return the participants with the running statistics of many more passes.
 
-  After two updates they are those of no network: a deep one's signal then grows without bounds.
+  After two updates, running statistics are far from the activations', and the signal of a deep
+  network in evaluation mode grows without bounds.
   """
 
   def passed(participants: Participants, batch: Batch) -> Participants:
@@ -313,7 +271,7 @@ def _settled(phase: Phase, participants: Participants, batch: Batch) -> Particip
     )
     return update(participants, aux.state)
 
-  # As if over the devices, by whose axis statistics are pooled.
+  # An axis of one device, over which statistics are pooled.
   mapped = jax.jit(
     jax.vmap(passed, in_axes=(None, 0), axis_name=devices.AXIS_NAME),
     compiler_options={"xla_backend_optimization_level": 0},
@@ -327,11 +285,11 @@ def _settled(phase: Phase, participants: Participants, batch: Batch) -> Particip
 def _check_learners(phase: Phase, before: Participants, after: Participants) -> None:
   for learner in phase.scheme.learners:
     own = select(before, [learner])
-    # One without parameters, such as a temperature that adapts, moves by other rules.
+    # A learner without parameters, such as an adaptive temperature, changes by other rules.
     if jax.tree.leaves(own) and not _differ(own, select(after, [learner])):
-      raise RehearsalFailed(f"phase {phase.name!r}: {learner!r} is to learn and did not move")
+      raise DryRunFailed(f"phase {phase.name!r}: {learner!r} is to learn and did not move")
   if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after)):
-    raise RehearsalFailed(f"phase {phase.name!r}: variables are not finite after its updates")
+    raise DryRunFailed(f"phase {phase.name!r}: variables are not finite after its updates")
 
 
 def _differ(one: Any, other: Any) -> bool:

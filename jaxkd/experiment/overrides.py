@@ -1,8 +1,8 @@
-"""Configs by a line of text: a config file, a method, and the fields that differ.
+"""Configs from a line of text: a method, and the fields that differ from its config.
 
-"simkd" is the method's config; "simkd/reused_stages=1/learning_rate=0.4" sets fields of its own
-section, "alone/student.model=resnet8_w8/data.crop=2" those of other sections. Values are Python
-literals; other texts are taken as they are, and "stage2+stage3" is a tuple of names.
+"simkd" is the method's config; "simkd/reused_stages=1/learning_rate=0.4" sets fields of the
+method's section, "alone/student.model=resnet8_w8/data.crop=2" fields of other sections. Values are
+Python literals; any other text is a string, and "stage2+stage3" is a tuple of names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GetConfig = Callable[[str], ml_collections.ConfigDict]
 
 
 def load_module(path: pathlib.Path) -> types.ModuleType:
-  """The Python file at `path`, run as a module.
+  """Import the Python file at `path` as a module.
 
   Raises:
     ConfigError: if there is no such file.
@@ -45,12 +45,12 @@ def load_module(path: pathlib.Path) -> types.ModuleType:
 def variant(
   get_config: GetConfig, name: str, changes: Sequence[str] = ()
 ) -> ml_collections.ConfigDict:
-  """The config that "METHOD/field=value/..." names, checked.
+  """Return the config of "METHOD/field=value/...", checked.
 
   Args:
-    get_config: a config file's, of a method.
-    name: a method, and changes behind it.
-    changes: "section.field=value", made before those of the name.
+    get_config: `get_config` of a config file; its argument is a method.
+    name: a method, followed by changes.
+    changes: "section.field=value", applied before those of `name`.
 
   Raises:
     ConfigError: naming the change that cannot be made, or as `config.check_config`.
@@ -58,15 +58,15 @@ def variant(
   >>> variant(config.base_config, "kd/temperature=2/student.model=resnet8").method.temperature
   2.0
   """
-  method, *own = name.split("/")
+  method, *fields = name.split("/")
   settings = get_config(method)
-  own = [x if "." in x.partition("=")[0] else f"method.{x}" for x in own]
-  for change in [*changes, *own]:
+  fields = [x if "." in x.partition("=")[0] else f"method.{x}" for x in fields]
+  for change in [*changes, *fields]:
     path, _, value = change.partition("=")
     *sections, field = path.split(".")
     try:
-      where = functools.reduce(operator.getitem, sections, settings)
-      where[field] = _literal(value)
+      section = functools.reduce(operator.getitem, sections, settings)
+      section[field] = _literal(value)
     except (KeyError, TypeError) as error:
       raise ConfigError(f"{change!r}: {one_line(error)}") from error
   config.check_config(settings)

@@ -1,4 +1,4 @@
-"""What a config would train, told without training it."""
+"""Overview of a config: its phases and networks, printed without training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jaxkd.train import Phase
 
 
 def overview(settings: ml_collections.ConfigDict, console: Console) -> None:
-  """Prints every phase of a config: its length, what is compared, and its network as a table.
+  """Print every phase of a config: its length, the compared stages, and its network as a table.
 
-  Nothing is compiled or written, but that a data set which was never used is prepared.
+  Nothing is compiled. Nothing is written, except that a data set that was never used is prepared.
 
   Args:
     settings: from a file in `configs/`.
-    console: where it goes.
+    console: receives the overview.
 
   Raises:
     ConfigError: as `jaxkd.experiment.run.run` would.
@@ -43,7 +43,7 @@ def overview(settings: ml_collections.ConfigDict, console: Console) -> None:
 
 
 def _table(phase: Phase, image_shape: tuple[int, int, int]) -> str:
-  """The network that stands for a phase, by the shapes of its variables."""
+  """Return the table of a phase's reported network, from the shapes of its variables."""
   batch = build.batch_shapes(image_shape, (2,))
   participants = jax.eval_shape(phase.scheme.init, jax.random.key(0), batch)
   network = phase.scheme.export(participants)[phase.reported]

@@ -1,7 +1,7 @@
-"""Many runs at once, spread over the machine's cores or accelerator devices.
+"""Sweeps: many runs at once, spread over the machine's cores or accelerator devices.
 
-Small networks train faster side by side, each on a core or device, than one after the other on
-parts of them. A worker makes run after run: it imports once, and loads a seed's data once.
+Small networks train faster side by side, each on one core or device, than one after the other on
+all of them. A worker makes run after run: it imports once, and loads a seed's data once.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from jaxkd.data import DATASETS, Dataset, load
 from jaxkd.errors import ConfigError, DiskError, unknown_name
 from jaxkd.experiment import config
 from jaxkd.experiment import run as experiment
-from jaxkd.experiment.workers import Ended, Place, Workers, places
+from jaxkd.experiment.workers import Ended, Slot, Workers, slots
 from jaxkd.runtime import devices, process
 
 
-class Planned(NamedTuple):
-  """A run to be made.
+class Job(NamedTuple):
+  """A run of a sweep.
 
   Attributes:
     settings: its config, as for `experiment.run`.
     folder: its work directory.
-    needs: folders of the runs that must be complete before it starts, such as its teacher's.
+    after: folders of the runs that must be complete before it starts, such as its teacher's.
   """
 
   settings: ml_collections.ConfigDict
   folder: pathlib.Path
-  needs: tuple[pathlib.Path, ...] = ()
+  after: tuple[pathlib.Path, ...] = ()
 
 
 class _Outcome(NamedTuple):
-  """How a run ended: with an accuracy, or with an error, which may be the user's mistake."""
+  """The end of a run: an accuracy, or an error, which may be the user's mistake."""
 
   seconds: float = 0.0
   accuracy: float = math.nan
@@ -62,45 +62,45 @@ class _Outcome(NamedTuple):
   mistake: bool = False
 
 
-_Outcomes = Generator[tuple[Planned, _Outcome], None, None]
+_Outcomes = Generator[tuple[Job, _Outcome], None, None]
 
-# After so many runs a process forgets what it compiled, which jax would keep for good: 35 MB of the
-# smallest run. What runs have in common is then compiled anew, in two seconds.
-_REMEMBERED = 8
+# Runs after which a process drops its compiled programs, which jax would keep: 35 MB of the
+# smallest run. Programs that runs share are then compiled again, in two seconds.
+_RUNS_PER_CLEAR = 8
 
 
 def run_all(
-  planned: Sequence[Planned],
+  jobs: Sequence[Job],
   *,
   workers: int = 0,
   compiled: pathlib.Path,
   console: Console,
 ) -> None:
-  """Makes whatever runs are missing; complete ones are left alone, begun ones go on.
+  """Run all jobs: skip complete runs, resume interrupted ones.
 
-  Every run is looked at before any starts. When one fails, no other is started, those in progress
-  are finished, and its error is raised. Accuracies depend on `workers` only through rounding.
+  All jobs are checked before any starts. After a failure no other run is started, those in progress
+  are finished, and the error is raised. Accuracies depend on `workers` only through rounding.
 
   Several workers import the script that calls this, which needs the usual `if __name__ ==
   "__main__"`. Each has a part of the cores, or one accelerator; `settings.cpu_devices` and
-  `settings.devices` count with one worker only.
+  `settings.devices` have an effect with one worker only.
 
   Args:
-    planned: the runs, in the order in which to make them, though those that others need come
-      first. A folder may come twice, with the same settings.
-    workers: processes at a time; 0 is one per core, or one per accelerator device where there are
-      any. With 1 the runs are made in this process, and `console` shows them at work.
-    compiled: folder of compiled steps, shared by all runs. With several workers, what each run
-      would print goes to the folder "logs" beside it.
-    console: where a line per run is told.
+    jobs: the runs, in their order, except that those that others wait for come first. A folder may
+      occur twice, with the same settings.
+    workers: number of processes; 0 is one per core, or one per accelerator device if there are
+      any. With 1 the runs are made in this process, and `console` shows their progress.
+    compiled: folder of compiled steps, shared by all runs. With several workers, the output of each
+      run goes to the folder "logs" beside it.
+    console: receives a line per run.
 
   Raises:
-    ConfigError: for settings or a folder that will not do, or needs that nobody meets, before any
-      run starts; for a mistake that surfaces in a run, which is named.
-    RuntimeError: naming the run that failed in any other way, and where its traceback is.
+    ConfigError: for settings or a folder that cannot be used, or an `after` that is neither a job
+      nor complete, before any run starts; for a mistake that shows during a run, naming the run.
+    RuntimeError: for any other failure of a run, naming the run and the file of its traceback.
   """
   home = compiled.parent
-  runs = _distinct(planned)
+  runs = _distinct(jobs)
   _check(runs, home, workers)
   missing = [run for run in runs if not _is_complete(run.folder)]
   done = len(runs) - len(missing)
@@ -108,49 +108,49 @@ def run_all(
     console.print(f"{done} of {len(runs)} runs are complete", highlight=False)
   if not missing:
     return
-  needed = {folder for run in missing for folder in run.needs}
+  needed = {folder for run in missing for folder in run.after}
   missing.sort(key=lambda run: run.folder not in needed)
 
-  found = places(workers, len(missing))
-  if found:
-    told = f"{len(missing)} runs by {len(found)} workers; logs in {home / 'logs'}"
-    console.print(told, soft_wrap=True, highlight=False)
-    outcomes = _side_by_side(missing, found, compiled)
+  workplaces = slots(workers, len(missing))
+  if workplaces:
+    line = f"{len(missing)} runs by {len(workplaces)} workers; logs in {home / 'logs'}"
+    console.print(line, soft_wrap=True, highlight=False)
+    outcomes = _side_by_side(missing, workplaces, compiled)
   else:
     outcomes = _one_by_one(missing, compiled, console)
   errors: list[Exception] = []
   with contextlib.closing(outcomes):
     for run, outcome in outcomes:
       name = _name(run.folder, home)
-      told = f"{100 * outcome.accuracy:.2f}% in {outcome.seconds:.0f} s"
+      result = f"{100 * outcome.accuracy:.2f}% in {outcome.seconds:.0f} s"
       if not outcome.error:
         done += 1
       elif outcome.mistake:
-        told = f"failed: {outcome.error}"
+        result = f"failed: {outcome.error}"
         errors.append(ConfigError(f"{name}: {outcome.error}"))
       else:
-        told = f"failed: {outcome.error}"
-        where = f"; see {_log(run.folder, home)}" if found else ""
+        result = f"failed: {outcome.error}"
+        where = f"; see {_log(run.folder, home)}" if workplaces else ""
         errors.append(RuntimeError(f"{name}: {outcome.error}{where}"))
-      line = f"[{done}/{len(runs)}] {name}: {told}"
+      line = f"[{done}/{len(runs)}] {name}: {result}"
       console.print(line, soft_wrap=True, highlight=False, markup=False)
   if errors:
     raise errors[0]
 
 
-def _distinct(planned: Sequence[Planned]) -> list[Planned]:
-  """The runs without repetition."""
-  runs: dict[pathlib.Path, Planned] = {}
-  for run in planned:
+def _distinct(jobs: Sequence[Job]) -> list[Job]:
+  """Return the jobs without repetition."""
+  runs: dict[pathlib.Path, Job] = {}
+  for run in jobs:
     first = runs.setdefault(run.folder, run)
     if _plain(first.settings) != _plain(run.settings):
       raise ConfigError(f"{run.folder} is planned twice, with different settings")
-    runs[run.folder] = first._replace(needs=tuple(dict.fromkeys((*first.needs, *run.needs))))
+    runs[run.folder] = first._replace(after=tuple(dict.fromkeys((*first.after, *run.after))))
   return list(runs.values())
 
 
-def _check(runs: Sequence[Planned], home: pathlib.Path, workers: int) -> None:
-  """Raises a ConfigError if a run could not be made."""
+def _check(runs: Sequence[Job], home: pathlib.Path, workers: int) -> None:
+  """Raise a ConfigError if a run cannot be made."""
   folders = {run.folder for run in runs}
   for run in runs:
     name = _name(run.folder, home)
@@ -163,20 +163,20 @@ def _check(runs: Sequence[Planned], home: pathlib.Path, workers: int) -> None:
     experiment.refuse_other_run(run.settings, run.folder)
     if workers != 1 and run.settings.devices > 1:
       raise ConfigError(f"{name}: devices={run.settings.devices} needs workers=1, not {workers}")
-    for folder in run.needs:
+    for folder in run.after:
       if folder not in folders and not _is_complete(folder):
         raise ConfigError(f"{name} needs the run in {folder}, which is not complete")
   try:
-    graphlib.TopologicalSorter({run.folder: run.needs for run in runs}).prepare()
+    graphlib.TopologicalSorter({run.folder: run.after for run in runs}).prepare()
   except graphlib.CycleError as error:
     circle = ", ".join(_name(folder, home) for folder in error.args[1])
     raise ConfigError(f"runs that need each other: {circle}") from error
 
 
-def _one_by_one(runs: Sequence[Planned], compiled: pathlib.Path, console: Console) -> _Outcomes:
-  """Makes the runs in this process, until one fails."""
+def _one_by_one(runs: Sequence[Job], compiled: pathlib.Path, console: Console) -> _Outcomes:
+  """Make the runs in this process, until one fails."""
   _prepare_jax(compiled, runs[0].settings.cpu_devices, _batch_size(runs))
-  load_data = _remembering_load()
+  load_data = _cached_load()
   waiting = list(runs)
   numbers = itertools.count(1)
   while run := _take_ready(waiting):
@@ -184,16 +184,16 @@ def _one_by_one(runs: Sequence[Planned], compiled: pathlib.Path, console: Consol
     yield run, outcome
     if outcome.error:
       return
-    _forget_compiled(next(numbers))
+    _clear_compiled(next(numbers))
 
 
 def _side_by_side(
-  runs: Sequence[Planned], found: Sequence[Place], compiled: pathlib.Path
+  runs: Sequence[Job], workplaces: Sequence[Slot], compiled: pathlib.Path
 ) -> _Outcomes:
-  """Has workers make the runs, until one fails; yields each as it ends."""
+  """Let workers make the runs, until one fails; yield each when it ends."""
   waiting = list(runs)
   by_folder = {run.folder: run for run in runs}
-  with Workers(found, _begin, compiled, _batch_size(runs)) as workers:
+  with Workers(workplaces, _begin, compiled, _batch_size(runs)) as workers:
     at_work = 0
     while True:
       while workers.idle and (run := _take_ready(waiting)):
@@ -212,18 +212,18 @@ def _side_by_side(
 
 
 def _begin(compiled: pathlib.Path, batch_size: int) -> Callable[[Any], _Outcome]:
-  """In a worker, before its first run."""
-  _prepare_jax(compiled, 0, batch_size)  # one device, where it has one core
+  """Prepare a worker process; return the function that makes a run."""
+  _prepare_jax(compiled, 0, batch_size)  # one device for its one core
   logging.set_verbosity(logging.WARNING)
-  load_data = _remembering_load()
+  load_data = _cached_load()
   numbers = itertools.count(1)
 
   def make(task: tuple[dict, pathlib.Path, pathlib.Path]) -> _Outcome:
     settings, folder, log = task
-    _forget_compiled(next(numbers) - 1)
+    _clear_compiled(next(numbers) - 1)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", buffering=1) as file:
-      # Warnings, and what XLA says from C++.
+      # Warnings, and output of XLA from C++.
       os.dup2(file.fileno(), 1)
       os.dup2(file.fileno(), 2)
       console = Console(file=file, width=100)
@@ -238,13 +238,13 @@ def _make(
   console: Console,
   load_data: Callable[..., Dataset],
 ) -> _Outcome:
-  """Makes one run."""
+  """Make one run."""
   started = time.monotonic()
   try:
     summary = experiment.run(settings, folder, console, load_data=load_data)
   except (ConfigError, DiskError) as error:
     return _Outcome(error=str(error), mistake=True)
-  except Exception as error:  # told by `run_all`, when the runs in progress are finished
+  except Exception as error:  # reported by `run_all` when the runs in progress are finished
     console.print(traceback.format_exc(), soft_wrap=True, highlight=False, markup=False)
     (*_, last) = traceback.format_exception_only(error)
     return _Outcome(error=last.strip().splitlines()[0])
@@ -253,43 +253,43 @@ def _make(
 
 
 def _prepare_jax(compiled: pathlib.Path, cpu_devices: int, batch_size: int) -> None:
-  process.remember_programs_in(compiled)
-  process.keep_freed_memory()
-  with contextlib.suppress(RuntimeError):  # where jax is in use already, its devices stay
-    devices.split_cpu(cpu_devices, batch_size)
+  process.enable_compilation_cache_in(compiled)
+  process.tune_malloc()
+  with contextlib.suppress(RuntimeError):  # if jax is in use already, its devices stay
+    devices.set_cpu_devices(cpu_devices, batch_size)
 
 
-def _forget_compiled(runs: int) -> None:
-  """Frees what `runs` so far have compiled, if it is time."""
-  if runs and runs % _REMEMBERED == 0:
+def _clear_compiled(runs: int) -> None:
+  """Drop compiled programs after every _RUNS_PER_CLEAR runs."""
+  if runs and runs % _RUNS_PER_CLEAR == 0:
     jax.clear_caches()
     gc.collect()
 
 
-def _batch_size(runs: Sequence[Planned]) -> int:
-  """What divides every run's."""
+def _batch_size(runs: Sequence[Job]) -> int:
+  """Return the greatest common divisor of the runs' batch sizes."""
   return math.gcd(*(run.settings.batch_size for run in runs))
 
 
-def _remembering_load() -> Callable[..., Dataset]:
-  """`jaxkd.data.load` for runs of which many are of the same seed."""
+def _cached_load() -> Callable[..., Dataset]:
+  """Return `jaxkd.data.load` with a cache, for runs of which many have the same seed."""
   return functools.lru_cache(maxsize=2)(load)
 
 
-def _take_ready(waiting: list[Planned]) -> Planned | None:
-  """Takes the first run that has what it needs out of `waiting`."""
-  for place, run in enumerate(waiting):
-    if all(_is_complete(folder) for folder in run.needs):
-      return waiting.pop(place)
+def _take_ready(waiting: list[Job]) -> Job | None:
+  """Remove and return the first run of `waiting` that can start."""
+  for index, run in enumerate(waiting):
+    if all(_is_complete(folder) for folder in run.after):
+      return waiting.pop(index)
   return None
 
 
 def _is_complete(folder: pathlib.Path) -> bool:
-  return (folder / "summary.json").exists()  # which is written last
+  return (folder / "summary.json").exists()  # written last
 
 
 def _plain(settings: ml_collections.ConfigDict) -> Any:
-  """Settings as they are compared."""
+  """Return settings in a form that can be compared."""
   return json.loads(json.dumps(settings.to_dict()))
 
 

@@ -1,4 +1,4 @@
-"""Worker processes that take task after task, each on cores or an accelerator device of its own."""
+"""Worker processes, each with its own cores or accelerator device, that take task after task."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 
-class Place(NamedTuple):
-  """Where a worker computes.
+class Slot(NamedTuple):
+  """The hardware of one worker.
 
   Attributes:
-    cores: that it may use; none leaves it all.
-    environment: variables that it has besides this process's.
+    cores: CPU cores that it may use; none allows all.
+    environment: its environment variables besides those of this process.
   """
 
   cores: tuple[int, ...]
@@ -26,37 +26,37 @@ class Place(NamedTuple):
 
 
 class Ended(NamedTuple):
-  """In place of a task's result: the worker's process ended, with this status."""
+  """Takes the place of a task's result if the worker's process ended, with this status."""
 
   status: int | None
 
 
 class Workers:
-  """Processes that are there inside a `with` block. What they do comes from an importable function.
+  """Worker processes, alive inside a `with` block.
 
   Args:
-    places: one for each.
-    begin: called once in each process, before which nothing of jax has been used there; it returns
-      what is then called with every task.
-    arguments: of `begin`.
+    slots: one per worker.
+    begin: an importable function, called once in each process before jax is used there; it returns
+      the function that is called with every task.
+    arguments: arguments of `begin`.
   """
 
   def __init__(
-    self, places: Sequence[Place], begin: Callable[..., Callable[[Any], Any]], *arguments: Any
+    self, slots: Sequence[Slot], begin: Callable[..., Callable[[Any], Any]], *arguments: Any
   ) -> None:
-    self._places, self._arguments = places, (begin, arguments)
+    self._slots, self._arguments = slots, (begin, arguments)
     self._processes: dict[Any, multiprocessing.process.BaseProcess] = {}
     self._tasks: dict[Any, Any] = {}
 
   def __enter__(self) -> Workers:
-    # A forked process could not use jax.
+    # A forked process cannot use jax.
     context = multiprocessing.get_context("spawn")
-    for place in self._places:
-      ours, theirs = context.Pipe()
-      arguments = (theirs, place, os.getcwd(), *self._arguments)
-      self._processes[ours] = context.Process(target=_work, args=arguments, daemon=True)
-      self._processes[ours].start()
-      theirs.close()  # or its end would go unnoticed
+    for slot in self._slots:
+      parent_end, worker_end = context.Pipe()
+      arguments = (worker_end, slot, os.getcwd(), *self._arguments)
+      self._processes[parent_end] = context.Process(target=_work, args=arguments, daemon=True)
+      self._processes[parent_end].start()
+      worker_end.close()  # so that the worker's end closes the pipe
     return self
 
   def __exit__(self, *_: object) -> None:
@@ -67,17 +67,17 @@ class Workers:
 
   @property
   def idle(self) -> int:
-    """How many have nothing to do."""
+    """Number of workers without a task."""
     return len(self._processes) - len(self._tasks)
 
   def give(self, task: Any) -> None:
-    """Hands a task to one that is idle."""
+    """Send a task to an idle worker."""
     worker = next(worker for worker in self._processes if worker not in self._tasks)
     self._tasks[worker] = task
     worker.send(task)
 
   def results(self) -> Iterator[tuple[Any, Any]]:
-    """Waits until at least one task is done; (task, result) of those that are."""
+    """Wait until at least one task is finished; yield (task, result) of each finished one."""
     ready = multiprocessing.connection.wait(list(self._tasks))
     for worker in [worker for worker in self._tasks if worker in ready]:
       try:
@@ -89,12 +89,12 @@ class Workers:
       yield self._tasks.pop(worker), result
 
 
-def places(workers: int, tasks: int) -> list[Place]:
-  """A place for each worker, no more than there are tasks; none if there is but one worker.
+def slots(workers: int, tasks: int) -> list[Slot]:
+  """Return a slot for each worker, at most one per task; none if there is only one worker.
 
   Args:
-    workers: 0 for as many as there are cores, or accelerator devices if there are any.
-    tasks: that they will share.
+    workers: number of workers; 0 is one per core, or one per accelerator device if there are any.
+    tasks: number of tasks.
   """
   if workers == 1:
     return []
@@ -108,18 +108,18 @@ def places(workers: int, tasks: int) -> list[Place]:
   workers = min(workers, tasks)
   if platform == "cpu":
     several = (cores[i::workers] or cores[i % count : i % count + 1] for i in range(workers))
-    return [Place(tuple(each), {}) for each in several]
+    return [Slot(tuple(each), {}) for each in several]
   sharing = -(-workers // count)
-  return [Place((), one_device(platform, i % count, sharing)) for i in range(workers)]
+  return [Slot((), one_device(platform, i % count, sharing)) for i in range(workers)]
 
 
 def one_device(platform: str, number: int, sharing: int = 1) -> dict[str, str]:
-  """The environment variables that leave a process one accelerator.
+  """Return the environment variables that restrict a process to one accelerator.
 
   Args:
-    platform: as jax calls it.
-    number: of the device, among those that this process may use.
-    sharing: how many processes share its memory.
+    platform: jax's name of it.
+    number: index of the device among those that this process may use.
+    sharing: number of processes that share its memory.
 
   >>> one_device("tpu", 2)["TPU_VISIBLE_CHIPS"]
   '2'
@@ -136,45 +136,45 @@ def one_device(platform: str, number: int, sharing: int = 1) -> dict[str, str]:
 
 
 def _hardware() -> tuple[str, int]:
-  """What jax runs on, and how many of them, as found out by a process that ends again.
+  """Return jax's platform and its number of devices, found by a process that ends again.
 
-  Were this one to ask, it would hold the accelerators that the workers are to use.
+  If this process initialised jax, it would occupy the accelerators that the workers need.
   """
   if os.environ.get("JAX_PLATFORMS") == "cpu":
     return "cpu", 0
-  # A TPU's chip, which only one process can use, may be two devices.
+  # A TPU chip may be two devices, but only one process can use it.
   script = (
     "import jax; found = jax.local_devices(); tpu = found[0].platform == 'tpu'; "
     "print(found[0].platform, len({tuple(d.coords) if tpu else d.id for d in found}))"
   )
-  asked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-  if asked.returncode:
-    raise RuntimeError(f"jax finds no device: {asked.stderr.strip().splitlines()[-1]}")
-  platform, count = asked.stdout.split()[-2:]
+  found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+  if found.returncode:
+    raise RuntimeError(f"jax finds no device: {found.stderr.strip().splitlines()[-1]}")
+  platform, count = found.stdout.split()[-2:]
   return platform, int(count)
 
 
 def _work(
   tasks: multiprocessing.connection.Connection,
-  place: Place,
+  slot: Slot,
   directory: str,
   begin: Callable[..., Callable[[Any], Any]],
   arguments: Sequence[Any],
 ) -> None:
-  """The life of a worker."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # that of the command ends it
+  """Run a worker: handle tasks until the process is terminated."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
   threading.Thread(target=_end_with_parent, daemon=True).start()
   os.chdir(directory)
-  os.environ.update(place.environment)
-  if place.cores:
-    os.sched_setaffinity(0, place.cores)
+  os.environ.update(slot.environment)
+  if slot.cores:
+    os.sched_setaffinity(0, slot.cores)
   handle = begin(*arguments)
   while True:
     tasks.send(handle(tasks.recv()))
 
 
 def _end_with_parent() -> None:
-  """A command that was killed may be given again, and two must not write the same folder."""
+  """Exit when the parent process does: its next start must not meet workers of the last one."""
   parent = multiprocessing.parent_process()
   assert parent is not None
   parent.join()

@@ -45,7 +45,7 @@ class ProgressBar(Silent):
     self._task = self._progress.add_task(stage, total=steps, completed=done, figures="compiling")
     self._speed, self._validation = _Speed(), _validation(rows[-1]) if rows else ""
 
-  def told(self, line: str) -> None:
+  def message(self, line: str) -> None:
     """Prints the line."""
     self._console.print(line, highlight=False, soft_wrap=True)
 
@@ -59,7 +59,7 @@ class ProgressBar(Silent):
     """Shows the newest validation accuracy from here on."""
     self._validation = _validation(row) or self._validation
 
-  def went_back(self, stage: str, rows: list[Row]) -> None:
+  def rolled_back(self, stage: str, rows: list[Row]) -> None:
     """Moves the bar back."""
     assert self._progress is not None
     self._progress.update(self._task, completed=self.updates_behind(rows))
@@ -90,7 +90,7 @@ class Lines(Silent):
     self._steps, self._speed = steps, _Speed()
     self._go_on(done)
 
-  def went_back(self, stage: str, rows: list[Row]) -> None:
+  def rolled_back(self, stage: str, rows: list[Row]) -> None:
     """Prints the epochs that come again once more."""
     self._go_on(self.updates_behind(rows))
 
@@ -98,7 +98,7 @@ class Lines(Silent):
     self._printed_share = _LINES_PER_STAGE * done // self._steps if self._steps else 0
     self._printed_at = time.monotonic()
 
-  def told(self, line: str) -> None:
+  def message(self, line: str) -> None:
     """Prints the line."""
     self._console.print(line, highlight=False, soft_wrap=True)
 
@@ -159,31 +159,40 @@ def _validation(row: Row) -> str:
   return "".join(f", {name} validation {s['accuracy']:.1%}" for name, s in scores.items())
 
 
-def comparison(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-  """What distillation gained, in test accuracy.
+def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """The gain of distillation in test accuracy.
 
   Args:
-    stages: stage name -> {"accuracy": ...}, in order; those called teacher and alone count, and
-      the last, which trained the distilled student.
+    phases: phase -> {"role": ..., "accuracy": ...}, in order. The first teacher, the baseline and
+      the student are compared. In summaries of earlier versions, which have no roles, the phases
+      called teacher and alone are the first two, and the last one trained the student.
 
   Returns:
-    "difference": distilled minus alone; "gap_closed": that, as a share of teacher minus alone
-    (left out where no teacher was scored, or none is better than the student alone). Empty
-    without both students.
+    "difference": student minus baseline; "gap_closed": that, as a share of teacher minus baseline
+    (left out if no teacher is scored, or its accuracy is not above the baseline). Empty without
+    both students.
 
-  >>> rows = {"teacher": {"accuracy": 0.9}, "alone": {"accuracy": 0.5},
-  ...         "distilled": {"accuracy": 0.7}}
+  >>> rows = {"teacher": {"role": "teacher", "accuracy": 0.9},
+  ...         "alone": {"role": "baseline", "accuracy": 0.5},
+  ...         "distilled": {"role": "student", "accuracy": 0.7}}
   >>> {name: round(value, 3) for name, value in comparison(rows).items()}
   {'difference': 0.2, 'gap_closed': 0.5}
+  >>> without_roles = {name: {"accuracy": row["accuracy"]} for name, row in rows.items()}
+  >>> comparison(without_roles) == comparison(rows)
+  True
   """
-  *_, last = stages
-  if "alone" not in stages or last in ("teacher", "alone"):
+  by_role: dict[str, Mapping[str, Any]] = {}
+  *_, last = phases
+  for name, row in phases.items():
+    old_role = {last: "student", "teacher": "teacher", "alone": "baseline"}.get(name, "")
+    by_role.setdefault(row.get("role", old_role), row)
+  if "baseline" not in by_role or "student" not in by_role:
     return {}
-  alone, distilled = stages["alone"]["accuracy"], stages[last]["accuracy"]
-  figures = {"difference": distilled - alone}
-  gap = stages.get("teacher", {}).get("accuracy", alone) - alone
+  baseline, student = by_role["baseline"]["accuracy"], by_role["student"]["accuracy"]
+  figures = {"difference": student - baseline}
+  gap = by_role.get("teacher", {}).get("accuracy", baseline) - baseline
   if gap > 0:
-    figures["gap_closed"] = (distilled - alone) / gap
+    figures["gap_closed"] = (student - baseline) / gap
   return figures
 
 

@@ -33,9 +33,9 @@ class MetricsFile(Silent):
   def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
     """Writes all rows known so far."""
     self._behind = len(self._rows)
-    self.went_back(stage, rows)
+    self.rolled_back(stage, rows)
 
-  def went_back(self, stage: str, rows: list[Row]) -> None:
+  def rolled_back(self, stage: str, rows: list[Row]) -> None:
     """Writes the rows that still count."""
     self._rows[self._behind :] = rows
     write_atomically(self._path, "".join(_line(row) for row in self._rows))
@@ -66,7 +66,7 @@ class TensorBoard(Silent):
     behind = self.updates_behind(rows)
     self._open(stage, behind + 1 if behind else None)
 
-  def went_back(self, stage: str, rows: list[Row]) -> None:
+  def rolled_back(self, stage: str, rows: list[Row]) -> None:
     """Hides the events after the checkpoint gone back to."""
     self.phase_ended(stage)
     self._open(stage, self.updates_behind(rows) + 1)

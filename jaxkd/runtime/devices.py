@@ -248,12 +248,12 @@ def is_first_process() -> bool:
   return jax.process_index() == 0
 
 
-def are_alone() -> bool:
+def is_single_process() -> bool:
   """Whether this is the only process of its run."""
   return jax.process_count() == 1
 
 
-def wait_for_everyone(reason: str) -> None:
+def barrier(reason: str) -> None:
   """Returns once every process has come to the same place."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(reason)
@@ -266,7 +266,7 @@ def agree(flag: bool) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
 
 
-def anyone(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
   """Whether the flag is set in any process."""
   if jax.process_count() == 1:
     return flag
@@ -304,7 +304,7 @@ class StepsInFlight:
 _WORTH_SHARING = 2e9
 
 
-def split_cpu(devices: int, batch_size: int) -> None:
+def set_cpu_devices(devices: int, batch_size: int) -> None:
   """Make the CPU appear to XLA as several devices. To be called before jax is first used.
 
   XLA runs a convolution with 32 or more channels on one core only; one device per core under the
@@ -342,7 +342,7 @@ def local_devices(count: int, batch_size: int, accumulate: int = 1) -> list[jax.
   return chosen
 
 
-def worth_sharing(
+def choose_devices(
   devices: Sequence[jax.Device], multiply_adds: Sequence[int | None], batch_size: int
 ) -> list[jax.Device]:
   """Those of some devices that are worth their while: all, or of a CPU's one if steps are small.

@@ -65,7 +65,7 @@ LOCK = "run.lock"
 
 
 @contextlib.contextmanager
-def claimed(workdir: pathlib.Path) -> Iterator[None]:
+def workdir_lock(workdir: pathlib.Path) -> Iterator[None]:
   """Makes `workdir` if it is absent; no other run can claim it inside the `with` block.
 
   To be entered by all processes of a run together; the first of them holds the lock.
@@ -97,7 +97,7 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def keep_freed_memory() -> bool:
+def tune_malloc() -> bool:
   """Has this process keep what it frees. To be called before jax is first used.
 
   XLA asks for a step's buffers anew every time. glibc hands large ones straight back to the system
@@ -123,7 +123,7 @@ def keep_freed_memory() -> bool:
 _MOST_BYTES = 4 * 2**30
 
 
-def remember_programs() -> pathlib.Path | None:
+def enable_compilation_cache() -> pathlib.Path | None:
   """Has jax keep what it compiles on disk, so that later processes load it in place of compiling.
 
   Within a process, too, networks that are equal are then compiled once. What took less than a tenth
@@ -146,11 +146,11 @@ def remember_programs() -> pathlib.Path | None:
     return None
   if not os.access(folder, os.W_OK):
     return None
-  remember_programs_in(folder)
+  enable_compilation_cache_in(folder)
   return folder
 
 
-def remember_programs_in(folder: pathlib.Path) -> None:
+def enable_compilation_cache_in(folder: pathlib.Path) -> None:
   """The same in a folder of the caller's, whatever jax was told of before."""
   jax.config.update("jax_compilation_cache_dir", str(folder))
   # With a limit jax also locks the folder: no process then reads what another is writing.

@@ -24,16 +24,16 @@ class Interruption:
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
-    self._holding = False
+    self._unsaved = False
     self._by: signal.Signals | None = None
 
   @property
-  def asked(self) -> bool:
+  def requested(self) -> bool:
     """Whether the run was asked to stop."""
     return self._by is not None
 
   @property
-  def asked_by(self) -> str:
+  def requested_by(self) -> str:
     """The signal's name; another process's, if this one got none."""
     return self._by.name if self._by else "a signal to another process"
 
@@ -42,24 +42,24 @@ class Interruption:
     """With which a process that stopped is to exit."""
     return STATUS[self._by or signal.SIGTERM]
 
-  def ask(self, by: signal.Signals) -> bool:
+  def request(self, by: signal.Signals) -> bool:
     """Asks the run to stop; whether it may as well be ended at once, because it holds nothing."""
     with self._lock:
       self._by = self._by or by
-      return not self._holding
+      return not self._unsaved
 
-  def hold(self) -> None:
+  def begin(self) -> None:
     """From here on there is something to save, so whoever asks must wait until that is done."""
     with self._lock:
-      self._holding = True
+      self._unsaved = True
 
-  def release(self) -> None:
+  def end(self) -> None:
     """From here on all is saved."""
     with self._lock:
-      self._holding = False
+      self._unsaved = False
 
 
-def heed_signals(interruption: Interruption, say: Callable[[str], None]) -> None:
+def install_signal_handlers(interruption: Interruption, say: Callable[[str], None]) -> None:
   """Has SIGTERM and Ctrl-C ask a run to stop. For a script to call, in its main thread.
 
   Python runs a signal's handler only after the call that it is in, which may compile for minutes.
@@ -83,8 +83,8 @@ def _wait(told: int, interruption: Interruption, say: Callable[[str], None]) -> 
     if number not in STATUS:
       continue
     by = signal.Signals(number)
-    second = interruption.asked
-    if interruption.ask(by) and not second:
+    second = interruption.requested
+    if interruption.request(by) and not second:
       say(f"stopped by {by.name}, holding nothing unsaved; the same command goes on")
       os._exit(interruption.status)
     if second:

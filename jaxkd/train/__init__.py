@@ -1,11 +1,11 @@
-"""Training any scheme: one mapped step, phases, checkpoints. Knows no method by name."""
+"""Training of any scheme: the step, phases, checkpoints. Contains no method by name."""
 
 from jaxkd.train.expected import Expected
-from jaxkd.train.loop import Finished, train_phase
+from jaxkd.train.loop import Finished, TrainOptions, train_phase
+from jaxkd.train.nonfinite import Diverged, NonFinite
 from jaxkd.train.optimizers import learning_rate_schedule, make_optimizer, take_turns
 from jaxkd.train.phase import Phase, check_phases, starting_variables, steps_per_epoch
-from jaxkd.train.policy import Diverged, NonFinite
-from jaxkd.train.reporting import Reporter, Silent
+from jaxkd.train.reporting import Reporter, Reporters, Silent
 from jaxkd.train.state import TrainState, create_state
 from jaxkd.train.step import evaluation_step, training_step
 
@@ -16,7 +16,9 @@ __all__ = [
   "NonFinite",
   "Phase",
   "Reporter",
+  "Reporters",
   "Silent",
+  "TrainOptions",
   "TrainState",
   "check_phases",
   "create_state",

@@ -7,13 +7,10 @@ import contextlib
 import copy
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,119 +20,77 @@ from etils import epath
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError, DiskError, one_line, writing
-from jaxkd.runtime.devices import host_copy, is_first_process, wait_for_everyone
+from jaxkd.runtime.devices import barrier, host_copy, is_first_process, is_single_process
+from jaxkd.train.orbax_logging import suppress_orbax_tracebacks
 from jaxkd.train.state import TrainState
 from jaxkd.types import Participants
 
-_LOGGERS = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
-
-
-class QuietOrbax:
-  """From `start` to `stop`, no tracebacks of errors that reach the caller anyway.
-
-  Orbax logs them; and once the first of many reads or writes has failed, it asks nobody else what
-  became of theirs, and closes the event loop to which they report. Python logs the one, and tells
-  of the other as an error nobody can catch.
-  """
-
-  def __init__(self) -> None:
-    self._before: Any = None
-
-  def start(self) -> None:
-    """Begins to hold back."""
-    for logger in _LOGGERS:
-      logger.addFilter(_is_news)
-    self._before = sys.unraisablehook
-    sys.unraisablehook = self._told
-
-  def stop(self) -> None:
-    """Leaves everything as it was."""
-    for logger in _LOGGERS:
-      logger.removeFilter(_is_news)
-    sys.unraisablehook = self._before
-
-  def _told(self, unraisable: Any) -> None:
-    if not _is_late(unraisable.exc_value, unraisable.exc_traceback):
-      self._before(unraisable)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  if record.name == "asyncio":  # which names the file that was to be written
-    return ".orbax-checkpoint" not in record.getMessage()
-  return not (record.exc_info and "/orbax/" in record.pathname)
-
-
-def _is_late(error: BaseException | None, where: TracebackType | None) -> bool:
-  """Whether it comes from a callback to an event loop that is closed."""
-  in_asyncio = where is not None and "asyncio" in where.tb_frame.f_code.co_filename
-  return in_asyncio and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-
-
-_SEAL = "digests.json"
-# Orbax writes these two after the seal, and needs neither to read a checkpoint.
+# Written into each checkpoint; the name is that of earlier versions.
+_CHECKSUMS = "digests.json"
+# Orbax writes these two after the checksums, and does not need them to read a checkpoint.
 _ABOUT, _COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 
 
-class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """A checkpoint being written, which is sealed before it gets its name: none is without."""
+class _ChecksummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A checkpoint being written, which gets its checksums before its final name."""
 
   async def finalize(self) -> None:
-    """Seals it, and lets it appear."""
+    """Write the checksums, then rename the checkpoint."""
     folder = pathlib.Path(self.get())
-    # Orbax does the same with its items, which are parts of it.
+    # Orbax finalizes the items, which are parts of a checkpoint, in the same way.
     if ocp.path.atomicity_types.TMP_DIR_SUFFIX not in folder.parent.name:
-      await asyncio.to_thread(seal, folder)
+      await asyncio.to_thread(write_checksums, folder)
     await super().finalize()
 
 
-def seal(folder: pathlib.Path) -> None:
-  """Writes a digest of every file below `folder` into it."""
-  (folder / _SEAL).write_text(json.dumps(_digests(folder), indent=1, sort_keys=True))
+def write_checksums(folder: pathlib.Path) -> None:
+  """Write the checksum of every file below `folder` into a file there."""
+  (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1, sort_keys=True))
 
 
-def check_seal(folder: pathlib.Path) -> None:
-  """Reads every file that was sealed.
+def check_checksums(folder: pathlib.Path) -> None:
+  """Read every file of a checkpoint and compare its checksum.
 
-  A folder without a seal, as earlier versions left them, passes.
+  A folder without checksums, as earlier versions left them, passes.
 
   Raises:
-    ValueError: naming the first file that is not what it was.
+    ValueError: naming the first file that is missing or damaged.
   """
   try:
     json.loads((folder / _ABOUT).read_text())
   except (OSError, ValueError) as error:
     raise ValueError(f"{_ABOUT} is damaged ({error})") from error
-  if not (folder / _SEAL).exists():
+  if not (folder / _CHECKSUMS).exists():
     return
   try:
-    sealed = dict(json.loads((folder / _SEAL).read_text()))
+    written = dict(json.loads((folder / _CHECKSUMS).read_text()))
   except (ValueError, TypeError) as error:
-    raise ValueError(f"{_SEAL} is damaged ({error})") from error
-  found = _digests(folder)
-  for name, digest in sealed.items():
+    raise ValueError(f"{_CHECKSUMS} is damaged ({error})") from error
+  found = _checksums(folder)
+  for name, checksum in written.items():
     if name not in found:
       raise ValueError(f"{name} is missing")
-    if found[name] != digest:
+    if found[name] != checksum:
       raise ValueError(f"{name} is not what was written")
 
 
-def _digests(folder: pathlib.Path) -> dict[str, str]:
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
   found = {}
   for path in sorted(folder.rglob("*")):
     name = path.relative_to(folder).as_posix()
-    if path.is_file() and name not in (_SEAL, _ABOUT, _COMMITTED):
+    if path.is_file() and name not in (_CHECKSUMS, _ABOUT, _COMMITTED):
       with path.open("rb") as file:
         found[name] = hashlib.file_digest(file, "sha256").hexdigest()
   return found
 
 
 class Restored(NamedTuple):
-  """What a checkpoint holds.
+  """The content of a checkpoint.
 
   Attributes:
     state: the training state.
-    best: the participants that were best on validation, as they predict.
-    progress: the loop's own position: metric sums of the running epoch, the best score so far.
+    best: the participants with the best validation accuracy, as they predict.
+    progress: the loop's position: metric sums of the running epoch, the best score so far.
   """
 
   state: TrainState
@@ -147,28 +102,37 @@ class Checkpoints:
   """The checkpoints of one phase in one directory.
 
   State, best participants, data iterator and progress are items of one checkpoint, which orbax
-  makes visible only once it is complete: they can never disagree. The last `keep` are kept, and
-  whatever is found damaged (`jaxkd.train.checkpoints`).
+  makes visible only once it is complete, so that they always agree. The last `keep` are kept, and
+  all damaged ones.
 
-  Nothing in a checkpoint depends on how many processes or devices wrote it, and any number of
-  them can read it: arrays are the same everywhere, and so is the iterator's position in its stream
-  of global batches.
+  A checkpoint does not depend on the number of processes or devices that write it, and any number
+  can read it: arrays are the same everywhere, and so is the iterator's position in its stream of
+  global batches.
+
+  In a `with` block, checkpoints are closed at the end, except after an error where there are
+  several processes: closing waits for the others, which may have caused it.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int = 2) -> None:
     self._directory = directory
-    self._quiet = QuietOrbax()
-    self._quiet.start()
+    self._end_suppression = suppress_orbax_tracebacks()
     self._failed = False
     with writing(directory):
       self._manager = ocp.CheckpointManager(
         epath.Path(directory.absolute()),
         options=ocp.CheckpointManagerOptions(
           max_to_keep=keep,
-          temporary_path_class=Sealed,
-          lightweight_initialize=True,  # else it would read, and log, what is damaged
+          temporary_path_class=_ChecksummedPath,
+          lightweight_initialize=True,  # otherwise it reads, and logs, damaged ones
         ),
       )
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    if is_single_process() or not isinstance(error, Exception):
+      self.close()
 
   def save(
     self,
@@ -178,18 +142,18 @@ class Checkpoints:
     progress: dict[str, Any],
     iterator: Any,
   ) -> None:
-    """Starts saving; returns once everything is copied from the devices.
+    """Start saving; return once everything is copied from the devices.
 
     Raises:
       DiskError: if this checkpoint or the one before cannot be written.
       RuntimeError: if orbax declined to save.
     """
     arguments = ocp.args.Composite(
-      # Of arrays on several devices orbax would write a part from each, by slices compiled for
-      # every shape; and it refuses those that are one process's where there are several.
+      # Orbax would write a part of an array from each device, by slices compiled for every shape,
+      # and refuses arrays of one process if there are several.
       state=ocp.args.StandardSave(host_copy(state)),
       best=ocp.args.StandardSave(host_copy(best)),
-      # A copy: it is written in the background, while the loop goes on counting.
+      # A copy: it is written in the background, while the loop changes it.
       progress=ocp.args.JsonSave(copy.deepcopy(progress)),
       data=ocp.args.JsonSave(copy.deepcopy(iterator.get_state())),
     )
@@ -199,9 +163,10 @@ class Checkpoints:
       raise RuntimeError(f"checkpoint {step} was not saved in {self._directory}")
 
   def restore(self, state: TrainState, iterator: Any) -> Restored | None:
-    """The newest checkpoint that can be read, or None if there is none at all.
+    """Return the newest checkpoint that can be read, or None if there are no checkpoints.
 
-    Newer ones that cannot are renamed to STEP.damaged, out of the way of those still to be saved.
+    Newer ones that cannot be read are renamed to STEP.damaged, so that their steps can be saved
+    again.
 
     Args:
       state: a state of the right shapes; its values are not used.
@@ -214,21 +179,21 @@ class Checkpoints:
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored = self._restore_step(step, state, iterator)
-      except Exception as error:  # Damage surfaces as whatever the reader stumbled over.
+      except Exception as error:  # Damage causes errors of many types.
         problems[step] = _reason(error)
       else:
         if problems:
           absl_logging.warning(
-            "%s: %s; going on from checkpoint %d", self._directory, _told(problems), step
+            "%s: %s; going on from checkpoint %d", self._directory, _joined(problems), step
           )
-          self._set_aside(problems)
+          self._rename_damaged(problems)
         return restored
     if problems:
-      raise _none_is_good(self._directory, problems)
+      raise _none_readable(self._directory, problems)
     return None
 
   def _restore_step(self, step: int, state: TrainState, iterator: Any) -> Restored:
-    check_seal(self._directory / str(step))
+    check_checksums(self._directory / str(step))
     template = jax.tree.map(_on_any_devices, state)
     items = self._manager.restore(
       step,
@@ -242,20 +207,20 @@ class Checkpoints:
     return Restored(items["state"], items["best"], items["progress"])
 
   def _iterator_state(self, step: int) -> dict[str, Any]:
-    """Where the data iterator stood."""
+    """Return the data iterator's position."""
     folder = epath.Path(self._directory.absolute()) / str(step) / "data"
-    # Earlier versions let every process write a file of its own; their contents are the same.
+    # In earlier versions every process wrote its own file, all with the same content.
     files = sorted(folder.glob("process_*-of-*.json"))
     if files:
       return json.loads(files[0].read_text())
     return self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
 
   def forget(self, step: int) -> None:
-    """Deletes one checkpoint."""
+    """Delete one checkpoint."""
     self._manager.delete(step)
 
-  def _set_aside(self, steps: Mapping[int, str]) -> None:
-    """Renames checkpoints; orbax saves no step that exists, or that is older than the latest."""
+  def _rename_damaged(self, steps: Mapping[int, str]) -> None:
+    """Rename checkpoints; orbax saves no step that exists, or that is older than the latest."""
     if is_first_process():
       for step in steps:
         folder = self._directory / str(step)
@@ -263,11 +228,11 @@ class Checkpoints:
         free = next(name for name in names if not (self._directory / name).exists())
         with writing(folder):
           folder.rename(self._directory / free)
-    wait_for_everyone("damaged checkpoints set aside")
+    barrier("damaged checkpoints renamed")
     self._manager.reload()
 
   def wait(self) -> None:
-    """Returns once every save begun is on disk.
+    """Wait until every started save is on disk.
 
     Raises:
       DiskError: if one cannot be written.
@@ -276,25 +241,25 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for saves and gives back threads; raises as `wait`."""
+    """Wait for saves and end orbax's threads; raises as `wait`."""
     with self._writing():
       self._manager.close()
-    # After an error the others come when it has long been told.
+    # After a failed write, more errors arrive later.
     if not self._failed:
-      self._quiet.stop()
+      self._end_suppression()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except (OSError, ValueError, RuntimeError) as error:  # What tensorstore makes of a full disk.
+    except (OSError, ValueError, RuntimeError) as error:  # tensorstore's, on a full disk
       self._failed = True
-      reason = _of_system(error) or _reason(error)
+      reason = _system_reason(error) or _reason(error)
       raise DiskError(f"checkpoints in {self._directory} cannot be written: {reason}") from error
 
 
 def check_checkpoints(directory: pathlib.Path) -> None:
-  """Looks whether a phase whose checkpoints are in `directory` can go on, and changes nothing.
+  """Check whether a phase with checkpoints in `directory` can be resumed; change nothing.
 
   Raises:
     ConfigError: if there are checkpoints, and all are damaged.
@@ -303,20 +268,20 @@ def check_checkpoints(directory: pathlib.Path) -> None:
   problems: dict[int, str] = {}
   for step in sorted(steps, reverse=True):
     try:
-      check_seal(directory / str(step))
+      check_checksums(directory / str(step))
     except (OSError, ValueError) as error:
       problems[step] = _reason(error)
     else:
       return
   if problems:
-    raise _none_is_good(directory, problems)
+    raise _none_readable(directory, problems)
 
 
-def _none_is_good(directory: pathlib.Path, problems: Mapping[int, str]) -> ConfigError:
-  return ConfigError(f"no checkpoint in {directory} can be read: {_told(problems)}")
+def _none_readable(directory: pathlib.Path, problems: Mapping[int, str]) -> ConfigError:
+  return ConfigError(f"no checkpoint in {directory} can be read: {_joined(problems)}")
 
 
-def _told(problems: Mapping[int, str]) -> str:
+def _joined(problems: Mapping[int, str]) -> str:
   return "; ".join(f"checkpoint {step}: {reason}" for step, reason in problems.items())
 
 
@@ -324,14 +289,14 @@ def _reason(error: Exception) -> str:
   return one_line(error)[:200]
 
 
-def _of_system(error: Exception) -> str | None:
-  """What the operating system said, if it had a part in an error."""
-  found = re.search(r"\[os_error_code='(\d+)'\]", str(error))  # as tensorstore tells it
+def _system_reason(error: Exception) -> str | None:
+  """Return the operating system's reason for an error, if there is one."""
+  found = re.search(r"\[os_error_code='(\d+)'\]", str(error))  # tensorstore's notation
   return os.strerror(int(found[1])) if found else getattr(error, "strerror", None)
 
 
 def _on_any_devices(leaf: Any) -> jax.ShapeDtypeStruct:
-  """How to read an array, on whatever devices it was saved from."""
+  """The shape and placement with which an array is read; the devices that wrote it do not count."""
   mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

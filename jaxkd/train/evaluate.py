@@ -1,4 +1,4 @@
-"""Scoring a scheme's predictors on a whole split."""
+"""Scores of a scheme's predictors on a whole split."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Scores = dict[str, dict[str, float]]
 def make_evaluator(
   phase: Phase, devices: Sequence[jax.Device]
 ) -> Callable[[Participants, Any], Scores]:
-  """(participants, examples) -> {predictor: {metric: mean}}, compiled once for every split."""
+  """Return (participants, examples) -> {predictor: {metric: mean}}, compiled once."""
   scores, predictors = phase.evaluation_step(), list[str]()
 
-  def nameless(participants: Participants, batch: Batch) -> list[Metrics]:
+  def without_names(participants: Participants, batch: Batch) -> list[Metrics]:
     found = scores(participants, batch)
     predictors[:] = found
     return list(found.values())
 
-  # Without a backward pass, more examples fit in the memory of a step and fewer steps start.
+  # Without a backward pass more examples fit in memory, and fewer steps are started.
   size = -(-4 * phase.batch_size // len(devices)) * len(devices)
-  # What equal networks are called would make their programs differ to jax's cache.
-  step = mapping.map_evaluation_step(nameless, devices)
+  # Dict keys are part of jax's cache key; a list lets equal networks share a program.
+  step = mapping.map_evaluation_step(without_names, devices)
 
   def evaluate(participants: Participants, examples: Any) -> Scores:
     participants = mapping.replicate(participants, devices)
     in_flight = mapping.StepsInFlight()
     results = []
-    # Every process feeds the whole split to its own devices. Sums over all devices then count an
-    # example once per process, above and below the fraction alike.
+    # Every process feeds the whole split to its own devices: sums over all devices count an example
+    # once per process, in numerator and denominator alike.
     for batch in evaluation_batches(examples, batch_size=size):
       results += in_flight.push(step(participants, mapping.shard(batch, devices)))
     results += in_flight.drain()

@@ -1,7 +1,7 @@
-"""The accuracy expected of a trained network, and a warning where it is not reached.
+"""Warning for trained networks whose accuracy is below the expected one.
 
-Weights that are given inputs of another normalisation, size, order of classes or data set than
-those they were trained on predict badly, and a student learns that without an error.
+A network whose inputs have another normalisation, size, order of classes or data set than those it
+was trained on predicts badly, and a student learns from it without an error.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from jaxkd.data.examples import UNLABELLED
 from jaxkd.data.subsets import permutation
 from jaxkd.train.reporting import Reporter
 
-# So many images tell a network at chance from one that works.
+# Numbers of images that distinguish a network at chance from a trained one.
 _ENOUGH, _AT_MOST = 200, 512
-# The seed of their choice, which no run's own seed changes.
+# Seed of their choice; a run's seed does not change it.
 _SEED = 0
-# What an accuracy on other images of the same kind may be below that on test images.
+# Allowed difference between accuracies on test images and on other images of the same kind.
 _TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-  """What is known of a network that comes trained.
+  """Expected accuracy of a network that comes trained.
 
   Attributes:
-    predictor: of the phase's scheme, what is checked.
-    num_classes: that it predicts.
-    accuracy: in 0..1, on test images, as stated with its weights; None if nothing is stated.
-    hint: what to look at where it is not reached.
+    predictor: the checked predictor of the phase's scheme.
+    num_classes: number of classes that it predicts.
+    accuracy: in 0..1, on test images, as stated with its weights; None if it is not stated.
+    hint: advice for a lower accuracy, the end of the warning.
   """
 
   predictor: str
@@ -43,11 +43,11 @@ class Expected:
 
 
 def sample(examples: Any, validation: Any) -> tuple[Any, str]:
-  """A few hundred labelled images to check a network by, and what they are.
+  """Return a few hundred labelled images to check a network with, and their description.
 
   Args:
     examples: the training images.
-    validation: images that nothing is trained on, or None; taken if there are enough of them.
+    validation: images that are not trained on, or None; preferred if there are enough of them.
   """
   parts = [(validation, "validation"), (examples, "training")]
   labelled = [
@@ -56,9 +56,9 @@ def sample(examples: Any, validation: Any) -> tuple[Any, str]:
     if part is not None
   ]
   enough = [found for found in labelled if len(found[1]) >= _ENOUGH]
-  part, places, of = enough[0] if enough else max(labelled, key=lambda found: len(found[1]))
-  order = permutation(len(places), _SEED)[:_AT_MOST]
-  return part.take(np.sort(places[order])), f"{min(len(places), _AT_MOST)} {of} images"
+  part, positions, of = enough[0] if enough else max(labelled, key=lambda found: len(found[1]))
+  order = permutation(len(positions), _SEED)[:_AT_MOST]
+  return part.take(np.sort(positions[order])), f"{min(len(positions), _AT_MOST)} {of} images"
 
 
 def warn_if_worse(
@@ -67,10 +67,10 @@ def warn_if_worse(
   validation: Any,
   reporter: Reporter,
 ) -> None:
-  """Reports a line if the trained network of a phase predicts worse than expected.
+  """Report a line if the trained network of a phase predicts worse than expected.
 
   Args:
-    phase: the Phase; nothing is computed without its `expected`.
+    phase: the Phase; nothing is computed if its `expected` is None.
     evaluate: examples -> predictor -> its scores.
     validation: as for `sample`.
     reporter: receives the line.
@@ -79,23 +79,23 @@ def warn_if_worse(
     return
   examples, of = sample(phase.examples, validation)
   accuracy = evaluate(examples)[phase.expected.predictor]["accuracy"]
-  if why := disappointment(phase.expected, accuracy, examples.labels):
-    reporter.told(
+  if why := reason_to_warn(phase.expected, accuracy, examples.labels):
+    reporter.message(
       f"warning: {phase.name}: its accuracy on {of} is {accuracy:.1%}, {why}: {phase.expected.hint}"
     )
 
 
-def disappointment(expected: Expected, accuracy: float, labels: np.ndarray) -> str:
-  """Why an accuracy is not that of a network to learn from; "" if nothing speaks against it.
+def reason_to_warn(expected: Expected, accuracy: float, labels: np.ndarray) -> str:
+  """Return the reason why an accuracy is too low to learn from, or "" if it is not.
 
   Args:
-    expected: what is known of the network.
-    accuracy: on examples of these labels.
+    expected: the network's expected accuracy.
+    accuracy: its accuracy on examples of these labels.
     labels: (N,).
 
-  >>> disappointment(Expected("teacher", 2, 0.9), 0.55, np.arange(200) % 2)
+  >>> reason_to_warn(Expected("teacher", 2, 0.9), 0.55, np.arange(200) % 2)
   'but its weights come with a test accuracy of 90.0%'
-  >>> disappointment(Expected("teacher", 2), 0.55, np.arange(200) % 2)
+  >>> reason_to_warn(Expected("teacher", 2), 0.55, np.arange(200) % 2)
   'no better than chance (50.0%)'
   """
   _, counts = np.unique(labels, return_counts=True)
@@ -109,5 +109,5 @@ def disappointment(expected: Expected, accuracy: float, labels: np.ndarray) -> s
 
 
 def _error(share: float, count: int) -> float:
-  """The standard error of an accuracy that was found on so many images."""
+  """The standard error of an accuracy measured on `count` images."""
   return math.sqrt(share * (1 - share) / count)

@@ -1,10 +1,10 @@
-"""Where the steps of a phase get their examples, and how many are started at once."""
+"""Input of a phase's steps: examples that devices hold or are fed, and steps started in groups."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,20 +16,23 @@ from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.runtime import devices as mapping
+from jaxkd.train.packed_metrics import PackedMetrics, pack
 from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Reporter
 from jaxkd.train.state import TrainState
-from jaxkd.types import Array, Batch, Places
+from jaxkd.types import Batch, BatchIndices
+
+# Resident arrays: small data sets stay on the device, and a step is fed indices.
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Resident:
-  """Arrays that every device holds from the first step to the last.
+  """Arrays that every device holds during the whole phase.
 
   Attributes:
-    examples: all N of a phase as one batch, or None where batches bring theirs.
-    targets: of all examples and views, (views, N, ...) each, or None where nothing is cached.
+    examples: all N examples as one batch, or None if each step is fed its batch.
+    targets: cached targets of all examples and views, (views, N, ...) each, or None.
   """
 
   examples: Batch | None = None
@@ -37,7 +40,7 @@ class Resident:
 
 
 def resident_examples(examples: Examples, limit: int) -> Batch | None:
-  """All examples as one batch on the host, if they are in memory and within `limit` bytes."""
+  """Return all examples as one batch on the host, if in memory and within `limit` bytes."""
   if not isinstance(examples, ArrayExamples) or examples.images.nbytes > limit:
     return None
   return Batch(
@@ -48,21 +51,21 @@ def resident_examples(examples: Examples, limit: int) -> Batch | None:
   )
 
 
-def reading(
+def gather_batch(
   step: Callable[[Any, Batch, Any], Any], views: int
-) -> Callable[[Any, Places | tuple[Batch, Any], Resident], Any]:
-  """A step that is told what of the resident arrays to work on.
+) -> Callable[[Any, BatchIndices | tuple[Batch, Any], Resident], Any]:
+  """Return a step that gathers its batch from the resident arrays.
 
   Args:
     step: (state, batch, stored targets) -> results, per device.
-    views: in how many ways targets are stored of an example; 0 is one.
+    views: number of views for which targets are stored; 0 is one.
 
   Returns:
-    (state, places or (batch, stored targets or None), resident) -> results.
+    (state, indices or (batch, stored targets or None), resident) -> results.
   """
 
-  def read(state: Any, fed: Places | tuple[Batch, Any], resident: Resident) -> Any:
-    if not isinstance(fed, Places):
+  def gathered(state: Any, fed: BatchIndices | tuple[Batch, Any], resident: Resident) -> Any:
+    if not isinstance(fed, BatchIndices):
       return step(state, *fed)
     batch = jax.tree.map(lambda x: jnp.take(x, fed.positions, axis=0), resident.examples)
     batch = dataclasses.replace(batch, epochs=fed.epochs)
@@ -70,14 +73,17 @@ def reading(
     stored = jax.tree.map(lambda x: x.at[where].get(mode="clip"), resident.targets)
     return step(state, batch, stored)
 
-  return read
+  return gathered
 
 
-class Feed:
-  """A phase's training examples, in the order of a stream that checkpoints can restore.
+# The feed: what each step receives, in an order that checkpoints can restore.
+
+
+class InputFeed:
+  """Training examples of a phase, in the order of a stream that checkpoints can restore.
 
   Attributes:
-    iterator: over the batches, or over their places where devices hold the examples.
+    iterator: over the batches, or over `BatchIndices` if devices hold the examples.
   """
 
   def __init__(
@@ -88,16 +94,16 @@ class Feed:
     *,
     directory: pathlib.Path | None = None,
   ) -> None:
-    """Decides what devices hold; nothing is read or computed.
+    """Decide which arrays devices hold; nothing is read or computed.
 
     Args:
-      phase: to be trained.
-      shapes: of its state.
-      devices: of this process.
-      directory: where cached targets go that devices do not hold.
+      phase: the phase to train.
+      shapes: shapes of its state.
+      devices: devices of this process.
+      directory: directory of cached targets that devices do not hold.
 
     Raises:
-      ConfigError: if the phase is to cache targets that cannot be (`CachedTargets`), or that need a
+      ConfigError: if targets are to be cached that cannot be (`CachedTargets`), or that need a
         directory and have none.
     """
     self._devices = devices
@@ -123,18 +129,18 @@ class Feed:
     )
 
   def open(self, state: TrainState, reporter: Reporter) -> Resident:
-    """Computes the targets that are cached; returns what devices hold, placed there.
+    """Compute the cached targets, and return the resident arrays, placed on the devices.
 
     Args:
-      state: the phase's, whose frozen participants are final.
-      reporter: told what was computed.
+      state: the phase's state, whose frozen participants are final.
+      reporter: receives a line with the size of the targets and the time taken.
     """
     targets = None
     if self._cache is not None and self._examples is not None:
-      targets = self._cache.in_memory(state.rng, state.participants, reporter.told)
+      targets = self._cache.in_memory(state.rng, state.participants, reporter.message)
     elif self._cache is not None:
       assert self._directory is not None
-      read = self._cache.on_disk(state.rng, state.participants, self._directory, reporter.told)
+      read = self._cache.on_disk(state.rng, state.participants, self._directory, reporter.message)
       order = np.argsort(self._all)
       self._stored = lambda batch: read(
         order[np.searchsorted(self._all, batch.indices, sorter=order)], batch.epochs
@@ -143,55 +149,57 @@ class Feed:
 
   @property
   def is_resident(self) -> bool:
-    """Whether devices hold the examples, so that steps are fed a few numbers."""
+    """True if devices hold the examples, so that steps are fed indices only."""
     return self._examples is not None
 
   @property
-  def finish(self) -> Callable[..., Any] | None:
-    """How cached targets become the loss, for `Phase.training_step`; None if there are none."""
-    return self._cache.finish if self._cache is not None else None
+  def loss_from_cache(self) -> Callable[..., Any] | None:
+    """The loss of cached targets, for `Phase.monitored_step`; None if there are none."""
+    return self._cache.loss_from_cache if self._cache is not None else None
 
   def next(self) -> Any:
-    """What the next step is fed, for `mapping.shard`."""
+    """Return the input of the next step, for `mapping.shard`."""
     fed = next(self.iterator)
     if self._examples is not None:
       return fed
     return fed, self._stored(fed) if self._stored else None
 
 
-# A program on an accelerator takes the host a fraction of a millisecond to start, which small
-# networks would wait for at every step.
+# Dispatch: how many steps one program makes.
+
+# Starting a program on an accelerator takes the host a fraction of a millisecond, which is much of
+# a small network's step.
 _ON_ACCELERATORS = 8
 
 
 class Dispatch:
-  """Hands over a phase's steps, one at a time or several in one program.
+  """Starts a phase's steps, one at a time or several in one program.
 
   Groups of steps start at multiples of their length within an epoch, and the steps after an epoch's
-  last full group are made one at a time: the same steps are grouped wherever a run is resumed, and
-  no more than two programs are compiled.
+  last full group are made one at a time: the grouping does not depend on where a run is resumed,
+  and at most two programs are compiled.
   """
 
   def __init__(
     self,
     step: Callable[..., tuple[TrainState, Any]],
-    feed: Feed,
+    feed: InputFeed,
     devices: Sequence[jax.Device],
     *,
     frozen: Sequence[str],
     together: int,
     steps_per_epoch: int,
   ) -> None:
-    """Compiles nothing yet.
+    """Compile nothing yet.
 
     Args:
-      step: per device, as for `map_training_step`; all it tells are numbers.
-      feed: of what each step is fed.
-      devices: that share each step.
+      step: per device, as for `map_training_step`; its metrics are a tree of scalars.
+      feed: the input of each step.
+      devices: devices that share each step.
       frozen: participants that no step changes.
-      together: steps of a group; 0 for one on the CPU, where XLA runs the convolutions of a loop
-        many times slower, and on accelerators eight where they hold the examples, else one.
-      steps_per_epoch: after so many the host wants the metrics.
+      together: steps of a group; 0 chooses: one on the CPU, where XLA runs the convolutions of a
+        loop many times slower, and on accelerators eight if they hold the examples, else one.
+      steps_per_epoch: a group does not extend over the end of an epoch.
     """
     if not together:
       on_host = devices[0].platform == "cpu" or not feed.is_resident
@@ -201,54 +209,22 @@ class Dispatch:
     self._feed = feed
     self._devices = devices
 
-    def telling(*arguments: Any) -> tuple[TrainState, Told]:
+    def packed(*arguments: Any) -> tuple[TrainState, PackedMetrics]:
       state, metrics = step(*arguments)
-      return state, told(metrics)
+      return state, pack(metrics)
 
     self._by_count = {
-      count: mapping.map_training_step(telling, devices, frozen=frozen, together=count)
+      count: mapping.map_training_step(packed, devices, frozen=frozen, together=count)
       for count in {1, self._together}
     }
 
-  def next(self, state: TrainState, resident: Any, done: int) -> tuple[TrainState, Told, int]:
-    """Starts the next group after `done` steps; returns its state, what it tells, its length."""
+  def next(
+    self, state: TrainState, resident: Any, done: int
+  ) -> tuple[TrainState, PackedMetrics, int]:
+    """Start the next group after `done` steps; return its state, metrics and length."""
     within = done % self._steps_per_epoch
     starts = within % self._together == 0 and within + self._together <= self._steps_per_epoch
     count = self._together if starts else 1
     fed = mapping.shard_together([self._feed.next() for _ in range(count)], self._devices)
     state, results = self._by_count[count](state, fed, resident)
     return state, results, count
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Told:
-  """What a step tells, a tree of numbers, as one array.
-
-  The host reads it at once; of twenty arrays each would take it a fifth of a millisecond, as long
-  together as a small network's step needs for a third of its work.
-
-  Attributes:
-    numbers: (n,), or (steps, n), in the order of the tree's leaves.
-    structure: of the tree.
-  """
-
-  numbers: Array
-  structure: Any = dataclasses.field(metadata={"static": True})
-
-
-def told(tree: Any) -> Told:
-  """A tree of scalars as one array, of the widest of their types."""
-  leaves, structure = jax.tree.flatten(tree)
-  return Told(jnp.stack(leaves), structure)
-
-
-def each_step(results: Told) -> Iterator[Any]:
-  """What one step after the other told, of a group that may be a single step.
-
-  >>> result = told({"loss": (jnp.float32(3.0), jnp.int32(1))})
-  >>> [float(one["loss"][0]) for one in each_step(jax.device_get(result))]
-  [3.0]
-  """
-  for numbers in results.numbers.reshape(-1, results.structure.num_leaves):
-    yield jax.tree.unflatten(results.structure, list(numbers))

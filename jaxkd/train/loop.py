@@ -1,12 +1,11 @@
-"""Training one phase from its start, or from its newest checkpoint, to its end."""
+"""Training of one phase, from its start or its newest checkpoint, to its end."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,22 +19,49 @@ from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluate import Scores, make_evaluator
 from jaxkd.train.expected import warn_if_worse
-from jaxkd.train.input import Dispatch, Feed, reading
+from jaxkd.train.input import Dispatch, InputFeed, Resident, gather_batch
+from jaxkd.train.nonfinite import (
+  NonFinite,
+  Rollback,
+  StepMonitor,
+  after_rollback,
+  check_finite,
+  learning_rate_scale,
+  scale_updates,
+)
 from jaxkd.train.phase import Phase
-from jaxkd.train.policy import GoBack, NonFinite, Watch, at_lower_rate, check_finite, gone_back
 from jaxkd.train.reporting import Reporter, Row
 from jaxkd.train.state import FirstState, TrainState
 from jaxkd.types import Batch, Participants
 
-# Agreeing between processes is a round trip, too dear for every step.
+# Updates between agreements of several processes, each of which takes a round trip.
 _AGREE_EVERY = 20
 
 
-class Finished(NamedTuple):
-  """What a phase leaves.
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+  """Options of training that do not belong to a phase.
 
   Attributes:
-    participants: the final variables of everyone, on the host, as `Phase.keep` chooses them.
+    evaluate_every: epochs between validations; the last epoch is always validated.
+    checkpoint_seconds: least time between checkpoints; 0 saves after every dispatch.
+    steps_per_dispatch: updates of one compiled program (`jaxkd.train.input`); 0 chooses.
+    targets: directory of cached targets that devices do not hold.
+    nonfinite: policy for steps that are not finite.
+  """
+
+  evaluate_every: int = 1
+  checkpoint_seconds: float = 60.0
+  steps_per_dispatch: int = 0
+  targets: pathlib.Path | None = None
+  nonfinite: NonFinite = dataclasses.field(default_factory=NonFinite)
+
+
+class Finished(NamedTuple):
+  """The result of a phase.
+
+  Attributes:
+    participants: the final variables of all participants, on the host, chosen by `Phase.keep`.
     rows: one per epoch.
     test: the scores on the test split, if one was given and the phase predicts.
   """
@@ -51,123 +77,243 @@ def train_phase(
   directory: pathlib.Path,
   devices: Sequence[jax.Device],
   reporter: Reporter,
-  given: Mapping[str, Any] | None = None,
-  untrained: Sequence[str] = (),
   validation: Any = None,
   test: Any = None,
-  evaluate_every: int = 1,
-  checkpoint_seconds: float = 60.0,
-  steps_per_dispatch: int = 0,
-  targets: pathlib.Path | None = None,
+  options: TrainOptions | None = None,
   stop: Interruption | None = None,
-  nonfinite: NonFinite | None = None,
 ) -> Finished:
-  """Trains a phase to its end, resuming exactly from the newest checkpoint in `directory`.
+  """Train a phase to its end, resuming exactly from the newest checkpoint in `directory`.
 
   Args:
     phase: what to train.
-    directory: of this phase's checkpoints.
-    devices: that share each batch (`jaxkd.runtime.devices.local_devices`).
-    reporter: told of every step and epoch.
-    given: participants that start with these variables (`starting_variables`), or `phase.given`.
-    untrained: participants that do not learn and are drawn at random all the same.
-    validation: examples scored every `evaluate_every` epochs and at the end; they choose "best".
-    test: examples scored once, after everything is chosen.
-    evaluate_every: epochs between validations.
-    checkpoint_seconds: least time between checkpoints; 0 saves after every dispatch.
-    steps_per_dispatch: updates that one program makes (`jaxkd.train.input`); 0 chooses.
-    targets: directory of cached targets that devices do not hold.
-    stop: asked to stop, the phase saves what it has made and ends.
-    nonfinite: what to do about steps that are not finite; None stops.
-
-  Returns:
-    Finished.
+    directory: directory of the phase's checkpoints.
+    devices: devices that share each batch (`jaxkd.runtime.devices.local_devices`).
+    reporter: receives every step and epoch.
+    validation: examples scored every `options.evaluate_every` epochs and at the end; they choose
+      "best".
+    test: examples scored once, after the participants are chosen.
+    options: None for the defaults.
+    stop: when it is set, the phase saves a checkpoint and ends.
 
   Raises:
-    Interrupted: once all is saved, if `stop` was asked to stop.
+    Interrupted: if `stop` was set, once the checkpoint is saved.
     ConfigError: if given variables do not fit, or there are none for a participant that does not
       learn, no checkpoint present can be read, or targets that are to be cached cannot be.
-    Diverged: if a step was not finite, or what is to be saved is not.
+    Diverged: if a step or an array to be saved is not finite.
   """
-  stop = stop or Interruption()
-  nonfinite = nonfinite or NonFinite()
-  given = {**phase.given, **(given or {})}
-  first = FirstState(
-    phase.scheme,
-    phase.optimizer,
-    _example_batch(phase),
-    given=given,
-    untrained=untrained,
-    average=phase.average_decay is not None,
-  )
   evaluate = make_evaluator(phase, devices)
   if not phase.epochs:
-    return _untrained(phase, first.shapes, given, reporter, evaluate, validation, test)
+    return _finish_untrained(phase, evaluate, reporter, validation, test)
   if not phase.reported:
     validation = test = None
-  feed = Feed(phase, first.shapes, devices, directory=targets)
-  checkpoints = Checkpoints(directory)
-  beginning = feed.iterator.get_state()
-  try:
-    state, best, progress = _start(phase, first, checkpoints, feed)
-    reporter.begins_after(int(state.step))
-    reporter.phase_started(phase.name, phase.steps, progress["rows"])
-    while int(state.step) < phase.steps:
-      try:
-        state, best = _train(
-          dataclasses.replace(phase, optimizer=at_lower_rate(phase.optimizer, progress)),
-          state,
-          best,
-          progress,
-          feed,
-          checkpoints,
-          devices,
-          reporter,
-          evaluate=lambda state: evaluate(state.predicting, validation) if validation else {},
-          evaluate_every=evaluate_every,
-          checkpoint_seconds=checkpoint_seconds,
-          steps_per_dispatch=steps_per_dispatch,
-          stop=stop,
-          nonfinite=nonfinite,
-        )
-      except GoBack as reason:
-        below = reason.below(progress)
-        lost = progress
-        state, best, progress = _back(phase, first, checkpoints, feed, beginning, below)
-        gone_back(reason, lost, progress, nonfinite, phase, int(state.step), reporter)
-    checkpoints.wait()
-    stop.release()
-    if mapping.anyone(stop.asked):
-      reporter.phase_ended(phase.name)
-      raise Interrupted(f"{phase.name}, after its last update")
-    chosen = best if phase.keep == "best" and best else state.predicting
-    participants = mapping.host_copy(chosen)
+  run = PhaseRun(
+    phase,
+    directory,
+    devices,
+    reporter,
+    validate=lambda participants: evaluate(participants, validation) if validation else {},
+    options=options or TrainOptions(),
+    stop=stop or Interruption(),
+  )
+  with run.checkpoints:
+    participants = run.train()
     check_finite(phase.name, participants)
     scores = evaluate(participants, test) if test is not None else {}
     reporter.phase_ended(phase.name)
-    return Finished(participants, progress["rows"], scores)
-  finally:
-    # Closing waits for the other processes, one of which may be the reason to end.
-    if mapping.are_alone() or not isinstance(sys.exception(), Exception):
-      checkpoints.close()
+    return Finished(participants, run.progress["rows"], scores)
 
 
-def _untrained(
+class _Steps(NamedTuple):
+  """The steps of a phase at one learning rate: their programs, resident arrays and metrics."""
+
+  dispatch: Dispatch
+  resident: Resident
+  monitor: StepMonitor
+
+
+class PhaseRun:
+  """The training of one phase: start or restore, make updates, save, roll back, finish.
+
+  Attributes:
+    state: training state after the updates made so far.
+    best: participants with the best validation accuracy so far, on the host; None before a score.
+    progress: metric sums of the running epoch, rows of the epochs before, the best score, and the
+      entries of rollbacks. A checkpoint holds state, best and progress.
+    done: number of updates made so far.
+    checkpoints: the phase's checkpoints, to be closed by the caller.
+  """
+
+  state: TrainState
+  best: Participants | None
+  progress: dict[str, Any]
+  done: int
+
+  def __init__(
+    self,
+    phase: Phase,
+    directory: pathlib.Path,
+    devices: Sequence[jax.Device],
+    reporter: Reporter,
+    *,
+    validate: Callable[[Participants], Scores],
+    options: TrainOptions,
+    stop: Interruption,
+  ) -> None:
+    """Check the phase and open its checkpoints; nothing is computed."""
+    self._phase, self._devices, self._reporter = phase, devices, reporter
+    self._validate, self._options, self._stop = validate, options, stop
+    self._first = _first_state(phase)
+    self._feed = InputFeed(phase, self._first.shapes, devices, directory=options.targets)
+    self._first_position = self._feed.iterator.get_state()
+    self.checkpoints = Checkpoints(directory)
+
+  def train(self) -> Participants:
+    """Make all updates; return the participants that `Phase.keep` chooses, on the host."""
+    self._start_or_restore()
+    self._reporter.begins_after(self.done)
+    self._reporter.phase_started(self._phase.name, self._phase.steps, self.progress["rows"])
+    while self.done < self._phase.steps:
+      try:
+        self._make_updates()
+      except Rollback as reason:
+        self._roll_back(reason)
+    return self._finish()
+
+  def _start_or_restore(self) -> None:
+    """Take the newest checkpoint's state, or the first state."""
+    restored = self.checkpoints.restore(self._first.shapes, self._feed.iterator)
+    if restored is None:
+      self.state = self._first.values(jax.random.key(self._phase.seed))
+      self.best = None
+      self.progress = {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
+    else:
+      self.state, self.progress = restored.state, restored.progress
+      self.best = restored.best if self.progress["best_accuracy"] is not None else None
+    self.done = int(self.state.step)
+
+  def _make_updates(self) -> None:
+    """Make all updates from the current state on, at the learning rate that rollbacks left."""
+    steps = self._prepare()  # local: its arrays on the devices are freed before a second attempt
+    self._saved_at = time.monotonic()
+    while self.done < self._phase.steps:
+      self._update(steps)
+
+  def _prepare(self) -> _Steps:
+    """Map the step over the devices, and place state and resident inputs there."""
+    phase = dataclasses.replace(
+      self._phase,
+      optimizer=scale_updates(self._phase.optimizer, learning_rate_scale(self.progress)),
+    )
+    names = frozen(self.state.participants, phase.scheme.learners)
+    dispatch = Dispatch(
+      gather_batch(phase.monitored_step(self._feed.loss_from_cache), phase.views),
+      self._feed,
+      self._devices,
+      frozen=names,
+      together=self._options.steps_per_dispatch,
+      steps_per_epoch=phase.steps_per_epoch,
+    )
+    resident = self._feed.open(self.state, self._reporter)
+    self.state = mapping.replicate(self.state, self._devices)
+    monitor = StepMonitor(
+      phase,
+      self._options.nonfinite,
+      self.progress,
+      self._reporter,
+      done=self.done,
+      frozen={name: self.state.participants[name] for name in names},
+    )
+    return _Steps(dispatch, resident, monitor)
+
+  def _update(self, steps: _Steps) -> None:
+    """Make the next group of updates; end the epoch, save and stop if these are due."""
+    self.state, results, made = steps.dispatch.next(self.state, steps.resident, self.done)
+    self.done += made
+    self._stop.begin()
+    steps.monitor.push(results)
+
+    may_agree = jax.process_count() == 1 or self.done % _AGREE_EVERY < made
+    stopping = may_agree and mapping.any_process(self._stop.requested)
+    at_end = self.done == self._phase.steps
+    time_is_up = time.monotonic() - self._saved_at >= self._options.checkpoint_seconds
+    saving = stopping or at_end or (may_agree and mapping.agree(time_is_up))
+    epoch, within = divmod(self.done, self._phase.steps_per_epoch)
+    if saving or within == 0:
+      steps.monitor.drain()
+    if within == 0:
+      row = steps.monitor.end_epoch(epoch, self.done)
+      self._end_epoch(row, validating=at_end or epoch % self._options.evaluate_every == 0)
+    if saving:
+      self._save()
+    if stopping:
+      self.checkpoints.wait()
+      self._reporter.phase_ended(self._phase.name)
+      raise Interrupted(f"{self._phase.name}, after update {self.done} of {self._phase.steps}")
+
+  def _end_epoch(self, row: Row, *, validating: bool) -> None:
+    """Report the epoch's means and scores, and keep the participants if they are the best."""
+    scores = self._validate(self.state.predicting) if validating else {}
+    if scores:
+      row["validation"] = scores
+      accuracy = scores[self._phase.reported]["accuracy"]
+      if self.progress["best_accuracy"] is None or accuracy > self.progress["best_accuracy"]:
+        self.progress |= {"best_accuracy": accuracy, "best_epoch": row["epoch"]}
+        self.best = mapping.host_copy(self.state.predicting)
+    self.progress["rows"].append(row)
+    self._reporter.epoch_ended(row)
+
+  def _save(self) -> None:
+    held = mapping.host_copy(self.state)
+    check_finite(self._phase.name, held)
+    check_finite(self._phase.name, self.best)
+    best = self.best or held.predicting
+    self.checkpoints.save(self.done, held, best, self.progress, self._feed.iterator)
+    self._saved_at = time.monotonic()
+
+  def _roll_back(self, reason: Rollback) -> None:
+    """Restore the last checkpoint before `reason.below`, or the start; delete later checkpoints."""
+    before, below = self.progress, reason.below(self.progress)
+    self.checkpoints.wait()
+    while True:
+      self._feed.iterator.set_state(self._first_position)
+      self._start_or_restore()
+      if self.done == 0 or self.done < below:
+        break
+      self.checkpoints.forget(self.done)
+    entries = after_rollback(reason, before, self.done, self._options.nonfinite)
+    self.progress |= entries
+    self._reporter.message(
+      f"{reason}; back to step {self.done}, with {entries['scale']:.3g} times the learning rate "
+      f"(rollback {entries['rollbacks']} of at most {self._options.nonfinite.most})"
+    )
+    self._reporter.begins_after(self.done)
+    self._reporter.rolled_back(self._phase.name, self.progress["rows"])
+
+  def _finish(self) -> Participants:
+    """Wait for the last checkpoint, and choose the participants."""
+    self.checkpoints.wait()
+    self._stop.end()
+    if mapping.any_process(self._stop.requested):
+      self._reporter.phase_ended(self._phase.name)
+      raise Interrupted(f"{self._phase.name}, after its last update")
+    keeps_best = self._phase.keep == "best" and self.best
+    return mapping.host_copy(self.best if keeps_best else self.state.predicting)
+
+
+def _finish_untrained(
   phase: Phase,
-  shapes: TrainState,
-  given: Mapping[str, Any],
-  reporter: Reporter,
   evaluate: Callable[[Participants, Any], Scores],
+  reporter: Reporter,
   validation: Any,
   test: Any,
 ) -> Finished:
-  """What a phase of no epochs leaves: networks that came trained, as they came."""
-  missing = sorted(shapes.participants.keys() - given.keys())
+  """Return the result of a phase of no epochs: its networks as they are given."""
+  missing = sorted(_first_state(phase).shapes.participants.keys() - phase.given.keys())
   if missing:
     raise ConfigError(f"phase {phase.name!r} has epochs=0, but nothing is given for {missing[0]!r}")
   reporter.begins_after(0)
   reporter.phase_started(phase.name, 0, [])
-  participants = mapping.host_copy(dict(given))
+  participants = mapping.host_copy(dict(phase.given))
   check_finite(phase.name, participants)
   warn_if_worse(phase, lambda chosen: evaluate(participants, chosen), validation, reporter)
   scores = evaluate(participants, test) if phase.reported and test is not None else {}
@@ -175,123 +321,20 @@ def _untrained(
   return Finished(participants, [], scores)
 
 
-def _train(
-  phase: Phase,
-  state: TrainState,
-  best: Participants | None,
-  progress: dict[str, Any],
-  feed: Feed,
-  checkpoints: Checkpoints,
-  devices: Sequence[jax.Device],
-  reporter: Reporter,
-  *,
-  evaluate: Callable[[TrainState], Scores],
-  evaluate_every: int,
-  checkpoint_seconds: float,
-  steps_per_dispatch: int,
-  stop: Interruption,
-  nonfinite: NonFinite,
-) -> tuple[TrainState, Participants | None]:
-  """The steps from `state` to the end of the phase; returns the last state and the best."""
-  bystanders = frozen(state.participants, phase.scheme.learners)
-  dispatch = Dispatch(
-    reading(phase.training_step(feed.finish, watched=True), phase.views),
-    feed,
-    devices,
-    frozen=bystanders,
-    together=steps_per_dispatch,
-    steps_per_epoch=phase.steps_per_epoch,
+def _first_state(phase: Phase) -> FirstState:
+  """The state that the phase starts from, without a value yet."""
+  return FirstState(
+    phase.scheme,
+    phase.optimizer,
+    _example_batch(phase),
+    given=phase.given,
+    untrained=phase.untrained,
+    average=phase.average_decay is not None,
   )
-  resident = feed.open(state, reporter)
-  done = int(state.step)
-  state = mapping.replicate(state, devices)
-  aside = {name: state.participants[name] for name in bystanders}
-  watch = Watch(phase, nonfinite, progress, reporter, done=done, frozen=aside)
-  saved_at = time.monotonic()
-
-  while done < phase.steps:
-    state, results, made = dispatch.next(state, resident, done)
-    done += made
-    stop.hold()
-    watch.push(results)
-    epoch, within = divmod(done, phase.steps_per_epoch)
-    stopping = _stop_is_due(done, made, stop)
-    time_is_up = time.monotonic() - saved_at >= checkpoint_seconds
-    save = stopping or _save_is_due(done, made, phase, time_is_up)
-    if within == 0 or save:
-      watch.drain()
-    if within == 0:
-      row = watch.end_epoch(epoch, done)
-      due = done == phase.steps or epoch % evaluate_every == 0
-      scores = evaluate(state) if due else {}
-      if scores:
-        row["validation"] = scores
-        accuracy = scores[phase.reported]["accuracy"]
-        if progress["best_accuracy"] is None or accuracy > progress["best_accuracy"]:
-          progress |= {"best_accuracy": accuracy, "best_epoch": epoch}
-          best = mapping.host_copy(state.predicting)
-      progress["rows"].append(row)
-      reporter.epoch_ended(row)
-    if save:
-      held = mapping.host_copy(state)
-      check_finite(phase.name, held)
-      check_finite(phase.name, best)
-      checkpoints.save(done, held, best or held.predicting, progress, feed.iterator)
-      saved_at = time.monotonic()
-    if stopping:
-      checkpoints.wait()
-      reporter.phase_ended(phase.name)
-      raise Interrupted(f"{phase.name}, after update {done} of {phase.steps}")
-  return state, best
-
-
-def _stop_is_due(done: int, made: int, stop: Interruption) -> bool:
-  if jax.process_count() > 1 and done % _AGREE_EVERY >= made:
-    return False
-  return mapping.anyone(stop.asked)
-
-
-def _save_is_due(done: int, made: int, phase: Phase, time_is_up: bool) -> bool:
-  if done == phase.steps:
-    return True
-  if jax.process_count() > 1 and done % _AGREE_EVERY >= made:
-    return False
-  return mapping.agree(time_is_up)
-
-
-def _start(
-  phase: Phase, first: FirstState, checkpoints: Checkpoints, feed: Feed
-) -> tuple[TrainState, Participants | None, dict[str, Any]]:
-  """The newest checkpoint's state, or a fresh one."""
-  restored = checkpoints.restore(first.shapes, feed.iterator)
-  if restored is None:
-    state = first.values(jax.random.key(phase.seed))
-    return state, None, {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
-  best = restored.best if restored.progress["best_accuracy"] is not None else None
-  return restored.state, best, restored.progress
-
-
-def _back(
-  phase: Phase,
-  first: FirstState,
-  checkpoints: Checkpoints,
-  feed: Feed,
-  beginning: dict[str, Any],
-  below: float,
-) -> tuple[TrainState, Participants | None, dict[str, Any]]:
-  """The last checkpoint's state before the step `below`, or a fresh one; later ones are deleted."""
-  checkpoints.wait()
-  while True:
-    feed.iterator.set_state(beginning)
-    state, best, progress = _start(phase, first, checkpoints, feed)
-    step = int(state.step)
-    if step == 0 or step < below:
-      return state, best, progress
-    checkpoints.forget(step)
 
 
 def _example_batch(phase: Phase) -> Batch:
-  """Zeros in the shapes the networks see; initialisation needs no more."""
+  """Return zeros in the shapes that the networks see, for initialisation."""
   batch = next(training_batches(phase.examples, batch_size=2, seed=0))
   shapes = jax.eval_shape(phase.prepare_evaluation, batch)
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -24,7 +24,7 @@ def learning_rate_schedule(
   drop_factor: float = 0.1,
   warmup_epochs: float = 0.0,
 ) -> optax.Schedule:
-  """Update number -> learning rate.
+  """Return a schedule: update number -> learning rate.
 
   Args:
     name: "constant"; "step": times `drop_factor` once each epoch of `drops` is over, as the
@@ -32,15 +32,15 @@ def learning_rate_schedule(
     learning_rate: the peak.
     epochs: length of the phase.
     steps_per_epoch: updates per epoch.
-    drops: epochs after which "step" drops, each at an update of its own. What comes after the
-      last epoch has no effect (`drops_after_the_end`).
-    drop_factor: what "step" multiplies by.
-    warmup_epochs: the rate rises linearly over so many epochs, whatever the schedule; at most
+    drops: epochs after which "step" drops, each at a different update. Drops after the last epoch
+      have no effect (`drops_after_the_end`).
+    drop_factor: multiplier of the rate at each drop of "step".
+    warmup_epochs: epochs during which the rate rises linearly, for every schedule; at most
       `epochs`.
 
   Raises:
     ConfigError: for an unknown name, a warmup that is longer than the phase or of 2**31 updates or
-      more, and for drops that come before the first update or two at one.
+      more, and for drops before the first update or two drops at one update.
 
   >>> rate = learning_rate_schedule(
   ...   "step", learning_rate=0.5, epochs=4, steps_per_epoch=10, drops=(2,))
@@ -50,9 +50,9 @@ def learning_rate_schedule(
   if name == "constant":
     base = optax.constant_schedule(learning_rate)
   elif name == "step":
-    # Counts of updates are int32, and never come to what is more.
-    places = [place for place in _places(drops, steps_per_epoch) if place < 2**31]
-    base = optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(places, drop_factor))
+    # Counts of updates are int32; later drops have no effect.
+    updates = [update for update in _drop_updates(drops, steps_per_epoch) if update < 2**31]
+    base = optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(updates, drop_factor))
   elif name == "cosine":
     base = optax.cosine_decay_schedule(learning_rate, max(1, round(epochs * steps_per_epoch)))
   else:
@@ -70,28 +70,28 @@ def learning_rate_schedule(
   return lambda count: base(count) * jnp.minimum(1.0, (count + 1) / warmup)
 
 
-def _places(drops: Sequence[float], steps_per_epoch: int) -> list[int]:
-  """The numbers of updates after which the rate drops; each at least 1, and more than the last."""
-  places: list[int] = []
+def _drop_updates(drops: Sequence[float], steps_per_epoch: int) -> list[int]:
+  """Return the updates after which the rate drops: increasing numbers, from 1."""
+  updates: list[int] = []
   for epoch in drops:
-    place = round(epoch * steps_per_epoch)
-    if place < 1:
+    update = round(epoch * steps_per_epoch)
+    if update < 1:
       raise ConfigError(
         f"drops={tuple(drops)}: {epoch:g} is before the first update, of which an epoch has "
         f"{steps_per_epoch}; a lower learning_rate does the same"
       )
-    if places and place <= places[-1]:
+    if updates and update <= updates[-1]:
       raise ConfigError(
-        f"drops={tuple(drops)}: {drops[len(places) - 1]:g} and {epoch:g} are both after update "
-        f"{place}, where the rate can drop once; expected at least 1/{steps_per_epoch} of an epoch "
-        "between them, or a lower drop_factor"
+        f"drops={tuple(drops)}: {drops[len(updates) - 1]:g} and {epoch:g} are both after update "
+        f"{update}, where the rate can drop once; expected at least 1/{steps_per_epoch} of an "
+        "epoch between them, or a lower drop_factor"
       )
-    places.append(place)
-  return places
+    updates.append(update)
+  return updates
 
 
 def drops_after_the_end(drops: Sequence[float], epochs: float) -> tuple[float, ...]:
-  """The drops of a "step" schedule that have no effect on a training of so many epochs.
+  """Return the drops of a "step" schedule that have no effect in a training of `epochs` epochs.
 
   >>> drops_after_the_end((150, 180, 210), 180)
   (180, 210)
@@ -108,16 +108,16 @@ def make_optimizer(
   weight_decay: float = 0.0,
   clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-  """An optimizer over any pytree of parameters.
+  """Return an optimizer over any pytree of parameters.
 
   "sgd" is PyTorch's, which the published recipes assume: weight decay is added to the gradient
-  before momentum, for every parameter, biases and normalisation included. "adamw" decays after.
+  before momentum, for every parameter, including biases and normalisation. "adamw" decays after.
 
   Args:
     name: "sgd" or "adamw".
     schedule: update number -> learning rate.
-    momentum: of sgd.
-    nesterov: look ahead, for sgd.
+    momentum: momentum of sgd.
+    nesterov: whether sgd uses Nesterov's momentum.
     weight_decay: coefficient; 0 for none.
     clip_norm: largest global norm of the gradient; 0 for no clipping.
   """
@@ -140,18 +140,18 @@ def make_optimizer(
 def take_turns(
   optimizer: optax.GradientTransformation, turns: Sequence[str]
 ) -> optax.GradientTransformation:
-  """An optimizer over {participant: parameters} that updates one participant at a time.
+  """Return an optimizer over {participant: parameters} that updates one participant at a time.
 
-  Update t is that of turns[t % len(turns)]. The others of `turns` then stay exactly as they are,
-  their momentum, weight decay and schedule included: a schedule counts the participant's own
-  updates, and one of n participants in turn makes 1/n of all updates. Participants that are not in
-  `turns`, connectors for one, are updated every time.
+  Update t changes turns[t % len(turns)]. The others of `turns` stay exactly as they are, including
+  momentum, weight decay and schedule: a schedule counts the participant's own updates, and one of
+  n participants in turn makes 1/n of all updates. Participants that are not in `turns`, such as
+  connectors, are updated every time.
 
-  Each participant has an optimizer of its own: a clipped norm is that of its own gradient. State
-  that is no parameter (batch statistics) is the scheme's matter and moves on at every step.
+  Each participant has its own optimizer: a clipped norm is that of its own gradient. State that is
+  no parameter (batch statistics) is changed by the scheme, at every step.
 
   Args:
-    optimizer: of each participant.
+    optimizer: the optimizer of each participant.
     turns: names of participants; one may occur several times.
 
   Raises:
@@ -166,25 +166,25 @@ def take_turns(
   if not turns:
     raise ConfigError("turns: expected at least one name, got none")
 
-  def of(name: str) -> optax.GradientTransformation:
+  def optimizer_of(name: str) -> optax.GradientTransformation:
     if name not in turns:
       return optimizer
-    mine = [turn == name for turn in turns]
+    own_turns = [turn == name for turn in turns]
     return optax.transforms.conditionally_mask(
-      optimizer, lambda count: jnp.asarray(mine)[count % len(mine)]
+      optimizer, lambda count: jnp.asarray(own_turns)[count % len(own_turns)]
     )
 
   def init(learning: Any) -> Any:
     for name in turns:
       if name not in learning:
         raise unknown_name("participant in turns", name, learning)
-    return {name: of(name).init(params) for name, params in learning.items()}
+    return {name: optimizer_of(name).init(params) for name, params in learning.items()}
 
   def update(gradients: Any, state: Any, learning: Any = None) -> tuple[Any, Any]:
     updates, after = {}, {}
     for name, gradient in gradients.items():
       params = None if learning is None else learning[name]
-      updates[name], after[name] = of(name).update(gradient, state[name], params)
+      updates[name], after[name] = optimizer_of(name).update(gradient, state[name], params)
     return updates, after
 
   return optax.GradientTransformation(init, update)

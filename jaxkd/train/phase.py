@@ -1,9 +1,9 @@
-"""Phases: one run of training each, and which participants one hands to the next."""
+"""Phases: successive runs of training, in which later ones inherit participants of earlier ones."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -12,7 +12,14 @@ from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.runtime.devices import AXIS_NAME
 from jaxkd.train.expected import Expected
 from jaxkd.train.state import TrainState
-from jaxkd.train.step import Metrics, Prepare, evaluation_step, training_step
+from jaxkd.train.step import (
+  Metrics,
+  Prepare,
+  StepOptions,
+  evaluation_step,
+  monitored_step,
+  training_step,
+)
 from jaxkd.types import Batch, Participants, Scheme
 
 
@@ -22,29 +29,33 @@ class Phase:
 
   Attributes:
     name: unique among the phases of an experiment.
-    scheme: who learns from whom.
+    scheme: the participants and their losses.
     optimizer: over the learners' parameters.
     epochs: passes over the examples; 0 for networks that come trained.
-    examples: what is trained on (`jaxkd.data`).
+    examples: training examples (`jaxkd.data`).
     batch_size: examples of one update, over all devices and processes.
-    seed: of initialisation, order of examples and augmentation.
+    seed: seed of initialisation, order of examples and augmentation.
     prepare_training: normalisation and augmentation of a training batch (`jaxkd.train.step`).
     prepare_evaluation: normalisation of an evaluation batch.
-    reported: the predictor that stands for this phase: validation chooses by it. "" for a phase
-      after which nothing predicts yet: nothing is scored then.
-    label: what the trained network is called in tables.
+    reported: the predictor that is scored, and by which validation chooses the best epoch. "" for
+      a phase that leaves no predictor: nothing is scored.
+    label: the trained network's name in tables.
+    role: "teacher", "baseline" (the student without distillation) or "student" (the distilled
+      student); "" for a preparation. Tables that compare phases go by it.
     inherit: participant -> "phase/participant" of an earlier phase, whose final variables it takes.
     given: participant -> variables it starts with, from outside the experiment.
-    expected: of networks that come trained, how well they are to predict; a run warns before others
-      learn from them if they do not (`jaxkd.train.expected`). None is not checked.
-    keep: "last" hands on the final participants, "best" those with the best validation accuracy.
+    untrained: participants that do not learn and are drawn at random nevertheless.
+    expected: for networks that come trained, their expected accuracy; a lower one is reported
+      before others learn from them (`jaxkd.train.expected`). None checks nothing.
+    keep: "last" keeps the final participants, "best" those with the best validation accuracy.
     accumulate: parts into which each batch is cut to save memory.
-    average_decay: of a moving average of the learners, with which they then predict.
-    views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
-    cached_targets: whether what the losses need of frozen participants is computed but once per
-      example and view (`jaxkd.cache.targets`).
-    resident_bytes: of the examples and cached targets, how much a device holds from the first step
-      to the last; what is more comes from the host and the disk.
+    average_decay: decay of a moving average of the learners, which then predicts.
+    views: number of augmentations of each example, used in turn, one per epoch; 0 draws a new one
+      each time.
+    cached_targets: whether the part of the losses that depends on frozen participants is computed
+      once per example and view (`jaxkd.cache.targets`).
+    resident_bytes: size limit of the examples and cached targets that a device holds during the
+      whole phase; the rest comes from the host and the disk.
     multiply_adds: of one example's targets and loss, forwards; None if they were not counted.
     notes: lines for the reader, shown before training.
   """
@@ -60,8 +71,10 @@ class Phase:
   prepare_evaluation: Callable[[Batch], Batch]
   reported: str
   label: str
+  role: str = ""
   inherit: Mapping[str, str] = dataclasses.field(default_factory=dict)
   given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  untrained: Sequence[str] = ()
   expected: Expected | None = None
   keep: str = "last"
   accumulate: int = 1
@@ -82,13 +95,8 @@ class Phase:
     """Updates of the whole phase."""
     return self.epochs * self.steps_per_epoch
 
-  def training_step(
-    self, finish: Callable[..., Any] | None = None, *, watched: bool = False
-  ) -> Callable[..., tuple[TrainState, Any]]:
-    """Its update, per device, for `jaxkd.runtime.devices` to map; with `finish` of cached targets.
-
-    With `watched` it tells beside its metrics what was not finite (`jaxkd.train.step`).
-    """
+  def training_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The phase's update, per device, for `jaxkd.runtime.devices` to map."""
     return training_step(
       self.scheme,
       self.optimizer,
@@ -97,12 +105,19 @@ class Phase:
       accumulate=self.accumulate,
       average_decay=self.average_decay,
       views=self.views,
-      finish=finish,
-      watched=watched,
     )
 
+  def monitored_step(
+    self, loss_from_cache: Callable[..., Any] | None = None
+  ) -> Callable[..., tuple[TrainState, Any]]:
+    """The same update, which also returns the learners' faults; targets may be cached."""
+    options = StepOptions(
+      AXIS_NAME, self.accumulate, self.average_decay, self.views, loss_from_cache
+    )
+    return monitored_step(self.scheme, self.optimizer, self.prepare_training, options)
+
   def evaluation_step(self) -> Callable[[Participants, Batch], dict[str, Metrics]]:
-    """The scores of its predictors, per device, likewise."""
+    """The scores of the phase's predictors, per device, to be mapped likewise."""
     return evaluation_step(self.scheme.predict, self.prepare_evaluation, axis_name=AXIS_NAME)
 
 
@@ -116,9 +131,9 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def check_phases(phases: list[Phase]) -> None:
-  """Raises a ConfigError if names repeat, or a phase inherits from one that is not before it.
+  """Raise a ConfigError if names repeat, or a phase inherits from one that is not before it.
 
-  Names of phases and of what they report become those of files.
+  Names of phases and predictors become names of files, and must be valid ones.
   """
   seen: list[str] = []
   for phase in phases:
@@ -138,10 +153,10 @@ def check_phases(phases: list[Phase]) -> None:
 
 
 def starting_variables(phase: Phase, finished: Mapping[str, Participants]) -> dict[str, Any]:
-  """The participants that `phase` does not draw afresh.
+  """Return the variables of participants that `phase` does not draw at random.
 
   Args:
-    phase: the phase about to start.
+    phase: the phase that is about to start.
     finished: earlier phases' name -> their final participants.
 
   Raises:

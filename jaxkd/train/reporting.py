@@ -1,35 +1,35 @@
-"""What the loop tells whoever watches: a protocol, and its silent form."""
+"""Reporters: receivers of a run's progress, such as a progress bar or a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 # One epoch's line: {"stage", "epoch", "step", "train": {metric: mean}, "validation": {...}}.
-# "stage" is the phase's name, as work directories of earlier versions have it.
+# "stage" is the phase's name, the key of earlier versions' work directories.
 Row = dict[str, Any]
 
 
 class Reporter(Protocol):
-  """Receives a run's progress. Nothing it does changes the run."""
+  """Receives a run's progress; it cannot change the run."""
 
   def begins_after(self, updates: int) -> None:
-    """Before `phase_started` and `went_back`: how many updates the phase goes on after."""
+    """Number of updates already made; called before `phase_started` and `rolled_back`."""
 
   def phase_started(self, phase: str, steps: int, rows: list[Row]) -> None:
-    """`rows` are the epochs already behind: none, or those before the checkpoint resumed from."""
+    """A phase starts or resumes; `rows` are the epochs before the checkpoint, or none."""
 
-  def told(self, line: str) -> None:
-    """Something else that whoever watches may want to know, in words."""
+  def message(self, line: str) -> None:
+    """A line of text for the user."""
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
-    """One more update is finished: the means over its `images`."""
+    """One more update is finished; `metrics` are means over its `images`."""
 
   def epoch_ended(self, row: Row) -> None:
-    """An epoch is over."""
+    """An epoch is finished."""
 
-  def went_back(self, phase: str, rows: list[Row]) -> None:
-    """The phase goes on from an earlier checkpoint; of its epochs, `rows` alone still count."""
+  def rolled_back(self, phase: str, rows: list[Row]) -> None:
+    """The phase goes on from an earlier checkpoint; of its epochs, only `rows` remain valid."""
 
   def phase_ended(self, phase: str) -> None:
     """All updates are made and saved, or those before an interruption are."""
@@ -41,11 +41,11 @@ class Silent:
   _begins_after: int | None = None
 
   def begins_after(self, updates: int) -> None:
-    """Keeps the number for `updates_behind`."""
+    """Keep the number for `updates_behind`."""
     self._begins_after = updates
 
   def updates_behind(self, rows: list[Row]) -> int:
-    """How many updates `phase_started` or `went_back` goes on after.
+    """Return the number of updates after which `phase_started` or `rolled_back` goes on.
 
     A checkpoint lies anywhere within an epoch; without `begins_after` it is the last epoch's end.
     """
@@ -55,19 +55,61 @@ class Silent:
     return rows[-1]["step"] if rows else 0
 
   def phase_started(self, phase: str, steps: int, rows: list[Row]) -> None:
-    """Says nothing."""
+    """Do nothing."""
 
-  def told(self, line: str) -> None:
-    """Says nothing."""
+  def message(self, line: str) -> None:
+    """Do nothing."""
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
-    """Says nothing."""
+    """Do nothing."""
 
   def epoch_ended(self, row: Row) -> None:
-    """Says nothing."""
+    """Do nothing."""
 
-  def went_back(self, phase: str, rows: list[Row]) -> None:
-    """Says nothing."""
+  def rolled_back(self, phase: str, rows: list[Row]) -> None:
+    """Do nothing."""
 
   def phase_ended(self, phase: str) -> None:
-    """Says nothing."""
+    """Do nothing."""
+
+
+class Reporters:
+  """Passes every report to several reporters, in order."""
+
+  def __init__(self, reporters: Sequence[Reporter] = ()) -> None:
+    self._reporters = reporters
+
+  def begins_after(self, updates: int) -> None:
+    """Pass on."""
+    for reporter in self._reporters:
+      reporter.begins_after(updates)
+
+  def phase_started(self, phase: str, steps: int, rows: list[Row]) -> None:
+    """Pass on."""
+    for reporter in self._reporters:
+      reporter.phase_started(phase, steps, rows)
+
+  def message(self, line: str) -> None:
+    """Pass on."""
+    for reporter in self._reporters:
+      reporter.message(line)
+
+  def stepped(self, metrics: Mapping[str, float], images: int) -> None:
+    """Pass on."""
+    for reporter in self._reporters:
+      reporter.stepped(metrics, images)
+
+  def epoch_ended(self, row: Row) -> None:
+    """Pass on."""
+    for reporter in self._reporters:
+      reporter.epoch_ended(row)
+
+  def rolled_back(self, phase: str, rows: list[Row]) -> None:
+    """Pass on."""
+    for reporter in self._reporters:
+      reporter.rolled_back(phase, rows)
+
+  def phase_ended(self, phase: str) -> None:
+    """Pass on."""
+    for reporter in self._reporters:
+      reporter.phase_ended(phase)

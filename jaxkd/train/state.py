@@ -1,4 +1,4 @@
-"""Everything that changes during training, as one pytree."""
+"""The training state, one pytree of everything that changes during training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jaxkd.types import Array, Batch, Participants, Scheme
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """What one step maps to the next, and what a checkpoint holds.
+  """The state that a step maps to the next one, and that a checkpoint holds.
 
   Attributes:
-    step: updates made in this phase, int32.
-    rng: the phase's PRNG key data (uint32); steps fold their number into it.
+    step: number of updates made in this phase, int32.
+    rng: the phase's PRNG key data (uint32); each step folds its number into it.
     participants: every network's variables.
     optimizer: the optimizer's state over the learners' parameters.
     average: exponential moving average of the learners' parameters, or None.
@@ -36,17 +36,17 @@ class TrainState:
 
   @property
   def predicting(self) -> Participants:
-    """The participants to predict with: the averaged parameters where an average is kept."""
+    """The participants to predict with: those with averaged parameters, if an average is kept."""
     if self.average is None:
       return self.participants
     return trees.merge(self.participants, self.average)
 
 
 class FirstState:
-  """What a phase starts from: its shapes at once, its values when asked, from one trace.
+  """The state that a phase starts from: its shapes, and on request its values, from one trace.
 
   Attributes:
-    shapes: the state's shapes and types.
+    shapes: shapes and types of the state.
   """
 
   def __init__(
@@ -59,20 +59,20 @@ class FirstState:
     untrained: Sequence[str] = (),
     average: bool = False,
   ) -> None:
-    """Computes nothing.
+    """Trace the initialisation; compute nothing.
 
     Args:
-      scheme: whose participants to make.
+      scheme: the scheme whose participants are made.
       optimizer: over the learners' parameters.
       batch: an example batch, for its shapes.
-      given: participants that are not drawn afresh but start with these variables.
-      untrained: participants that do not learn and are drawn afresh all the same: what is learned
-        from them is learned from random weights.
+      given: participant -> variables that it starts with; others are drawn at random.
+      untrained: participants that do not learn and are drawn at random nevertheless: others then
+        learn from random weights.
       average: whether to keep a moving average of the learners' parameters.
 
     Raises:
-      ConfigError: if given variables do not fit the participant, naming the first difference; for
-        a participant of which nothing learns, if it is neither given nor `untrained`.
+      ConfigError: if given variables do not fit the participant, naming the first difference; if a
+        participant of which nothing learns is neither given nor in `untrained`.
     """
 
     def create(rng: Array, batch: Batch, given: Mapping[str, Any]) -> TrainState:
@@ -81,7 +81,7 @@ class FirstState:
       for name, variables in given.items():
         check_same_architecture(name, drawn, variables)
       check_frozen(drawn, scheme.learners, given, untrained)
-      # XLA drops the work of drawing participants that are then replaced.
+      # XLA removes the drawing of participants that are then replaced.
       participants = {**drawn, **given}
       learning = trees.select(participants, scheme.learners)
       return TrainState(
@@ -92,16 +92,16 @@ class FirstState:
         average=learning if average else None,
       )
 
-    # Drawing many differently shaped arrays is compiled once and run once: on the CPU, optimising
-    # it took 14 seconds for a ResNet-8, and not optimising it 2.
+    # A program that draws many arrays is compiled once and run once: on the CPU, compiling it with
+    # optimisation took 14 seconds for a ResNet-8, and without 2.
     self._create = jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})
-    # Options of a compilation of its own, which it is not inside another function's trace.
+    # Inside another function's trace there is no compilation, which options could apply to.
     self._within_trace = jax.jit(create)
     self._arguments = (batch, dict(given or {}))
     self.shapes: TrainState = self._create.eval_shape(jax.random.key(0), *self._arguments)
 
   def values(self, rng: Array) -> TrainState:
-    """The state that a PRNG key draws."""
+    """Return the state drawn with a PRNG key."""
     create = self._within_trace if _is_traced() else self._create
     return create(rng, *self._arguments)
 
@@ -116,18 +116,18 @@ def create_state(
   untrained: Sequence[str] = (),
   average: bool = False,
 ) -> TrainState:
-  """A phase's first state, drawn by `rng`; see `FirstState`."""
+  """Return a phase's first state, drawn with `rng`; see `FirstState`."""
   first = FirstState(scheme, optimizer, batch, given=given, untrained=untrained, average=average)
   return first.values(rng)
 
 
 def _is_traced() -> bool:
-  """Whether this runs inside a trace: of `jax.jit`, `jax.eval_shape`, `lax.scan` and the like."""
+  """Check for a surrounding trace: of `jax.jit`, `jax.eval_shape`, `lax.scan` and so on."""
   return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def check_same_architecture(name: str, expected: Participants, variables: Any) -> None:
-  """Raises a ConfigError if `variables` are not those of participant `name`."""
+  """Raise a ConfigError if `variables` do not have the shapes of participant `name`."""
   if name not in expected:
     raise ConfigError(f"participant {name!r} is not part of the scheme: {sorted(expected)}")
   want, have = (
@@ -148,13 +148,13 @@ def check_frozen(
   given: Mapping[str, Any],
   untrained: Sequence[str],
 ) -> None:
-  """Raises a ConfigError for a participant that does not learn and has random weights unasked.
+  """Raise a ConfigError for a participant that does not learn and has no trained weights.
 
   Args:
-    participants: all of a scheme's.
-    learners: of the scheme.
-    given: those whose variables come from elsewhere.
-    untrained: those that are meant to be drawn.
+    participants: all participants of a scheme.
+    learners: the scheme's learners.
+    given: participants with given variables.
+    untrained: participants that are to be drawn at random.
   """
   if isinstance(untrained, str):
     raise ConfigError(f"untrained={untrained!r}: expected a sequence of names, ({untrained!r},)")
@@ -164,7 +164,7 @@ def check_frozen(
     if name in given:
       raise ConfigError(f"untrained={tuple(untrained)!r}: {name!r} is given, so it is not drawn")
   for name in trees.frozen(participants, learners):
-    # One without variables has nothing to be given.
+    # A participant without variables needs none.
     if name not in given and name not in untrained and jax.tree.leaves(participants[name]):
       raise ConfigError(
         f"participant {name!r} does not learn and has no trained weights: expected them as "

@@ -1,4 +1,4 @@
-"""The one training step, for every scheme, and the one evaluation step.
+"""The training step of every scheme, and the evaluation step.
 
 Both are per-device functions with a named axis; `jaxkd.runtime.devices` maps them.
 """
@@ -19,13 +19,37 @@ from jaxkd.counts import whole_counts
 from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
 from jaxkd.evaluate.metrics import score
-from jaxkd.train import nonfinite
+from jaxkd.train import step_guard
 from jaxkd.train.state import TrainState
 from jaxkd.types import MEMORY, Array, Aux, Batch, Context, Participants, Scheme
 
 # (one key per image, batch as stored) -> batch as the networks see it.
 Prepare = Callable[[Array, Batch], Batch]
 Metrics = dict[str, tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """Options of a training step.
+
+  Attributes:
+    axis_name: the device axis, or None for an unmapped step.
+    accumulate: number of parts into which each device's batch is cut to save memory. Loss and
+      gradients are those of the whole batch, for any distribution of labels and padding over the
+      parts; a loss that compares examples with each other is refused. Batch statistics are those
+      of a part, and are updated once per part.
+    average_decay: decay of the exponential moving average of the learners' parameters.
+    views: number of augmentations of each example, used in turn, one per epoch; 0 draws a new one
+      each time.
+    loss_from_cache: the loss from the stored part of its targets, a method of
+      `jaxkd.cache.split.SplitLoss`, for batches of each device's size, or of a part of it.
+  """
+
+  axis_name: str | None
+  accumulate: int = 1
+  average_decay: float | None = None
+  views: int = 0
+  loss_from_cache: Callable[..., tuple[Array, Aux]] | None = None
 
 
 def training_step(
@@ -37,87 +61,80 @@ def training_step(
   accumulate: int = 1,
   average_decay: float | None = None,
   views: int = 0,
-  finish: Callable[..., tuple[Array, Aux]] | None = None,
-  watched: bool = False,
-) -> Callable[..., tuple[TrainState, Any]]:
+  loss_from_cache: Callable[..., tuple[Array, Aux]] | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
   """A step that makes one update of all learners from one batch.
 
   Targets are computed outside the differentiated function. Gradients, the learners' new
   non-parameter state and the metrics are pooled over `axis_name`, so that replicas stay equal.
 
-  Where a metric, a gradient or the learners after the update are not finite
-  (`jaxkd.train.nonfinite`), the step is counted and nothing else changes.
+  If a metric, a gradient or a learner after the update is not finite (`jaxkd.train.step_guard`),
+  the step is counted and nothing else changes.
 
   Args:
-    scheme: who learns what from whom.
+    scheme: the participants and their losses.
     optimizer: over the learners' parameters.
     prepare: normalisation and augmentation, on the device. Its keys depend on the step and an
-      image's place in the global batch, or with `views` on the example and the view, so that
+      image's position in the global batch, or with `views` on the example and the view, so that
       results do not depend on the number of devices.
-    axis_name: the device axis, or None for an unmapped step.
-    accumulate: parts into which each device's batch is cut to save memory. Loss and gradients are
-      those of the whole batch, however its labels and its padding are spread over the parts; what
-      compares examples with each other is refused. Batch statistics are those of a part, and move
-      with every part.
-    average_decay: decay of the exponential moving average of the learners' parameters.
-    views: how many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
-    finish: the loss by what is stored of its targets, `jaxkd.cache.Halves.finish`, for
-      batches of the size of each device's, or of a part of it.
-    watched: whether to tell how each learner came through.
+    axis_name: see `StepOptions`, as for all that follow.
+    accumulate: parts of each device's batch.
+    average_decay: decay of the moving average.
+    views: augmentations of each example.
+    loss_from_cache: the loss of cached targets.
 
   Raises:
     ConfigError: when traced, naming the loss, if it cannot be computed on parts; if the batch of a
       device is no multiple of them.
 
   Returns:
-    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With `finish`,
-    `stored` is what `jaxkd.cache.targets` keeps for the batch's examples, and targets are
-    not computed. With `watched`, (metrics, `jaxkd.train.nonfinite.looked_at`) in place of metrics.
+    (state, batch, stored) -> (state, metrics), metrics as name -> (sum, count). With
+    `loss_from_cache`, `stored` is what `jaxkd.cache.targets` keeps for the batch's examples, and
+    targets are not computed.
   """
+  options = StepOptions(axis_name, accumulate, average_decay, views, loss_from_cache)
+  step = monitored_step(scheme, optimizer, prepare, options)
 
-  def gradient(
-    participants: Participants,
-    learning: Participants,
-    batch: Batch,
-    stored: Any,
-    context: Context,
-  ):
-    if finish is None:
-      objective, targets = scheme.loss, lax.stop_gradient(scheme.targets(participants, batch))
-    else:
-      objective, targets = finish, stored
-    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(
-      learning, participants, batch, targets, context
-    )
-    strangers = trees.frozen(aux.state, scheme.learners)
-    if strangers:
-      raise ValueError(f"the scheme's loss changes the state of {strangers}, who do not learn")
-    return grads, lax.stop_gradient((aux.state, _metrics(loss, aux)))
+  def unmonitored(
+    state: TrainState, batch: Batch, stored: Any = None
+  ) -> tuple[TrainState, Metrics]:
+    state, (metrics, _) = step(state, batch, stored)
+    return state, metrics
 
-  def step(state: TrainState, batch: Batch, stored: Any = None) -> tuple[TrainState, Any]:
-    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    device = lax.axis_index(axis_name) if axis_name else 0
-    image_key, loss_key = jax.random.split(step_key)
-    if views:
-      keys = view_keys(state.rng, batch, views)
-    else:
-      place = device * len(batch.indices) + jnp.arange(len(batch.indices))
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, place)
-    batch = prepare(keys, batch)
+  return unmonitored
+
+
+def monitored_step(
+  scheme: Scheme,
+  optimizer: optax.GradientTransformation,
+  prepare: Prepare,
+  options: StepOptions,
+) -> Callable[..., tuple[TrainState, tuple[Metrics, dict[str, step_guard.Learner]]]]:
+  """The step of `training_step`, which also returns `jaxkd.train.step_guard.learner_faults`.
+
+  Returns:
+    (state, batch, stored) -> (state, (metrics, participant -> Learner)).
+  """
+  axis_name, parts = options.axis_name, options.accumulate
+  gradient = _gradient(scheme, options)
+
+  def step(state: TrainState, batch: Batch, stored: Any = None):
+    image_keys, loss_key = _keys(state, batch, options)
+    batch = prepare(image_keys, batch)
     context = Context(
-      jax.random.fold_in(loss_key, device),
+      loss_key,
       state.step,
       axis_name,
-      accumulate,
-      whole_counts(batch, parts=accumulate, axis_name=axis_name),
+      parts,
+      whole_counts(batch, parts=parts, axis_name=axis_name),
     )
     learning = trees.select(state.participants, scheme.learners)
 
-    if accumulate == 1:
+    if parts == 1:
       grads, (changes, metrics) = gradient(state.participants, learning, batch, stored, context)
     else:
       grads, changes, metrics = _accumulated(
-        gradient, state.participants, learning, (batch, stored), context, accumulate
+        gradient, state.participants, learning, (batch, stored), context
       )
     if axis_name:
       grads = lax.pmean(grads, axis_name)
@@ -128,14 +145,14 @@ def training_step(
     learning = optax.apply_updates(learning, updates)
     metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.float32(1))
     average = state.average
-    if average_decay is not None:
-      average = optax.incremental_update(learning, average, 1 - average_decay)
+    if options.average_decay is not None:
+      average = optax.incremental_update(learning, average, 1 - options.average_decay)
     participants = trees.update(trees.merge(state.participants, learning), changes)
-    found = nonfinite.looked_at(grads, changes, learning)
     after = TrainState(state.step, state.rng, participants, optimizer_state, average)
-    after = nonfinite.unless(nonfinite.is_fine(metrics, found), after, state)
-    after = dataclasses.replace(after, step=state.step + 1)
-    return after, (metrics, found) if watched else metrics
+
+    learners = step_guard.learner_faults(grads, changes, learning)
+    after = step_guard.select(step_guard.is_finite(metrics, learners), after, state)
+    return dataclasses.replace(after, step=state.step + 1), (metrics, learners)
 
   return step
 
@@ -149,7 +166,7 @@ def evaluation_step(
   """A step that scores every named predictor on one batch, pooled over the devices.
 
   Returns:
-    (participants, batch) -> {predictor: {metric: (sum, count)}}; padding (weight 0) counts nothing.
+    (participants, batch) -> {predictor: {metric: (sum, count)}}; padding (weight 0) does not count.
   """
 
   def step(participants: Participants, batch: Batch) -> dict[str, Metrics]:
@@ -161,6 +178,44 @@ def evaluation_step(
     return lax.psum(scores, axis_name) if axis_name else scores
 
   return step
+
+
+def _keys(state: TrainState, batch: Batch, options: StepOptions) -> tuple[Array, Array]:
+  """Return the keys of augmentation, one per image, and the key of this device's loss."""
+  step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+  device = lax.axis_index(options.axis_name) if options.axis_name else 0
+  image_key, loss_key = jax.random.split(step_key)
+  if options.views:
+    image_keys = view_keys(state.rng, batch, options.views)
+  else:
+    position = device * len(batch.indices) + jnp.arange(len(batch.indices))
+    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, position)
+  return image_keys, jax.random.fold_in(loss_key, device)
+
+
+def _gradient(scheme: Scheme, options: StepOptions) -> Callable[..., Any]:
+  """(participants, learning, batch, stored, context) -> (gradients, (new state, metrics))."""
+
+  def gradient(
+    participants: Participants,
+    learning: Participants,
+    batch: Batch,
+    stored: Any,
+    context: Context,
+  ):
+    if options.loss_from_cache is None:
+      objective, targets = scheme.loss, lax.stop_gradient(scheme.targets(participants, batch))
+    else:
+      objective, targets = options.loss_from_cache, stored
+    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(
+      learning, participants, batch, targets, context
+    )
+    unexpected = trees.frozen(aux.state, scheme.learners)
+    if unexpected:
+      raise ValueError(f"the scheme's loss changes the state of {unexpected}, which do not learn")
+    return grads, lax.stop_gradient((aux.state, _metrics(loss, aux)))
+
+  return gradient
 
 
 def _metrics(loss: Array, aux: Aux) -> Metrics:
@@ -197,10 +252,9 @@ def _accumulated(
   learning: Participants,
   fed: tuple[Batch, Any],
   context: Context,
-  parts: int,
 ) -> tuple[Participants, Participants, Metrics]:
-  """Gradient averaged over `parts` slices of the batch, one after the other."""
-  size = len(fed[0].indices)
+  """Return the gradient averaged over `context.parts` slices of the batch, computed in sequence."""
+  size, parts = len(fed[0].indices), context.parts
   if size % parts:
     raise ConfigError(f"accumulate={parts}: expected a divisor of the {size} examples of a device")
 
@@ -219,7 +273,7 @@ def _accumulated(
     return (changes, *jax.tree.map(jnp.add, carry[1:], (grads, metrics))), None
 
   numbered = (jax.tree.map(cut, fed), jnp.arange(parts))
-  # The first part runs outside the loop: it tells which state changes, the loop's carry.
+  # The first part runs outside the loop, to find out which state changes: the loop's carry.
   carry = one_part({}, *jax.tree.map(lambda leaf: leaf[0], numbered))
   rest = jax.tree.map(lambda leaf: leaf[1:], numbered)
   (changes, grads, metrics), _ = lax.scan(next_part, carry, rest)

@@ -14,7 +14,7 @@ from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
 from jaxkd.methods import Distillation, per_example
 from jaxkd.runtime.devices import AXIS_NAME
-from jaxkd.train import Silent, train_phase
+from jaxkd.train import Silent, TrainOptions, train_phase
 from jaxkd.types import Output
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples, phase
@@ -26,7 +26,7 @@ class Heard(Silent):
   def __init__(self):
     self.lines = []
 
-  def told(self, line):
+  def message(self, line):
     self.lines.append(line)
 
 
@@ -42,13 +42,13 @@ AT = Distillation(
 
 def train(directory, scheme, *, devices=2, reporter=None, **changes):
   changes = {"views": 2, "epochs": 4, "average_decay": None, "reported": "", **changes}
+  given = {"teacher": drawn(TinyNet(width=6), batch().images)}
   return train_phase(
-    phase(scheme=scheme, **changes),
+    phase(scheme=scheme, given=given, **changes),
     directory=directory / "checkpoints",
     devices=jax.local_devices()[:devices],
     reporter=reporter or Silent(),
-    given={"teacher": drawn(TinyNet(width=6), batch().images)},
-    targets=directory / "targets",
+    options=TrainOptions(targets=directory / "targets"),
   )
 
 
@@ -104,12 +104,18 @@ def test_targets_of_another_teacher_are_not_used_again(tmp_path):
   (tmp_path / "one" / "targets").rename(tmp_path / "other" / "targets")
   heard = Heard()
   train_phase(
-    phase(scheme=taught(KD), views=2, reported="", average_decay=None, **options),
+    phase(
+      scheme=taught(KD),
+      views=2,
+      reported="",
+      average_decay=None,
+      given={"teacher": drawn(TinyNet(width=6), batch().images, seed=1)},
+      **options,
+    ),
     directory=tmp_path / "other" / "checkpoints",
     devices=jax.local_devices()[:1],
     reporter=heard,
-    given={"teacher": drawn(TinyNet(width=6), batch().images, seed=1)},
-    targets=tmp_path / "other" / "targets",
+    options=TrainOptions(targets=tmp_path / "other" / "targets"),
   )
   assert len(heard.lines) == 1
 
@@ -198,11 +204,10 @@ def test_targets_that_devices_cannot_hold_need_a_directory(tmp_path):
   options = {"views": 2, "cached_targets": True, "resident_bytes": 0}
   with pytest.raises(ConfigError, match="targets=None: expected a directory"):
     train_phase(
-      phase(scheme=taught(KD), **options),
+      phase(scheme=taught(KD), untrained=("teacher",), **options),
       directory=tmp_path,
       devices=jax.local_devices()[:1],
       reporter=Silent(),
-      untrained=("teacher",),
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxkd.cache.split import halves
+from jaxkd.cache.split import split_loss
 from tests.cache.split_losses import (
   assert_close,
   batch_of,
@@ -27,7 +27,7 @@ def split(function, *targets, operations_per_byte=1):
   """The halves of w * function(targets); a byte costs little, so that the first half is long."""
   scheme = scheme_of(lambda learned, seen, _: jnp.sum(learned["w"] * function(*seen)))
   participants = participants_of({"w": jnp.float32(1.5)})
-  found = halves(
+  found = split_loss(
     scheme, participants, batch_of(targets), context(), operations_per_byte=operations_per_byte
   )
   return found, scheme, participants
@@ -81,13 +81,13 @@ def test_both_halves_of_what_keeps_examples_apart_make_the_whole():
   @jit
   def halved(stored):
     return {
-      name: found.finish(
+      name: found.loss_from_cache(
         {"student": {"w": jnp.float32(1.5)}}, people, batch, stored[name], context_
       )
       for name, (found, _, people) in parts.items()
     }
 
-  stored = jit(lambda x: {name: found.reduce((x,)) for name, (found, *_) in parts.items()})(x)
+  stored = jit(lambda x: {name: found.precompute((x,)) for name, (found, *_) in parts.items()})(x)
   whole = jit(lambda x: {name: 1.5 * jnp.sum(f(x) * 1.0) for name, f in KEEP.items()})(x)
   assert_close({name: value for name, (value, _) in halved(stored).items()}, whole, 2e-6)
 
@@ -218,14 +218,14 @@ def functions(draw):
 def check_alike(function, order, seed):
   x, order = normal(N, 3, 3, seed=seed), np.array(order)
   found, scheme, participants = split(function, x)
-  stored = found.reduce((x,))
-  for one, other in zip(stored, found.reduce((x[order],)), strict=True):
+  stored = found.precompute((x,))
+  for one, other in zip(stored, found.precompute((x[order],)), strict=True):
     np.testing.assert_allclose(np.asarray(one)[order], other, rtol=1e-5, atol=1e-6)
   alone = np.where(np.arange(N)[:, None, None] == seed % N, x, normal(N, 3, 3, seed=seed + 1))
-  for one, other in zip(stored, found.reduce((alone,)), strict=True):
+  for one, other in zip(stored, found.precompute((alone,)), strict=True):
     np.testing.assert_allclose(one[seed % N], other[seed % N], rtol=1e-5, atol=1e-6)
   learning = {"student": {"w": jnp.float32(1.5)}}
-  got, _ = found.finish(learning, participants, batch_of((x,)), stored, context())
+  got, _ = found.loss_from_cache(learning, participants, batch_of((x,)), stored, context())
   want, _ = scheme.loss(learning, participants, batch_of((x,)), (x,), context())
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 

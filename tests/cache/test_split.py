@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from jaxkd import losses, models
-from jaxkd.cache.split import halves, table_of_bytes
+from jaxkd.cache.split import split_loss, table_of_bytes
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.networks import select
@@ -35,7 +35,7 @@ def split(loss, learned, targets, **options):
   """The halves of loss(student's Output, targets)."""
   scheme = scheme_of(lambda student, targets, _: loss(student, targets))
   people = participants_of(learned)
-  return halves(scheme, people, batch_of(targets), context(), **options)
+  return split_loss(scheme, people, batch_of(targets), context(), **options)
 
 
 def maps(**sizes):
@@ -201,9 +201,9 @@ def test_a_number_among_the_results_comes_back_as_an_array():
     return value, dataclasses.replace(aux, metrics={"accuracy": (value, jnp.float32(2))})
 
   people, batch = participants_of({"w": normal(1, 5)}), batch_of(normal(4, 5))
-  found = halves(base._replace(loss=loss), people, batch, context())
+  found = split_loss(base._replace(loss=loss), people, batch, context())
   learning = {"student": people["student"]["params"]}
-  _, aux = found.finish(learning, people, batch, found.reduce(batch.images), context())
+  _, aux = found.loss_from_cache(learning, people, batch, found.precompute(batch.images), context())
   assert isinstance(aux.metrics["accuracy"][1], jax.Array)
   assert aux.metrics["accuracy"][1] == 2
 
@@ -229,7 +229,10 @@ def compared(scheme, participants, batch, found, context):
   targets = lax.stop_gradient(scheme.targets(participants, batch))
   results = (
     jax.value_and_grad(function, has_aux=True)(learning, participants, batch, seen, context)
-    for function, seen in ((found.finish, found.reduce(targets)), (scheme.loss, targets))
+    for function, seen in (
+      (found.loss_from_cache, found.precompute(targets)),
+      (scheme.loss, targets),
+    )
   )
   return [((value, aux), grads) for (value, aux), grads in results]
 
@@ -256,7 +259,7 @@ def test_halves_keep_rules_keys_loops_collectives_and_python_zeros(mapped, insid
 
   def split_for(batch):
     size = 2 if mapped and not inside else None
-    return halves(scheme, people, batch, context(axis), axis_size=size)
+    return split_loss(scheme, people, batch, context(axis), axis_size=size)
 
   ready = None if inside else split_for(batch_of(teacher[0]))
 
@@ -284,28 +287,28 @@ def test_examples_along_the_first_axis_are_needed_and_named():
   with pytest.raises(
     ConfigError, match=r"^targets\['mean'\] is float32\[5\]: to be stored it needs the batch's 4 "
   ):
-    halves(scheme, people, batch_of(targets, 4), context())
+    split_loss(scheme, people, batch_of(targets, 4), context())
 
 
 def test_other_shapes_than_were_traced_are_named():
   scheme, people = scheme_of(everything), participants_of({"w": normal(1, 5)})
   batch, learning = batch_of(normal(4, 5)), {"student": {"w": normal(1, 5)}}
-  found = halves(scheme, people, batch, context())
-  stored = found.reduce(batch.images)
+  found = split_loss(scheme, people, batch, context())
+  stored = found.precompute(batch.images)
   with pytest.raises(ConfigError, match=r"^targets is float32\[6, 5\], but .* float32\[4, 5\]$"):
-    found.reduce(normal(6, 5))
+    found.precompute(normal(6, 5))
   with pytest.raises(ConfigError, match=r"^batch.images is float32\[6, 5\], but the loss was trac"):
-    found.finish(learning, people, batch_of(normal(6, 5)), stored, context())
+    found.loss_from_cache(learning, people, batch_of(normal(6, 5)), stored, context())
   with pytest.raises(
     ConfigError, match=r"^stored\[0\] is float32\[2, 5\], but the loss was traced"
   ):
-    found.finish(learning, people, batch, [x[:2] for x in stored], context())
+    found.loss_from_cache(learning, people, batch, [x[:2] for x in stored], context())
   with pytest.raises(ConfigError, match=r"^axis_size=None: expected the number of devices"):
-    halves(scheme, people, batch, context(AXIS))
-  over_four = halves(scheme, people, batch, context(AXIS), axis_size=4)
+    split_loss(scheme, people, batch, context(AXIS))
+  over_four = split_loss(scheme, people, batch, context(AXIS), axis_size=4)
 
   def on_two(_):
-    return over_four.finish(learning, people, batch, stored, context(AXIS))[0]
+    return over_four.loss_from_cache(learning, people, batch, stored, context(AXIS))[0]
 
   with pytest.raises(ConfigError, match=r"^the axis 'devices' is over 2 devices, .* traced for 4"):
     jax.vmap(on_two, axis_name=AXIS)(jnp.arange(2))
@@ -322,8 +325,8 @@ def test_targets_that_come_from_a_learner_are_known_by_the_variables_they_read()
   }
 
   def found(targets):
-    split = halves(scheme_with(targets), people, batch_of(normal(4, 5)), context())
-    return split.reads, split.changing
+    parts = split_loss(scheme_with(targets), people, batch_of(normal(4, 5)), context())
+    return parts.reads, parts.changing
 
   used = jax.jit(lambda w, head, x: (x @ w, x @ head))
 
@@ -357,7 +360,7 @@ def test_statistics_that_learners_change_are_no_ground_for_targets():
     loss=loss,
     targets=lambda people, batch: batch.images + people["student"]["batch_stats"]["mean"].sum(),
   )
-  found = halves(scheme, people, batch_of(normal(4, 5), 4), context())
+  found = split_loss(scheme, people, batch_of(normal(4, 5), 4), context())
   assert found.changing == ("participants['student']['batch_stats']['mean']",)
 
 
@@ -382,7 +385,7 @@ def test_both_halves_of_a_methods_loss_are_the_loss(tiny_models, variant):
   for stage in taught(variant):
     scheme, batch, zeros = stage.scheme, prepared(stage), []
     people = drawn(scheme, batch)
-    found = halves(scheme, people, batch, context())
+    found = split_loss(scheme, people, batch, context())
 
     def both(people, batch, scheme=scheme, found=found, zeros=zeros):
       return [without_zeros(x, zeros) for x in compared(scheme, people, batch, found, context())]
@@ -405,7 +408,7 @@ def test_both_halves_of_every_methods_loss_are_the_loss_on_two_devices(tiny_mode
     def both(people, batch, scheme=scheme, zeros=zeros):
       key = jax.random.fold_in(jax.random.key(5), lax.axis_index(AXIS))
       at = Context(key, jnp.int32(3), AXIS)
-      found = halves(scheme, people, batch, at)
+      found = split_loss(scheme, people, batch, at)
       return [without_zeros(x, zeros) for x in compared(scheme, people, batch, found, at)]
 
     mapped = jax.pmap(both, axis_name=AXIS, in_axes=(None, 0), devices=jax.devices()[:2])

@@ -54,7 +54,7 @@ settings.update({"batch_size": 64, "cpu_devices": 8, "baseline": False, "checkpo
 settings.data.update({"directory": sys.argv[1], "crop": 1})
 settings.teacher.update({"model": "mlp", "epochs": 1})
 settings.student.update({"model": "resnet8_w4", "epochs": EPOCHS})
-devices.split_cpu(settings.cpu_devices, settings.batch_size)
+devices.set_cpu_devices(settings.cpu_devices, settings.batch_size)
 experiment.run(settings, pathlib.Path(sys.argv[2]), Console(), load_data=load_slowly)
 """
 SMALL = [

@@ -375,7 +375,7 @@ def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was(tiny_mod
 def test_small_steps_are_left_to_one_device(monkeypatch, tmp_path, changes, least_work, count):
   monkeypatch.setattr(devices, "_WORTH_SHARING", least_work)
   made = []
-  monkeypatch.setattr(run, "_make", lambda *args: made.append(args[4]))
+  monkeypatch.setattr(run, "_train", lambda started: made.append(started.devices))
   settings = settings_for("alone")
   settings.update(changes)
   options = {"load_data": lambda *args, **options: dataset()}

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd import methods as registry
-from jaxkd.experiment import build, config
 from jaxkd.data import ArrayExamples, Dataset
+from jaxkd.experiment import build, config
 from jaxkd.types import Scheme
 
 NUM_CLASSES = 4

@@ -19,8 +19,8 @@ import numpy as np
 from jaxkd.networks import select
 from jaxkd.runtime.devices import AXIS_NAME
 from jaxkd.types import Batch, Context, Scheme
-from tests.recorded_values.cases import NUM_CLASSES, PAIRS, schemes_of
 from tests.methods.one_step import jit
+from tests.recorded_values.cases import NUM_CLASSES, PAIRS, schemes_of
 
 FILE = Path(__file__).parent / "values.json"
 

@@ -60,9 +60,9 @@ def test_tensorboard_hides_what_a_resumed_stage_does_again(tmp_path):
 
 @pytest.mark.parametrize(("rows", "updates"), [([], 2), ([1], 3), ([1], 5)])
 def test_tensorboard_hides_what_comes_after_a_checkpoint_within_an_epoch(tmp_path, rows, updates):
-  for resume in ("phase_started", "went_back"):
+  for resume in ("phase_started", "rolled_back"):
     board = TensorBoard(tmp_path / resume)
-    if resume == "went_back":
+    if resume == "rolled_back":
       board.phase_started("alone", 6, [])
     board.begins_after(updates)
     arguments = ("alone", 6) if resume == "phase_started" else ("alone",)

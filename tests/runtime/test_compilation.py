@@ -9,8 +9,8 @@ from jaxkd.runtime.process import Stopwatch
 
 ASK = """
 import jax
-from jaxkd.train import compilation
-print(compilation.remember_programs(), jax.config.jax_compilation_cache_dir)
+from jaxkd.runtime import process
+print(process.enable_compilation_cache(), jax.config.jax_compilation_cache_dir)
 """
 
 
@@ -48,9 +48,9 @@ def test_where_no_folder_can_be_made_nothing_is_kept(tmp_path):
 COMPILE = """
 import warnings
 import jax
-from jaxkd.train import compilation
+from jaxkd.runtime import process
 warnings.simplefilter("error")
-compilation.remember_programs()
+process.enable_compilation_cache()
 jax.jit(lambda x: x + 1)(1.0)
 """
 

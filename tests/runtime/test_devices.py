@@ -77,7 +77,7 @@ def test_more_devices_than_there_are_is_refused():
 
 
 def test_small_steps_stay_on_one_device_of_a_cpu():
-  share = functools.partial(devices.worth_sharing, jax.local_devices())
+  share = functools.partial(devices.choose_devices, jax.local_devices())
   assert len(share([10_000_000, 40_000_000], 64)) == 8
   assert len(share([10_000_000, 2_000_000], 64)) == 1
   assert len(share([10_000_000], 640)) == 8

@@ -11,8 +11,8 @@ import pytest
 FAULTS = """
 import ctypes, resource, threading
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages, of which one takes the place of 512 faults
-from jaxkd.runtime.process import keep_freed_memory
-changed = keep_freed_memory()
+from jaxkd.runtime.process import tune_malloc
+changed = tune_malloc()
 
 def use():
   for _ in range(2):

@@ -10,25 +10,25 @@ import pytest
 
 from jaxkd.runtime.signals import STATUS
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # An idle one stays in C for good, where handlers of Python would have to wait: at a mutex that
 # its thread holds already. A sleep would not do, as a signal ends it.
 SCRIPT = """
 import ctypes, sys, time
-from jaxkd.runtime.signals import Interruption, heed_signals
+from jaxkd.runtime.signals import Interruption, install_signal_handlers
 stop = Interruption()
-heed_signals(stop, lambda line: print(line, flush=True))
+install_signal_handlers(stop, lambda line: print(line, flush=True))
 print("ready", flush=True)
 if sys.argv[1] == "idle":
   library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
   library.pthread_mutex_init(mutex, None)
   while True:
     library.pthread_mutex_lock(mutex)
-stop.hold()
+stop.begin()
 print("holding", flush=True)
-while not stop.asked:
+while not stop.requested:
   time.sleep(0.01)
-print("asked by", stop.asked_by, flush=True)
+print("requested by", stop.requested_by, flush=True)
 while True:
   time.sleep(60)
 """
@@ -67,7 +67,7 @@ def test_a_run_that_holds_nothing_ends_at_once_even_inside_a_long_call(start, nu
 def test_a_run_that_holds_something_is_asked_first_and_ended_second(start, number):
   process = start("holding")
   process.send_signal(signal.SIGTERM)
-  assert process.stdout.readline() == "asked by SIGTERM\n"
+  assert process.stdout.readline() == "requested by SIGTERM\n"
   time.sleep(0.1)
   assert process.poll() is None
   process.send_signal(number)

@@ -14,13 +14,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 # As jax does it: from a thread of C++, while Python is busy with something else.
 SCRIPT = """
 import ctypes, os, threading
-from jaxkd.train import lost_processes
+from jaxkd.runtime import process
 
 def end():
-  os.write(2, lost_processes.MESSAGE.encode())
+  os.write(2, process.MESSAGE.encode())
   os._exit(1)
 
-lost_processes.on_abort(end)
+process.on_abort(end)
 threading.Thread(target=ctypes.CDLL(None).abort).start()
 while True:
   pass

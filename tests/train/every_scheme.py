@@ -1,4 +1,4 @@
-"""A scheme of every kind, on the smallest networks, and one update of it in any division."""
+"""One scheme of every kind, on the smallest networks, and its update in any division of a batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAGES = ("stage1", "stage2")
 
 
 class Linear(nn.Module):
-  """A connector, or with `shares` a gate, without statistics of a batch."""
+  """A connector, or with `shares` a gate, without batch statistics."""
 
   width: int
   shares: bool = False
@@ -139,7 +139,7 @@ def schemes_of_whole_batches(norm):
 
 
 def assert_same_update(actual, expected, *, rtol=2e-4, atol=2e-6):
-  """Equal participants, and equal means of every metric."""
+  """Assert equal participants, and equal means of every metric."""
   (participants, metrics), (wanted, reference) = actual, expected
   chex.assert_trees_all_close(participants, wanted, rtol=rtol, atol=atol)
   means, references = (
@@ -149,12 +149,12 @@ def assert_same_update(actual, expected, *, rtol=2e-4, atol=2e-6):
   chex.assert_trees_all_close(means, references, rtol=1e-4, atol=1e-6)
 
 
-# One for each way in which an objective is put together; the others take long to compile.
+# One for each kind of objective; the others take long to compile.
 OFTEN = ("supervised", "logits", "own teacher", "rkd")
 
 
 def some_often(names):
-  """The names for a test, of which most belong to the long ones."""
+  """The names as parameters of a test, most of them marked long."""
   return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
@@ -163,7 +163,7 @@ def start(scheme, seed=0):
 
 
 def update(scheme, participants, data, *, parts=1, devices=1):
-  """Participants and metrics after one plain step on the data, shared out over devices.
+  """Participants and metrics after one plain step on the data, divided over devices.
 
   Without devices (0) the step has no axis and is not mapped.
   """

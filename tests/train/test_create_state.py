@@ -92,8 +92,8 @@ def test_each_device_draws_the_same_state(drawn):
     assert_close(jax.tree.map(lambda x, place=place: x[place], twice), drawn)
 
 
-def test_alone_it_is_compiled_without_optimisation(monkeypatch):
-  """Which takes a seventh of the time."""
+def test_outside_a_trace_it_is_compiled_without_optimisation(monkeypatch):
+  """Compiling without optimisation takes a seventh of the time."""
   asked, jit = [], jax.jit
 
   def seen(function, **options):

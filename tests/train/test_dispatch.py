@@ -1,4 +1,4 @@
-"""Steps made together are the steps made one by one."""
+"""Steps made in one program equal the steps made one by one."""
 
 import chex
 import jax
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from jaxkd.runtime import devices
-from jaxkd.train import Silent, train_phase
+from jaxkd.train import Silent, TrainOptions, train_phase
 from tests.tiny import examples, phase
 
 
-class Watching(Silent):
-  """Keeps the loss of every update, and may interrupt."""
+class Recorder(Silent):
+  """Records the loss of every update, and may interrupt."""
 
   def __init__(self, stop_after=None):
     self.losses = []
@@ -31,15 +31,14 @@ def train(directory, together, reporter, resident_bytes=2**30):
     devices=jax.local_devices()[:2],
     reporter=reporter,
     test=examples(9, seed=2),
-    checkpoint_seconds=0.0,
-    steps_per_dispatch=together,
+    options=TrainOptions(checkpoint_seconds=0.0, steps_per_dispatch=together),
   )
 
 
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
-  watching = Watching()
-  return train(tmp_path_factory.mktemp("single"), 1, watching), watching.losses
+  recorder = Recorder()
+  return train(tmp_path_factory.mktemp("single"), 1, recorder), recorder.losses
 
 
 @pytest.mark.parametrize(
@@ -53,25 +52,25 @@ def one_by_one(tmp_path_factory):
 def test_groups_of_steps_train_as_single_steps_do(
   tmp_path, monkeypatch, one_by_one, together, resident_bytes, groups
 ):
-  watching, lengths, shard = Watching(), [], devices.shard_together
+  recorder, lengths, shard = Recorder(), [], devices.shard_together
 
   def counted(batches, chosen):
     lengths.append(len(batches))
     return shard(batches, chosen)
 
   monkeypatch.setattr(devices, "shard_together", counted)
-  finished = train(tmp_path, together, watching, resident_bytes)
+  finished = train(tmp_path, together, recorder, resident_bytes)
   assert lengths == 3 * groups
   expected, losses = one_by_one
-  np.testing.assert_allclose(watching.losses, losses, rtol=1e-4)
+  np.testing.assert_allclose(recorder.losses, losses, rtol=1e-4)
   chex.assert_trees_all_close(finished.participants, expected.participants, rtol=1e-3, atol=1e-5)
   assert [row["step"] for row in finished.rows] == [7, 14, 21]
 
 
-def test_a_run_of_groups_goes_on_in_the_same_bits(tmp_path):
+def test_a_resumed_run_of_groups_ends_in_the_same_bits(tmp_path):
   whole = train(tmp_path / "whole", 3, Silent())
   with pytest.raises(KeyboardInterrupt):
-    train(tmp_path / "stopped", 3, Watching(stop_after=12))
+    train(tmp_path / "stopped", 3, Recorder(stop_after=12))
   resumed = train(tmp_path / "stopped", 3, Silent())
   chex.assert_trees_all_equal(resumed.participants, whole.participants)
   assert resumed.rows == whole.rows

@@ -1,4 +1,4 @@
-"""Scores of a whole split, whatever its length."""
+"""Scores of a whole split, of any length."""
 
 import jax
 import numpy as np

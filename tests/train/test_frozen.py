@@ -1,4 +1,4 @@
-"""A participant that does not learn has trained weights, or is drawn because a caller says so."""
+"""A frozen participant has trained weights, or is drawn at random on request."""
 
 import jax
 import optax
@@ -68,7 +68,7 @@ def test_a_forgotten_teacher_ends_a_phase_before_it_starts(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_a_phase_gives_need_not_be_given_again(tmp_path):
+def test_a_phase_starts_from_the_variables_that_it_gives(tmp_path):
   short = phase(scheme=SCHEME, epochs=1, given={"teacher": trained()}, reported="")
   done = train_phase(short, directory=tmp_path, devices=jax.local_devices()[:1], reporter=Silent())
   jax.tree.map(
@@ -78,7 +78,7 @@ def test_what_a_phase_gives_need_not_be_given_again(tmp_path):
   )
 
 
-def test_a_teacher_is_drawn_where_that_is_meant():
+def test_an_untrained_teacher_is_drawn_on_request():
   one = create_state(*arguments(), untrained=("teacher",))
   other = create_state(*arguments(), given={"teacher": one.participants["teacher"]})
   jax.tree.map(lambda a, b: pytest.fail("differs") if (a != b).any() else None, one, other)
@@ -97,12 +97,12 @@ def test_a_teacher_is_drawn_where_that_is_meant():
     ({"given": {"teacher": {}}}, r"^the weights given for 'teacher' are of another architecture"),
   ],
 )
-def test_a_wrong_name_is_a_line(options, message):
+def test_a_wrong_name_is_an_error_of_one_line(options, message):
   with pytest.raises(ConfigError, match=message):
     create_state(*arguments(), **options)
 
 
-def test_those_without_variables_and_those_that_learn_a_part_need_none():
+def test_participants_without_variables_or_with_learning_parts_need_no_given_weights():
   state = create_state(*arguments(methods.supervised(TinyNet())))
   assert set(state.participants) == {"student"}
   part = methods.fresh_classifier(TinyNet(), image_shape=(6, 6, 1))

@@ -1,4 +1,4 @@
-"""What is not finite is found, named, never applied and never saved; policies say what follows."""
+"""Values that are not finite are found, named, never applied and never saved; policies follow."""
 
 import io
 import itertools
@@ -17,20 +17,21 @@ from rich.console import Console
 from jaxkd.report import MetricsFile, ProgressBar
 from jaxkd.runtime import devices
 from jaxkd.runtime.signals import Interrupted, Interruption
-from jaxkd.train import Silent, create_state, nonfinite, train_phase, training_step
-from jaxkd.train.input import told
-from jaxkd.train.nonfinite import Learner
-from jaxkd.train.policy import Diverged, GoBack, NonFinite, Watch
+from jaxkd.train import Silent, TrainOptions, create_state, step_guard, train_phase
+from jaxkd.train.nonfinite import Diverged, NonFinite, Rollback, StepMonitor
+from jaxkd.train.packed_metrics import pack
+from jaxkd.train.step import StepOptions, monitored_step
+from jaxkd.train.step_guard import Learner
 from jaxkd.types import Aux, Scheme, Terms
 from tests.methods.one_step import assert_same
 from tests.tiny import batch, examples, phase
 
 
 def two_learners(poisons=None, *, device=None):
-  """Vectors without a network, "first" drawn to an image's mean, "second" to where its term is low.
+  """Two vectors as learners: "first" approaches an image's mean, "second" minimises its term.
 
   The second's term is a logarithm that has no value above 1.5: the rate may be too high. `poisons`
-  says at which steps what is not finite, on one device or on all.
+  maps steps to what is not finite there, on one device or on all.
   """
   poisons = poisons or {}
 
@@ -61,7 +62,7 @@ def two_learners(poisons=None, *, device=None):
     return {
       "first": {"params": {"w": jnp.ones(3)}, "batch_stats": statistics},
       "second": {"params": {"w": 0.5 * jnp.ones(2)}},
-      "bystander": {"params": {"w": jnp.ones(2)}},
+      "frozen": {"params": {"w": jnp.ones(2)}},
     }
 
   return Scheme(
@@ -75,12 +76,12 @@ def two_learners(poisons=None, *, device=None):
 
 
 FAULTS = {
-  "term": {"first": 0, "second": nonfinite.GRADIENT | nonfinite.UPDATE},
-  "gradient": {"first": 0, "second": nonfinite.GRADIENT | nonfinite.UPDATE},
-  # Finite, but its square is more than float32 holds.
-  "large gradient": {"first": 0, "second": nonfinite.GRADIENT | nonfinite.UPDATE},
-  "update": {"first": 0, "second": nonfinite.UPDATE},
-  "statistics": {"first": nonfinite.STATISTICS, "second": 0},
+  "term": {"first": 0, "second": step_guard.GRADIENT | step_guard.UPDATE},
+  "gradient": {"first": 0, "second": step_guard.GRADIENT | step_guard.UPDATE},
+  # Finite, but its square overflows float32.
+  "large gradient": {"first": 0, "second": step_guard.GRADIENT | step_guard.UPDATE},
+  "update": {"first": 0, "second": step_guard.UPDATE},
+  "statistics": {"first": step_guard.STATISTICS, "second": 0},
   "metric": {"first": 0, "second": 0},
 }
 # Every second step is poisoned.
@@ -89,49 +90,42 @@ FINE = {"first": 0, "second": 0}
 
 
 def steps(device_count, accumulate, poisons):
-  """The states from the first to the last of 13 steps on several devices, and what steps told."""
-  # Updates by large gradients leave what float32 holds.
+  """The states from the first to the last of 13 steps on several devices, and their results."""
+  # Updates by large gradients overflow float32.
   out_of_bounds = optax.stateless(
     lambda updates, _: jax.tree.map(lambda u: jnp.where(abs(u) > 1e9, 1e30 * u, u), updates)
   )
   optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), out_of_bounds)
   scheme = two_learners(poisons, device=device_count - 1)
   state = create_state(
-    scheme, optimizer, jax.random.key(0), batch(), untrained=("bystander",), average=True
+    scheme, optimizer, jax.random.key(0), batch(), untrained=("frozen",), average=True
   )
   chosen = jax.local_devices()[:device_count]
-  step = training_step(
-    scheme,
-    optimizer,
-    lambda keys, data: data,
-    axis_name=devices.AXIS_NAME,
-    accumulate=accumulate,
-    average_decay=0.9,
-    watched=True,
-  )
+  options = StepOptions(devices.AXIS_NAME, accumulate, average_decay=0.9)
+  step = monitored_step(scheme, optimizer, lambda keys, data: data, options)
   mapped = devices.map_training_step(step, chosen)
   data = devices.shard(jax.tree.map(np.asarray, batch(16)), chosen)
   state = devices.replicate(state, chosen)
-  states, told = [devices.host_copy(state)], []
+  states, results = [devices.host_copy(state)], []
   for _ in range(13):
-    state, watched = mapped(state, data)
+    state, monitored = mapped(state, data)
     for leaf in jax.tree.leaves(state):
       one, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
       assert all(np.array_equal(one, other, equal_nan=True) for other in others)
     states.append(devices.host_copy(state))
-    told.append(jax.device_get(watched))
-  return states, told
+    results.append(jax.device_get(monitored))
+  return states, results
 
 
 @pytest.mark.parametrize(
   ("device_count", "accumulate"), [(4, 1), (2, 2), pytest.param(1, 1, marks=pytest.mark.long)]
 )
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(device_count, accumulate):
-  states, told = steps(device_count, accumulate, POISONS)
+  states, results = steps(device_count, accumulate, POISONS)
   for step, (before, after) in enumerate(itertools.pairwise(states)):
     assert after.step == step + 1
     poison = POISONS.get(step)
-    faults = {name: learner.faults for name, learner in told[step][1].items()}
+    faults = {name: learner.faults for name, learner in results[step][1].items()}
     assert faults == (FAULTS[poison] if poison else FINE), poison
     if poison:
       for field in ("participants", "optimizer", "average"):
@@ -143,21 +137,21 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(device_count, 
   assert states[-1].participants["first"]["batch_stats"]["count"] == 7 * accumulate
 
 
-def test_finite_steps_are_those_of_a_step_without_a_guard(monkeypatch):
+def test_finite_steps_equal_those_without_a_guard(monkeypatch):
   guarded, _ = steps(2, 1, {})
-  monkeypatch.setattr(nonfinite, "unless", lambda fine, after, before: after)
+  monkeypatch.setattr(step_guard, "select", lambda finite, after, before: after)
   plain, _ = steps(2, 1, {})
   assert_same(guarded, plain)
 
 
-class Told(Silent):
-  """Keeps what is told, and may interrupt."""
+class Recorder(Silent):
+  """Keeps messages and losses, and may interrupt."""
 
   def __init__(self, stop_after=None):
     self.lines, self.losses = [], []
     self._stop_after = stop_after
 
-  def told(self, line):
+  def message(self, line):
     self.lines.append(line)
 
   def stepped(self, metrics, images):
@@ -182,14 +176,15 @@ def train(
 ):
   """Four epochs of two steps."""
   return train_phase(
-    phase(**{**SMALL, "scheme": two_learners(poisons), **changes}),
+    phase(**{**SMALL, "scheme": two_learners(poisons), "untrained": ("frozen",), **changes}),
     directory=directory,
     devices=jax.local_devices()[:2],
     reporter=reporter or Silent(),
-    untrained=("bystander",),
-    checkpoint_seconds=seconds,
-    steps_per_dispatch=together,
-    nonfinite=policy,
+    options=TrainOptions(
+      checkpoint_seconds=seconds,
+      steps_per_dispatch=together,
+      nonfinite=policy or NonFinite(),
+    ),
     stop=stop,
   )
 
@@ -214,25 +209,25 @@ NAN = np.float32("nan")
     ({}, {"connector": 2, "student": 2}, "the gradient of 'student' and 'connector'"),
     ({"loss": np.inf}, {"student": 0}, "loss"),
     ({"share": NAN}, {"student": 0}, "share"),
-    # What is the peer's own comes before what it may have done to the other.
+    # Statistics are a peer's own; they come before effects on the other.
     ({}, {"peer_0": 2, "peer_1": 3}, "the statistics of 'peer_1'"),
     ({}, {"student": 4}, "the update of 'student'"),
   ],
 )
-def test_what_went_first_is_named(metrics, found, named):
+def test_the_cause_is_named_first(metrics, found, named):
   progress = {"sums": {}, "rows": []}
-  watch = Watch(phase(**SMALL), NonFinite(), progress, Silent(), done=5, frozen={})
+  monitor = StepMonitor(phase(**SMALL), NonFinite(), progress, Silent(), done=5, frozen={})
   usual = {"loss": 2.5, "kd_logit": 2.0, "at_feature": 0.5, "share": 1.0, "gradient_norm": 1.0}
   for own, faults in (({}, dict.fromkeys(found, 0)), (metrics, found)):
     pairs = {name: (np.float32(x), np.float32(1)) for name, x in {**usual, **own}.items()}
     norms = {"student": 7.0, "connector": 3.0}
-    watch.push(
-      told(
+    monitor.push(
+      pack(
         (pairs, {name: Learner(np.int32(x), norms.get(name, 1.0)) for name, x in faults.items()})
       )
     )
   with pytest.raises(Diverged) as caught:
-    watch.drain()
+    monitor.drain()
   message = str(caught.value)
   assert message.startswith(
     f"phase 'alone': step 7 of 8 is not finite: {named} (before, the largest were term kd_logit, 2"
@@ -243,7 +238,7 @@ def test_what_went_first_is_named(metrics, found, named):
     assert way in message
 
 
-def test_stop_saves_nothing_afterwards_and_another_policy_goes_on_from_there(tmp_path):
+def test_stop_saves_nothing_afterwards_and_another_policy_resumes_from_there(tmp_path):
   poisons = {4: "term"}
   with pytest.raises(Diverged, match=r"step 5 of 8 .* two_logit, the gradient of 'second' \("):
     train(tmp_path, seconds=0.0, poisons=poisons)
@@ -256,15 +251,15 @@ def test_stop_saves_nothing_afterwards_and_another_policy_goes_on_from_there(tmp
 
 
 @pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_skipped_steps_count_in_no_mean_and_are_told_once(tmp_path, together):
-  told = Told()
+def test_skipped_steps_count_in_no_mean_and_are_reported_once(tmp_path, together):
+  recorder = Recorder()
   poisons = {2: "gradient", 5: "term"}
-  finished = train(tmp_path, told, NonFinite("skip"), poisons=poisons, together=together)
+  finished = train(tmp_path, recorder, NonFinite("skip"), poisons=poisons, together=together)
   assert [row.get("skipped") for row in finished.rows] == [None, 1, 1, None]
-  [line] = told.lines
+  [line] = recorder.lines
   assert line.startswith("phase 'alone': step 3 of 8 is not finite: the gradient of 'second' (")
   assert "such steps are skipped" in line
-  losses = np.asarray(told.losses)
+  losses = np.asarray(recorder.losses)
   assert np.flatnonzero(np.isnan(losses)).tolist() == [5]
   means = [losses[:2].mean(), losses[3], losses[4], losses[6:].mean()]
   np.testing.assert_allclose([row["train"]["loss"] for row in finished.rows], means, rtol=1e-6)
@@ -277,7 +272,7 @@ def test_an_epoch_of_skipped_steps_is_an_error(tmp_path):
 
 
 @pytest.mark.long
-def test_where_all_is_finite_policies_do_not_differ(tmp_path):
+def test_policies_do_not_differ_if_all_is_finite(tmp_path):
   one, other = (train(tmp_path / p, policy=NonFinite(p)) for p in ("stop", "rollback"))
   assert_same(one.participants, other.participants)
   assert one.rows == other.rows
@@ -289,11 +284,11 @@ TOO_FAST = {"optimizer": optax.sgd(2.0), "policy": NonFinite("rollback")}
 
 
 @pytest.mark.parametrize("together", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_rollback_starts_again_at_a_lower_rate_and_forgets_the_epochs_between(tmp_path, together):
-  class Both(MetricsFile, Told):
+def test_rollback_restarts_at_a_lower_rate_and_drops_the_epochs_between(tmp_path, together):
+  class Both(MetricsFile, Recorder):
     def __init__(self, path):
       MetricsFile.__init__(self, path)
-      Told.__init__(self)
+      Recorder.__init__(self)
 
   both = Both(tmp_path / "metrics.jsonl")
   both.phase_started("before", 1, [{"stage": "before", "epoch": 1}])
@@ -313,29 +308,29 @@ def test_rollback_starts_again_at_a_lower_rate_and_forgets_the_epochs_between(tm
   assert [row["step"] for row in finished.rows] == [2, 4, 6, 8]
 
 
-def test_a_phase_asked_to_stop_in_a_rollback_stops_where_it_says(tmp_path):
-  class Asks(Silent):
+def test_a_phase_stopped_in_a_rollback_stops_where_it_says(tmp_path):
+  class StopRequest(Silent):
     stop = Interruption()
 
-    def went_back(self, phase, rows):
-      self.stop.ask(signal.SIGTERM)
+    def rolled_back(self, phase, rows):
+      self.stop.request(signal.SIGTERM)
 
-  asks = Asks()
+  reporter = StopRequest()
   with pytest.raises(Interrupted, match=r"^alone, after update 1 of 8$"):
-    train(tmp_path, asks, stop=asks.stop, **TOO_FAST)
+    train(tmp_path, reporter, stop=reporter.stop, **TOO_FAST)
   assert saved(tmp_path) == [1]
 
 
 @pytest.fixture(scope="module")
 def rolled_back(tmp_path_factory):
-  """What a phase ends in that saves at every step; the last state saved is beyond help."""
-  told = Told()
-  finished = train(tmp_path_factory.mktemp("whole"), told, seconds=0.0, **TOO_FAST)
-  return finished, told.lines
+  """Result and messages of a phase that saves at every step; its last checkpoint diverges again."""
+  recorder = Recorder()
+  finished = train(tmp_path_factory.mktemp("whole"), recorder, seconds=0.0, **TOO_FAST)
+  return finished, recorder.lines
 
 
 @pytest.mark.long
-def test_a_checkpoint_that_is_beyond_help_makes_way_for_the_one_before(rolled_back):
+def test_a_checkpoint_that_diverges_again_is_replaced_by_the_one_before(rolled_back):
   finished, lines = rolled_back
   assert [line.split("; ")[1] for line in lines] == [
     "back to step 2, with 0.5 times the learning rate (rollback 1 of at most 3)",
@@ -349,28 +344,28 @@ def test_a_checkpoint_that_is_beyond_help_makes_way_for_the_one_before(rolled_ba
 @pytest.mark.parametrize("updates", [2, 3, 5])
 def test_a_rollback_survives_an_interruption_in_the_same_bits(tmp_path, rolled_back, updates):
   with pytest.raises(KeyboardInterrupt):
-    train(tmp_path, Told(stop_after=updates), seconds=0.0, **TOO_FAST)
+    train(tmp_path, Recorder(stop_after=updates), seconds=0.0, **TOO_FAST)
   resumed = train(tmp_path, seconds=0.0, **TOO_FAST)
   assert_same(resumed.participants, rolled_back[0].participants)
   assert resumed.rows == rolled_back[0].rows
 
 
-def test_who_comes_no_further_goes_back_further():
+def test_a_rollback_without_progress_restores_an_older_checkpoint():
   lost = {"failed_after": 3, "back_to": 2}
-  assert GoBack("", 3).below({}) == math.inf
-  assert GoBack("", 3).below(lost) == 2
-  assert GoBack("", 4).below(lost) == math.inf
+  assert Rollback("", 3).below({}) == math.inf
+  assert Rollback("", 3).below(lost) == 2
+  assert Rollback("", 4).below(lost) == math.inf
 
 
-def test_the_bar_goes_back_too():
+def test_the_progress_bar_follows_a_rollback():
   bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
   bar.phase_started("alone", 8, [])
   row = {"stage": "alone", "epoch": 1, "step": 2, "train": {"loss": 1.0}}
   for _ in range(5):
     bar.stepped({"loss": 1.0}, 8)
-  bar.went_back("alone", [row])
+  bar.rolled_back("alone", [row])
   assert [task.completed for task in bar._progress.tasks] == [2]
-  bar.went_back("alone", [])
+  bar.rolled_back("alone", [])
   assert [task.completed for task in bar._progress.tasks] == [0]
   bar.phase_ended("alone")
 
@@ -381,25 +376,22 @@ def test_rollbacks_come_to_an_end(tmp_path):
     train(tmp_path, **changes)
 
 
-def test_what_never_enters_a_loss_is_not_saved_either(tmp_path):
-  """A checkpoint is looked at as a whole."""
-  given = {"bystander": {"params": {"w": np.asarray([1.0, np.inf], np.float32)}}}
-  with pytest.raises(
-    Diverged, match=r"participants/bystander/params/w is not finite and not saved"
-  ):
+def test_frozen_weights_that_are_not_finite_are_not_saved(tmp_path):
+  """All arrays of a checkpoint are checked, those that enter no loss too."""
+  given = {"frozen": {"params": {"w": np.asarray([1.0, np.inf], np.float32)}}}
+  with pytest.raises(Diverged, match=r"participants/frozen/params/w is not finite and not saved"):
     train_phase(
-      phase(**SMALL, scheme=two_learners()),
+      phase(**SMALL, scheme=two_learners(), given=given),
       directory=tmp_path,
       devices=jax.local_devices()[:2],
       reporter=Silent(),
-      given=given,
-      checkpoint_seconds=0.0,
+      options=TrainOptions(checkpoint_seconds=0.0),
     )
   assert saved(tmp_path) == []
 
 
 def test_a_teacher_that_is_not_finite_is_named_when_a_step_is_not(tmp_path):
-  watch = Watch(
+  monitor = StepMonitor(
     phase(**SMALL),
     NonFinite(),
     {"sums": {}, "rows": []},
@@ -407,9 +399,9 @@ def test_a_teacher_that_is_not_finite_is_named_when_a_step_is_not(tmp_path):
     done=0,
     frozen={"teacher": {"params": {"w": jnp.asarray([1.0, jnp.nan])}}},
   )
-  watch.push(told(({"kd_logit": (NAN, np.float32(1))}, {"student": Learner(np.int32(2), NAN)})))
+  monitor.push(pack(({"kd_logit": (NAN, np.float32(1))}, {"student": Learner(np.int32(2), NAN)})))
   with pytest.raises(
     Diverged,
     match=r"finite: the weights of 'teacher', which does not learn, the term kd_logit, the gradien",
   ):
-    watch.drain()
+    monitor.drain()

@@ -73,7 +73,7 @@ def test_unknown_names_are_refused_with_the_nearest():
     make_optimizer("sgd", lambda count: 0.1, momentum=0.0, nesterov=True)
 
 
-# Everything that an update may leave behind: momentum, decay, a rate that drops, a clipped norm.
+# Every kind of optimizer state: momentum, decay, a rate that drops, a clipped norm.
 OWN = make_optimizer(
   "sgd",
   learning_rate_schedule(
@@ -104,7 +104,7 @@ def step_of(optimizer):
 
 
 def trained(optimizer, params, gradients, state=None):
-  """Parameters and state after these gradients, update by update."""
+  """Parameters and state after each update by these gradients."""
   state, step = optimizer.init(params) if state is None else state, step_of(optimizer)
   for gradient in gradients:
     params, state = step(params, state, gradient)
@@ -120,7 +120,7 @@ def test_taking_turns_each_participant_trains_as_if_alone_on_its_own_updates():
     chex.assert_trees_all_equal(together[name], alone)
 
 
-def test_who_is_not_on_turn_stands_still_and_who_has_none_goes_on():
+def test_other_participants_in_turn_do_not_change_and_those_without_turns_do():
   names = ("peer_0", "peer_1", "gate")
   params = drawn(0, names)
   optimizer = take_turns(OWN, ["peer_0", "peer_0", "peer_1"])
@@ -135,7 +135,7 @@ def test_who_is_not_on_turn_stands_still_and_who_has_none_goes_on():
   assert moved == 2 * [first, first, second]
 
 
-def test_turns_go_on_from_a_saved_state():
+def test_turns_resume_from_a_saved_state():
   optimizer = take_turns(OWN, ["peer_0", "peer_1"])
   start, gradients = drawn(0), [drawn(seed) for seed in range(1, 6)]
   whole = trained(optimizer, start, gradients)
@@ -145,7 +145,7 @@ def test_turns_go_on_from_a_saved_state():
   chex.assert_trees_all_equal(trained(optimizer, params, gradients[3:], state), whole)
 
 
-def test_turns_of_nobody_or_of_a_stranger_are_refused():
+def test_turns_that_are_empty_or_name_no_learner_are_refused():
   with pytest.raises(ConfigError, match="turns: expected at least one name"):
     take_turns(OWN, [])
   with pytest.raises(ConfigError, match="unknown participant in turns 'peer_2': did you mean"):

@@ -1,4 +1,4 @@
-"""Padding is out of every loss, metric and statistic, whatever it holds and wherever it lies."""
+"""Padding is out of every loss, metric and statistic, for any content and position."""
 
 import dataclasses
 import functools
@@ -27,9 +27,9 @@ from tests.train.every_scheme import (
 REAL = dataclasses.replace(
   batch(5), labels=jnp.array([0, 1, 2, -1, 1]), weights=jnp.array([1.0, 1.0, 0.5, 0.0, 2.0])
 )
-# Where the real examples lie among the padding, so that devices and parts hold different numbers.
-PLACES = np.array([0, 1, 3, 4, 6])
-# Statistics over other numbers of rows round otherwise, which RKD's weights of 25 and 50 enlarge.
+# Positions of real examples among the padding, so that devices and parts hold different numbers.
+POSITIONS = np.array([0, 1, 3, 4, 6])
+# Statistics over other numbers of rows round differently; RKD's weights of 25 and 50 enlarge this.
 LOOSE = {"rtol": 5e-4, "atol": 2e-5}
 
 
@@ -38,11 +38,11 @@ def padded(fill):
 
   def spread(x):
     whole = np.full((8, *x.shape[1:]), fill if np.issubdtype(x.dtype, np.floating) else -7, x.dtype)
-    whole[PLACES] = x
+    whole[POSITIONS] = x
     return jnp.asarray(whole)
 
   mask = np.zeros(8, bool)
-  mask[PLACES] = True
+  mask[POSITIONS] = True
   data = jax.tree.map(lambda x: spread(np.asarray(x)), REAL)
   return dataclasses.replace(data, mask=jnp.asarray(mask))
 
@@ -74,7 +74,7 @@ def test_padding_changes_nothing_in_parts(name):
   assert_same_update(actual, expected, **LOOSE)
 
 
-def test_a_batch_of_padding_alone_leaves_everything_as_it_was():
+def test_a_batch_of_padding_alone_changes_nothing():
   scheme = schemes_of_means(True)["logits"]
   participants = start(scheme)
   data = dataclasses.replace(padded(np.nan), mask=jnp.zeros(8, bool))
@@ -83,7 +83,7 @@ def test_a_batch_of_padding_alone_leaves_everything_as_it_was():
   assert metrics["loss"][0] == 0
 
 
-def test_a_loss_that_cannot_leave_padding_out_is_refused_in_one_line():
+def test_a_loss_that_cannot_mask_padding_is_refused_in_one_line():
   def blind(student, teacher, batch, context):
     return Terms(logit=jnp.mean(student.logits))
 
@@ -92,7 +92,7 @@ def test_a_loss_that_cannot_leave_padding_out_is_refused_in_one_line():
     update(scheme, start(scheme), padded(0.0))
 
 
-def test_two_real_rows_give_the_divergence_that_they_give_with_padding():
+def test_the_divergence_of_two_real_rows_is_the_same_with_padding():
   rng = np.random.default_rng(0)
   student, teacher = (rng.normal(size=(4, 5)).astype("float32") * 3 for _ in range(2))
   student[2:], teacher[2:] = 1e3 * student[2:], -1e3 * teacher[2:]

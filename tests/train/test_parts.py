@@ -1,4 +1,4 @@
-"""Parts of a batch, and its shares on devices, together give what the whole batch gives."""
+"""Parts of a batch, over devices or in sequence, give the update of the whole batch."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def test_parts_of_one_example_and_of_class_probabilities_give_the_update_of_the_
 
 
 @pytest.mark.parametrize("name", schemes_of_whole_batches(False))
-def test_what_compares_examples_is_refused_on_parts_in_one_line(name):
+def test_a_loss_that_compares_examples_is_refused_on_parts_in_one_line(name):
   scheme = schemes_of_whole_batches(False)[name]
   participants = start(scheme)
   with pytest.raises(ConfigError, match=r"^accumulate=2: expected 1 with "):

@@ -1,5 +1,6 @@
-"""Stages after which nothing predicts yet."""
+"""Phases that leave no predictor."""
 
+import dataclasses
 import functools
 
 import jax
@@ -26,12 +27,19 @@ FIRST = methods.offline(
 )
 
 
-def test_a_phase_without_a_predictor_is_trained_handed_on_and_shown(tmp_path):
+def test_a_phase_without_a_predictor_is_trained_inherited_and_shown(tmp_path):
   run = functools.partial(
     train_phase, devices=jax.local_devices()[:1], reporter=Silent(), validation=examples(9)
   )
-  first = phase(name="warmup", scheme=FIRST, epochs=2, reported="", average_decay=None)
-  done = run(first, directory=tmp_path / "first", untrained=("teacher",), test=examples(9))
+  first = phase(
+    name="warmup",
+    scheme=FIRST,
+    epochs=2,
+    reported="",
+    average_decay=None,
+    untrained=("teacher",),
+  )
+  done = run(first, directory=tmp_path / "first", test=examples(9))
   assert done.test == {}
   assert all("validation" not in row for row in done.rows)
   assert done.rows[1]["train"]["loss"] < done.rows[0]["train"]["loss"]
@@ -39,7 +47,8 @@ def test_a_phase_without_a_predictor_is_trained_handed_on_and_shown(tmp_path):
   second = phase(name="distilled", epochs=1, inherit={"student": "warmup/student"})
   given = starting_variables(second, {"warmup": done.participants})
   assert given["student"] is done.participants["student"]
-  finished = run(second, directory=tmp_path / "second", given=given, test=examples(9))
+  second = dataclasses.replace(second, given=given)
+  finished = run(second, directory=tmp_path / "second", test=examples(9))
 
   loss = done.rows[-1]["train"]["loss"]
   phases = {

@@ -1,4 +1,4 @@
-"""A phase goes on exactly where it stopped, and damage never costs what is still good."""
+"""A phase resumes exactly where it stopped, and damage loses no readable checkpoint."""
 
 import io
 import pathlib
@@ -14,8 +14,8 @@ from jaxkd import methods
 from jaxkd.errors import ConfigError
 from jaxkd.report import Lines, ProgressBar
 from jaxkd.runtime.signals import Interrupted, Interruption
-from jaxkd.train import Silent, check_phases, starting_variables, train_phase
-from jaxkd.train.checkpoints import check_checkpoints, check_seal
+from jaxkd.train import Silent, TrainOptions, check_phases, starting_variables, train_phase
+from jaxkd.train.checkpoints import check_checkpoints, check_checksums
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples, phase
 
@@ -25,7 +25,7 @@ class Broken(Exception):
 
 
 class StopAfter(Silent):
-  """Interrupts a phase once so many updates are reported."""
+  """Raises an error once so many updates are reported."""
 
   def __init__(self, updates):
     self.left = updates
@@ -36,8 +36,8 @@ class StopAfter(Silent):
       raise Broken
 
 
-class AskAfter(Silent):
-  """Asks a phase to stop once so many updates are reported."""
+class RequestAfter(Silent):
+  """Requests a stop once so many updates are reported."""
 
   def __init__(self, updates):
     self.left, self.stop, self.ended = updates, Interruption(), []
@@ -45,13 +45,13 @@ class AskAfter(Silent):
   def stepped(self, metrics, images):
     self.left -= 1
     if self.left == 0:
-      assert not self.stop.ask(signal.SIGTERM)  # there is something to save
+      assert not self.stop.request(signal.SIGTERM)  # there is something to save
 
   def phase_ended(self, phase):
     self.ended.append(phase)
 
 
-# A checkpoint is due by time where a test says so, however slow the machine.
+# No checkpoint is due by time on a slow machine, unless a test sets a shorter time.
 NEVER = 1e9
 
 
@@ -63,14 +63,13 @@ def train(directory: pathlib.Path, reporter=None, checkpoint_seconds=NEVER, stop
     reporter=reporter or Silent(),
     validation=examples(9, seed=1),
     test=examples(9, seed=2),
-    evaluate_every=2,
-    checkpoint_seconds=checkpoint_seconds,
+    options=TrainOptions(evaluate_every=2, checkpoint_seconds=checkpoint_seconds),
     stop=stop,
   )
 
 
 def interrupt(directory: pathlib.Path, updates):
-  """Leaves a phase that saved after every step and stopped after so many."""
+  """Train a phase that saves after every step, and stop it after so many updates."""
   with pytest.raises(Broken):
     train(directory, StopAfter(updates), checkpoint_seconds=0.0)
 
@@ -82,7 +81,7 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """(what a phase that nothing interrupted ends in, its directory)."""
+  """(result of an uninterrupted phase, its directory)."""
   directory = tmp_path_factory.mktemp("uninterrupted")
   return train(directory), directory
 
@@ -117,10 +116,10 @@ def test_a_resumed_phase_ends_in_the_same_bits(tmp_path, uninterrupted, stopped,
 
 
 @pytest.mark.parametrize("updates", [3, 4, 7, 12])
-def test_where_a_phase_resumes_is_where_it_stopped(tmp_path, updates):
-  asking = AskAfter(updates - 2)  # results are read two updates late
+def test_a_phase_resumes_where_it_stopped(tmp_path, updates):
+  requesting = RequestAfter(updates - 2)  # results are read two updates late
   with pytest.raises(Interrupted) as raised:
-    train(tmp_path, asking, stop=asking.stop)
+    train(tmp_path, requesting, stop=requesting.stop)
   (saved,) = (int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
   assert saved == updates
   if saved < 12:
@@ -129,25 +128,25 @@ def test_where_a_phase_resumes_is_where_it_stopped(tmp_path, updates):
   bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
   for reporter in (Lines(Console(file=printed)), bar):
     with pytest.raises(Interrupted):
-      train(tmp_path, reporter, stop=asking.stop)
+      train(tmp_path, reporter, stop=requesting.stop)
   assert f"alone: 12 steps, resumed after {saved}\n" in printed.getvalue()
-  # At once asked to stop again, the second made and counted one update more.
+  # The stop is requested already: the second run makes one update more and counts it.
   assert [task.completed for task in bar._progress.tasks] == [min(saved + 2, 12)]
 
 
 @pytest.mark.parametrize(
   "updates", [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 12)), 5]
 )
-def test_a_phase_asked_to_stop_saves_what_it_made(tmp_path, uninterrupted, updates):
-  asking = AskAfter(updates)
+def test_a_stop_request_saves_the_updates_made(tmp_path, uninterrupted, updates):
+  requesting = RequestAfter(updates)
   with pytest.raises(Interrupted) as raised:
-    train(tmp_path, asking, stop=asking.stop)  # no checkpoint is due by time
+    train(tmp_path, requesting, stop=requesting.stop)  # no checkpoint is due by time
   saved = max(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
   # Results are read two updates late.
   assert saved == min(updates + 2, 12)
   where = "its last update" if saved == 12 else f"update {saved} of 12"
-  assert str(raised.value) == f"alone, after {where}" and asking.ended == ["alone"]
-  assert asking.stop.ask(signal.SIGINT) == (saved == 12)
+  assert str(raised.value) == f"alone, after {where}" and requesting.ended == ["alone"]
+  assert requesting.stop.request(signal.SIGINT) == (saved == 12)
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
@@ -160,7 +159,7 @@ def test_a_finished_phase_is_not_trained_again(tmp_path, finished):
   assert_same(again.participants, uninterrupted.participants)
 
 
-def test_best_hands_on_the_participants_of_the_best_validation(tmp_path, uninterrupted):
+def test_best_keeps_the_participants_of_the_best_validation(tmp_path, uninterrupted):
   last = uninterrupted
   best = train(tmp_path / "best", keep="best")
   scores = [r["validation"]["student"]["accuracy"] for r in last.rows if "validation" in r]
@@ -171,7 +170,7 @@ def test_best_hands_on_the_participants_of_the_best_validation(tmp_path, uninter
 
 
 def damage(directory: pathlib.Path, step: int):
-  """Truncates every data file of one checkpoint's state."""
+  """Truncate every data file of one checkpoint's state."""
   files = [f for f in (directory / str(step) / "state").rglob("*") if f.is_file()]
   assert files
   for file in files:
@@ -204,14 +203,14 @@ def newest_and_its_largest(directory, item):
 @pytest.mark.parametrize(
   ("item", "harm"),
   [
-    # Nobody else would notice these two.
+    # Only checksums find these two.
     ("state/ocdbt.process_0/d", flip),
     pytest.param("best/ocdbt.process_0/d", flip, marks=pytest.mark.long),
     pytest.param("progress", lambda file: file.write_bytes(b""), marks=pytest.mark.long),
     ("data", pathlib.Path.unlink),
   ],
 )
-def test_a_damaged_checkpoint_is_set_aside_and_made_anew(
+def test_a_damaged_checkpoint_is_renamed_and_made_anew(
   tmp_path, uninterrupted, stopped, caplog, item, harm
 ):
   copied(stopped, tmp_path)
@@ -237,14 +236,12 @@ def test_a_step_that_was_damaged_is_saved_again(tmp_path, stopped):
     flip(file)
     with pytest.raises(Broken):
       train(tmp_path, StopAfter(2), checkpoint_seconds=0.0)
-    check_seal(tmp_path / str(step))
+    check_checksums(tmp_path / str(step))
     assert len(list(tmp_path.glob(f"{step}.damaged*"))) == times
 
 
-def test_checkpoints_in_which_every_process_kept_its_own_position_are_read(
-  tmp_path, uninterrupted, stopped
-):
-  """As earlier versions left them, here by two processes."""
+def test_checkpoints_with_one_position_per_process_are_read(tmp_path, uninterrupted, stopped):
+  """The format of earlier versions, here of two processes."""
   copied(stopped, tmp_path)
   positions = list(tmp_path.glob("*/data/metadata"))
   assert len(positions) == 2
@@ -252,8 +249,8 @@ def test_checkpoints_in_which_every_process_kept_its_own_position_are_read(
     for process in (0, 1):
       shutil.copy(position, position.with_name(f"process_{process}-of-2.json"))
     position.unlink()
-  for seal in tmp_path.glob("*/digests.json"):
-    seal.unlink()
+  for checksums in tmp_path.glob("*/digests.json"):
+    checksums.unlink()
   resumed = train(tmp_path)
   assert_same(resumed.participants, uninterrupted.participants)
   assert resumed.rows == uninterrupted.rows
@@ -278,11 +275,10 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
   wide = drawn(methods.supervised(TinyNet(width=6)), batch())
   with pytest.raises(ConfigError, match=r"weights given for 'student' are of another architecture"):
     train_phase(
-      phase(),
+      phase(given=wide),
       directory=tmp_path / "narrow",
       devices=jax.local_devices()[:1],
       reporter=Silent(),
-      given=wide,
     )
 
 
@@ -305,11 +301,10 @@ def test_phases_inherit_from_phases_before_them_only():
 
 def test_a_phase_of_no_epochs_scores_what_it_is_given(tmp_path, uninterrupted):
   scored = train_phase(
-    phase(epochs=0, average_decay=None),
+    phase(epochs=0, average_decay=None, given=uninterrupted.participants),
     directory=tmp_path,
     devices=jax.local_devices()[:2],
     reporter=Silent(),
-    given=uninterrupted.participants,
     test=examples(9, seed=2),
   )
   assert scored.test == uninterrupted.test

@@ -1,4 +1,4 @@
-"""The one step: the same result on any number of devices; what should stand still does."""
+"""The training step: equal results on any number of devices; frozen variables do not change."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from jaxkd.methods import Distillation, per_example
 from jaxkd.runtime import devices
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Aux, Batch, Context, Output, Scheme, Terms
-from tests.tiny import TinyNet, batch, bystanders
+from tests.tiny import TinyNet, batch, frozen_participants
 
 
 def as_it_is(keys, batch):
@@ -31,14 +31,14 @@ def cropped(keys, batch):
 def run_steps(
   scheme, device_count, *, steps=5, accumulate=1, prepare=as_it_is, decay=None, frozen=()
 ):
-  """The state after a few steps over the same global batches, computed once for all tests."""
+  """Return the state after a few steps over the same global batches; cached for all tests."""
   optimizer = optax.sgd(0.1, momentum=0.9)
   state = create_state(
     scheme,
     optimizer,
     jax.random.key(0),
     batch(),
-    untrained=bystanders(scheme),
+    untrained=frozen_participants(scheme),
     average=decay is not None,
   )
   chosen = jax.local_devices()[:device_count]
@@ -61,7 +61,7 @@ def run_steps(
   return state, jax.device_get(metrics)
 
 
-# What every device does by itself, too, is what may differ between them.
+# With augmentation and averages, which each device computes for itself.
 AUGMENTED = {"prepare": cropped, "decay": 0.9}
 
 
@@ -137,23 +137,23 @@ def test_the_teacher_is_neither_trained_nor_are_its_statistics_moved():
   assert all(jax.tree.leaves(moved["batch_stats"]))
 
 
-def test_setting_the_teacher_aside_changes_nothing():
+def test_passing_the_teacher_as_frozen_changes_nothing():
   """Up to rounding: another program is compiled."""
   whole, _ = run_steps(distilling(), 2, steps=2)
-  aside, _ = run_steps(distilling(), 2, steps=2, frozen=("teacher",))
-  assert jax.tree.structure(whole) == jax.tree.structure(aside)
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(aside), strict=True):
+  frozen, _ = run_steps(distilling(), 2, steps=2, frozen=("teacher",))
+  assert jax.tree.structure(whole) == jax.tree.structure(frozen)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(frozen), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_scheme_that_changes_a_bystander_is_refused():
+def test_a_scheme_that_changes_a_frozen_participant_is_refused():
   scheme = distilling()
 
   def loss(*args):
     total, aux = scheme.loss(*args)
     return total, dataclasses.replace(aux, state={**aux.state, "teacher": {}})
 
-  with pytest.raises(ValueError, match=r"changes the state of \('teacher',\), who do not learn"):
+  with pytest.raises(ValueError, match=r"changes the state of \('teacher',\), which do not learn"):
     run_steps(scheme._replace(loss=loss), 1, steps=1)
 
 
@@ -227,7 +227,7 @@ def test_metrics_name_every_term():
 
 
 def per_device_squares():
-  """A scheme without networks: the parameter is drawn to the mean image of the batch."""
+  """A scheme without networks: the parameter approaches the mean image of the batch."""
 
   def loss(learning, participants, data, targets, context: Context):
     difference = learning["student"]["w"] - data.images.mean()
@@ -263,6 +263,6 @@ def test_shard_map_needs_its_check_off_to_give_the_same_gradient():
   assert results[True] == pytest.approx(8 * expected, rel=1e-5)
 
 
-def test_normalised_images_are_what_the_networks_see():
+def test_uint8_images_are_normalised_to_mean_and_std():
   images = jnp.full((1, 2, 2, 1), 255, jnp.uint8)
   np.testing.assert_allclose(normalize(images, (0.5,), (0.25,)), 2.0)

@@ -1,4 +1,4 @@
-"""Checkpoints that the disk does not take: one line with their place, and what was saved stays."""
+"""Failed writes of checkpoints: an error of one line with the path; saved checkpoints stay."""
 
 import pathlib
 import re
@@ -33,11 +33,11 @@ try:
 except DiskError as error:
   print(error, flush=True)
 checkpoints.close()
-os._exit(7)  # at an orderly exit, threads of orbax wait five minutes for what was not written
+os._exit(7)  # at a normal exit, threads of orbax wait five minutes for the failed write
 """
 
 
-def test_what_the_disk_does_not_take_is_told_with_its_place(tmp_path):
+def test_a_failed_write_is_an_error_with_the_path(tmp_path):
   directory = tmp_path / "alone"
   command = [sys.executable, "-c", UNWRITABLE, str(directory)]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,0 +1,18 @@
+"""Whether other examples change what is computed of one."""
+
+import numpy as np
+import pytest
+
+from jaxkd.cache.targets import depends_on_batch
+from tests.cache.split_losses import batch_of, normal
+
+
+@pytest.mark.parametrize("size", [2, 5, 6])
+def test_company_that_matters_is_found_also_where_order_does_not(size):
+  batch = batch_of(normal(size, 3))
+  assert not depends_on_batch(lambda b: [np.sin(b.images), b.indices], batch)
+  # Batch statistics are the same in any order.
+  assert depends_on_batch(lambda b: b.images - b.images.mean(0), batch)
+  assert depends_on_batch(lambda b: b.images * np.arange(len(b.images))[:, None], batch)
+  assert depends_on_batch(lambda b: np.roll(b.images, 1, axis=0), batch)
+  assert depends_on_batch(lambda b: np.where(b.images > 9, 0, np.nan), batch)
