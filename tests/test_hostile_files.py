@@ -294,15 +294,15 @@ def test_names_in_a_config_are_never_paths(method, field, place, tmp_path, monke
       settings[role].model = model
   with pytest.raises(ConfigError) as error:
     recipes.check_config(settings)
-    build.stages(settings, build.dataset(settings, stand_in))
+    build.stages(settings, build.dataset(settings, fake_dataset))
   assert len(str(error.value).splitlines()) == 1
   assert not list(tmp_path.iterdir())
 
 
-def stand_in(name, **options):
-  from jaxkd.data import stand_in
+def fake_dataset(name, **options):
+  from jaxkd.data import fake_dataset
 
-  return stand_in(name, **options)
+  return fake_dataset(name, **options)
 
 
 @pytest.mark.parametrize("place", PLACES)

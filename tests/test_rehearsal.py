@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jaxkd import models, recipes
-from jaxkd.data import stand_in
+from jaxkd.data import fake_dataset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, dry_run
 from jaxkd.experiment.dry_run import Rehearsal, RehearsalFailed
@@ -122,7 +122,7 @@ def test_a_loss_or_a_state_in_bfloat16_is_told(what):
 
   stage = stage_of_one_number("alone", "student", optimizer=optimizer)
   stage = dataclasses.replace(stage, scheme=stage.scheme._replace(loss=loss))
-  planned = Rehearsal(settings_for("alone"), stand_in("digits"), [stage])
+  planned = Rehearsal(settings_for("alone"), fake_dataset("digits"), [stage])
   named = r"1 results are not float32 \(.*trace.*w" if what == "the optimizer" else r"'bf16': \d"
   with pytest.raises(RehearsalFailed, match=f"^stage 'alone': losses and metrics of .*{named}"):
     dry_run.lower(planned, device_count=2)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxkd.data import prepare, subsets
 from jaxkd.data.examples import UNLABELLED, Examples, RecordExamples, check_labels, read_examples
-from jaxkd.data.imagenet import Labels, Photographs
+from jaxkd.data.imagenet import ImageNetLabels, ImageNetRecords
 from jaxkd.errors import ConfigError, needed_by, one_line, unknown_name
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def load(
   return Dataset(name, *parts, test, facts.num_classes, facts.image_shape, mean, std)
 
 
-def stand_in(
+def fake_dataset(
   name: str,
   *,
   directory: str | os.PathLike[str] | None = None,
@@ -133,7 +133,7 @@ def stand_in(
   Raises:
     ConfigError: as `load`.
 
-  >>> data = stand_in("imagenet", validation=0.0)
+  >>> data = fake_dataset("imagenet", validation=0.0)
   >>> len(data.train), data.train.fetch(np.array([5])).shape
   (1281167, (1, 256, 256, 3))
   """
@@ -208,8 +208,8 @@ def _splits(
   def read(split: str) -> Examples:
     labelled: Any = builder.as_data_source(split, decoders=encoded)
     if name == "imagenet":
-      images: Any = Photographs(labelled, facts.image_shape[0])
-      labelled = Labels(labelled, Path(builder.data_dir, f"jaxkd_labels_{split}.npy"))
+      images: Any = ImageNetRecords(labelled, facts.image_shape[0])
+      labelled = ImageNetLabels(labelled, Path(builder.data_dir, f"jaxkd_labels_{split}.npy"))
     else:
       images = builder.as_data_source(split)
     return read_examples(
@@ -257,7 +257,7 @@ def _statistics(train: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
   return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def check_dataset(data: Dataset) -> Dataset:
+def validate_dataset(data: Dataset) -> Dataset:
   """The data set, if its parts fit what it says of itself.
 
   Raises:

@@ -20,7 +20,7 @@ with needed_by("jaxkd.experiment.dry_run"):
 
 
 from jaxkd import recipes
-from jaxkd.data import Dataset, stand_in, training_batches
+from jaxkd.data import Dataset, fake_dataset, training_batches
 from jaxkd.experiment import build
 from jaxkd.networks import frozen, select, update
 from jaxkd.runtime import devices
@@ -125,7 +125,7 @@ class Rehearsal(NamedTuple):
 
 
 def prepare(
-  settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = stand_in
+  settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = fake_dataset
 ) -> Rehearsal:
   """Plans the experiment of a config without its data set.
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxkd.data import DataUnavailable, load, stand_in
+from jaxkd.data import DataUnavailable, fake_dataset, load
 from jaxkd.data.imagenet import shrink
 
 SIZES = [(300, 280), (280, 400), (256, 256), (90, 61)]
@@ -116,7 +116,7 @@ def test_a_copy_without_validation_pictures_is_named(tmp_path):
 
 
 def test_a_stand_in_has_the_shapes_and_sizes_of_what_it_stands_for():
-  data = stand_in("cifar100", validation=0.1, per_class=3, seed=1)
+  data = fake_dataset("cifar100", validation=0.1, per_class=3, seed=1)
   assert (len(data.train), len(data.validation), len(data.test)) == (300, 5000, 10_000)
   assert np.bincount(data.train.labels).tolist() == [3] * 100
   images = data.test.fetch(np.array([4, 4, 9]))

@@ -11,8 +11,8 @@ from jaxkd.data import (
   ArrayExamples,
   Dataset,
   RecordExamples,
-  check_dataset,
   unseen_classes,
+  validate_dataset,
 )
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build
@@ -33,7 +33,7 @@ def dataset(**changes):
 
 def test_a_sound_data_set_passes():
   data = dataset(train=examples([0, 1, 2, UNLABELLED]), validation=None)
-  assert check_dataset(data) is data
+  assert validate_dataset(data) is data
 
 
 class Floats:
@@ -63,7 +63,7 @@ class Floats:
 )
 def test_what_does_not_fit_is_named(changes, message):
   with pytest.raises(ConfigError) as error:
-    check_dataset(dataset(**changes))
+    validate_dataset(dataset(**changes))
   assert str(error.value) == f"data set 'own': {message}"
 
 
@@ -71,7 +71,7 @@ def test_images_of_another_type_on_disk_are_named():
   some = examples([0, 1, 2])
   on_disk = RecordExamples(Floats(), some.labels, some.indices)
   with pytest.raises(ConfigError, match=r"images must be uint8, got float32 .*4 are not finite$"):
-    check_dataset(dataset(train=on_disk))
+    validate_dataset(dataset(train=on_disk))
 
 
 def test_an_experiment_looks_at_data_that_it_is_handed():
@@ -89,5 +89,5 @@ def test_an_experiment_looks_at_data_that_it_is_handed():
   ],
 )
 def test_a_class_without_a_training_example_is_accepted_and_named(labels, note):
-  data = check_dataset(dataset(train=examples(labels)))
+  data = validate_dataset(dataset(train=examples(labels)))
   assert unseen_classes(data) == note

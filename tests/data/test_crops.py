@@ -9,21 +9,21 @@ import pytest
 from PIL import Image
 
 from jaxkd.data import augmentation, centre_crop, random_resized_crop
-from jaxkd.data.crops import rectangle, resized
+from jaxkd.data.crops import crop_and_resize, draw_box
 from jaxkd.errors import ConfigError
 from jaxkd.types import Batch
 
 MANY, SIDE, SIZE = 2000, 16, 8
 # Each pixel is its own place: (row, column) of its middle.
 PLACES = jnp.stack(jnp.meshgrid(*[jnp.arange(SIDE) + 0.5] * 2, indexing="ij"), axis=-1)
-shrink = jax.jit(functools.partial(resized, size=SIZE))
+shrink = jax.jit(functools.partial(crop_and_resize, size=SIZE))
 crop = jax.jit(functools.partial(random_resized_crop, size=SIZE))
 
 
 @pytest.fixture(scope="module")
 def drawn():
   """(top, left), (height, width) of rectangles in a square of side 1."""
-  draw = functools.partial(rectangle, height=1, width=1, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+  draw = functools.partial(draw_box, height=1, width=1, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
   boxes = jnp.stack(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), MANY)), axis=-1)
   return np.asarray(boxes[:, :2]), np.asarray(boxes[:, 2:])
 
@@ -66,7 +66,7 @@ def test_a_rectangle_is_resized_as_pillow_does_it(box):
 
 
 def test_what_never_fits_is_the_middle_of_the_image():
-  found = rectangle(jax.random.key(0), 8, 16, (1.0, 1.0), (1.0, 1.0))
+  found = draw_box(jax.random.key(0), 8, 16, (1.0, 1.0), (1.0, 1.0))
   np.testing.assert_allclose(found, (0, 4, 8, 8))
 
 

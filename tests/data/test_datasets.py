@@ -218,7 +218,7 @@ def test_a_damaged_copy_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999])
-def test_a_truncated_file_is_named_in_one_line_wherever_it_ends(tmp_path, share, record_property):
+def test_truncated_records_are_named_in_one_line(tmp_path, share, record_property):
   record_property("fault", f"records cut to {share:.1%} of their file")
   record_property("tries", 2)
   load("digits", directory=tmp_path)

@@ -25,7 +25,7 @@ from jaxkd.types import Network, Output
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SHAPE, MEAN, STD = (4, 6, 2), [0.3, 0.5], [0.2, 0.4]
 DESCRIPTION = {"image_shape": list(SHAPE), "mean": MEAN, "std": STD}
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
