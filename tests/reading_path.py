@@ -72,7 +72,7 @@ def reading_path(root: pathlib.Path = ROOT) -> dict[str, list[str]]:
 
 
 def report(path: dict[str, list[str]]) -> str:
-  """One line per file, and the totals."""
+  """Return one line per file, and the totals."""
   lines = [f"{len(functions):4}  {file}" for file, functions in path.items()]
   return "\n".join([*lines, f"{sum(map(len, path.values()))} functions in {len(path)} files"])
 

@@ -124,13 +124,13 @@ def test_per_image_keys_make_results_independent_of_the_batch(name):
 def test_augmentation_over_devices_equals_that_of_the_whole_batch():
   devices, keys = 4, jax.random.split(jax.random.key(1), B)
   options = {"crop": 2, "flip": True, "cutout": 3, "mixup": 0.4, "num_classes": 3}
-  parted = jax.pmap(augmentation(**options, axis_name="device"), axis_name="device")
+  split = jax.pmap(augmentation(**options, axis_name="device"), axis_name="device")
 
   def part(x):
     return x.reshape(devices, B // devices, *x.shape[1:])
 
   batch = dataclasses.replace(BATCH, weights=jnp.ones(B).at[4].set(0))
-  result = parted(part(keys), jax.tree.map(part, batch))
+  result = split(part(keys), jax.tree.map(part, batch))
   result = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), result)
   chex.assert_trees_all_close(result, everything(keys, batch), rtol=1e-6)
 
