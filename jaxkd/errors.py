@@ -1,4 +1,4 @@
-"""What goes wrong without being a bug, each in one line."""
+"""Errors that are not bugs, each with a message of one line."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Iterable, Iterator
 
 
 class ConfigError(ValueError):
-  """A mistake in what a user asked for, in one line: field, value, what would do."""
+  """A wrong value from a user. The message, one line: field, value, accepted values."""
 
 
 class MissingPackage(ModuleNotFoundError, ConfigError):
-  """A package that only a part of jaxkd needs is not installed, in one line: which, and how to."""
+  """An optional package is not installed. The message, one line: the package, how to install it."""
 
 
 class DiskError(OSError):
-  """What could not be written, and why, in one line: a full disk, one that is read only."""
+  """A file cannot be written (a full or read-only disk). The message, one line: file, reason."""
 
 
 def one_line(error: BaseException) -> str:
-  r"""What an error says, in one line; its kind, if it says nothing.
+  r"""Return an error's message in one line, or the name of its class if it has no message.
 
   >>> one_line(ValueError("of 3\n  and 4")), one_line(KeyboardInterrupt())
   ('of 3 and 4', 'KeyboardInterrupt')
@@ -30,7 +30,7 @@ def one_line(error: BaseException) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
-# What to install for an import, where the two have different names.
+# Import -> distribution to install, where the names differ.
 _DISTRIBUTIONS = {
   "PIL": "pillow",
   "orbax": "orbax-checkpoint",
@@ -41,11 +41,11 @@ _DISTRIBUTIONS = {
 
 @contextlib.contextmanager
 def needed_by(what: str, *, extra: str = "experiments") -> Iterator[None]:
-  """Names `what` and the package to install in the error of an import inside the block that fails.
+  """Turn a failed import inside the block into a `MissingPackage`, with the package to install.
 
   Args:
-    what: the module, function or script that needs the package, the subject of the line.
-    extra: of this library, which lists the package.
+    what: module, function or script that needs the package, the subject of the message.
+    extra: extra of this library that lists the package.
 
   >>> with needed_by("jaxkd.export.bundles"):
   ...   raise ModuleNotFoundError("No module named 'safetensors'", name="safetensors")
@@ -71,7 +71,7 @@ def needed_by(what: str, *, extra: str = "experiments") -> Iterator[None]:
 
 @contextlib.contextmanager
 def needed_by_script(script: str, *, extra: str = "experiments") -> Iterator[None]:
-  """Ends a script with the line of `needed_by`, if an import inside the block fails."""
+  """Exit a script with the message of `needed_by` if an import inside the block fails."""
   try:
     with needed_by(script, extra=extra):
       yield
@@ -81,7 +81,7 @@ def needed_by_script(script: str, *, extra: str = "experiments") -> Iterator[Non
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Names `path` in the error of whatever cannot be written inside the block.
+  """Turn an OSError inside the block into a `DiskError` that names `path`.
 
   >>> with writing(pathlib.Path("runs/metrics.jsonl")):
   ...   raise OSError(28, "No space left on device")
@@ -97,7 +97,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ConfigError:
-  """An error that names the value, the nearest known names and all of them.
+  """Return an error that names the value, the nearest known names and all known names.
 
   >>> str(unknown_name("model", "resnet21", ["resnet20", "resnet8", "vgg8"]))
   "unknown model 'resnet21': did you mean 'resnet20' or 'resnet8'? known: resnet20, resnet8, vgg8"
@@ -109,7 +109,7 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> ConfigError:
 
 
 def check_file_name(what: str, name: str) -> str:
-  """`name`, if it can name a file in its folder and nothing outside of it.
+  """Return `name` if it is a valid file name that cannot point outside its folder.
 
   >>> check_file_name("stage", "../teacher")
   Traceback (most recent call last):

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jaxkd import methods, models
-from jaxkd.data import stand_in
+from jaxkd.data import fake_dataset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, dry_run
 from jaxkd.experiment.dry_run import DryRunFailed, Plan
@@ -122,7 +122,7 @@ def test_a_loss_or_a_state_in_bfloat16_is_an_error(what):
 
   phase = phase_of_one_number("alone", "student", optimizer=optimizer)
   phase = dataclasses.replace(phase, scheme=phase.scheme._replace(loss=loss))
-  planned = Plan(settings_for("alone"), stand_in("digits"), [phase])
+  planned = Plan(settings_for("alone"), fake_dataset("digits"), [phase])
   named = r"1 results are not float32 \(.*trace.*w" if what == "the optimizer" else r"'bf16': \d"
   with pytest.raises(DryRunFailed, match=f"^phase 'alone': losses and metrics of .*{named}"):
     dry_run.lower(planned, device_count=2)

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save as save_weights
 
 from jaxkd import models
-from jaxkd.data.imagenet import Labels
+from jaxkd.data.imagenet import ImageNetLabels
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
 from jaxkd.export.bundles import load_bundle, save_bundle
@@ -149,9 +149,9 @@ def test_kept_labels_are_no_pickle_and_of_their_own_size(trap, tmp_path):
   absurd = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
   for content in (trap, b"\x93NUMPY\x01\x00", absurd):
     file.write_bytes(content)
-    np.testing.assert_array_equal(Labels(Encoded(), file).labels, [7, 7])
+    np.testing.assert_array_equal(ImageNetLabels(Encoded(), file).labels, [7, 7])
   np.save(file, np.array([Touch(tmp_path / "code-was-here"), None], object), allow_pickle=True)
-  np.testing.assert_array_equal(Labels(Encoded(), file).labels, [7, 7])
+  np.testing.assert_array_equal(ImageNetLabels(Encoded(), file).labels, [7, 7])
 
 
 # Bundles.
@@ -294,15 +294,15 @@ def test_names_in_a_config_are_never_paths(method, field, place, tmp_path, monke
       settings[role].model = model
   with pytest.raises(ConfigError) as error:
     config.check_config(settings)
-    build.stages(settings, build.dataset(settings, stand_in))
+    build.stages(settings, build.dataset(settings, fake_dataset))
   assert len(str(error.value).splitlines()) == 1
   assert not list(tmp_path.iterdir())
 
 
-def stand_in(name, **options):
-  from jaxkd.data import stand_in
+def fake_dataset(name, **options):
+  from jaxkd.data import fake_dataset
 
-  return stand_in(name, **options)
+  return fake_dataset(name, **options)
 
 
 @pytest.mark.parametrize("place", PLACES)

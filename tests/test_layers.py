@@ -1,4 +1,4 @@
-"""The whole house: what every storey exports is documented."""
+"""Exports of every package: documented, sorted, complete."""
 
 import importlib
 import inspect
@@ -31,14 +31,14 @@ def test_everything_exported_is_documented(package):
       continue
     documented = [(name, value)]
     if inspect.isclass(value):
-      # Of a class, the public methods that it defines itself.
+      # Public methods that the class itself defines.
       own = ((key, member) for key, member in vars(value).items() if not key.startswith("_"))
       documented += [(f"{name}.{key}", m) for key, m in own if inspect.isfunction(m)]
-    # A dataclass without a docstring gets its signature for one.
+    # A dataclass without a docstring has its signature as docstring.
     undocumented += [
       label for label, item in documented if not item.__doc__ or item.__doc__.startswith(f"{name}(")
     ]
-  # linen defines these.
+  # setup and copy are linen's.
   assert [label for label in undocumented if not label.endswith((".setup", ".copy"))] == []
 
 

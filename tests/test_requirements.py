@@ -1,4 +1,4 @@
-"""What needs which package: pyproject.toml, the README and the modules agree."""
+"""Required packages: pyproject.toml, the README and the imports of modules agree."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ IMPORTED_AS = {
   "scikit-learn": "sklearn",
   "tensorflow-datasets": "tensorflow_datasets",
 }
-# Imported by packages that do not declare it, or by name.
+# Imported by packages that do not declare them, or by name.
 INDIRECT = {"flatbuffers", "importlib_resources"}
 
 
@@ -40,7 +40,7 @@ MODULES = sorted((ROOT / "jaxkd").rglob("*.py"))
 
 
 def third_party(path):
-  """(package, line, whether its absence is named) for every import of a file."""
+  """Return (package, line, whether `needed_by` guards it) for every import of a file."""
   found = []
 
   def visit(node, named):
@@ -65,15 +65,15 @@ def third_party(path):
 
 
 def guards(path):
-  """Packages of whose absence a package says so, in `__init__.py`, before its modules do."""
+  """Return the packages that a module's `__init__.py` imports under `needed_by` before it."""
   init = path.parent / "__init__.py"
   named = {name for name, _, is_named in third_party(init) if is_named} if init != path else set()
   if init != path and re.search(r"with [.\w]*needed_by\(.*\):\n  from jaxkd\.", init.read_text()):
-    return named | EXTRA  # around all that it imports
+    return named | EXTRA  # the guard surrounds all of its imports
   return named
 
 
-def test_every_package_that_is_imported_is_listed_and_its_absence_named():
+def test_imported_packages_are_required_or_guarded_by_needed_by():
   wrong = []
   for path in MODULES:
     for name, line, named in third_party(path):
@@ -83,7 +83,7 @@ def test_every_package_that_is_imported_is_listed_and_its_absence_named():
   assert wrong == []
 
 
-def test_every_package_that_is_listed_is_imported():
+def test_required_packages_are_imported():
   used = {name for path in MODULES for name, _, _ in third_party(path)}
   assert CORE - used == set()
   assert EXTRA - used == INDIRECT
@@ -99,44 +99,48 @@ class Absent:
       raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-told = {}
+errors = {}
 for name in json.loads(sys.argv[2]):
   try:
     importlib.import_module(name)
   except Exception as error:
-    told[name] = [type(error).__name__, str(error)]
+    errors[name] = [type(error).__name__, str(error)]
 
 def call(what, function):
   try:
     function()
   except Exception as error:
-    told[what] = [type(error).__name__, str(error)]
+    errors[what] = [type(error).__name__, str(error)]
 
 import jax, numpy as np
-from jaxkd import data, exports, models
-from jaxkd.data import photographs
-from jaxkd.models import safetensors_data
-from jaxkd.train import stored_targets
+from jaxkd import data, models
+from jaxkd.cache import store
+from jaxkd.data import imagenet
+from jaxkd.export import stablehlo
+from jaxkd.models.torch import files
 from jaxkd.types import Network
 from pathlib import Path
 
 examples = data.ArrayExamples(np.zeros((4, 8, 8, 1), np.uint8), *np.zeros((2, 4), np.int32))
 call("batches", lambda: data.training_batches(examples, batch_size=2, seed=0))
 call("load", lambda: data.load("digits"))
-call("photographs", lambda: photographs.shrink(b"", 8))
-call("safetensors", lambda: safetensors_data.arrays_in(b""))
+call("imagenet", lambda: imagenet.shrink(b"", 8))
+call("safetensors", lambda: files.arrays_in(b""))
 folder = Path(os.environ["FOLDER"])
 (folder / "w.safetensors").write_bytes(b"")
 model = models.create("resnet8", num_classes=2)
 call("weights", lambda: models.from_torch(folder / "w.safetensors", model))
-call("export", lambda: exports.save_function(folder / "f", None))
-print(json.dumps(told))
+call("export", lambda: stablehlo.save_function(folder / "f", None))
+print(json.dumps(errors))
 """
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-  """Name -> [kind, line] of what fails without the extra, but for what flax and jax need."""
+def errors(tmp_path_factory):
+  """Name -> [kind, message] of failures without the extra's packages, except those of flax and jax.
+
+  The names are modules of jaxkd and those in WITHOUT_EXTRA.
+  """
   names = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in MODULES
@@ -155,8 +159,8 @@ def told(tmp_path_factory):
   return json.loads(done.stdout)
 
 
-def test_whatever_needs_the_extra_says_in_one_line_what_to_install(told):
-  for what, (kind, line) in told.items():
+def test_modules_of_the_extra_name_the_package_to_install(errors):
+  for what, (kind, line) in errors.items():
     assert "\n" not in line and re.search(r"pip install ([\w-]+)", line), (what, kind, line)
     assert kind in ("MissingPackage", "ConfigError"), (what, kind, line)
   # scikit-learn is needed to prepare the digits, once.
@@ -166,18 +170,18 @@ def test_whatever_needs_the_extra_says_in_one_line_what_to_install(told):
     ("jaxkd.report", "matplotlib"),
     ("batches", "grain"),
     ("load", "tensorflow-datasets"),
-    ("photographs", "pillow"),
+    ("imagenet", "pillow"),
     ("safetensors", "safetensors"),
     ("weights", "safetensors"),
     ("export", "flatbuffers"),
   ]:
-    assert f"pip install {package}" in told[what][1], what
+    assert f"pip install {package}" in errors[what][1], what
 
 
-def test_the_core_is_what_the_readme_says(told):
+def test_readme_lists_the_modules_that_need_the_extra(errors):
   section = README.partition("## As a library")[2].partition("\n## ")[0]
   core, _, extra = section.partition("The extra `experiments` is for the rest")
-  needing = {name for name in told if name.startswith("jaxkd.")}
+  needing = {name for name in errors if name.startswith("jaxkd.")}
   for name in re.findall(r"`(jaxkd\.\w+)`", core):
     assert name not in needing, name
   listed = set(re.findall(r"`(jaxkd\.\w+)`", extra)) - {"jaxkd.export.stablehlo"}
@@ -185,7 +189,7 @@ def test_the_core_is_what_the_readme_says(told):
   assert "jaxkd.train" not in needing and "jaxkd.data" not in needing
 
 
-def test_an_error_of_another_kind_passes():
+def test_other_import_errors_pass_unchanged():
   for name in ("jaxkd.lossses", None):
     with pytest.raises(ModuleNotFoundError) as raised, needed_by("jaxkd.export.bundles"):
       raise ModuleNotFoundError("No such module", name=name)
@@ -199,8 +203,8 @@ SCRIPTS = [("train", "ml_collections"), ("compare", "matplotlib"), ("export", "s
 
 
 @pytest.mark.parametrize(("script", "package"), SCRIPTS)
-def test_a_script_ends_in_one_line_that_says_what_to_install(tmp_path, script, package):
-  absent = WITHOUT_EXTRA.partition("told = {}")[0].replace(
+def test_script_exits_with_one_line_naming_the_package_to_install(tmp_path, script, package):
+  absent = WITHOUT_EXTRA.partition("errors = {}")[0].replace(
     "json.loads(sys.argv[1])", f"['{package}']"
   )
   (tmp_path / "sitecustomize.py").write_text(absent)
@@ -217,8 +221,8 @@ def test_a_script_ends_in_one_line_that_says_what_to_install(tmp_path, script, p
   assert re.fullmatch(line, done.stderr)
 
 
-def test_the_install_lines_are_such_as_pip_of_python_3_11_reads():
-  """Up to 24.0 it takes no `NAME @ git+file:///PATH`, as such an address has no host."""
+def test_readme_install_lines_work_with_pip_of_python_3_11():
+  """pip up to 24.0 rejects `NAME @ git+file:///PATH`, as such an address has no host."""
   section = README.partition("## As a library")[2].partition("\n## ")[0]
   lines = re.findall(r'^pip install "?([^"#\n]+?)"?(?:\s+#.*)?$', section, flags=re.MULTILINE)
   assert len(lines) == 2
@@ -232,11 +236,11 @@ def test_the_install_lines_are_such_as_pip_of_python_3_11_reads():
 
 
 @pytest.mark.parametrize("target", ["torch", "bench"])
-def test_any_build_of_pytorch_will_do(tmp_path, target):
-  """A local version ("+cpu") is on PyTorch's own index alone."""
+def test_makefile_accepts_any_build_of_pytorch(tmp_path, target):
+  """Only PyTorch's own index has local versions ("+cpu"), so none is required."""
   command = ["make", "-n", target, f"VENV={tmp_path}"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
   installs = [line for line in done.stdout.splitlines() if re.search(r" torch[=<>~]", line)]
   assert [line.split()[-1] for line in installs] == ["torch==2.13.0"] * 2
-  # An index that is out of reach is asked for one package, and not for all that this one needs.
+  # With an extra index, --no-deps limits a failing lookup to one package.
   assert ["--no-deps" in line for line in installs] == ["index-url" in line for line in installs]

@@ -1,13 +1,20 @@
-"""Data: TFDS sources, subsets, a grain pipeline, augmentation on the device.
+"""Data sets by name, subsets, a grain pipeline, augmentation on the device.
 
-TFDS and grain are imported when first needed.
+TFDS and grain are imported on first use.
 """
 
 from __future__ import annotations
 
 from jaxkd.data.augment import augmentation, cutout, flip, mixup, normalize, pad_crop
 from jaxkd.data.crops import centre_crop, random_resized_crop
-from jaxkd.data.datasets import DATASETS, Dataset, check_dataset, load, stand_in, unseen_classes
+from jaxkd.data.datasets import (
+  DATASETS,
+  Dataset,
+  fake_dataset,
+  load,
+  unseen_classes,
+  validate_dataset,
+)
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamples
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.data.prepare import DataUnavailable
@@ -23,9 +30,9 @@ __all__ = [
   "RecordExamples",
   "augmentation",
   "centre_crop",
-  "check_dataset",
   "cutout",
   "evaluation_batches",
+  "fake_dataset",
   "flip",
   "load",
   "mixup",
@@ -34,8 +41,8 @@ __all__ = [
   "per_class",
   "random_resized_crop",
   "split_off",
-  "stand_in",
   "training_batches",
   "unseen_classes",
+  "validate_dataset",
   "with_unlabelled",
 ]

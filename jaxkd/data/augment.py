@@ -1,7 +1,7 @@
 """Augmentation as pure functions of (key, images).
 
 Images are float (B, H, W, C). A key is one typed PRNG key (`jax.random.key`), or one per image
-(B,): then what happens to an image depends on its own key alone, however a batch is parted over
+(B,): the result for an image then depends on its own key alone, however a batch is split over
 devices.
 """
 
@@ -24,11 +24,11 @@ Augmentation = Callable[[Array, Batch], Batch]
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-  """(images / 255 - mean) / std per channel, float32.
+  """Return (images / 255 - mean) / std per channel, float32.
 
   Args:
-    images: (..., C) uint8. Another type raises, so that nothing is normalised twice.
-    mean: C numbers, of pixel values scaled to 0..1.
+    images: (..., C) uint8. Another type raises, so that no image is normalised twice.
+    mean: C numbers, for pixel values scaled to 0..1.
     std: C numbers.
 
   >>> normalize(jnp.full((1, 1, 1, 1), 255, jnp.uint8), [0.5], [0.25]).item()
@@ -53,16 +53,16 @@ def pad_crop(
   mode: str = "constant",
   fill: ArrayLike | Sequence[float] = 0.0,
 ) -> Array:
-  """Pads every side and cuts out the old size at a place drawn per image.
+  """Pad every side and crop to the original size at a position drawn per image.
 
   Args:
     key: one key, or one per image.
     images: (B, H, W, C).
     padding: pixels on every side.
-    mode: of `jnp.pad`: "constant", "reflect" (the AT authors), "edge", ...
+    mode: mode of `jnp.pad`: "constant", "reflect" (the AT authors), "edge", ...
     fill: value of a constant padding, a number or one per channel. 0 is the mean colour of
-      normalised images (the multi-exit authors); black before normalisation, as torchvision and
-      RepDistiller pad, is -mean / std.
+      normalised images (the multi-exit authors). -mean / std is black before normalisation, the
+      padding of torchvision and RepDistiller.
 
   Raises:
     ConfigError: if padding is not an integer >= 0.
@@ -86,17 +86,17 @@ def pad_crop(
 
 
 def flip(key: Array, images: Array) -> Array:
-  """Mirrors each image left to right with probability 1/2. Images: (B, H, W, C)."""
+  """Mirror each image left to right with probability 1/2. Images: (B, H, W, C)."""
   keys = per_image(key, images)
   flipped = jax.vmap(jax.random.bernoulli)(keys).reshape(-1, 1, 1, 1)
   return jnp.where(flipped, images[:, :, ::-1, :], images)
 
 
 def cutout(key: Array, images: Array, *, size: int) -> Array:
-  """Zeroes a square of side `size` around a pixel drawn per image, as much as lies inside.
+  """Zero a square of side `size` around a pixel drawn per image, clipped at the image's border.
 
   Images: (B, H, W, C). Source: DeVries and Taylor 2017; zero is the mean of normalised images.
-  For odd sizes the authors' code cuts one pixel less; this is the size asked for.
+  For odd sizes the square is one pixel smaller in the authors' code; here its side is `size`.
 
   Raises:
     ConfigError: if size is not an integer >= 0.
@@ -117,17 +117,17 @@ def cutout(key: Array, images: Array, *, size: int) -> Array:
 def mixup(
   key: Array, images: Array, labels: Array, *, alpha: float, axis_name: str | None = None
 ) -> tuple[Array, Array]:
-  """Convex combinations of each example with the next of the global batch, the last with the first.
+  """Mix each example with the next one of the global batch, the last with the first.
 
   x_i <- l_i x_i + (1 - l_i) x_{i+1}, y likewise, l_i ~ Beta(alpha, alpha) drawn per image. Batches
-  come shuffled, so that the next example is a random one.
+  are shuffled, so the next example is a random one.
 
   Args:
     key: one key, or one per image.
     images: (B, H, W, C).
-    labels: class probabilities (B, K), one-hot for plain labels.
-    alpha: > 0.
-    axis_name: the device axis over which the global batch is parted, in order.
+    labels: class probabilities (B, K), one-hot for class numbers.
+    alpha: parameter of the beta distribution, > 0.
+    axis_name: device axis over which the global batch is split, in order.
 
   Returns:
     The mixed images and labels; labels still sum to 1.
@@ -136,7 +136,7 @@ def mixup(
     ConfigError: if alpha is not > 0.
 
   Source: Zhang et al., ICLR 2018. The authors' code draws one l per batch and a permutation; one
-  per pair is their equation 1 and keeps results independent of how the batch is parted.
+  l per pair is their equation 1 and makes results independent of how the batch is split.
   """
   if isinstance(alpha, (int, float)) and not alpha > 0:
     raise ConfigError(f"alpha: expected a number > 0, got {alpha}")
@@ -154,10 +154,10 @@ def _mix(share: Array, values: Array, axis_name: str | None) -> Array:
 
 
 def _partners(values: Array, axis_name: str | None) -> Array:
-  """The next example's value for each of the global batch, the first one's for the last."""
+  """Return the value of each example's successor in the global batch; the last wraps around."""
   first = values[:1]
   if axis_name is not None:
-    # The next device's first example is all that this one needs of the others.
+    # Of the other devices, only the next one's first example is needed.
     size = jax.lax.axis_size(axis_name)
     first = jax.lax.ppermute(first, axis_name, [(i, (i - 1) % size) for i in range(size)])
   return jnp.concatenate([values[1:], first])
@@ -174,22 +174,22 @@ def augmentation(
   fill: ArrayLike | Sequence[float] = 0.0,
   axis_name: str | None = None,
 ) -> Augmentation:
-  """Crop, flip, cutout, mixup, in this order, as one function of (key, normalised batch).
+  """Return one function of (key, normalised batch): crop, flip, cutout and mixup, in this order.
 
   Args:
     crop: padding of `pad_crop`; 0 for none.
-    resized_crop: size of `random_resized_crop`, which takes the place of `pad_crop`; 0 for none.
-    flip: whether to mirror.
+    resized_crop: size of `random_resized_crop`, which replaces `pad_crop`; 0 for none.
+    flip: True mirrors half of the images.
     cutout: side of the square; 0 for none.
-    mixup: alpha; 0 for none. Labels become class probabilities (B, num_classes). What is mixed
-      of a labelled and an unlabelled example is unlabelled: the smaller weight of the two holds.
-    num_classes: for mixup.
+    mixup: alpha; 0 for none. Labels become class probabilities (B, num_classes). A mixture of a
+      labelled and an unlabelled example is unlabelled: it has the smaller weight of the two.
+    num_classes: number of classes, for mixup.
     fill: padding colour of `pad_crop`.
     axis_name: device axis of `mixup`.
 
   Returns:
-    (key or keys (B,), Batch) -> Batch. Each operation folds its own number into the keys, so that
-    switching one off leaves the others' draws as they were.
+    (key or keys (B,), Batch) -> Batch. Each operation folds its own number into the keys, so
+    switching one off does not change the draws of the others.
 
   Raises:
     ConfigError: naming the option that is out of range.
@@ -203,7 +203,7 @@ def augmentation(
     raise ConfigError(f"flip: expected True or False, got {flip!r}")
   if isinstance(mixup, bool) or not isinstance(mixup, (int, float)) or not 0 <= mixup < jnp.inf:
     raise ConfigError(f"mixup: expected a number >= 0, got {mixup!r}")
-  # Numbers are folded into the keys by place, and a skipped operation keeps its place.
+  # An operation's position is folded into the keys; a skipped operation keeps its position.
   cut = functools.partial(pad_crop, padding=crop, fill=fill) if crop else None
   if resized_crop:
     cut = functools.partial(random_resized_crop, size=resized_crop)
@@ -225,7 +225,7 @@ def augmentation(
     mixed, labels = blend(fold(keys, len(operations)), images, one_hot)
     weights = jnp.minimum(batch.weights, _partners(batch.weights, axis_name))
     if batch.mask is not None:
-      # Padding is never mixed in: an example whose partner is padding stays unmixed.
+      # Padding is never mixed in: an example whose partner is padding is left unmixed.
       counts = jnp.any((jnp.asarray(batch.mask) != 0).reshape(len(images), -1), axis=1)
       both = counts & _partners(counts, axis_name)
       mixed = jnp.where(both[:, None, None, None], mixed, images)
@@ -236,5 +236,5 @@ def augmentation(
   return augment
 
 
-# The options of `augmentation` bear the names of the functions that they switch on.
+# Inside `augmentation`, the options flip, cutout and mixup shadow the functions of these names.
 _mirror, _erase, _blend = flip, cutout, mixup

@@ -1,4 +1,8 @@
-"""TFDS builders of this project. They need no TensorFlow: images are stored as plain tensors."""
+"""TFDS builders of this project: CIFAR archives, digits, IDX files (MNIST, Fashion-MNIST).
+
+They work without TensorFlow because images are stored as plain tensors. TFDS derives a builder's
+name, and so its folder, from the class name: digits, cifar_binary, idx_images.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from jaxkd.data import builders
 from jaxkd.data.subsets import permutation, stratified
 from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.data.builders"):
+  import tensorflow_datasets as tfds
 
 
 @dataclasses.dataclass
 class FilesConfig(tfds.core.BuilderConfig):
-  """A data set that comes as files.
+  """A data set that is published as files.
 
   Attributes:
-    files: their names as downloaded, packed.
-    url: the address that the names are appended to.
-    num_classes: how many.
+    files: names as downloaded, compressed.
+    url: base address, to which a file name is appended.
+    num_classes: number of classes.
     image_shape: (H, W, C).
   """
 
@@ -40,8 +45,8 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
   """A builder that reads files from a folder, or downloads them.
 
   Args:
-    folder: where the files are; None to download them. Of no consequence once prepared.
-    **kwargs: as every TFDS builder takes: `config` (a name or a FilesConfig), `data_dir`.
+    folder: folder of the files, or None to download them. Unused once the data set is prepared.
+    **kwargs: arguments of every TFDS builder: `config` (a name or a FilesConfig), `data_dir`.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -53,7 +58,7 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
   @property
   def url_infos(self) -> Any:
-    """The stock builder's checksums. Only downloads are held against them: Debian packs anew."""
+    """Checksums of the stock builder. TFDS checks downloads only; Debian repacks its files."""
     return tfds.builder_cls(self.builder_config.name).url_infos
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -74,13 +79,13 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
       if missing:
         raise FileNotFoundError(f"{self._folder} has no {', '.join(missing)}")
       return [file for file in found.values() if file is not None]
-    # Not unpacked here: tfds would need TensorFlow for it.
+    # Unpacked by this module: tfds needs TensorFlow for that.
     files = dl_manager.download({name: config.url + name for name in config.files})
     return [Path(files[name]) for name in config.files]
 
 
 def in_folder(folder: Path, name: str) -> Path | None:
-  """The file in the folder, packed or not; None if there is neither."""
+  """Return the path of a file in a folder, compressed or not, or None if neither exists."""
   candidates = (folder / name, folder / name.removesuffix(".gz"))
   return next((file for file in candidates if file.is_file()), None)
 
@@ -93,7 +98,7 @@ def image_info(
   description: str,
   homepage: str,
 ) -> tfds.core.DatasetInfo:
-  """Records {"image": uint8 tensor, "label"}, unshuffled: an index is a place in the source."""
+  """Describe records {"image": uint8 tensor, "label"}, unshuffled: indices follow the source."""
   return tfds.core.DatasetInfo(
     builder=builder,
     description=description,
@@ -111,11 +116,12 @@ def image_info(
 
 
 def records(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-  """The examples as `_generate_examples` is to yield them."""
+  """Yield (key, record) pairs, as `_generate_examples` must."""
   for key, (image, label) in enumerate(zip(images, labels, strict=True)):
     yield key, {"image": image, "label": int(label)}
 
 
+# CIFAR: the members of an archive by split.
 _MEMBERS = {
   "cifar10": {
     "train": [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)],
@@ -126,16 +132,16 @@ _MEMBERS = {
     "test": ["cifar-100-binary/test.bin"],
   },
 }
-# CIFAR-100 puts the superclass before the class.
+# A CIFAR-100 record has the superclass before the class.
 _LABEL_BYTES = {"cifar10": 1, "cifar100": 2}
 _SIDE = 32
 
 
-class CifarBinary(builders.FilesBuilder):
-  """Images and (fine) labels from one archive."""
+class CifarBinary(FilesBuilder):
+  """CIFAR-10 and CIFAR-100: images and (fine) labels from one archive."""
 
   BUILDER_CONFIGS: ClassVar = [
-    builders.FilesConfig(
+    FilesConfig(
       name=f"cifar{classes}",
       files=(f"cifar-{classes}-binary.tar.gz",),
       url="https://www.cs.toronto.edu/~kriz/",
@@ -151,18 +157,18 @@ class CifarBinary(builders.FilesBuilder):
 
   def _generate_examples(self, archive: Path, split: str) -> Any:
     name = self.builder_config.name
-    return builders.records(*read_cifar(archive, _MEMBERS[name][split], _LABEL_BYTES[name]))
+    return records(*read_cifar(archive, _MEMBERS[name][split], _LABEL_BYTES[name]))
 
 
 def read_cifar(
   archive: Path, members: list[str], label_bytes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Images (N, 32, 32, 3) uint8 and labels (N,) of an archive's members.
+  """Read images (N, 32, 32, 3) uint8 and labels (N,) from members of an archive.
 
-  Each record is its label bytes, of which the last is the class, and three colour planes.
+  A record is `label_bytes` bytes, the last of which is the class, then three colour planes.
 
   Raises:
-    ValueError: naming the archive, if a member is missing or of a wrong length.
+    ValueError: naming the archive, if a member is missing or has a wrong length.
   """
   record_bytes = label_bytes + 3 * _SIDE * _SIDE
   try:
@@ -177,23 +183,24 @@ def read_cifar(
   return planes.transpose(0, 2, 3, 1), rows[:, label_bytes - 1]
 
 
+# Digits: size and seed of the fixed test split.
 _TEST_EXAMPLES = 360
 _SPLIT_SEED = 0
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """1797 handwritten digits of 8x8 pixels, 1437 to train and 360 to test.
+  """1797 handwritten digits of 8x8 pixels: 1437 for training, 360 for testing.
 
   scikit-learn's copy of the test part of UCI's "Optical Recognition of Handwritten Digits" has no
-  split. This one is stratified and fixed: `jaxkd.data.subsets` with seed 0 marks 360 examples for
-  the test, and the rest is put into one fixed order, since the source is sorted by writer. Pixels
-  of 0..16 are stored as round(255 / 16 * pixel), which can be undone.
+  split. This split is stratified and fixed: `jaxkd.data.subsets` with seed 0 shuffles the examples,
+  which the source sorts by writer, and marks 360 of them as the test split. Pixels of 0..16 are
+  stored as round(255 / 16 * pixel), which is invertible.
   """
 
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return builders.image_info(
+    return image_info(
       self,
       image_shape=(8, 8, 1),
       num_classes=10,
@@ -203,7 +210,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Any:
     with needed_by("preparing digits"):
-      from sklearn.datasets import load_digits  # Needed once, to prepare.
+      from sklearn.datasets import load_digits  # needed once, to prepare the data set
 
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
@@ -217,27 +224,28 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Any:
-    return builders.records(images, labels)
+    return records(images, labels)
 
 
-_FILES = (
+# MNIST and Fashion-MNIST: both consist of these files.
+_IDX_FILES = (
   "train-images-idx3-ubyte.gz",
   "train-labels-idx1-ubyte.gz",
   "t10k-images-idx3-ubyte.gz",
   "t10k-labels-idx1-ubyte.gz",
 )
-_URLS = {
+_IDX_URLS = {
   "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
   "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
 }
 _UNSIGNED_BYTES = 8
 
 
-class IdxImages(builders.FilesBuilder):
-  """Images and labels from four IDX files."""
+class IdxImages(FilesBuilder):
+  """MNIST and Fashion-MNIST: images and labels from four IDX files."""
 
   BUILDER_CONFIGS: ClassVar = [
-    builders.FilesConfig(name=name, files=_FILES, url=url) for name, url in _URLS.items()
+    FilesConfig(name=name, files=_IDX_FILES, url=url) for name, url in _IDX_URLS.items()
   ]
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Any:
@@ -251,17 +259,17 @@ class IdxImages(builders.FilesBuilder):
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or labels.shape != images.shape[:1]:
       raise ValueError(f"{image_file} {images.shape} does not go with {label_file} {labels.shape}")
-    return builders.records(images[..., None], labels)
+    return records(images[..., None], labels)
 
 
 def read_idx(file: Path) -> np.ndarray:
-  """The uint8 array in an IDX file, which may be packed with gzip.
+  """Read the uint8 array of an IDX file, which may be compressed with gzip.
 
-  The format: two zero bytes, the type (8 for unsigned bytes), the number of dimensions, each
-  dimension as a big-endian 32-bit number, the values.
+  The format: two zero bytes, the type (8: unsigned bytes), the number of dimensions, each dimension
+  as a big-endian 32-bit number, the values.
 
   Raises:
-    ValueError: naming the file, if it is no IDX file of bytes or is cut short.
+    ValueError: naming the file, if it is no IDX file of bytes or is truncated.
   """
   data = file.read_bytes()
   if data[:2] == b"\x1f\x8b":

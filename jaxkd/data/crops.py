@@ -1,4 +1,4 @@
-"""Rectangles of images at one size: drawn for training, the middle for evaluation."""
+"""Crops of one size: a random rectangle, resized, for training; the centre for evaluation."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ def random_resized_crop(
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Array:
-  """Cuts out a rectangle drawn per image and resizes it to (size, size).
+  """Crop a rectangle drawn per image and resize it to (size, size).
 
-  The rectangle's share of the image is uniform in `scale`, the logarithm of its width over its
-  height in that of `ratio`, its place uniform. A rectangle that does not fit is drawn again, up to
-  ten times; after that it is the largest in the middle whose ratio is in range. Resizing is
-  linear, and averages where it shrinks.
+  The rectangle's share of the image's area is uniform in `scale`, the logarithm of its aspect ratio
+  (width over height) is uniform in log `ratio`, its position is uniform. A rectangle that does not
+  fit is drawn again; after ten draws it is the largest centred one with a ratio in range. Resizing
+  is linear, with antialiasing.
 
   Args:
     key: one key, or one per image.
     images: (B, H, W, C).
-    size: of the result, (B, size, size, C).
+    size: side of the result, (B, size, size, C).
     scale: least and largest share of the area.
-    ratio: least and largest width over height.
+    ratio: least and largest aspect ratio.
 
   Raises:
     ConfigError: if size is not an integer >= 1.
 
-  Source: torchvision's RandomResizedCrop, which the published ImageNet recipes use; there the
-  sides of a rectangle are rounded to pixels. Here the images come cut and resized already
-  (`jaxkd.data.shrink`), so a rectangle is a share of their central square, not of the original
-  photograph, and a small one has fewer pixels than it would have there.
+  Source: torchvision's RandomResizedCrop, which the published ImageNet recipes use; it rounds the
+  sides of a rectangle to pixels. The images here are already cropped and resized
+  (`jaxkd.data.imagenet.shrink`), so a rectangle is a share of their central square, not of the
+  original image, and a small one has fewer pixels than with torchvision.
   """
   check_size("size", size, least=1)
   keys = per_image(key, images)
   height, width = images.shape[1:3]
 
   def cut(key: Array, image: Array) -> Array:
-    return resized(image, rectangle(key, height, width, scale, ratio), size)
+    return crop_and_resize(image, draw_box(key, height, width, scale, ratio), size)
 
   return jax.vmap(cut)(keys, images)
 
 
-def rectangle(
+def draw_box(
   key: Array, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Array, Array, Array, Array]:
-  """(top, left, height, width) of the first of ten rectangles that lies in (height, width)."""
+  """Return (top, left, height, width) of the first of ten drawn rectangles that fits the image."""
   tries = 10
   areas, ratios, place = jax.random.split(key, 3)
   area = height * width * jax.random.uniform(areas, (tries,), minval=scale[0], maxval=scale[1])
@@ -64,7 +64,7 @@ def rectangle(
   tall, wide = jnp.sqrt(area) / root, jnp.sqrt(area) * root
   fits = (tall <= height) & (wide <= width)
   first, found = jnp.argmax(fits), fits.any()
-  # Of the image's own proportions, or of the nearest that are in range.
+  # The largest rectangle with the image's own ratio, or the nearest one in range.
   largest = (min(height, width / ratio[0]), min(width, height * ratio[1]))
   tall, wide = (
     jnp.where(found, side[first], whole) for side, whole in zip((tall, wide), largest, strict=True)
@@ -73,10 +73,10 @@ def rectangle(
   return down * (height - tall), right * (width - wide), tall, wide
 
 
-def resized(image: Array, box: tuple[Array, Array, Array, Array], size: int) -> Array:
-  """The rectangle (top, left, height, width) of an image (H, W, C) as (size, size, C).
+def crop_and_resize(image: Array, box: tuple[Array, Array, Array, Array], size: int) -> Array:
+  """Resize the rectangle (top, left, height, width) of an image (H, W, C) to (size, size, C).
 
-  Linear, with a wider filter where it shrinks, as Pillow does it.
+  Interpolation is linear with a filter that widens when it shrinks, as in Pillow.
   """
   top, left, height, width = box
   down, across = size / height, size / width
@@ -92,7 +92,7 @@ def resized(image: Array, box: tuple[Array, Array, Array, Array], size: int) -> 
 
 
 def centre_crop(images: Array, *, size: int) -> Array:
-  """The middle (B, size, size, C) of images (B, H, W, C).
+  """Return the central (B, size, size, C) of images (B, H, W, C).
 
   Raises:
     ConfigError: if size is not an integer in 1..min(H, W).
@@ -101,6 +101,6 @@ def centre_crop(images: Array, *, size: int) -> Array:
   height, width = images.shape[1:3]
   if size > min(height, width):
     raise ConfigError(f"size: expected at most {min(height, width)}, got {size}")
-  # As torchvision rounds.
+  # Rounded as in torchvision.
   top, left = round((height - size) / 2), round((width - size) / 2)
   return images[:, top : top + size, left : left + size]

@@ -1,4 +1,4 @@
-"""Data sets by name, with their splits, and checks that they are sound."""
+"""Data sets by name, with their splits; fake data sets; validation of a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxkd.data import prepare, subsets
 from jaxkd.data.examples import UNLABELLED, Examples, RecordExamples, check_labels, read_examples
-from jaxkd.data.imagenet import Labels, Photographs
+from jaxkd.data.imagenet import ImageNetLabels, ImageNetRecords
 from jaxkd.errors import ConfigError, needed_by, one_line, unknown_name
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-  """A data set in its parts.
+  """A data set and its splits.
 
   Attributes:
-    name: as asked for.
-    train: to learn from.
-    validation: held out from the training split to choose by, or None.
-    test: the original test split, to report on and never to choose by.
+    name: name given to `load`.
+    train: training examples.
+    validation: examples held out from the training split, for choices; or None.
+    test: the original test split, for reports, never for choices.
     num_classes: labels are 0 .. num_classes - 1.
     image_shape: (H, W, C).
-    mean: of each channel over the whole training split, of pixel values scaled to 0..1.
-    std: likewise.
+    mean: mean of each channel over the whole training split, for pixel values scaled to 0..1.
+    std: standard deviation of each channel, likewise.
   """
 
   name: str
@@ -49,24 +49,24 @@ class Dataset:
 class _Facts:
   num_classes: int
   image_shape: tuple[int, int, int]
-  examples: tuple[int, int]  # of the training and the test split
-  mean: tuple[float, ...] = ()  # none: computed from the training split
+  examples: tuple[int, int]  # sizes of the training and the test split
+  mean: tuple[float, ...] = ()  # empty: computed from the training split
   std: tuple[float, ...] = ()
 
 
 _FACTS = {
   "digits": _Facts(10, (8, 8, 1), (1437, 360)),
-  # Over the pixels of the training split, as torchvision's users have them.
+  # Statistics of the training split's pixels, as in common torchvision code.
   "mnist": _Facts(10, (28, 28, 1), (60_000, 10_000), (0.1307,), (0.3081,)),
   "fashion_mnist": _Facts(10, (28, 28, 1), (60_000, 10_000), (0.2860,), (0.3530,)),
   "cifar10": _Facts(
     10, (32, 32, 3), (50_000, 10_000), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
   ),
-  # RepDistiller's.
+  # Mean and deviation as in RepDistiller.
   "cifar100": _Facts(
     100, (32, 32, 3), (50_000, 10_000), (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
   ),
-  # ILSVRC 2012, its validation split as the test; torchvision's mean and deviation.
+  # ILSVRC 2012 with its validation split as test split; mean and deviation as in torchvision.
   "imagenet": _Facts(
     1000, (256, 256, 3), (1_281_167, 50_000), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
   ),
@@ -84,20 +84,20 @@ def load(
   seed: int = 0,
   memory_limit: int = 2 * 2**30,
 ) -> Dataset:
-  """A data set by name, prepared on first use.
+  """Load a data set by name; it is prepared on first use.
 
   The validation part is taken from the training split, stratified and seeded; `per_class` then
-  leaves n examples of each class in the rest. The test split is returned as it is. Indices name
-  places in the original split, so they are the same for every choice of these options; they may
-  differ between the stock TFDS copy of a data set, which is shuffled, and this project's.
+  keeps n examples of each class of the rest. The test split is returned unchanged. Indices are
+  positions in the original split, the same for every choice of these options; they may differ
+  between the stock TFDS copy of a data set, which is shuffled, and this project's copy.
 
   Args:
     name: one of `DATASETS`.
     directory: TFDS's data directory; default TFDS_DATA_DIR, or else TFDS's own default.
     validation: a fraction or a count of the training split; 0 for none.
-    per_class: training examples of each class; default all.
-    seed: of both choices.
-    memory_limit: a split of more bytes is left on the disk and read as needed.
+    per_class: number of training examples of each class; default all.
+    seed: seed of both choices.
+    memory_limit: bytes; a larger split stays on disk and is read on access.
 
   Raises:
     ConfigError: naming the option that is out of range, or the unknown name and those known.
@@ -106,11 +106,11 @@ def load(
   facts = _facts(name, validation)
   train, test = _splits(name, facts, _tfds_directory(directory), memory_limit)
   mean, std = (facts.mean, facts.std) if facts.mean else _statistics(train)
-  parts = _parted(train, validation, per_class, seed)
+  parts = _divided(train, validation, per_class, seed)
   return Dataset(name, *parts, test, facts.num_classes, facts.image_shape, mean, std)
 
 
-def stand_in(
+def fake_dataset(
   name: str,
   *,
   directory: str | os.PathLike[str] | None = None,
@@ -118,22 +118,22 @@ def stand_in(
   per_class: int | None = None,
   seed: int = 0,
 ) -> Dataset:
-  """Noise with the shapes, classes and sizes of a named data set, which need not be here.
+  """Return noise with the shapes, classes and sizes of a named data set, without its files.
 
-  Images are random bytes, labels go round, normalisation is the data set's own where it is known.
-  For rehearsals: nothing can be learnt from it.
+  Images are random bytes, labels cycle through the classes, the normalisation is the data set's own
+  if it is known. For dry runs: the noise contains nothing to learn.
 
   Args:
     name: one of `DATASETS`.
-    directory: not used; so that it can stand in for `load`.
+    directory: unused; the signature is that of `load`.
     validation: as for `load`.
     per_class: as for `load`.
-    seed: of the choices; the noise is always the same.
+    seed: seed of the choices; the noise does not depend on it.
 
   Raises:
     ConfigError: as `load`.
 
-  >>> data = stand_in("imagenet", validation=0.0)
+  >>> data = fake_dataset("imagenet", validation=0.0)
   >>> len(data.train), data.train.fetch(np.array([5])).shape
   (1281167, (1, 256, 256, 3))
   """
@@ -142,18 +142,20 @@ def stand_in(
   noise = _Noise(facts.image_shape)
 
   def split(count: int) -> RecordExamples:
-    places = np.arange(count, dtype=np.int32)
-    return RecordExamples(noise, places % np.int32(facts.num_classes), places)
+    indices = np.arange(count, dtype=np.int32)
+    return RecordExamples(noise, indices % np.int32(facts.num_classes), indices)
 
   train, test = (split(count) for count in facts.examples)
   channels = facts.image_shape[-1]
   mean, std = facts.mean or (0.5,) * channels, facts.std or (0.25,) * channels
-  parts = _parted(train, validation, per_class, seed)
+  parts = _divided(train, validation, per_class, seed)
   return Dataset(name, *parts, test, facts.num_classes, facts.image_shape, mean, std)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Noise:
+  """Random access to records whose image is a function of the record's number."""
+
   image_shape: tuple[int, int, int]
 
   def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
@@ -171,10 +173,10 @@ def _facts(name: str, validation: float | int) -> _Facts:
   return _FACTS[name]
 
 
-def _parted(
+def _divided(
   train: Examples, validation: float | int, per_class: int | None, seed: int
 ) -> tuple[Examples, Examples | None]:
-  """What is left to train on, and what is held out."""
+  """Divide the training split into training and validation examples."""
   held_out = None
   if validation:
     try:
@@ -197,19 +199,19 @@ def _splits(
     builder = _builder(name, directory)
   except ConfigError:
     raise
-  except Exception as error:  # of many kinds, for a damaged description of what is there
+  except Exception as error:  # tfds raises many kinds for a damaged description of a data set
     where = directory or "TFDS's directory"
     raise prepare.DataUnavailable(
       f"{name}: the copy in {where} cannot be read ({one_line(error)}); remove its folder "
-      "to have it prepared anew"
+      "to prepare it again"
     ) from error
   encoded = {"image": tfds.decode.SkipDecoding()}
 
   def read(split: str) -> Examples:
     labelled: Any = builder.as_data_source(split, decoders=encoded)
     if name == "imagenet":
-      images: Any = Photographs(labelled, facts.image_shape[0])
-      labelled = Labels(labelled, Path(builder.data_dir, f"jaxkd_labels_{split}.npy"))
+      images: Any = ImageNetRecords(labelled, facts.image_shape[0])
+      labelled = ImageNetLabels(labelled, Path(builder.data_dir, f"jaxkd_labels_{split}.npy"))
     else:
       images = builder.as_data_source(split)
     return read_examples(
@@ -222,10 +224,10 @@ def _splits(
 
   try:
     return read("train"), read("validation" if name == "imagenet" else "test")
-  except (OSError, RuntimeError) as error:  # array_record's own for truncated and missing files
+  except (OSError, RuntimeError) as error:  # raised by array_record: truncated and missing files
     raise prepare.DataUnavailable(
       f"{name}: the copy in {builder.data_dir} cannot be read ({one_line(error)}); remove "
-      "that folder to have it prepared anew"
+      "that folder to prepare it again"
     ) from error
 
 
@@ -238,13 +240,13 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
 
 
 def _tfds_directory(directory: str | os.PathLike[str] | None) -> str | None:
-  # tfds itself reads the variable once, when it is imported.
+  # Read here because tfds reads the variable only once, when it is imported.
   chosen = directory or os.environ.get("TFDS_DATA_DIR")
   return os.path.abspath(os.path.expanduser(chosen)) if chosen else None
 
 
 def _statistics(train: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  # Of integers, so that the sums are exact.
+  """Compute mean and standard deviation of each channel; sums are exact, in integers."""
   channels = train.fetch(np.array([0])).shape[-1]
   count, total, squares = 0, np.zeros(channels, np.int64), np.zeros(channels, np.int64)
   for positions in np.array_split(np.arange(len(train)), len(train) // 4096 + 1):
@@ -257,12 +259,12 @@ def _statistics(train: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
   return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def check_dataset(data: Dataset) -> Dataset:
-  """The data set, if its parts fit what it says of itself.
+def validate_dataset(data: Dataset) -> Dataset:
+  """Return the data set if its splits agree with its fields.
 
   Raises:
-    ConfigError: naming the data set and the part, for a part without examples, training examples
-      that all have no label, a label that is no class, images of another type or shape, or a
+    ConfigError: naming the data set and the split, for a split without examples, a training split
+      without any label, a label that is no class, images of another type or shape, or a
       normalisation that is not finite.
   """
   channels = data.image_shape[-1]
@@ -272,17 +274,17 @@ def check_dataset(data: Dataset) -> Dataset:
       raise ConfigError(
         f"data set {data.name!r}: {name}={values}: expected {channels} {wanted}, one per channel"
       )
-  for part in ("train", "validation", "test"):
-    examples = getattr(data, part)
+  for split in ("train", "validation", "test"):
+    examples = getattr(data, split)
     if examples is not None:
-      _check_part(f"data set {data.name!r}: {part}", examples, data, part == "train")
+      _check_split(f"data set {data.name!r}: {split}", examples, data, split == "train")
   if not np.any(data.train.labels != UNLABELLED):
     raise ConfigError(f"data set {data.name!r}: train: no example has a label")
   return data
 
 
 def unseen_classes(data: Dataset) -> str:
-  """In words, the classes that no training example has; "" if there are none."""
+  """Describe the classes without a training example in words; "" if there are none."""
   missing = np.setdiff1d(np.arange(data.num_classes), data.train.labels)
   if not missing.size:
     return ""
@@ -290,7 +292,7 @@ def unseen_classes(data: Dataset) -> str:
   return f"class {missing[0]}{more} of {data.num_classes} has no training example"
 
 
-def _check_part(where: str, examples: Examples, data: Dataset, unlabelled: bool) -> None:
+def _check_split(where: str, examples: Examples, data: Dataset, unlabelled: bool) -> None:
   if len(examples) == 0:
     raise ConfigError(f"{where}: there are no examples")
   labels = examples.labels
@@ -300,7 +302,7 @@ def _check_part(where: str, examples: Examples, data: Dataset, unlabelled: bool)
     )
   except ConfigError as error:
     raise ConfigError(f"{where}: {error}") from error
-  # One stands for all: those of a set too large for memory are not read through.
+  # Only the first image is checked: reading a split that is too large for memory takes long.
   image = examples.fetch(np.array([0]))
   if image.dtype != np.uint8 or image.shape[1:] != tuple(data.image_shape):
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a split of a data set is: labels at hand, images on request."""
+"""Splits of data sets: labels in memory, images on request."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ import numpy as np
 
 from jaxkd.errors import ConfigError, one_line
 
-# The label of an example whose class is not to be known. No class has this number.
+# Label of an example whose class is hidden; no class has this number.
 UNLABELLED = -1
 
-# Records read and decoded at a time, so that reading a split needs little more than its own size.
+# Number of records read and decoded at a time; bounds the memory needed beyond the split's own.
 _CHUNK = 4096
 
 
 class Examples(Protocol):
-  """N images and labels. A position counts within these N; an index, within the original split."""
+  """N images and labels. A position counts within these N, an index within the original split."""
 
   @property
   def labels(self) -> np.ndarray:
-    """Class numbers (N,), int32; UNLABELLED (-1) where the class is not to be known."""
+    """Class numbers (N,), int32; UNLABELLED (-1) where the class is hidden."""
     ...
 
   @property
   def indices(self) -> np.ndarray:
-    """Places in the original split (N,), int32; a subset keeps them."""
+    """Positions in the original split (N,), int32; a subset keeps them."""
     ...
 
   def __len__(self) -> int: ...
 
   def fetch(self, positions: np.ndarray) -> np.ndarray:
-    """The images at these positions, (n, H, W, C) uint8."""
+    """Return the images at these positions, (n, H, W, C) uint8."""
     ...
 
   def take(self, positions: np.ndarray) -> Examples:
-    """The subset at these positions, in their order."""
+    """Return the subset at these positions, in their order."""
     ...
 
   def hide_labels(self, positions: np.ndarray) -> Examples:
-    """The same examples, those at these positions unlabelled."""
+    """Return the same examples with the labels at these positions hidden."""
     ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayExamples:
-  """Examples held in memory.
+  """Examples in memory.
 
   Attributes:
     images: (N, H, W, C) uint8.
@@ -55,7 +55,7 @@ class ArrayExamples:
     indices: (N,) int32.
 
   Raises:
-    ConfigError: naming the argument, if a type or shape is another.
+    ConfigError: naming the argument whose type or shape differs.
 
   >>> images = np.zeros((3, 8, 8, 1), np.uint8)
   >>> examples = ArrayExamples(images, np.int32([0, 1, 0]), np.arange(3, dtype=np.int32))
@@ -78,26 +78,26 @@ class ArrayExamples:
     return len(self.labels)
 
   def fetch(self, positions: np.ndarray) -> np.ndarray:
-    """The images at these positions, (n, H, W, C) uint8."""
+    """Return the images at these positions, (n, H, W, C) uint8."""
     return self.images[positions]
 
   def take(self, positions: np.ndarray) -> ArrayExamples:
-    """The subset at these positions, in their order."""
+    """Return the subset at these positions, in their order."""
     return ArrayExamples(self.images[positions], self.labels[positions], self.indices[positions])
 
   def hide_labels(self, positions: np.ndarray) -> ArrayExamples:
-    """The same examples, those at these positions unlabelled."""
+    """Return the same examples with the labels at these positions hidden."""
     return dataclasses.replace(self, labels=_hidden(self.labels, positions))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordExamples:
-  """Examples read from a tfds data source when asked for: for sets too large for memory.
+  """Examples read from a tfds data source on access, for splits too large for memory.
 
   Attributes:
-    source: `source.__getitems__(list of int)` gives records with an "image".
+    source: `source.__getitems__(list of int)` returns records with an "image".
     labels: (N,) int32.
-    indices: (N,) int32, where each example is in `source`.
+    indices: (N,) int32, position of each example in `source`.
   """
 
   source: Any
@@ -111,15 +111,15 @@ class RecordExamples:
     return len(self.labels)
 
   def fetch(self, positions: np.ndarray) -> np.ndarray:
-    """The images at these positions, (n, H, W, C) uint8."""
+    """Return the images at these positions, (n, H, W, C) uint8."""
     wanted = self.indices[positions].tolist()
     try:
       return np.stack([_pixels(record) for record in self.source.__getitems__(wanted)])
-    except (OSError, RuntimeError, ValueError) as error:  # the readers' own, of damaged records
-      raise self._which(wanted, error) from error
+    except (OSError, RuntimeError, ValueError) as error:  # raised by readers: damaged records
+      raise self._unreadable(wanted, error) from error
 
-  def _which(self, wanted: Sequence[int], error: Exception) -> ConfigError:
-    """The error of the first of some records that cannot be read, by itself."""
+  def _unreadable(self, wanted: Sequence[int], error: Exception) -> ConfigError:
+    """Return an error that names the first unreadable record, found by reading one at a time."""
     for index in wanted:
       try:
         _pixels(self.source.__getitems__([index])[0])
@@ -128,11 +128,11 @@ class RecordExamples:
     return ConfigError(f"records {wanted[:3]}, ... do not fit together: {one_line(error)}")
 
   def take(self, positions: np.ndarray) -> RecordExamples:
-    """The subset at these positions, in their order."""
+    """Return the subset at these positions, in their order."""
     return RecordExamples(self.source, self.labels[positions], self.indices[positions])
 
   def hide_labels(self, positions: np.ndarray) -> RecordExamples:
-    """The same examples, those at these positions unlabelled."""
+    """Return the same examples with the labels at these positions hidden."""
     return dataclasses.replace(self, labels=_hidden(self.labels, positions))
 
 
@@ -144,12 +144,12 @@ def read_examples(
   image_shape: Sequence[int],
   memory_limit: int,
 ) -> ArrayExamples | RecordExamples:
-  """Examples of a tfds data source, in memory if they take at most `memory_limit` bytes.
+  """Read examples of a tfds data source, into memory if they take at most `memory_limit` bytes.
 
   Args:
     source: random access to records {"image", "label"}.
-    label_source: the same records, of which only "label" is used: pass one that leaves the image
-      encoded, so that labels of a large set are read without decoding it.
+    label_source: the same records; only "label" is used. A source that leaves images encoded lets
+      the labels of a large split be read without decoding its images.
     num_classes: labels must be in 0 .. num_classes - 1.
     image_shape: (H, W, C) of every image.
     memory_limit: bytes.
@@ -168,17 +168,17 @@ def read_examples(
 
   images = np.empty((count, *image_shape), np.uint8)
   for start, records in _chunks(source):
-    for place, record in enumerate(records, start):
+    for index, record in enumerate(records, start):
       pixels = _pixels(record)
       if pixels.shape != tuple(image_shape):
-        raise ConfigError(f"image {place}: shape {pixels.shape}, expected {tuple(image_shape)}")
-      images[place], labels[place] = pixels, record["label"]
+        raise ConfigError(f"image {index}: shape {pixels.shape}, expected {tuple(image_shape)}")
+      images[index], labels[index] = pixels, record["label"]
   check_labels(labels, num_classes)
   return ArrayExamples(images, labels, indices)
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> None:
-  """Raises ConfigError, naming the first offender, if a label is not in 0 .. num_classes - 1."""
+  """Raise a ConfigError that names the first label outside 0 .. num_classes - 1, if any."""
   outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if outside.size:
     first = outside[0]
@@ -212,7 +212,7 @@ def _check_names(labels: np.ndarray, indices: np.ndarray) -> None:
 
 
 def _describe(array: np.ndarray) -> str:
-  told = f"{array.dtype} {array.shape}"
+  words = f"{array.dtype} {array.shape}"
   if array.dtype.kind == "f" and (wrong := int(np.sum(~np.isfinite(array)))):
-    told += f", of which {wrong} are not finite"
-  return told
+    words += f", of which {wrong} are not finite"
+  return words

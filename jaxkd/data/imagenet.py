@@ -1,4 +1,4 @@
-"""Photographs of many sizes as images of one: ImageNet's records."""
+"""ImageNet's records: JPEGs of any size, decoded to square images of one size."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 
 from jaxkd.errors import needed_by
 
-# Records of which only the labels are wanted, read at a time.
+# Number of records read at a time to collect their labels.
 _CHUNK = 512
 
 
-class Photographs:
-  """Random access to records whose encoded images are decoded and shrunk when they are asked for.
+class ImageNetRecords:
+  """Random access to records whose images are decoded and shrunk on access.
 
   Attributes:
     encoded: a tfds data source that leaves "image" encoded (`tfds.decode.SkipDecoding`).
-    side: of the square images that `shrink` makes.
+    side: side of the square images that `shrink` returns.
   """
 
   def __init__(self, encoded: Any, side: int) -> None:
@@ -32,45 +32,45 @@ class Photographs:
     return len(self.encoded)
 
   def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
-    """Records {"image": (side, side, 3) uint8, "label"}."""
+    """Return records {"image": (side, side, 3) uint8, "label"}."""
     return [
       {"image": shrink(record["image"], self.side), "label": record["label"]}
       for record in self.encoded.__getitems__(keys)
     ]
 
 
-class Labels:
-  """Random access to records that hold the label alone, of a split whose images are large.
+class ImageNetLabels:
+  """Random access to the labels of a split as records {"label"}, cached in a file.
 
-  A label cannot be read without its record, and ImageNet's records are 140 GB. They are read once:
-  the labels are then kept in `file`, where that can be written.
+  A label cannot be read without its record, and ImageNet's records are 140 GB. They are read once;
+  the labels are then cached in `file`, if it can be written.
 
   Attributes:
     labels: (N,) int32.
   """
 
   def __init__(self, encoded: Any, file: Path) -> None:
-    self.labels = _kept(file, len(encoded))
+    self.labels = _cached_labels(file, len(encoded))
     if self.labels is None:
-      self.labels = _read(encoded)
-      _keep(file, self.labels)
+      self.labels = _read_labels(encoded)
+      _cache_labels(file, self.labels)
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
-    """Records {"label"}."""
+    """Return records {"label"}."""
     return [{"label": self.labels[key]} for key in keys]
 
 
 def shrink(encoded: bytes, side: int) -> np.ndarray:
-  """The central square (side, side, 3) uint8 of an encoded image whose shorter side becomes `side`.
+  """Decode an image, resize its shorter side to `side`, return the centre (side, side, 3) uint8.
 
-  Source: torchvision's Resize and CenterCrop as the published ImageNet recipes evaluate: linear,
-  averaging where it shrinks, the longer side and the margins rounded down and to even.
+  Source: torchvision's Resize and CenterCrop as in the evaluation of the published ImageNet
+  recipes: linear with antialiasing; the longer side is rounded down, the margins to even.
   """
-  with needed_by("decoding photographs"):
-    from PIL import Image  # Only photographs need it.
+  with needed_by("decoding ImageNet's images"):
+    from PIL import Image  # only ImageNet needs it
 
   with Image.open(io.BytesIO(encoded)) as opened:
     image = opened.convert("RGB")
@@ -82,7 +82,7 @@ def shrink(encoded: bytes, side: int) -> np.ndarray:
   return np.asarray(image)[top : top + side, left : left + side]
 
 
-def _read(encoded: Any) -> np.ndarray:
+def _read_labels(encoded: Any) -> np.ndarray:
   labels = np.empty(len(encoded), np.int32)
   for start in range(0, len(labels), _CHUNK):
     stop = min(start + _CHUNK, len(labels))
@@ -91,9 +91,9 @@ def _read(encoded: Any) -> np.ndarray:
   return labels
 
 
-def _kept(file: Path, count: int) -> Any:
+def _cached_labels(file: Path, count: int) -> Any:
   try:
-    # Mapped, so that no more memory is taken than the file has bytes, whatever it says.
+    # Memory-mapped: a damaged header cannot make numpy allocate more than the file's size.
     labels = np.load(file, mmap_mode="r")
   except (OSError, ValueError, EOFError):
     return None
@@ -101,11 +101,11 @@ def _kept(file: Path, count: int) -> Any:
   return np.array(labels) if fit else None
 
 
-def _keep(file: Path, labels: np.ndarray) -> None:
+def _cache_labels(file: Path, labels: np.ndarray) -> None:
   partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
   try:
     with partial.open("wb") as written:
       np.save(written, labels)
     partial.replace(file)
   except OSError:
-    partial.unlink(missing_ok=True)  # A folder that others own: they are read again next time.
+    partial.unlink(missing_ok=True)  # a read-only folder: labels are read again next time

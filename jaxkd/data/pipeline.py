@@ -29,25 +29,25 @@ def training_batches(
   threads: int | None = None,
   places: bool = False,
 ) -> grain.DatasetIterator[Any]:
-  """An endless stream of full batches that passes over the examples epoch after epoch.
+  """Return an endless stream of full batches that passes over the examples epoch after epoch.
 
-  The stream is the concatenation of epochs, each a fresh permutation given by (seed, epoch), cut
-  into global batches of batch_size * process_count; a batch may straddle two epochs, and every
-  example occurs exactly k times in the first k epochs. Process p gets the p-th share of each
-  global batch, so that the global batches depend on their size alone.
+  The stream is the concatenation of epochs, each a permutation that (seed, epoch) determines, cut
+  into global batches of batch_size * process_count; a batch may span two epochs, and every example
+  occurs exactly k times in the first k epochs. Process p gets the p-th share of each global batch,
+  so the global batches depend on their size alone.
 
   The iterator's state is its step: `get_state`, `set_state`, or an item of an orbax checkpoint
   through `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. A restored iterator continues
-  with the very next batch.
+  with the next batch.
 
   Args:
-    examples: at least one.
-    batch_size: of this process.
-    seed: of the order, an integer >= 0.
-    process_index: this process.
-    process_count: how many processes share each global batch.
-    threads: threads that read ahead; by default none for examples in memory, else 8.
-    places: whether to give BatchIndices for batches, for a device that has the examples.
+    examples: one or more examples.
+    batch_size: batch size of this process.
+    seed: seed of the order, an integer >= 0.
+    process_index: number of this process.
+    process_count: number of processes that share each global batch.
+    threads: number of threads that read ahead; default 0 for examples in memory, else 8.
+    places: True returns BatchIndices in place of batches, for a device that holds the examples.
 
   Returns:
     A grain iterator of Batch with numpy leaves: images (B, H, W, C) uint8, labels (B,) int32,
@@ -58,7 +58,7 @@ def training_batches(
     ConfigError: naming the argument that is out of range.
   """
   with needed_by("jaxkd.data.training_batches"):
-    import grain  # Takes a second; only training needs it.
+    import grain  # takes a second, and only training needs it
 
   _check(examples, batch_size, process_index, process_count)
   if threads is None:
@@ -73,26 +73,26 @@ def training_batches(
 def evaluation_batches(
   examples: Examples, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-  """Every example once, in order, in batches of one size.
+  """Return every example once, in order, in batches of one size.
 
-  The last batch is filled up by repeating the last example with weight 0, so that a jitted step
-  sees one shape and weighted sums count each example once. Several processes share each global
-  batch as in `training_batches`, and all get the same number of batches.
+  The last batch is padded by repeating the last example with weight 0, so a jitted step sees one
+  shape and weighted sums count each example once. Several processes share each global batch as in
+  `training_batches`, and all get the same number of batches.
 
   Raises:
     ConfigError: naming the argument that is out of range.
   """
   _check(examples, batch_size, process_index, process_count)
-  return _passes_once(examples, batch_size, process_index, process_count)
+  return _one_pass(examples, batch_size, process_index, process_count)
 
 
-def _passes_once(
+def _one_pass(
   examples: Examples, batch_size: int, process_index: int, process_count: int
 ) -> Iterator[Batch]:
   for start in range(0, len(examples), batch_size * process_count):
-    places = start + process_index * batch_size + np.arange(batch_size)
-    positions = np.minimum(places, len(examples) - 1)
-    yield _gather(examples, positions, places < len(examples))
+    unclipped = start + process_index * batch_size + np.arange(batch_size)
+    positions = np.minimum(unclipped, len(examples) - 1)
+    yield _gather(examples, positions, unclipped < len(examples))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Stream:
   places: bool
 
   def __len__(self) -> int:
-    return sys.maxsize  # grain's own number for an endless data set
+    return sys.maxsize  # grain's convention for an endless data set
 
   def __getitem__(self, step: int) -> Batch | BatchIndices:
     first = (step * self.process_count + self.process_index) * self.batch_size
@@ -127,7 +127,7 @@ class _Stream:
     return np.concatenate(parts)
 
 
-# Steps ask for the same epoch again and again; a few are kept for the threads that read ahead.
+# Consecutive steps need the same epoch; several are cached for the threads that read ahead.
 @functools.lru_cache(maxsize=8)
 def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
   return permutation(n, seed, epoch)

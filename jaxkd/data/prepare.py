@@ -1,4 +1,4 @@
-"""Getting a data set onto the disk, whatever a machine has: a copy, files, or a network."""
+"""Preparation of data sets on disk from a TFDS copy, original files or a download."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from jaxkd.errors import ConfigError, needed_by, one_line
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
-# Where Debian's package dataset-fashion-mnist puts its files.
+# Folders in which Debian's packages install data sets.
 DEBIAN_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 _DEBIAN_PACKAGES = {"fashion_mnist": "dataset-fashion-mnist"}
 
 
 class DataUnavailable(ConfigError):
-  """A data set that is not here and cannot be had from here; the message says how to get it."""
+  """A data set is not on this machine and cannot be downloaded; the message says how to get it."""
 
 
 def prepared_digits(directory: str | None) -> tfds.core.DatasetBuilder:
-  """The builder of the digits, prepared in the TFDS directory."""
+  """Return the builder of the digits, prepared in the TFDS directory."""
   from jaxkd.data.builders import Digits
 
   return _prepare(functools.partial(Digits, data_dir=directory))
 
 
 def prepared_files(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
-  """A prepared builder of a data set known to TFDS.
+  """Return a prepared builder of a data set known to TFDS.
 
-  The first of these that is there: the stock TFDS copy, if in a format with random access; this
-  project's copy; the original files in `downloads/manual/NAME` of the TFDS directory or where
-  Debian puts them; a download. Only the last needs a network, and it is tried with a timeout
-  first, since tfds repeats hopeless attempts for minutes.
+  It uses the first of these that exists: the stock TFDS copy, if in a format with random access;
+  this project's copy; the original files in `downloads/manual/NAME` of the TFDS directory or in
+  Debian's folder; a download. Only the download needs a network. A request with a timeout precedes
+  it, since tfds retries failing downloads for minutes.
 
   Raises:
-    DataUnavailable: saying how to get the data.
+    DataUnavailable: with the ways to get the data.
   """
   with needed_by("jaxkd.data.load"):
     import tensorflow_datasets as tfds
@@ -73,10 +73,10 @@ def prepared_files(name: str, directory: str | None) -> tfds.core.DatasetBuilder
 
 
 def prepared_imagenet(directory: str | None) -> tfds.core.DatasetBuilder:
-  """The stock builder of ImageNet, which nobody can download without an account.
+  """Return the stock builder of ImageNet, whose download needs an account.
 
   Raises:
-    DataUnavailable: saying how to get the data.
+    DataUnavailable: with the way to get the data.
   """
   with needed_by("jaxkd.data.load"):
     import tensorflow_datasets as tfds
@@ -90,27 +90,27 @@ def prepared_imagenet(directory: str | None) -> tfds.core.DatasetBuilder:
   else:
     return stock
   raise DataUnavailable(
-    f"imagenet2012 {obstacle}, and its authors hand it out to registered users only. Register at "
+    f"imagenet2012 {obstacle}, and only registered users can download it. Register at "
     "https://image-net.org/download-images, put ILSVRC2012_img_train.tar and "
     f"ILSVRC2012_img_val.tar into {Path(root, 'downloads', 'manual')} and run `tfds build "
     f"imagenet2012 --data_dir={root} --file_format=array_record` where TensorFlow is installed, or "
-    f"copy a TFDS directory that was prepared so to {root}"
+    f"copy a TFDS directory prepared by that command to {root}"
   )
 
 
 def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
-  """Prepares unless that is done, alone or beside other processes that do the same.
+  """Prepare a data set unless it is prepared; safe when several processes do so at once.
 
-  tfds writes into a folder of its own and renames it last, so a killed preparation leaves nothing
-  under the final name, and of several at once all but the first fail at the renaming: they then
-  use what the first one wrote. A lock would add nothing but trouble on network file systems.
+  tfds writes into a temporary folder and renames it last. A killed preparation therefore leaves
+  nothing under the final name; of several concurrent ones, all but the first fail when renaming and
+  then use the first one's files. No lock is needed, and locks are unreliable on network file
+  systems.
   """
   builder = make_builder()
   if _is_prepared(builder):
     return builder
   try:
-    # tfds tells of its progress on stdout, which belongs to the program, and draws bars, which
-    # belong to a terminal.
+    # tfds prints progress to stdout, which the program needs, and bars, which need a terminal.
     report = sys.stderr if sys.stderr.isatty() else io.StringIO()
     with contextlib.redirect_stdout(report), contextlib.redirect_stderr(report):
       builder.download_and_prepare(file_format="array_record")
@@ -125,7 +125,7 @@ def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-  # tfds warns of every folder that is not there yet.
+  # Test for the folder first, since tfds warns about every missing one.
   return os.path.exists(builder.data_dir) and builder.is_prepared()
 
 
@@ -138,7 +138,7 @@ def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _obstacle(url: str) -> str | None:
-  """Why a file cannot be downloaded, or None if it can; says so within seconds."""
+  """Return the reason why a file cannot be downloaded, within seconds, or None if it can."""
   with needed_by("jaxkd.data.load"):
     import requests
 

@@ -1,4 +1,4 @@
-"""Seeded choices among examples: orders, balanced subsets, held-out parts."""
+"""Seeded choices of examples: orders, balanced subsets, held-out parts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jaxkd.errors import ConfigError
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-  """An order of 0 .. n-1, a function of n and the non-negative integers of `key` alone.
+  """Return an order of 0 .. n-1, a function of n and the non-negative integers of `key` alone.
 
-  Drawn by `RandomState` over a hashed key: NumPy has frozen its streams (NEP 19), so that a
-  subset or an epoch is the same under every NumPy version; and neighbouring keys (seed 0 epoch 1,
-  seed 1 epoch 0) are unrelated.
+  Drawn by `RandomState` from a hashed key. NumPy has frozen these streams (NEP 19), so a subset or
+  an epoch is the same under every NumPy version; neighbouring keys (seed 0 epoch 1, seed 1 epoch 0)
+  are unrelated.
 
   >>> sorted(permutation(4, 0, 7).tolist())
   [0, 1, 2, 3]
@@ -23,16 +23,16 @@ def permutation(n: int, *key: int) -> np.ndarray:
 
 
 def check_seed(seed: int) -> int:
-  """`seed` if it is a non-negative integer, else ConfigError."""
+  """Return `seed` if it is a non-negative integer, else raise a ConfigError."""
   if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
     raise ConfigError(f"seed: expected an integer >= 0, got {seed!r}")
   return int(seed)
 
 
 def per_class(examples: Examples, n: int, *, seed: int) -> Examples:
-  """A subset with `n` examples of every class, in their original order; none is unlabelled.
+  """Return a subset with `n` labelled examples of every class, in their original order.
 
-  Subsets nest: with the same examples and seed, that of n=10 lies in that of n=20.
+  Subsets nest: with the same examples and seed, the one of n=10 is part of the one of n=20.
 
   Raises:
     ConfigError: if n is no positive integer, or naming class and count if a class has fewer.
@@ -51,21 +51,21 @@ def per_class(examples: Examples, n: int, *, seed: int) -> Examples:
 
 
 def with_unlabelled(labelled: Examples, split: Examples, count: int, *, seed: int) -> Examples:
-  """`labelled`, followed by `count` other examples of its split whose labels are hidden.
+  """Return `labelled`, followed by `count` other examples of its split with hidden labels.
 
-  The others are chosen regardless of their classes and stand in their original order. Their
-  label is UNLABELLED (-1), and training batches weigh them 0, so that they have no part in losses
-  and metrics that compare with labels. Choices nest: with the same examples and seed, those of
-  count=10 are among those of count=20.
+  The others are chosen regardless of their classes and keep their original order. Their label is
+  UNLABELLED (-1) and their weight in training batches 0, so they do not count in losses and metrics
+  that compare with labels. Choices nest: with the same examples and seed, those of count=10 are
+  among those of count=20.
 
   Args:
     labelled: a subset of `split`.
-    split: what it was taken from.
-    count: at least 1, at most what `labelled` leaves of `split`.
-    seed: of the choice.
+    split: the examples that `labelled` was taken from.
+    count: at least 1, at most the number of examples of `split` outside `labelled`.
+    seed: seed of the choice.
 
   Raises:
-    ConfigError: if count is out of range, saying how many there are.
+    ConfigError: if count is out of range, with the number of examples that are left.
   """
   if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
     raise ConfigError(f"unlabelled: expected an integer >= 1, got {count!r}")
@@ -73,19 +73,19 @@ def with_unlabelled(labelled: Examples, split: Examples, count: int, *, seed: in
   others = np.flatnonzero(~np.isin(split.indices, labelled.indices))
   if count > len(others):
     raise ConfigError(f"unlabelled={count}: only {len(others)} examples are left")
-  # A key of three numbers, which neither a class nor an epoch has.
+  # Keys of three numbers are used nowhere else: those of classes and epochs have two.
   order = permutation(len(others), check_seed(seed), 0, 1)
   chosen = np.concatenate([kept, np.sort(others[order[:count]])])
   return split.take(chosen).hide_labels(np.arange(len(kept), len(chosen)))
 
 
 def split_off(examples: Examples, size: float | int, *, seed: int) -> tuple[Examples, Examples]:
-  """Parts `examples` in two, each with the class shares of the whole, both in original order.
+  """Split `examples` in two, stratified by class, both in original order.
 
   Args:
-    examples: what to part.
-    size: of the second part: a count (int), or a fraction of the whole (float in 0..1).
-    seed: which examples are chosen, a function of it and the labels.
+    examples: examples to split.
+    size: size of the second part: a count (int), or a fraction of the whole (float in 0..1).
+    seed: seed of the choice, which depends on it and the labels alone.
 
   Returns:
     (the rest, the part split off). The part has exactly `size` examples, or
@@ -106,11 +106,11 @@ def split_off(examples: Examples, size: float | int, *, seed: int) -> tuple[Exam
 
 
 def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """Marks `count` of the labels (N,) bool, each class in proportion (largest remainders)."""
+  """Mark `count` of the labels, (N,) bool, each class in proportion (largest remainders)."""
   classes = list(_classes(labels))
   shares = np.array([len(members) for _, members in classes]) * count / len(labels)
   counts = np.floor(shares).astype(int)
-  # Rounding to 9 places keeps equal remainders equal, so that ties fall to the first class.
+  # Rounding to 9 digits keeps equal remainders equal, so that ties go to the first class.
   by_remainder = np.argsort(-np.round(shares - counts, 9), kind="stable")
   counts[by_remainder[: count - counts.sum()]] += 1
   marked = np.zeros(len(labels), bool)

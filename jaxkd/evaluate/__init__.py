@@ -1,8 +1,8 @@
-"""What predictors are worth, and what they cost.
+"""Evaluation of predictors: quality and cost.
 
-Accuracy and cross-entropy; of models with several exits, anytime curves, budgeted classification,
-and inference that stops computing at the exit chosen. How far a student's features lie from its
-teacher's.
+Accuracy and cross-entropy; distances between a student's and its teacher's features; multiply-adds.
+For models with several exits: anytime curves, budgeted classification, and inference that stops at
+the chosen exit.
 """
 
 from jaxkd.evaluate.anytime import anytime_at, anytime_curve, exit_logits

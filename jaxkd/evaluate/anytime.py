@@ -1,4 +1,4 @@
-"""Anytime prediction: how good each exit is, and what it costs to get there."""
+"""Anytime prediction: accuracy of each exit and the cost to reach it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Row = dict[str, Any]
 def exit_logits(
   model: Any, variables: Any, batches: Iterable[Batch], prepare: Callable[[Batch], Batch]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The logits of every exit for a whole split.
+  """Compute the logits of every exit for a whole split.
 
   Args:
     model: returns a tuple of Outputs, shallowest exit first.
     variables: its Flax variables.
-    batches: of one shape, so that there is one compilation; weight 0 marks padding.
-    prepare: what makes a stored batch one that the model takes, traced with the model.
+    batches: batches of one shape, so that there is one compilation; weight 0 marks padding.
+    prepare: turns a stored batch into an input of the model; traced with the model.
 
   Returns:
     (N, M, C) float32 logits and (N,) labels of the examples whose weight is not 0, in order.
@@ -49,10 +49,10 @@ def exit_logits(
 
 
 def anytime_curve(logits: np.ndarray, labels: np.ndarray, costs: Sequence[int]) -> list[Row]:
-  """The accuracy of each exit, and of the exits up to it, if every image leaves there.
+  """Compute the accuracy of each exit, and of the ensemble of exits up to it.
 
   The ensemble of exits 0..k predicts by the mean of their probabilities. It costs no more than
-  exit k, whose computation passes the others.
+  exit k, whose computation includes the earlier ones.
 
   Args:
     logits: (N, M, C), as `exit_logits` returns.
@@ -63,11 +63,11 @@ def anytime_curve(logits: np.ndarray, labels: np.ndarray, costs: Sequence[int]) 
     For each exit {"exit", "multiply_adds", "accuracy", "ensemble_accuracy"}.
 
   Raises:
-    ConfigError: if the sizes do not fit.
+    ConfigError: if the shapes do not fit together.
 
   Source: Huang et al., Multi-Scale Dense Networks, ICLR 2018 (the setting); Phuong and Lampert,
   Distillation-Based Training for Multi-Exit Architectures, ICCV 2019, whose published code reports
-  both accuracies. MSDNet-PyTorch instead searches which of the exits to average.
+  both accuracies. MSDNet-PyTorch instead searches for the exits to average.
 
   >>> logits = np.array([[[2.0, 0.0], [0.0, 1.0]]])
   >>> [(row["accuracy"], row["ensemble_accuracy"]) for row in anytime_curve(logits, [0], [1, 2])]
@@ -91,19 +91,20 @@ def anytime_curve(logits: np.ndarray, labels: np.ndarray, costs: Sequence[int]) 
 
 
 def anytime_at(costs: Sequence[float], accuracies: Sequence[float], cost: float) -> float:
-  """The accuracy of anytime prediction at an average cost between those of its exits.
+  """Interpolate the accuracy of anytime prediction at a mean cost between those of its exits.
 
-  Images are sent at random to the two neighbouring exits, so many to each that their mean cost is
-  the one asked for; accuracy then lies on the line between the exits'. It is what budgeted
-  prediction at that cost is to be compared with.
+  If images are assigned at random to the two neighbouring exits so that their mean cost is `cost`,
+  the expected accuracy is linear between the exits' accuracies. It is the baseline for budgeted
+  prediction at that cost.
 
   Args:
-    costs: of leaving at each of the M exits, in rising order.
-    accuracies: of the M exits.
+    costs: cost of leaving at each of the M exits, in rising order.
+    accuracies: accuracy of each of the M exits.
     cost: mean cost per image, from costs[0] to costs[-1].
 
   Raises:
-    ConfigError: for a cost out of that range, costs that do not rise, or not as many accuracies.
+    ConfigError: for a cost out of that range, costs that do not rise, or another number of
+      accuracies.
 
   >>> anytime_at([1, 3], [0.5, 0.75], 2)
   0.625
@@ -117,7 +118,7 @@ def anytime_at(costs: Sequence[float], accuracies: Sequence[float], cost: float)
 
 
 def rising(costs: Sequence[float]) -> np.ndarray:
-  """The costs as float64; a ConfigError unless there are some and they rise."""
+  """Return the costs as float64; raise a ConfigError if they are empty or do not rise."""
   values = np.asarray(costs, np.float64)
   if values.ndim != 1 or not len(values) or not np.all(np.diff(values) > 0):
     raise ConfigError(f"costs: expected one or more rising numbers, got {list(costs)!r}")
@@ -125,7 +126,7 @@ def rising(costs: Sequence[float]) -> np.ndarray:
 
 
 def check_logits(argument: str, logits: np.ndarray, costs: Sequence[int]) -> None:
-  """Raises a ConfigError unless the logits are (N, M, C) with as many exits as costs, and N > 0."""
+  """Raise a ConfigError unless the logits are (N, M, C) with as many exits as costs, and N > 0."""
   shape = np.shape(logits)
   if len(shape) != 3 or shape[1] != len(costs) or shape[0] == 0:
     raise ConfigError(

@@ -1,8 +1,8 @@
-"""Budgeted batch classification: easy images leave early, so that an average budget is met.
+"""Budgeted batch classification: easy images leave early, so that a mean cost is met.
 
-An image leaves at the first exit that is at least as confident as that exit's threshold. The
-thresholds are fitted on a validation split, for a budget of multiply-adds per image, and then
-applied to other images, whose average may differ from the budget.
+An image leaves at the first exit whose confidence reaches that exit's threshold. The thresholds are
+fitted on a validation split to a budget of multiply-adds per image, and then applied to other
+images, whose mean cost may differ from the budget.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 from jaxkd.errors import ConfigError
 from jaxkd.evaluate.anytime import Row, check_logits, rising
 
-# exp of this is 0 in float64: beyond it, all shares but one are.
+# Bound of the bisection: exp(-1000) is 0 in float64, so all shares but one are 0 there.
 _LARGEST_LOG_RATIO = 1000.0
 
 
 def confidences(logits: np.ndarray) -> np.ndarray:
-  """How sure a prediction is: the logarithm of its largest probability, at most 0.
+  """Return the confidence of predictions: the logarithm of the largest probability, at most 0.
 
-  It orders predictions as the probability itself does, but tells those apart that a float32
-  probability rounds to 1, so that fewer are tied.
+  The order is that of the probability itself, but predictions whose float32 probability rounds to 1
+  stay distinct, so there are fewer ties.
 
   Args:
     logits: (..., C).
@@ -36,20 +36,20 @@ def confidences(logits: np.ndarray) -> np.ndarray:
   """
   logits = np.asarray(logits, np.float64)
   others = np.exp(logits - logits.max(axis=-1, keepdims=True))
-  # Of the largest logit this is 1, which log1p adds.
+  # The largest logit's own term is 1, which log1p adds.
   np.put_along_axis(others, logits.argmax(axis=-1)[..., None], 0.0, axis=-1)
   return -np.log1p(others.sum(axis=-1))
 
 
 def exit_shares(costs: Sequence[float], budget: float) -> np.ndarray:
-  """What share of the images is to leave at each exit, so that their mean cost is the budget.
+  """Compute the share of images that leaves at each exit, so that their mean cost is the budget.
 
   The share of exit k is proportional to p ** k. The mean cost rises with p, which is found by
   bisection.
 
   Args:
-    costs: of leaving at each of the M exits, in rising order.
-    budget: mean cost, from costs[0], where all leave at once, to costs[-1], where all stay.
+    costs: cost of leaving at each of the M exits, in rising order.
+    budget: mean cost, from costs[0] (all leave at the first exit) to costs[-1] (all at the last).
 
   Returns:
     (M,) float64 shares that sum to 1.
@@ -59,7 +59,7 @@ def exit_shares(costs: Sequence[float], budget: float) -> np.ndarray:
 
   Source: Huang et al., Multi-Scale Dense Networks, ICLR 2018, section 3. Their published code
   (MSDNet-PyTorch, adaptive_inference.py) does not solve for a budget; it tries p = 1/20, 2/20, ...,
-  40/20 and reports what each costs.
+  40/20 and reports the cost of each.
 
   >>> exit_shares([1, 2, 3], 2.0).round(6).tolist()
   [0.333333, 0.333333, 0.333333]
@@ -70,7 +70,7 @@ def exit_shares(costs: Sequence[float], budget: float) -> np.ndarray:
       f"budget={budget:g}: expected {values[0]:g} (all leave at the first exit) to {values[-1]:g} "
       "(all leave at the last)"
     )
-  # Exactly, not up to rounding: at the ends nobody is to leave elsewhere.
+  # At both ends of the range the result is exact, not up to rounding.
   if budget in (values[0], values[-1]):
     return np.eye(len(values))[0 if budget == values[0] else -1]
   low, high = -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO
@@ -86,28 +86,28 @@ def exit_shares(costs: Sequence[float], budget: float) -> np.ndarray:
 def fit_thresholds(
   confidences: np.ndarray, costs: Sequence[float], budget: float
 ) -> tuple[float, ...]:
-  """The confidence from which on an image leaves, for each exit.
+  """Fit each exit's threshold: the least confidence with which an image leaves there.
 
-  Walks through the exits. At each so many leave that, with those that left before, the shares of
-  `exit_shares` up to there are reached, rounded up to a whole image; it is the most confident of
-  the rest that leave, and whoever ties with the last of them. On these images the mean cost
-  therefore is at most the budget; where no confidences tie, it is less by under
+  From the first exit to the last, the threshold is chosen so that the number of images that have
+  left reaches the cumulated share of `exit_shares`, rounded up to a whole image. The most confident
+  of the remaining images leave, and all that tie with the last of them. The mean cost of these
+  images therefore is at most the budget; without ties, the difference is less than
   (costs[-1] - costs[0]) / N.
 
   Args:
-    confidences: (N, M), higher is surer, of a validation split that was not trained on.
-    costs: of leaving at each of the M exits, in rising order.
+    confidences: (N, M), of a validation split that was not trained on; higher is surer.
+    costs: cost of leaving at each of the M exits, in rising order.
     budget: mean cost per image.
 
   Returns:
-    M numbers: inf where nobody leaves; the last is -inf, as everybody leaves there.
+    M numbers: inf where no image leaves; the last is -inf, as all remaining images leave there.
 
   Raises:
-    ConfigError: as `exit_shares`; if confidences have another shape, are NaN, or are none.
+    ConfigError: as `exit_shares`; if confidences have another shape, are NaN or empty.
 
-  Source: as `exit_shares`. The published code rounds each exit's own share down, takes an exit's
-  threshold off (1e8) where too few are left, and averages exits that it searches for; ties may
-  there hold back whom the budget does not.
+  Source: as `exit_shares`. The published code rounds each exit's own share down, disables an exit
+  (threshold 1e8) if too few images are left, and averages exits that it searches for; ties may
+  there keep images that the budget allows to leave.
 
   >>> fit_thresholds(np.log([[0.5, 0.9], [1.0, 0.9]]), [1, 3], budget=2)
   (0.0, -inf)
@@ -121,7 +121,7 @@ def fit_thresholds(
   if np.isnan(values).any():
     raise ConfigError("confidences: some are NaN")
   shares = exit_shares(costs, budget)
-  # Of those that leave up to an exit, and rounded up: whoever leaves early costs less.
+  # Cumulative and rounded up, since an image that leaves earlier costs less.
   wanted = np.ceil(len(values) * np.cumsum(shares)).astype(int)
   left = np.zeros(len(values), bool)
   thresholds = []
@@ -136,17 +136,17 @@ def fit_thresholds(
 
 
 def chosen_exits(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-  """Where each image leaves: the first exit whose threshold it reaches, or else the last.
+  """Return the exit at which each image leaves: the first whose threshold it reaches, or the last.
 
   Args:
     confidences: (N, M).
-    thresholds: M numbers; the last is not looked at.
+    thresholds: M numbers; the last one is not used.
 
   Returns:
     (N,) exits, from 0.
 
   Raises:
-    ConfigError: if there are not as many thresholds as exits.
+    ConfigError: if the numbers of thresholds and exits differ.
 
   >>> chosen_exits(np.array([[0.9, 0.5], [0.1, 0.5]]), [0.8, 0.0]).tolist()
   [0, 1]
@@ -166,10 +166,10 @@ def budgeted_curve(
   costs: Sequence[int],
   budgets: Sequence[float],
 ) -> list[Row]:
-  """The accuracy reached with each average budget.
+  """Compute the test accuracy for each budget.
 
   Args:
-    validation_logits: (N, M, C), which alone the thresholds are fitted to.
+    validation_logits: (N, M, C); the thresholds are fitted to these alone.
     test_logits: (N', M, C).
     test_labels: (N',) class numbers.
     costs: multiply-adds up to each exit.
@@ -187,12 +187,12 @@ def budgeted_curve(
   labels = np.asarray(test_labels)
   if labels.shape != test_logits.shape[:1]:
     raise ConfigError(f"test_labels: shape {labels.shape}, expected ({len(test_logits)},)")
-  fitted_to, judged = confidences(validation_logits), confidences(test_logits)
+  validation_confidences, test_confidences = map(confidences, (validation_logits, test_logits))
   correct = np.argmax(test_logits, axis=-1) == labels[:, None]
   rows = []
   for budget in budgets:
-    thresholds = fit_thresholds(fitted_to, costs, budget)
-    exits = chosen_exits(judged, thresholds)
+    thresholds = fit_thresholds(validation_confidences, costs, budget)
+    exits = chosen_exits(test_confidences, thresholds)
     shares = np.bincount(exits, minlength=len(costs)) / len(exits)
     rows.append(
       {

@@ -1,4 +1,4 @@
-"""What a prediction costs: multiply-adds, counted in the traced computation."""
+"""The cost of a prediction: multiply-adds, counted in the traced computation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxkd.jaxprs import multiply_adds_of
 
 
 def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
-  """Multiply-accumulates of the convolutions and matrix products that a function's results need.
+  """Count the multiply-accumulates of the convolutions and matrix products in a function.
 
-  One per weight and output element, those that fall on padding included. Biases, normalisation,
-  activations and pooling count nothing, as in the tables of the papers. Nothing is computed: the
-  function is only traced, and what it computes without returning it is left out, as it is when it
-  is compiled. A loop over a known length counts every round, a branch its dearest side.
+  One per weight and output element, including those on padding. Biases, normalisation, activations
+  and pooling do not count, as in the tables of the papers. The function is traced, not run;
+  operations that no result depends on are left out, as when it is compiled. A loop of known length
+  counts every iteration, a branch its most expensive side.
 
   Args:
-    function: of arrays, or pytrees of them, such as a module's `apply`.
-    *args: arrays, or jax.ShapeDtypeStructs in their place.
+    function: function of arrays or pytrees of them, such as a module's `apply`.
+    *args: arrays or jax.ShapeDtypeStructs.
 
   Raises:
     ConfigError: if a loop of unknown length multiplies matrices.
@@ -34,14 +34,14 @@ def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
 
 
 def exit_costs(model: Any, variables: Any, image_shape: Sequence[int]) -> tuple[int, ...]:
-  """Multiply-adds of one image up to each exit, shallowest first.
+  """Count the multiply-adds of one image up to each exit, shallowest first.
 
-  An image that leaves at exit k has gone through blocks 0..k and through the classifiers of exits
-  0..k, as it was asked at each whether it leaves. The last number therefore is that of the whole
-  multi-exit network, all classifiers included.
+  An image that leaves at exit k has passed blocks 0..k and the classifiers of exits 0..k, whose
+  confidences decide where it leaves. The last number is the cost of the whole multi-exit network,
+  all classifiers included.
 
   Args:
-    model: with `num_exits` and `run_block`, see `jaxkd.evaluate.early_exit`.
+    model: model with `num_exits` and `run_block`, see `jaxkd.evaluate.early_exit`.
     variables: its Flax variables, or their shapes.
     image_shape: (H, W, C).
 

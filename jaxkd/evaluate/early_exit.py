@@ -1,6 +1,6 @@
-"""Inference that stops computing: images that are sure enough leave, the others go on.
+"""Early-exit inference: confident images leave, the next block computes only the others.
 
-A multi-exit model takes part by two members:
+A multi-exit model needs two members:
 - `num_exits`, and
 - `run_block(carry, block, train) -> (carry, Output)`, a linen method. Block 0 takes the images;
   `carry` is a pytree of arrays with the batch as leading axis; the Output is that of exit `block`.
@@ -21,12 +21,12 @@ from jaxkd.evaluate.budgeted import confidences
 
 
 class EarlyPredictions(NamedTuple):
-  """What `EarlyExit` returns.
+  """The result of `EarlyExit`.
 
   Attributes:
     logits: (N, C) float32, of the exit at which each image left.
-    exits: (N,) where it left, from 0.
-    rows: how many rows each block computed, padding included.
+    exits: (N,) number of that exit, from 0.
+    rows: number of rows that each block computed, padding included.
   """
 
   logits: np.ndarray
@@ -35,26 +35,26 @@ class EarlyPredictions(NamedTuple):
 
 
 class EarlyExit:
-  """A multi-exit model, run block by block on fewer and fewer images.
+  """A multi-exit model that runs block by block on the images that have not left yet.
 
-  Images are taken `sizes[-1]` at a time. After each block, those whose confidence reaches the
+  Images are processed `sizes[-1]` at a time. After each block, images whose confidence reaches the
   exit's threshold leave; the rest are gathered into a batch of the smallest size that holds them.
-  Every block is compiled once for each size, whatever the images and the thresholds are.
+  Every block is compiled once for each size, for all images and thresholds.
 
-  Who leaves where, and with which logits, is as `exit_logits` and `chosen_exits` tell. The block's
-  batch is another, though, so an image whose confidence is a threshold up to rounding may leave one
-  exit earlier or later.
+  Exits and logits are those of `exit_logits` and `chosen_exits`. Batches have other sizes, though,
+  so an image whose confidence equals a threshold up to rounding may leave one exit earlier or
+  later.
 
-  Source: this project's; Huang et al., ICLR 2018, count what is not computed and do not time it.
+  Source: this project; Huang et al., ICLR 2018, count the saved operations and do not time them.
   """
 
   def __init__(self, model: Any, variables: Any, *, sizes: Sequence[int] | None = None) -> None:
-    """Copies the variables to the device.
+    """Copy the variables to the device.
 
     Args:
       model: see the module's docstring.
       variables: its Flax variables.
-      sizes: of the batches that blocks may see, rising; default `batch_sizes(256)`.
+      sizes: batch sizes for the blocks, rising; default `batch_sizes(256)`.
 
     Raises:
       ConfigError: for sizes that do not rise.
@@ -68,14 +68,14 @@ class EarlyExit:
     @functools.partial(jax.jit, static_argnums=2)
     def run(variables: Any, carry: Any, block: int) -> Any:
       carry, output = model.apply(variables, carry, block, False, method="run_block")
-      # What nobody goes on from is not computed.
+      # The last block's carry is not needed, so it is not computed.
       return (carry if block + 1 < model.num_exits else None), output.logits.astype(jnp.float32)
 
     self._run = run
     self._gather = jax.jit(lambda carry, rows: jax.tree.map(lambda x: x[rows], carry))
 
   def compile(self, image_shape: Sequence[int]) -> None:
-    """Compiles every block for every size, and every gathering from one size to a smaller one.
+    """Compile every block for every size, and the gather from every size to each smaller one.
 
     Args:
       image_shape: (H, W, C) of the float32 images.
@@ -89,14 +89,14 @@ class EarlyExit:
     jax.block_until_ready(carry)
 
   def __call__(self, images: Any, thresholds: Sequence[float]) -> EarlyPredictions:
-    """Predicts; no image is computed beyond the exit at which it leaves.
+    """Predict without computing an image beyond the exit at which it leaves.
 
     Args:
-      images: (N, H, W, C) float32, as block 0 takes them.
-      thresholds: as `fit_thresholds` returns them; the last is not looked at.
+      images: (N, H, W, C) float32, the input of block 0.
+      thresholds: as `fit_thresholds` returns them; the last one is not used.
 
     Raises:
-      ConfigError: for no images, or not as many thresholds as exits.
+      ConfigError: for no images, or another number of thresholds than of exits.
     """
     if len(thresholds) != self._count:
       raise ConfigError(f"thresholds: {len(thresholds)} for a model with {self._count} exits")
@@ -115,10 +115,10 @@ class EarlyExit:
   def _predict(
     self, images: np.ndarray, thresholds: Sequence[float]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One batch of at most the largest size."""
-    staying = np.arange(len(images))  # the images still in the batch
-    places = np.arange(len(images))  # and the rows in which they are
-    size = self._holding(len(images))
+    """Predict one batch of at most the largest size."""
+    staying = np.arange(len(images))  # numbers of the images that have not left
+    rows_of = np.arange(len(images))  # the carry's row of each of them
+    size = self._smallest_size(len(images))
     padding = ((0, size - len(images)), (0, 0), (0, 0), (0, 0))
     carry: Any = np.pad(images, padding)
     logits = np.zeros(0)
@@ -127,7 +127,7 @@ class EarlyExit:
     for block in range(self._count):
       rows[block] = size
       carry, output = self._run(self._variables, carry, block)
-      found = np.asarray(output)[places]
+      found = np.asarray(output)[rows_of]
       if block == 0:
         logits = found.copy()
       logits[staying] = found
@@ -135,24 +135,24 @@ class EarlyExit:
         break
       leaves = confidences(found) >= thresholds[block]
       exits[staying[leaves]] = block
-      staying, places = staying[~leaves], places[~leaves]
+      staying, rows_of = staying[~leaves], rows_of[~leaves]
       if not len(staying):
         break
-      if (smaller := self._holding(len(staying))) < size:
-        # Padding repeats a row, which computes nothing unusual.
-        chosen = np.full(smaller, places[0], np.int32)
-        chosen[: len(places)] = places
+      if (smaller := self._smallest_size(len(staying))) < size:
+        # Padding repeats a row, so it contains ordinary values.
+        chosen = np.full(smaller, rows_of[0], np.int32)
+        chosen[: len(rows_of)] = rows_of
         carry, size = self._gather(carry, chosen), smaller
-        places = np.arange(len(staying))
+        rows_of = np.arange(len(staying))
     return logits, exits, rows
 
-  def _holding(self, count: int) -> int:
-    """The smallest size for so many images."""
+  def _smallest_size(self, count: int) -> int:
+    """Return the smallest size that holds `count` images."""
     return next(size for size in self.sizes if size >= count)
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
-  """Powers of two and halves between them, from a 16th of `largest` on: little is padded.
+  """Return batch sizes from a 16th of `largest` to `largest`: powers of two and their midpoints.
 
   >>> batch_sizes(256)
   (16, 24, 32, 48, 64, 96, 128, 192, 256)

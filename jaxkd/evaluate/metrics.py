@@ -1,4 +1,4 @@
-"""Accuracy, likelihood, and how similar features are."""
+"""Accuracy, cross-entropy, and distances between features."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxkd.types import Array
 def score(
   logits: Array, labels: Array, weights: Array, *, where: Array | None = None
 ) -> dict[str, tuple[Array, Array]]:
-  """Sums over a batch, to be added over batches and devices before dividing.
+  """Compute sums over a batch, to be added over batches and devices before dividing.
 
   Args:
-    logits: (..., C), with any leading axes: (B, C), (B, T, C), (B, H, W, C). A logit of -inf is a
-      class that is impossible.
-    labels: class numbers of the leading axes; or class probabilities (..., C), whose largest then
-      is the class.
+    logits: (..., C), with any leading axes: (B, C), (B, T, C), (B, H, W, C). A logit of -inf is an
+      impossible class.
+    labels: class numbers with the leading axes; or class probabilities (..., C), of which the
+      largest is the class.
     weights: (B,), or all leading axes; 0 leaves a label out. Dense logits count every position.
-    where: what counts at all, of the shapes of `weights`; the rest is padding and may hold
-      anything. None counts all.
+    where: nonzero where a position counts, of a shape that `weights` may have; the rest is padding
+      with arbitrary values. None counts all.
 
   Returns:
     {"accuracy": (weighted number correct, sum of weights), "cross_entropy": (nats, sum of weights)}
@@ -31,7 +31,7 @@ def score(
     probabilities that are negative or do not sum to 1.
 
   Raises:
-    ConfigError: with both shapes, if labels, weights or `where` do not belong to the logits.
+    ConfigError: with both shapes, if labels, weights or `where` do not fit the logits.
 
   >>> scores = score(jnp.eye(2), jnp.array([0, 0]), jnp.ones(2))
   >>> [float(x) for x in scores["accuracy"]]
@@ -51,7 +51,7 @@ def score(
     known = (classes >= 0) & (classes < logits.shape[-1])
   elif labels.shape == logits.shape:
     classes = jnp.argmax(labels, axis=-1)
-    # Looser than the cross-entropy's own check, whose gradient they would be.
+    # The tolerance is wider than in the check of the cross-entropy loss.
     total = jnp.sum(labels, axis=-1, dtype=jnp.float32)
     known = (jnp.abs(total - 1.0) <= 0.02) & jnp.all(labels >= 0, axis=-1)
   else:
@@ -60,10 +60,10 @@ def score(
       f"{logits.shape[:-1]} or class probabilities {logits.shape}"
     )
   log_probabilities = jax.nn.log_softmax(logits)
-  places = jnp.clip(classes, 0, logits.shape[-1] - 1)[..., None]
-  nll = -jnp.take_along_axis(log_probabilities, places, axis=-1)[..., 0]
+  indices = jnp.clip(classes, 0, logits.shape[-1] - 1)[..., None]
+  nll = -jnp.take_along_axis(log_probabilities, indices, axis=-1)[..., 0]
   correct = (jnp.argmax(logits, axis=-1) == classes).astype(jnp.float32)
-  # A masked row may hold anything, NaN included: 0 * NaN would poison the sum.
+  # Masked rows may be NaN, and 0 * NaN would make the sum NaN: select instead of multiplying.
   nll, correct = (
     jnp.where(weights > 0, jnp.where(known, x, jnp.nan) * weights, 0.0) for x in (nll, correct)
   )
@@ -74,7 +74,7 @@ def score(
 
 
 def _over_positions(name: str, given: Array, logits: Array) -> Array:
-  """(B,), or more of the logits' leading axes, repeated over all of them."""
+  """Broadcast an array with the first of the logits' leading axes, (B,) or more, to all of them."""
   leading = logits.shape[:-1]
   if given.shape != leading[: given.ndim] or (leading and not given.ndim):
     raise ConfigError(f"{name} {given.shape} do not belong to logits {logits.shape}")
@@ -82,16 +82,16 @@ def _over_positions(name: str, given: Array, logits: Array) -> Array:
 
 
 def feature_distances(student: np.ndarray, teacher: np.ndarray) -> dict[str, np.ndarray]:
-  """Two distances of every example's feature: by direction, and by length.
+  """Compute the cosine and the relative L2 distance of every example's features.
 
     cosine: 1 - s.t / (|s| |t|), from 0 to 2
     l2: |s - t| / |t|
 
-  A zero vector has no direction, and is no unit of length. Where it is the only one of the two, the
-  cosine distance is 1, and if it is the teacher's, so is the other; two zero vectors are equal: 0.
+  If one of two vectors is zero, the cosine distance is 1; if it is the teacher's, the L2 distance
+  is 1, too. Two zero vectors have distances 0.
 
   Args:
-    student: (N, C), of SimKD as the projector leaves them. Maps are to be flattened, or pooled.
+    student: (N, C), for SimKD the projector's output. Flatten or pool maps first.
     teacher: (N, C), of the same examples.
 
   Returns:
@@ -104,19 +104,19 @@ def feature_distances(student: np.ndarray, teacher: np.ndarray) -> dict[str, np.
   >>> found["cosine"].tolist(), found["l2"].tolist()
   ([1.0], [1.25])
   """
-  ours, theirs = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
-  if ours.ndim != 2:
-    raise ConfigError(f"student: shape {ours.shape}, expected (examples, channels)")
-  if theirs.shape != ours.shape:
-    raise ConfigError(f"teacher: shape {theirs.shape}, expected {ours.shape} as student has")
-  our_length, length = (np.linalg.norm(x, axis=1) for x in (ours, theirs))
-  apart = np.linalg.norm(ours - theirs, axis=1)
-  ours_is_zero, is_zero = our_length == 0, length == 0
-  # Half the squared distance of the unit vectors: of nearly equal ones, 1 - cosine rounds away.
-  directions = ours / np.where(ours_is_zero, 1, our_length)[:, None]
-  directions -= theirs / np.where(is_zero, 1, length)[:, None]
+  s, t = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
+  if s.ndim != 2:
+    raise ConfigError(f"student: shape {s.shape}, expected (examples, channels)")
+  if t.shape != s.shape:
+    raise ConfigError(f"teacher: shape {t.shape}, expected {s.shape} as student has")
+  s_norm, t_norm = (np.linalg.norm(x, axis=1) for x in (s, t))
+  difference = np.linalg.norm(s - t, axis=1)
+  s_is_zero, t_is_zero = s_norm == 0, t_norm == 0
+  # Half the squared distance of the unit vectors: 1 - cosine would round to 0 for close vectors.
+  directions = s / np.where(s_is_zero, 1, s_norm)[:, None]
+  directions -= t / np.where(t_is_zero, 1, t_norm)[:, None]
   cosine = np.sum(directions**2, axis=1) / 2
   return {
-    "cosine": np.where(ours_is_zero | is_zero, ours_is_zero != is_zero, cosine),
-    "l2": np.where(is_zero, ~ours_is_zero, apart / np.where(is_zero, 1, length)),
+    "cosine": np.where(s_is_zero | t_is_zero, s_is_zero != t_is_zero, cosine),
+    "l2": np.where(t_is_zero, ~s_is_zero, difference / np.where(t_is_zero, 1, t_norm)),
   }

@@ -21,11 +21,11 @@ from jaxkd.data import (
   Examples,
   augmentation,
   centre_crop,
-  check_dataset,
   load,
   normalize,
   per_class,
   unseen_classes,
+  validate_dataset,
   with_unlabelled,
 )
 from jaxkd.errors import ConfigError
@@ -56,12 +56,12 @@ def dataset(
     load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
 
   Raises:
-    ConfigError: as `jaxkd.data.load` and `check_dataset`; or if a class has fewer test images than
-      asked for.
+    ConfigError: as `jaxkd.data.load` and `validate_dataset`; or if a class has fewer test images
+      than asked for.
   """
   own = settings.data
   split_seed = own.get("split_seed", -1)  # which configs of earlier runs have not
-  data = check_dataset(
+  data = validate_dataset(
     load_data(
       own.name,
       directory=own.directory or None,

@@ -16,7 +16,7 @@ with needed_by("jaxkd.experiment.dry_run"):
   import ml_collections
 
 
-from jaxkd.data import Dataset, stand_in, training_batches
+from jaxkd.data import Dataset, fake_dataset, training_batches
 from jaxkd.experiment import build, config
 from jaxkd.experiment.precision import precision
 from jaxkd.networks import frozen, select, update
@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 
 
 def prepare(
-  settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = stand_in
+  settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = fake_dataset
 ) -> Plan:
   """Return the plan of a config's experiment, without its data set.
 

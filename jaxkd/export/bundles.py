@@ -1,8 +1,8 @@
-"""A network in a directory that loads without the code that trained it.
+"""Bundles: directories with a network that loads without the code that trained it.
 
 model.json holds the architecture (class names and fields, nested) and a description;
 weights.safetensors holds the variables under names such as "params/stem_conv/kernel". Nothing is
-pickled, and only classes of a fixed list are ever constructed.
+pickled, and loading constructs only classes of a fixed list.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from jaxkd.types import Network, Preprocessing
 FORMAT = 1
 _MODEL, _WEIGHTS = "model.json", "weights.safetensors"
 _REPLACED = ".replaced"
-# What a network may compute in.
+# Dtypes that a module's field may hold.
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def _public_modules() -> dict[str, type[nn.Module]]:
-  """Every linen module class that jaxkd.models and jaxkd.adapters export."""
+  """Return every linen module class that jaxkd.models and jaxkd.adapters export, by name."""
   exported = (
     getattr(package, name)
     for package in (models, adapters)
@@ -66,22 +66,22 @@ def save_bundle(
   *,
   modules: Mapping[str, type[nn.Module]] = MappingProxyType({}),
 ) -> None:
-  """Writes a network and what is to be known about it, all or nothing.
+  """Write a network and its description atomically.
 
-  A bundle already at `directory` is replaced when the new one is complete. Between two renames the
-  old one lies at `directory` + ".replaced"; it is put back if the second fails.
+  A bundle at `directory` is replaced once the new one is complete. Between two renames the old one
+  is at `directory` + ".replaced"; it is restored if the second rename fails.
 
   Args:
-    directory: where; anything there but a bundle or an empty directory is left alone, an error.
-    network: its module may hold modules, numbers, strings, tuples, dicts and dtypes as fields.
-    description: what JSON can hold; "image_shape", [H, W, C], is required. "mean" and "std", one
-      number per channel, class names, data set and metrics belong here, too. Of the first three
-      what is missing is the network's `preprocessing`.
-    modules: name -> class, for module classes beyond those of jaxkd.
+    directory: target; an existing bundle or empty directory is replaced, anything else is an error.
+    network: fields of its module may be modules, numbers, strings, tuples, dicts and dtypes.
+    description: JSON values. "image_shape", [H, W, C], is required; "mean" and "std", one number
+      per channel, class names, data set and metrics are usual. The first three default to those of
+      the network's `preprocessing`.
+    modules: name -> class, for module classes that are not part of jaxkd.
 
   Raises:
-    ConfigError: for an unknown class, a field or description JSON cannot hold, variables that are
-      not those of the module, or another thing at `directory`.
+    ConfigError: for an unknown class, a field or description that JSON cannot hold, variables that
+      do not belong to the module, or anything but a bundle at `directory`.
     DiskError: if it cannot be written.
   """
   target = Path(directory)
@@ -111,7 +111,7 @@ def save_bundle(
     try:
       (fresh / _WEIGHTS).write_bytes(weights)
       (fresh / _MODEL).write_text(text + "\n")
-      fresh.chmod(0o755)  # mkdtemp's directories are their owner's alone
+      fresh.chmod(0o755)  # mkdtemp makes directories that only their owner can read
       _swap(fresh, target)
     except BaseException:
       shutil.rmtree(fresh, ignore_errors=True)
@@ -121,15 +121,15 @@ def save_bundle(
 def load_bundle(
   directory: str | Path, *, modules: Mapping[str, type[nn.Module]] = MappingProxyType({})
 ) -> tuple[Network, dict[str, Any]]:
-  """The network and the description that `save_bundle` wrote.
+  """Load a network and its description, written by `save_bundle`.
 
   Args:
-    directory: what was given to `save_bundle`.
-    modules: name -> class, for module classes beyond those of jaxkd.
+    directory: directory given to `save_bundle`.
+    modules: name -> class, for module classes that are not part of jaxkd.
 
   Returns:
-    The network, its variables as numpy arrays, and the description. The network's
-    `preprocessing` is what the description says of its images, None if it says no mean or std.
+    The network, its variables as numpy arrays, and the description. The network's `preprocessing`
+    is taken from the description; it is None if that has no mean or std.
 
   Raises:
     ConfigError: for a directory that is no bundle, a missing or damaged file, a newer format, an
@@ -137,13 +137,14 @@ def load_bundle(
       number per channel.
   """
   source = Path(directory)
-  # Those of os.path take any text for a path, one that is too long, too.
+  # os.path accepts any text as a path, also one that is too long; Path.is_file raises for it.
   if not os.path.isfile(source / _MODEL):
-    hint = f"; an earlier one lies at {source}{_REPLACED}" if os.path.exists(_aside(source)) else ""
+    earlier = _replaced(source)
+    hint = f"; an earlier one is at {earlier}" if os.path.exists(earlier) else ""
     raise ConfigError(f"{source} is not a bundle: no {_MODEL}{hint}")
   try:
     document = json.loads((source / _MODEL).read_text())
-    # Before anything else is looked for: a newer format may name it differently.
+    # Checked first, since a newer format may have other fields.
     if (version := document["format"]) != FORMAT:
       raise ConfigError(f"bundle {source}: format {version}, this jaxkd reads format {FORMAT}")
     architecture, description = document["network"], document["description"]
@@ -188,7 +189,7 @@ def _encoded(value: Any, modules: Mapping[str, type[nn.Module]], where: str) -> 
     dtype = jnp.dtype(value)
   except TypeError:
     dtype = jnp.dtype(object)
-  if dtype == jnp.dtype(object):  # what numpy makes of any class
+  if dtype == jnp.dtype(object):  # numpy's dtype for any class
     raise ConfigError(f"{where}: a bundle cannot hold {value!r}")
   return {"dtype": dtype.name}
 
@@ -236,7 +237,7 @@ def _described(images: Preprocessing | None) -> dict[str, Any]:
 def _check_weights(
   bundle: Path, module: nn.Module, description: Mapping[str, Any], flat: Mapping[str, np.ndarray]
 ) -> None:
-  """Raises unless the arrays are those that the module's `init` makes."""
+  """Raise a ConfigError unless names and shapes of the arrays are those of the module's `init`."""
   try:
     height, width, channels = (int(size) for size in description["image_shape"])
   except (KeyError, TypeError, ValueError) as error:
@@ -246,7 +247,7 @@ def _check_weights(
   images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
   try:
     variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
-  except Exception as error:  # of any kind: it is the module's own
+  except Exception as error:  # any kind: the module's own code raises it
     reason = one_line(error)
     raise ConfigError(f"bundle {bundle}: not a network that can be made: {reason}") from error
   wanted = {"/".join(path): like.shape for path, like in variables.items()}
@@ -269,21 +270,21 @@ def _replaceable(target: Path) -> bool:
   return target.is_dir() and ((target / _MODEL).is_file() or not any(target.iterdir()))
 
 
-def _aside(target: Path) -> Path:
+def _replaced(target: Path) -> Path:
   return target.with_name(target.name + _REPLACED)
 
 
 def _swap(fresh: Path, target: Path) -> None:
-  """Renames `fresh` to `target`; what was there is removed last, or put back."""
+  """Rename `fresh` to `target`; the old bundle is removed last, or restored on failure."""
   if not target.exists():
     fresh.rename(target)
     return
-  aside = _aside(target)
-  shutil.rmtree(aside, ignore_errors=True)
-  target.rename(aside)
+  replaced = _replaced(target)
+  shutil.rmtree(replaced, ignore_errors=True)
+  target.rename(replaced)
   try:
     fresh.rename(target)
   except BaseException:
-    aside.rename(target)
+    replaced.rename(target)
     raise
-  shutil.rmtree(aside)
+  shutil.rmtree(replaced)

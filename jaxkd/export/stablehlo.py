@@ -1,7 +1,7 @@
-"""A network as one function that runs without the code that made it: raw images in, logits out.
+"""Networks as StableHLO functions, from raw images to logits, that run without this library.
 
-The function is StableHLO, lowered on this machine for every platform asked for, with the weights
-inside. Loading it takes jax, and flatbuffers, in which jax serializes:
+A function is lowered on this machine for every requested platform and contains the weights. Loading
+it needs jax and flatbuffers, jax's serialization format:
 
     from jax import export
     function = export.deserialize(bytearray(open("function.stablehlo", "rb").read()))
@@ -26,7 +26,7 @@ from jaxkd.errors import ConfigError, needed_by, unknown_name
 from jaxkd.types import Array, Network, Output
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# How StableHLO begins inside jax's serialization, which has no mark of its own.
+# Start of the StableHLO module inside jax's serialization, which has no magic number of its own.
 _STABLEHLO = re.compile(rb"ML\xefR.{1,4}StableHLO_v", re.DOTALL)
 
 
@@ -37,22 +37,22 @@ def export_function(
   platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
   batch_size: int | None = None,
 ) -> export.Exported:
-  """A network in evaluation mode as a function of raw images.
+  """Export a network in evaluation mode as a function of raw images.
 
   Args:
-    network: what `jaxkd.export.bundles.load_bundle` returns, or any whose module returns an Output.
-    description: its "image_shape", [H, W, C], and "mean" and "std", one number per channel, of
+    network: result of `jaxkd.export.bundles.load_bundle`, or any whose module returns an Output.
+    description: its "image_shape", [H, W, C], and "mean" and "std", one number per channel, for
       pixel values scaled to 0..1.
-    platforms: some of PLATFORMS. None of them is needed here.
-    batch_size: None for a function of any number of images.
+    platforms: some of PLATFORMS. This machine need not have them.
+    batch_size: number of images, or None for a function of any number.
 
   Returns:
-    From uint8 images (B, H, W, C), 0..255 as the data set stores them, to float32 logits
-    (B, classes). They are normalised inside.
+    A function from uint8 images (B, H, W, C), 0..255 as stored in the data set, to float32 logits
+    (B, classes). It normalises the images itself.
 
   Raises:
     ConfigError: for an incomplete description, an unknown platform or a batch size below 1, and
-      for a module that has several outputs or takes no symbolic batch size.
+      for a module that has several outputs or does not support a symbolic batch size.
   """
   shape, mean, std = _preprocessing(description)
   for platform in platforms:
@@ -69,8 +69,8 @@ def export_function(
     output = module.apply(variables, normalize(images, mean, std), False)
     if not isinstance(output, Output) or output.logits is None:
       raise ConfigError(
-        f"a {type(module).__name__} does not return one Output with logits: there is no one "
-        "prediction to export; of several exits jaxkd.models.cut_at_exit takes one"
+        f"a {type(module).__name__} does not return one Output with logits: there is no single "
+        "prediction to export; jaxkd.models.cut_at_exit selects one of several exits"
       )
     return output.logits.astype(jnp.float32)
 
@@ -81,7 +81,7 @@ def export_function(
   except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
     if batch_size is not None:
       raise
-    # Python code that needs the number, such as a loop over the images.
+    # Python code that depends on the batch size, such as a loop over the images.
     reason = str(error).splitlines()[0]
     raise ConfigError(
       f"a {type(module).__name__} cannot be exported for any batch size ({reason}); give batch_size"
@@ -89,15 +89,14 @@ def export_function(
 
 
 def save_function(path: str | Path, exported: export.Exported) -> None:
-  """Writes an exported function, all or nothing.
+  """Write an exported function to a file atomically.
 
   Args:
-    path: its file; an exported function that is already there is replaced, in one step.
-    exported: what `export_function` returns.
+    path: the file; an existing exported function is replaced.
+    exported: result of `export_function`.
 
   Raises:
-    ConfigError: if there is anything else at `path`, which is left as it is, or no file can be
-      made there.
+    ConfigError: if anything else is at `path`, which is not changed, or the file cannot be written.
     MissingPackage: without the package flatbuffers.
   """
   target = Path(path)
@@ -116,14 +115,14 @@ def save_function(path: str | Path, exported: export.Exported) -> None:
 
 
 def is_function(path: Path) -> bool:
-  """Whether a file holds an exported function; it is not loaded."""
+  """Check whether a file holds an exported function, without loading it."""
   return path.is_file() and _STABLEHLO.search(path.read_bytes()) is not None
 
 
 def _preprocessing(
   description: Mapping[str, Any],
 ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-  """The description's image_shape, mean and std."""
+  """Return the description's image_shape, mean and std."""
   try:
     height, width, channels = (int(size) for size in description["image_shape"])
     mean = tuple(float(value) for value in description["mean"])

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: console, metrics, curves, tables."""
+"""Output of runs: console, metrics files, plots, tables and statistics."""
 
 from jaxkd import errors as _errors
 

@@ -13,9 +13,10 @@ from rich.table import Column, Table
 
 from jaxkd.train.reporting import Row, Silent
 
-# Where there is no terminal, a stage prints about so many lines, and one at least so often.
+# Without a terminal: about this many lines per stage, and at least one per this many seconds.
 _LINES_PER_STAGE = 5
 _SECONDS_PER_LINE = 60.0
+# Time over which the speed is averaged.
 _SPEED_SECONDS = 10.0
 
 
@@ -29,13 +30,13 @@ class ProgressBar(Silent):
     self._validation = ""
 
   def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
-    """Shows an empty bar, or one as full as the checkpoint resumed from."""
+    """Show a bar that starts at 0, or at the checkpoint that the stage resumes from."""
     self._progress = Progress(
       TextColumn("[bold]{task.description}"),
       BarColumn(bar_width=20),
       MofNCompleteColumn(),
       TimeRemainingColumn(),
-      # On a narrow terminal the figures are cut, nothing else.
+      # On a narrow terminal this column alone is truncated.
       TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True)),
       console=self._console,
       expand=True,
@@ -46,27 +47,27 @@ class ProgressBar(Silent):
     self._speed, self._validation = _Speed(), _validation(rows[-1]) if rows else ""
 
   def message(self, line: str) -> None:
-    """Prints the line."""
+    """Print the line."""
     self._console.print(line, highlight=False, soft_wrap=True)
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
-    """Moves the bar."""
+    """Advance the bar."""
     assert self._progress is not None
     figures = _figures(metrics, self._speed.after(images), self._validation)
     self._progress.update(self._task, advance=1, figures=figures)
 
   def epoch_ended(self, row: Row) -> None:
-    """Shows the newest validation accuracy from here on."""
+    """Keep the validation accuracy of the epoch for display."""
     self._validation = _validation(row) or self._validation
 
   def rolled_back(self, stage: str, rows: list[Row]) -> None:
-    """Moves the bar back."""
+    """Move the bar back to the restored checkpoint."""
     assert self._progress is not None
     self._progress.update(self._task, completed=self.updates_behind(rows))
     self._validation = _validation(rows[-1]) if rows else ""
 
   def phase_ended(self, stage: str) -> None:
-    """Leaves the finished bar on the screen."""
+    """Stop updating the bar, which stays on the screen."""
     assert self._progress is not None
     self._progress.stop()
 
@@ -81,33 +82,33 @@ class Lines(Silent):
     self._printed_share, self._printed_at = 0, 0.0
 
   def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
-    """Says which stage begins, and whether it resumes."""
+    """Print the name of the stage, its steps and where it resumes."""
     done = self.updates_behind(rows)
     resumed = f", resumed after {done}" if done else ""
     self._console.print(
       f"{stage}: {steps} steps{resumed}" if steps else f"{stage}: comes trained", highlight=False
     )
     self._steps, self._speed = steps, _Speed()
-    self._go_on(done)
+    self._continue_after(done)
 
   def rolled_back(self, stage: str, rows: list[Row]) -> None:
-    """Prints the epochs that come again once more."""
-    self._go_on(self.updates_behind(rows))
+    """Print the repeated epochs again."""
+    self._continue_after(self.updates_behind(rows))
 
-  def _go_on(self, done: int) -> None:
+  def _continue_after(self, done: int) -> None:
     self._printed_share = _LINES_PER_STAGE * done // self._steps if self._steps else 0
     self._printed_at = time.monotonic()
 
   def message(self, line: str) -> None:
-    """Prints the line."""
+    """Print the line."""
     self._console.print(line, highlight=False, soft_wrap=True)
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
-    """Counts images for the speed."""
+    """Count images for the speed."""
     self._images_per_second = self._speed.after(images)
 
   def epoch_ended(self, row: Row) -> None:
-    """Prints the epoch if a line is due."""
+    """Print the epoch if a line is due."""
     share = _LINES_PER_STAGE * row["step"] // self._steps
     now = time.monotonic()
     if share == self._printed_share and now - self._printed_at < _SECONDS_PER_LINE:
@@ -122,9 +123,9 @@ class Lines(Silent):
 
 
 class _Speed:
-  """Images per second over the last seconds, compilation left out.
+  """Images per second over the last seconds, without compilation.
 
-  Results arrive in bursts (the loop reads them late), so only the span of several says something.
+  Results arrive in bursts, since the loop reads them late, so the speed needs the time of several.
   """
 
   def __init__(self) -> None:
@@ -137,12 +138,12 @@ class _Speed:
     while now - self._seen[0][0] > _SPEED_SECONDS:
       self._seen.popleft()
     first_time, first_total = self._seen[0]
-    # A burst alone would seem infinitely fast.
+    # The time within a single burst is near 0 and would give a far too high speed.
     return (total - first_total) / (now - first_time) if now - first_time > 0.2 else 0.0
 
 
 def _figures(metrics: Mapping[str, float], images_per_second: float, validation: str) -> str:
-  """The most telling first: a narrow terminal cuts the end."""
+  """Format the metrics of a step, the most informative first: a narrow terminal cuts the end."""
   accuracy = f", accuracy {metrics['accuracy']:.1%}" if "accuracy" in metrics else ""
   rate = f", {images_per_second:.0f} images/s" if images_per_second else ""
   terms = [
@@ -197,7 +198,7 @@ def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def closing_table(summary: Mapping[str, Any]) -> Table:
-  """The table that ends a run, from its summary."""
+  """Return the table printed at the end of a run, from its summary."""
   method, data, seed = (summary["config"][k] for k in ("method", "data", "seed"))
   table = Table(title=f"{method['name']} on {data['name']}, seed {seed}: test accuracy")
   for heading, justify in (("network", "left"), ("model", "left"), ("parameters", "right")):
@@ -208,7 +209,7 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
     if row["predictor"]:
       table.add_row(label, row["model"], f"{row['parameters']:,}", f"{row['accuracy']:.2%}")
     else:
-      # Nothing was scored after such a stage; how far its objective went is all there is to say.
+      # A stage without a predictor has no accuracy; its last training loss is shown.
       reached = f"loss {row['train']['loss']:.4g}" if "train" in row else "not scored"
       table.add_row(label, row["model"], "", reached)
   gain = summary["comparison"]

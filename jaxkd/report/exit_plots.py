@@ -1,4 +1,4 @@
-"""Figures of networks with exits: accuracy under a budget and by exit."""
+"""Figures and tables of networks with exits: accuracy by budget and by exit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from jaxkd.errors import ConfigError
 from jaxkd.report.plots import line_styles
 from jaxkd.report.stats import mean_interval
 
+# (costs or numbers of the exits; for every run, the accuracies at them).
+Curve = tuple[Sequence[float], Sequence[Sequence[float]]]
+
 
 def draw_budget_curves(
   path: pathlib.Path,
@@ -23,15 +26,15 @@ def draw_budget_curves(
   *,
   full: Mapping[str, Any] | None = None,
 ) -> None:
-  """Draws accuracy over multiply-adds, and time over multiply-adds where it was measured.
+  """Draw accuracy over multiply-adds and, if measured, time over multiply-adds.
 
   Args:
     path: the PNG to write.
     anytime: rows of `jaxkd.evaluate.anytime_curve`.
-    budgeted: rows of `jaxkd.evaluate.budgeted_curve`, "milliseconds" (per 1000 images) added to
-      each if there is a `full`.
-    title: above all panels.
-    full: {"milliseconds"} of the whole network, run at once.
+    budgeted: rows of `jaxkd.evaluate.budgeted_curve`, each with "milliseconds" (per 1000 images) if
+      `full` is given.
+    title: title above all panels.
+    full: {"milliseconds"} of the whole network without early exits, or None.
   """
   timed = full is not None
   figure = Figure(figsize=(10 if timed else 6, 4), layout="constrained")
@@ -56,7 +59,7 @@ def draw_budget_curves(
 
 
 def anytime_table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """A Markdown table of the exits, from rows of `jaxkd.evaluate.anytime_curve`."""
+  """Return a Markdown table of the exits, from rows of `jaxkd.evaluate.anytime_curve`."""
   return _table(
     ["exit", "million multiply-adds", "accuracy, %", "ensemble of exits so far, %"],
     [
@@ -72,11 +75,11 @@ def anytime_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def budget_table(rows: Sequence[Mapping[str, Any]], full: Mapping[str, Any]) -> str:
-  """A Markdown table of the budgets, and the whole network under them.
+  """Return a Markdown table of the budgets, with the whole network in the last row.
 
   Args:
-    rows: of `jaxkd.evaluate.budgeted_curve`, with "milliseconds" (per 1000 images) in each.
-    full: {"multiply_adds", "accuracy", "milliseconds"}.
+    rows: rows of `jaxkd.evaluate.budgeted_curve`, each with "milliseconds" (per 1000 images).
+    full: {"multiply_adds", "accuracy", "milliseconds"} of the whole network.
   """
   heads = ["budget, million multiply-adds", "used", "accuracy, %", "ms per 1000 images"]
   cells = [
@@ -99,23 +102,6 @@ def budget_table(rows: Sequence[Mapping[str, Any]], full: Mapping[str, Any]) -> 
   return _table([*heads, "leave at each exit"], [*cells, last])
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = [heads, ["---"] * len(heads), *rows]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _millions(value: float) -> str:
-  return f"{value / 1e6:.3g}"
-
-
-def _percent(value: float) -> str:
-  return f"{100 * value:.2f}"
-
-
-# Costs, or numbers, of the exits; the accuracies at them, run by run.
-Curve = tuple[Sequence[float], Sequence[Sequence[float]]]
-
-
 def draw_exit_curves(
   path: pathlib.Path,
   panels: Mapping[str, Mapping[str, Curve]],
@@ -123,14 +109,14 @@ def draw_exit_curves(
   *,
   xlabel: str = "multiply-adds per image",
 ) -> None:
-  """Draws the mean accuracy of the runs and, from two runs on, its 95% interval as a band.
+  """Draw the mean accuracy of several runs by exit and, from two runs on, its 95% interval.
 
   Args:
     path: the PNG to write.
-    panels: the panel's title -> label -> (what exits cost, or their numbers; for every run the
+    panels: the panel's title -> label -> (costs or numbers of the exits; for every run the
       accuracies there, 0..1).
-    title: above all panels.
-    xlabel: what the costs are.
+    title: title above all panels.
+    xlabel: label of the axis of costs.
 
   Raises:
     ConfigError: for no panels or curves, or a run with more or fewer accuracies than costs.
@@ -150,7 +136,7 @@ def draw_exit_curves(
         low, high = [end.low for end in ends], [end.high for end in ends]
         axes.fill_between(costs, low, high, color=styles[label]["color"], alpha=0.15, linewidth=0)
     axes.set(title=panel, xlabel=xlabel, ylabel="test accuracy, %")
-    # Both exits' numbers and large counts read well so: 0, 1, 2 and 500 k, 1 M.
+    # Suits both numbers of exits (0, 1, 2) and large counts (500 k, 1 M).
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.legend(loc="lower right")
@@ -164,3 +150,16 @@ def _check(panel: str, label: str, costs: Sequence[float], runs: Sequence[Sequen
       f"panels[{panel!r}][{label!r}]: {len(costs)} costs, and runs of "
       f"{[len(run) for run in runs]} accuracies: expected one run or more, of as many each"
     )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = [heads, ["---"] * len(heads), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _millions(value: float) -> str:
+  return f"{value / 1e6:.3g}"
+
+
+def _percent(value: float) -> str:
+  return f"{100 * value:.2f}"

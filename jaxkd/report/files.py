@@ -1,4 +1,4 @@
-"""A run's history on disk: `metrics.jsonl`, and TensorBoard events."""
+"""The history of a run on disk: `metrics.jsonl` and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from tensorboardX.summary import scalar
 from jaxkd.errors import writing
 from jaxkd.train.reporting import Row, Silent
 
-# Flushing waits for the disk, and an epoch may take less.
+# Flushing waits for the disk, which may take longer than an epoch, so it is not done every epoch.
 _SECONDS_UNFLUSHED = 30.0
 
 
 class MetricsFile(Silent):
-  """`metrics.jsonl`: one line per stage and epoch, a function of the run alone (no times).
+  """`metrics.jsonl`: one line per stage and epoch; no times, so equal runs write equal files.
 
-  The rows travel with the checkpoints, and the file is written anew from them when a stage
-  starts: after any interruption it equals that of an uninterrupted run.
+  Checkpoints contain the rows, and the file is rewritten from them when a stage starts, so after
+  any interruption it equals the file of an uninterrupted run.
   """
 
   def __init__(self, path: pathlib.Path) -> None:
     self._path = path
     self._rows: list[Row] = []
-    self._behind = 0  # rows of earlier stages
+    self._earlier = 0  # number of rows of earlier stages
 
   def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
-    """Writes all rows known so far."""
-    self._behind = len(self._rows)
+    """Write all rows up to this stage's checkpoint."""
+    self._earlier = len(self._rows)
     self.rolled_back(stage, rows)
 
   def rolled_back(self, stage: str, rows: list[Row]) -> None:
-    """Writes the rows that still count."""
-    self._rows[self._behind :] = rows
+    """Write the rows up to the restored checkpoint."""
+    self._rows[self._earlier :] = rows
     write_atomically(self._path, "".join(_line(row) for row in self._rows))
 
   def epoch_ended(self, row: Row) -> None:
-    """Appends one row."""
+    """Append one row."""
     self._rows.append(row)
     with writing(self._path), self._path.open("a") as file:
       file.write(_line(row))
 
 
 class TensorBoard(Silent):
-  """Events under `directory/STAGE`: every metric of every row, and the speed.
+  """TensorBoard events under `directory/STAGE`: every metric of every row, and the speed.
 
-  Written by the caller's own thread: that of tensorboardX's SummaryWriter dies of a full disk, and
-  whoever then hands it an event waits for good.
+  Events are written in the caller's thread. tensorboardX's SummaryWriter has a thread of its own,
+  which ends when the disk is full; adding an event then blocks forever.
   """
 
   def __init__(self, directory: pathlib.Path) -> None:
@@ -62,12 +62,12 @@ class TensorBoard(Silent):
     self._since, self._images = time.monotonic(), 0
 
   def phase_started(self, stage: str, steps: int, rows: list[Row]) -> None:
-    """Opens the stage's events; those after the checkpoint resumed from are hidden."""
-    behind = self.updates_behind(rows)
-    self._open(stage, behind + 1 if behind else None)
+    """Open the stage's events; TensorBoard hides older ones after the restored checkpoint."""
+    done = self.updates_behind(rows)
+    self._open(stage, done + 1 if done else None)
 
   def rolled_back(self, stage: str, rows: list[Row]) -> None:
-    """Hides the events after the checkpoint gone back to."""
+    """Hide the events after the restored checkpoint."""
     self.phase_ended(stage)
     self._open(stage, self.updates_behind(rows) + 1)
 
@@ -75,7 +75,7 @@ class TensorBoard(Silent):
     self._folder = self._directory / stage
     with writing(self._folder):
       self._folder.mkdir(parents=True, exist_ok=True)
-      # Its name has the time in seconds: without a number, a second one would write over the first.
+      # The name has the time in seconds; the number keeps two files of one second apart.
       number = len(list(self._folder.glob("events*")))
       self._writer = EventsWriter(str(self._folder / "events"), f".{number:03d}")
     if purge is not None:
@@ -84,11 +84,11 @@ class TensorBoard(Silent):
     self._since, self._images = time.monotonic(), 0
 
   def stepped(self, metrics: Mapping[str, float], images: int) -> None:
-    """Counts images for the speed."""
+    """Count images for the speed."""
     self._images += images
 
   def epoch_ended(self, row: Row) -> None:
-    """Writes one row's scalars."""
+    """Write the scalars of one row."""
     values = {f"train/{name}": value for name, value in row["train"].items()}
     for predictor, scores in row.get("validation", {}).items():
       values |= {f"validation/{predictor}_{name}": value for name, value in scores.items()}
@@ -101,7 +101,7 @@ class TensorBoard(Silent):
     self._since, self._images = time.monotonic(), 0
 
   def phase_ended(self, stage: str) -> None:
-    """Closes the stage's events."""
+    """Close the stage's events."""
     assert self._writer is not None
     with writing(self._folder):
       self._writer.close()
@@ -120,9 +120,9 @@ class TensorBoard(Silent):
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either the old one or the new one, whenever it is read.
+  """Replace a file atomically: a reader sees the old content or the new one.
 
-  Its folder is made if it is not there.
+  Missing parent folders are created.
 
   Raises:
     DiskError: if it cannot be written.

@@ -1,4 +1,4 @@
-"""Figures of runs: curves, bars, histograms."""
+"""Figures of runs: bars, training curves, histograms."""
 
 from __future__ import annotations
 
@@ -17,48 +17,51 @@ from matplotlib.patches import Patch
 from jaxkd.errors import ConfigError, writing
 from jaxkd.train.reporting import Row
 
-# Okabe and Ito's colours, without yellow and black.
+# The colours of Okabe and Ito without yellow and black.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", ":", "-.")
-
-ABOVE, BELOW, AROUND = _COLORS[0], _COLORS[1], "#8C8C8C"
+# Colours of bars, by the position of their interval.
+_KIND_COLORS = {
+  "interval above 0": _COLORS[0],
+  "interval around 0": "#8C8C8C",
+  "interval below 0": _COLORS[1],
+}
+# Labels of bars are wrapped after this many characters; a line of a label has this height.
+_LINE = 44
+_LINE_INCHES = 0.15
+# Number of bins of a histogram.
+_BINS = 40
 
 
 def line_styles(panels: Iterable[Iterable[str]]) -> dict[str, dict[str, Any]]:
-  """The style of every label of a figure's panels: one label looks alike in all of them.
+  """Assign a style to every label of a figure, the same in all panels.
 
   Args:
-    panels: the labels of each.
+    panels: the labels of each panel.
 
   Returns:
-    Label -> {"color", "linestyle"}, as matplotlib takes them. Colours come round again with other
-    dashes.
+    Label -> {"color", "linestyle"}, arguments of matplotlib. When all colours are used, they repeat
+    with other dashes.
 
   >>> line_styles([["kd", "simkd"], ["simkd"]])["simkd"]
   {'color': '#D55E00', 'linestyle': '-'}
   """
   labels = dict.fromkeys(itertools.chain.from_iterable(panels))
-  looks = itertools.cycle((color, dash) for dash in _DASHES for color in _COLORS)
+  styles = itertools.cycle((color, dash) for dash in _DASHES for color in _COLORS)
   return {
     label: {"color": color, "linestyle": dash}
-    for label, (color, dash) in zip(labels, looks, strict=False)
+    for label, (color, dash) in zip(labels, styles, strict=False)
   }
-
-
-# Characters of a line of a label; longer ones go on below.
-_LINE = 44
-_LINE_INCHES = 0.15
-_KIND_COLORS = {"interval above 0": ABOVE, "interval around 0": AROUND, "interval below 0": BELOW}
 
 
 class Bar(NamedTuple):
   """One row of a panel.
 
   Attributes:
-    label: beside it.
-    value: how far it reaches.
-    low: the lower end of its interval, at most `value`.
-    high: the upper end, at least `value`.
+    label: text beside the bar.
+    value: end of the bar, which starts at 0.
+    low: lower end of its interval, at most `value`.
+    high: upper end of its interval, at least `value`.
   """
 
   label: str
@@ -75,18 +78,18 @@ def draw_bars(
   title: str,
   from_zero: bool = True,
 ) -> None:
-  """Draws a panel of bars for every group, one below the other, on one axis, in the order given.
+  """Draw a panel of horizontal bars for every group, in the order given, with a common axis.
 
-  A bar's colour says on which side of 0 its interval lies; the legend names the colours where there
-  are several. The figure grows with the bars.
+  A bar's colour shows on which side of 0 its interval lies; a legend explains the colours if there
+  are several. The height of the figure is proportional to the number of bars.
 
   Args:
     path: the PNG to write.
     groups: the panel's title, "" for none -> its bars, from top to bottom.
-    xlabel: what the values are, with their unit.
-    title: above all panels.
-    from_zero: False draws dots in place of bars, which need not start at 0: for accuracies that
-      differ by little.
+    xlabel: label of the values, with their unit.
+    title: title above all panels.
+    from_zero: False draws dots instead of bars, on an axis that need not start at 0: for accuracies
+      that differ by little.
 
   Raises:
     ConfigError: for a group without bars or no group, and for a value that is not finite or outside
@@ -127,19 +130,19 @@ def draw_bars(
 def _draw_panel(
   axes: Axes, bars: Sequence[Bar], labels: Mapping[str, str], from_zero: bool
 ) -> None:
-  places = range(len(bars))
+  rows = range(len(bars))
   values = [bar.value for bar in bars]
   colors = [_KIND_COLORS[_kind(bar)] for bar in bars]
   reach = [[bar.value - bar.low for bar in bars], [bar.high - bar.value for bar in bars]]
   if from_zero:
-    axes.barh(places, values, height=0.7, color=colors, alpha=0.75)
+    axes.barh(rows, values, height=0.7, color=colors, alpha=0.75)
     axes.axvline(0, color="black", linewidth=0.8)
   else:
-    axes.scatter(values, places, color=colors, zorder=3)
+    axes.scatter(values, rows, color=colors, zorder=3)
     axes.grid(axis="x", alpha=0.3)
-  axes.errorbar(values, places, xerr=reach, fmt="none", ecolor="black", capsize=3, linewidth=1)
-  axes.set_yticks(places, [labels[bar.label] for bar in bars], fontsize="small")
-  # The first on top.
+  axes.errorbar(values, rows, xerr=reach, fmt="none", ecolor="black", capsize=3, linewidth=1)
+  axes.set_yticks(rows, [labels[bar.label] for bar in bars], fontsize="small")
+  # The axis points down: the first bar is on top.
   axes.set_ylim(len(bars) - 0.4, -0.6)
 
 
@@ -156,14 +159,14 @@ def _kind(bar: Bar) -> str:
 def draw_curves(
   path: pathlib.Path, rows: list[Row], stages: Mapping[str, Mapping[str, Any]], title: str
 ) -> None:
-  """Draws training loss and validation accuracy; dashed lines are test accuracies.
+  """Draw training loss and validation accuracy over epochs, test accuracies as dashed lines.
 
   Args:
     path: the PNG to write.
-    rows: of all stages.
+    rows: rows of all stages.
     stages: stage name -> {"accuracy": test accuracy, "predictor": its reported predictor, "" for
       none}.
-    title: above both panels.
+    title: title above both panels.
   """
   figure = Figure(figsize=(10, 4), layout="constrained")
   losses, accuracies = figure.subplots(1, 2)
@@ -190,21 +193,18 @@ def draw_curves(
     figure.savefig(path, dpi=120)
 
 
-_BINS = 40
-
-
 def draw_histograms(
   path: pathlib.Path, panels: Mapping[str, Mapping[str, np.ndarray]], title: str
 ) -> None:
-  """Draws a panel for every quantity: how often each of its values occurs in each sample.
+  """Draw a panel for every quantity, with a histogram of each sample.
 
-  The samples of a panel share their bins, and each is drawn as shares of its own size. A thin line
-  marks its mean, which the legend tells.
+  The samples of a panel have the same bins, and heights are shares of a sample's size. A thin line
+  marks the mean of a sample; the legend contains its value.
 
   Args:
     path: the PNG to write.
-    panels: what is counted -> label -> values (N,), N may differ.
-    title: above all panels.
+    panels: quantity -> label -> values (N,), where N may differ.
+    title: title above all panels.
 
   Raises:
     ConfigError: for no panels, a panel or sample without values, or values that are not finite.

@@ -1,4 +1,4 @@
-"""Comparison of runs over seeds: means, intervals, paired differences."""
+"""Comparison of runs over seeds: tables of means, paired differences, confidence intervals."""
 
 from __future__ import annotations
 
@@ -9,23 +9,40 @@ from typing import Any, Literal, NamedTuple
 
 from jaxkd.errors import ConfigError, needed_by
 
-# Row of a table -> its accuracy in every seed.
+# Row of a table -> its accuracy for every seed.
 Accuracies = dict[str, list[float]]
-# Learning rate -> the same run's accuracy in every seed.
+# Learning rate -> accuracy of the run with that rate for every seed.
 ByRate = Mapping[float, Sequence[float]]
+Verdict = Literal["holds", "not shown", "contradicted"]
+
+
+class Interval(NamedTuple):
+  """A mean over runs, or over differences of paired runs, and its confidence interval.
+
+  Attributes:
+    mean: mean of the values or differences.
+    low: lower end of the interval.
+    high: upper end of the interval.
+    seeds: number of runs or pairs.
+  """
+
+  mean: float
+  low: float
+  high: float
+  seeds: int
 
 
 def run_accuracies(
   name: str, stages: Mapping[str, Mapping[str, Any]], *, every_predictor: bool = False
 ) -> dict[str, float]:
-  """The rows that one run gives a table: row -> accuracy.
+  """Return the rows of a table that come from one run: row -> accuracy.
 
   Args:
-    name: what the run is called.
-    stages: stage -> {"predictor": the one that stands for it, "test": {predictor: {"accuracy"}}},
-      as in a run's summary; or with validation scores for "test". None gives no rows.
-    every_predictor: a row for every predictor of every stage, and one for the mean of several of a
-      kind; otherwise one row, for the predictor of the last stage.
+    name: name of the run.
+    stages: stage -> {"predictor": its reported predictor, "test": {predictor: {"accuracy"}}}, as in
+      a run's summary; or with validation scores as "test". No stages give no rows.
+    every_predictor: True returns a row for every predictor of every stage, and one for the mean of
+      several of a kind; False returns one row, for the predictor of the last stage.
 
   >>> test = {"peer_0": {"accuracy": 0.5}, "peer_1": {"accuracy": 0.75}}
   >>> stages = {"distilled": {"predictor": "peer_0", "test": test}}
@@ -40,7 +57,7 @@ def run_accuracies(
   if not stages:
     return {}
   *_, last = stages
-  # A run's teachers have a run, and a row, of their own.
+  # Teachers have rows of their own, from runs of their own.
   own = {s: result for s, result in stages.items() if s == last or not s.startswith("teacher")}
   if not every_predictor or len(own[last]["test"]) == 1 == len(own):
     return {name: own[last]["test"][own[last]["predictor"]]["accuracy"]}
@@ -62,11 +79,11 @@ def run_accuracies(
 def validated_stages(
   stages: Mapping[str, Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
-  """A run's stages with their last validation scores for "test", but for those that have none.
+  """Return a run's stages with their last validation scores as "test"; skip those without scores.
 
   Args:
-    stages: of its summary.
-    rows: of its metrics.jsonl.
+    stages: stages of its summary.
+    rows: rows of its metrics.jsonl.
 
   >>> row = {"stage": "alone", "validation": {"student": {"accuracy": 0.5}}}
   >>> validated_stages({"alone": {"predictor": "student"}}, [row])["alone"]["test"]
@@ -79,16 +96,16 @@ def validated_stages(
 def comparison_table(
   accuracies: Accuracies, validations: Accuracies, *, against: str = "alone"
 ) -> str:
-  """A Markdown table: test accuracy, gain over another run, share of the gap closed.
+  """Return a Markdown table: test accuracy, gain over another run, share of the gap closed.
 
-  Gains are paired by seed. They are over the same predictor of the other run, or over its only row.
-  The share, where there is one teacher, is of its mean gap to the student alone. Of several, which
-  are called "teacher,..." or "FILE.py:teacher", none is the measure of all students.
+  Gains are paired by seed, over the same predictor of the other run, or over its only row. The
+  share is that of the teacher's mean gap to the student alone. It is left out if there are several
+  teachers, which are called "teacher,..." or "FILE.py:teacher".
 
   Args:
-    accuracies: on the test split.
-    validations: on the validation split, of rows that have any.
-    against: the run that gains are counted from.
+    accuracies: accuracies on the test split.
+    validations: accuracies on the validation split, of rows that have them.
+    against: name of the run that is subtracted.
   """
   heads = "network", "test accuracy, %", f"minus {against}, points", "gap closed"
   lines = [f"| {' | '.join(heads)} | validation accuracy, % |", "|---|---|---|---|---|"]
@@ -113,7 +130,7 @@ def comparison_table(
 
 
 def choice_table(validations: Mapping[str, ByRate]) -> str:
-  """A Markdown table of validation accuracies, a student a row, a learning rate a column."""
+  """Return a Markdown table of validation accuracies: a row per student, a column per rate."""
   rates = list(next(iter(validations.values())))
   heads = ["student", *(f"rate {rate:g}" for rate in rates), "best"]
   lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -124,7 +141,7 @@ def choice_table(validations: Mapping[str, ByRate]) -> str:
 
 
 def best_rate(runs: ByRate) -> float:
-  """The rate of the highest mean accuracy; of several, the first.
+  """Return the rate with the highest mean accuracy, the first of several.
 
   >>> best_rate({0.1: [0.5, 0.6], 0.4: [0.4, 0.9]})
   0.4
@@ -132,53 +149,24 @@ def best_rate(runs: ByRate) -> float:
   return max(runs, key=lambda rate: statistics.mean(runs[rate]))
 
 
-def _is_teacher(name: str) -> bool:
-  return name.rpartition(".py:")[2].split(",")[0] == "teacher"
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-  """Mean and sample standard deviation, in percent."""
-  mean = f"{100 * statistics.mean(values):{sign}.2f}"
-  return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-Verdict = Literal["holds", "not shown", "contradicted"]
-
-
-class Interval(NamedTuple):
-  """A mean over runs, or over the differences of pairs of runs, and its confidence interval.
-
-  Attributes:
-    mean: of the values, or differences.
-    low: the lower end of its interval.
-    high: the upper end.
-    seeds: how many runs, or pairs.
-  """
-
-  mean: float
-  low: float
-  high: float
-  seeds: int
-
-
 def paired_difference(
   ours: Sequence[float], theirs: Sequence[float], level: float = 0.95
 ) -> Interval:
-  """The mean of ours - theirs, seed by seed, and its interval by Student's t.
+  """Compute the mean of ours - theirs, paired by seed, and its interval by Student's t.
 
-  With d the n differences and s their sample standard deviation (divided by n - 1), the interval is
-  mean(d) -+ t s / sqrt(n), t being the quantile (1 + level) / 2 of Student's distribution with
-  n - 1 degrees of freedom. It is exact for normal differences. What a seed does to both runs alike
-  cancels. Equal differences give a point.
+  With d the n differences and s their sample standard deviation (divisor n - 1), the interval is
+  mean(d) -+ t s / sqrt(n), where t is the quantile (1 + level) / 2 of Student's distribution with
+  n - 1 degrees of freedom. It is exact for normal differences. An effect of a seed that is the same
+  in both runs cancels. Equal differences give an interval of length 0.
 
   Args:
     ours: one number per seed.
-    theirs: as many, in the same order of seeds.
-    level: of confidence, between 0 and 1.
+    theirs: one number per seed, in the same order.
+    level: level of confidence, between 0 and 1.
 
   Raises:
-    ConfigError: for fewer than two seeds, not as many of theirs, values that are not finite, or a
-      level out of range.
+    ConfigError: for fewer than two seeds, different numbers of seeds, values that are not finite,
+      or a level out of range.
 
   Source: Student, "The Probable Error of a Mean", Biometrika 1908.
 
@@ -194,11 +182,11 @@ def paired_difference(
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-  """The mean and its interval by Student's t, as `paired_difference` has it of the differences.
+  """Compute the mean and its interval by Student's t, as in `paired_difference`.
 
   Args:
     values: one number per seed.
-    level: of confidence, between 0 and 1.
+    level: level of confidence, between 0 and 1.
 
   Raises:
     ConfigError: for fewer than two values, some that are not finite, or a level out of range.
@@ -209,11 +197,11 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
   _check("values", values)
   if not 0 < level < 1:
     raise ConfigError(f"level={level:g}: expected a number between 0 and 1")
-  # Here, because it takes as long to import as all the rest of this package.
+  # Imported here because it takes as long as the rest of this package.
   with needed_by("jaxkd.report"):
     from scipy.special import stdtrit
 
-  # These compute without rounding: the spread of equal numbers is 0, and their mean is theirs.
+  # Exact arithmetic: equal numbers have deviation 0, and their mean is the number itself.
   numbers = [float(value) for value in values]
   mean, spread = statistics.mean(numbers), statistics.stdev(numbers)
   count = len(numbers)
@@ -222,11 +210,11 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def verdict(low: float, high: float) -> Verdict:
-  """What the interval of a difference says of the claim that it is positive; nothing else counts.
+  """Judge the claim that a difference is positive by its confidence interval alone.
 
   Args:
-    low: the interval's lower end.
-    high: its upper end.
+    low: lower end of the interval.
+    high: upper end of the interval.
 
   Returns:
     "holds" if the whole interval lies above 0, "contradicted" if it lies below 0, or else
@@ -243,6 +231,16 @@ def verdict(low: float, high: float) -> Verdict:
   if low > 0:
     return "holds"
   return "contradicted" if high < 0 else "not shown"
+
+
+def _is_teacher(name: str) -> bool:
+  return name.rpartition(".py:")[2].split(",")[0] == "teacher"
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+  """Format mean and sample standard deviation, in percent."""
+  mean = f"{100 * statistics.mean(values):{sign}.2f}"
+  return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def _check(argument: str, values: Sequence[float]) -> None:

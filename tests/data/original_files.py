@@ -1,4 +1,4 @@
-"""Tiny files in the formats in which the authors of data sets publish them."""
+"""Writers of tiny files in the original formats of the data sets: IDX and CIFAR archives."""
 
 import gzip
 import io

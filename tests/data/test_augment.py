@@ -40,7 +40,7 @@ def test_crops_are_windows_of_the_padded_image(key):
     assert any((image == window).all() for window in windows)
 
 
-def test_crops_reach_every_place_equally_often():
+def test_crop_positions_are_uniform():
   images = jnp.broadcast_to(jnp.arange(9.0).reshape(1, 3, 3, 1), (9000, 3, 3, 1))
   centre = jax.jit(functools.partial(pad_crop, padding=1))(jax.random.key(0), images)[:, 1, 1, 0]
   counts = np.bincount(np.asarray(centre, int), minlength=9)
@@ -51,7 +51,7 @@ def test_crop_without_padding_is_the_identity():
   np.testing.assert_array_equal(pad_crop(jax.random.key(0), IMAGES, padding=0, fill=7.0), IMAGES)
 
 
-def test_reflected_padding_shows_no_foreign_value():
+def test_reflected_padding_adds_no_new_values():
   cropped = pad_crop(jax.random.key(0), IMAGES, padding=2, mode="reflect")
   for image, source in zip(np.asarray(cropped), np.asarray(IMAGES), strict=True):
     assert set(image.ravel()) <= set(source.ravel())
@@ -80,7 +80,7 @@ def test_cutout_zeroes_one_square_around_a_pixel_and_nothing_else(key):
     rows, columns, _ = np.nonzero(hole)
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
     assert hole.sum() == height * width * C, "a rectangle through all channels"
-    assert 2 <= height <= 3 and 2 <= width <= 3, "a 3x3 square, cut off at the border"
+    assert 2 <= height <= 3 and 2 <= width <= 3, "a 3x3 square, clipped at the border"
     np.testing.assert_array_equal(image[~hole], source[~hole])
 
 
@@ -88,8 +88,8 @@ def test_cutout_of_size_zero_is_the_identity():
   np.testing.assert_array_equal(cutout(jax.random.key(0), IMAGES, size=0), IMAGES)
 
 
-# 2000 examples of which neighbours, the last and the first too, have different labels: an
-# example's share of the mixture can be read off its label.
+# 2000 examples whose neighbours, including the last and the first, have different labels, so an
+# example's share of the mixture is the probability of its label.
 MANY = jnp.arange(4000.0).reshape(2000, 2, 1, 1)
 MANY_LABELS = jnp.arange(2000) % 3
 
@@ -113,7 +113,7 @@ def test_mixup_draws_a_share_per_image_from_beta():
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_per_image_keys_make_results_independent_of_the_batch_split(name):
+def test_per_image_keys_make_results_independent_of_the_batch(name):
   keys = jax.random.split(jax.random.key(1), B)
   whole = ALONE[name](keys, IMAGES)
   halves = [ALONE[name](keys[part], IMAGES[part]) for part in (slice(0, 4), slice(4, 8))]
@@ -121,21 +121,21 @@ def test_per_image_keys_make_results_independent_of_the_batch_split(name):
   assert not jnp.array_equal(whole, IMAGES)
 
 
-def test_augmentation_of_a_batch_parted_over_devices_is_that_of_the_whole():
+def test_augmentation_over_devices_equals_that_of_the_whole_batch():
   devices, keys = 4, jax.random.split(jax.random.key(1), B)
   options = {"crop": 2, "flip": True, "cutout": 3, "mixup": 0.4, "num_classes": 3}
-  parted = jax.pmap(augmentation(**options, axis_name="device"), axis_name="device")
+  split = jax.pmap(augmentation(**options, axis_name="device"), axis_name="device")
 
   def part(x):
     return x.reshape(devices, B // devices, *x.shape[1:])
 
   batch = dataclasses.replace(BATCH, weights=jnp.ones(B).at[4].set(0))
-  result = parted(part(keys), jax.tree.map(part, batch))
+  result = split(part(keys), jax.tree.map(part, batch))
   result = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), result)
   chex.assert_trees_all_close(result, everything(keys, batch), rtol=1e-6)
 
 
-def test_mixed_with_an_unlabelled_example_is_unlabelled():
+def test_mixture_with_an_unlabelled_example_is_unlabelled():
   unlabelled = jnp.array([3, 4, 7])
   batch = dataclasses.replace(
     BATCH,
@@ -150,7 +150,7 @@ def test_mixed_with_an_unlabelled_example_is_unlabelled():
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_jit_changes_nothing(name):
+def test_jit_does_not_change_results(name):
   eager = {
     "crop": functools.partial(pad_crop, padding=2, fill=(-1.0, -2.0)),
     "flip": flip,
@@ -165,7 +165,7 @@ def test_augmentation_switched_off_is_the_identity():
   chex.assert_trees_all_equal(same, BATCH)
 
 
-def test_labels_become_soft_only_by_mixup():
+def test_only_mixup_makes_labels_soft():
   keys = jax.random.split(jax.random.key(1), B)
   assert everything(keys, BATCH).labels.shape == (B, 3)
   plain = augmentation(flip=True, num_classes=3)(keys, BATCH)
@@ -173,7 +173,7 @@ def test_labels_become_soft_only_by_mixup():
   chex.assert_trees_all_equal(plain.indices, BATCH.indices)
 
 
-def test_switching_one_operation_off_leaves_the_draws_of_others():
+def test_disabling_one_operation_keeps_the_draws_of_others():
   key = jax.random.key(2)
   both = augmentation(crop=2, flip=True, num_classes=3)(key, BATCH).images
   only_crop = augmentation(crop=2, num_classes=3)(key, BATCH).images
@@ -182,7 +182,7 @@ def test_switching_one_operation_off_leaves_the_draws_of_others():
   assert (mirrored | same).all() and mirrored.any() and same.any()
 
 
-def test_normalize_is_exact_per_channel_and_refuses_to_work_twice():
+def test_normalize_is_exact_per_channel_and_refuses_normalised_images():
   stored = jnp.array([[[[0, 255], [51, 102]]]], jnp.uint8)
   result = normalize(stored, (0.5, 0.25), (0.5, 0.25))
   assert result.dtype == jnp.float32
@@ -194,7 +194,7 @@ def test_normalize_is_exact_per_channel_and_refuses_to_work_twice():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_augmentation_keeps_the_type(dtype):
+def test_augmentation_keeps_the_dtype(dtype):
   images = IMAGES.astype(dtype)
   options = {"crop": 2, "flip": True, "cutout": 3, "mixup": 0.4, "num_classes": 3}
   shapes = jax.eval_shape(
@@ -216,12 +216,12 @@ def test_augmentation_keeps_the_type(dtype):
     ("flip", 1),
   ],
 )
-def test_bad_options_are_named(option, value):
+def test_errors_name_bad_options(option, value):
   with pytest.raises(ConfigError, match=f"{option}: expected .* got {value}"):
     augmentation(**{option: value}, num_classes=3)
 
 
-def test_bad_arrays_are_named():
+def test_errors_name_bad_arrays():
   key = jax.random.key(0)
   with pytest.raises(TypeError, match="key: expected typed keys"):
     flip(jnp.zeros(2, jnp.uint32), IMAGES)

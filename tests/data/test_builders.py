@@ -22,7 +22,7 @@ def digits(tmp_path_factory):
   return prepare.prepared_digits(str(tmp_path_factory.mktemp("tfds")))
 
 
-def test_digits_are_sklearns_parted_once_and_for_all(digits):
+def test_digits_are_sklearns_with_a_stratified_split(digits):
   images, labels = zip(read(digits, "train"), read(digits, "test"), strict=True)
   assert [len(part) for part in labels] == [1437, 360]
   assert images[0].shape == (1437, 8, 8, 1) and images[0].dtype == np.uint8
@@ -37,27 +37,27 @@ def test_digits_are_sklearns_parted_once_and_for_all(digits):
   assert (abs(shares - 360 / 1797) < 1 / 174).all(), "every class in proportion"
 
 
-def test_the_split_of_the_digits_never_changes(digits):
-  # Another value means that results on the digits can no longer be compared with older ones.
+def test_split_of_the_digits_is_fixed(digits):
+  # If these values change, results on the digits are not comparable with older ones.
   images, labels = read(digits, "test")
   assert labels[:8].tolist() == [4, 7, 9, 7, 3, 0, 1, 2]
   assert images.reshape(360, -1).astype(int)[:5].sum(1).tolist() == [4143, 5258, 5323, 4496, 4910]
 
 
-def test_digits_are_stored_in_no_particular_order_of_writers(digits):
+def test_digits_are_shuffled(digits):
   labels = read(digits, "train")[1]
-  # The source runs through 0..9 again and again.
+  # The labels of the source cycle through 0..9.
   assert (np.diff(labels) == 1).mean() < 0.2
 
 
-def test_a_faster_process_is_met_at_the_end_and_its_copy_used(tmp_path, monkeypatch):
-  plan, entered = Digits._split_generators, []
+def test_copy_of_a_faster_concurrent_process_is_used(tmp_path, monkeypatch):
+  original, entered = Digits._split_generators, []
 
   def overtaken(self, dl_manager):
     if not entered:
       entered.append(True)
       prepare.prepared_digits(str(tmp_path))
-    return plan(self, dl_manager)
+    return original(self, dl_manager)
 
   monkeypatch.setattr(Digits, "_split_generators", overtaken)
   builder = prepare.prepared_digits(str(tmp_path))
@@ -79,7 +79,7 @@ print(len(prepare.prepared_digits(sys.argv[1]).as_data_source("train")))
 
 
 @pytest.mark.long
-def test_processes_may_prepare_at_once_and_after_one_was_killed_half_way(tmp_path):
+def test_concurrent_preparations_succeed_after_a_killed_one(tmp_path):
   def start(fate):
     return subprocess.Popen(
       [sys.executable, "-c", PREPARE, str(tmp_path), fate],
@@ -96,14 +96,22 @@ def test_processes_may_prepare_at_once_and_after_one_was_killed_half_way(tmp_pat
     assert (process.returncode, out) == (0, "1437\n"), err
 
 
+def test_builders_keep_the_names_and_versions_of_prepared_data_sets(tmp_path):
+  """TFDS finds a prepared data set by its builder's name and version, which name its folder."""
+  cifar = builders.CifarBinary(config="cifar100", data_dir=tmp_path)
+  fashion = builders.IdxImages(config="fashion_mnist", data_dir=tmp_path)
+  found = [builder.info.full_name for builder in (Digits(data_dir=tmp_path), cifar, fashion)]
+  assert found == ["digits/1.0.0", "cifar_binary/cifar100/1.0.0", "idx_images/fashion_mnist/1.0.0"]
+
+
 @pytest.mark.parametrize("packed", [True, False])
-def test_idx_files_are_read_packed_or_not(tmp_path, packed):
+def test_idx_files_are_read_with_and_without_gzip(tmp_path, packed):
   array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
   write_idx(tmp_path / "file", array, packed)
   np.testing.assert_array_equal(builders.read_idx(tmp_path / "file"), array)
 
 
-def test_damaged_idx_files_are_named(tmp_path):
+def test_errors_name_damaged_idx_files(tmp_path):
   file = tmp_path / "broken.gz"
   whole = bytes([0, 0, 8, 1, 0, 0, 0, 4, 1, 2, 3, 4])
   packed = gzip.compress(whole)
@@ -134,7 +142,7 @@ def test_idx_builder_reads_any_folder_of_idx_files(tmp_path):
     np.testing.assert_array_equal(stored_labels, labels)
 
 
-def test_cifar100_keeps_the_fine_labels_and_puts_colours_last(tmp_path):
+def test_cifar100_builder_reads_fine_labels_and_channels_last(tmp_path):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (12, 32, 32, 3))
   fine, coarse = rng.integers(0, 100, 12), rng.integers(0, 20, 12)
@@ -149,7 +157,7 @@ def test_cifar100_keeps_the_fine_labels_and_puts_colours_last(tmp_path):
     np.testing.assert_array_equal(stored_labels, fine[:count])
 
 
-def test_damaged_cifar_archives_are_named(tmp_path):
+def test_errors_name_damaged_cifar_archives(tmp_path):
   file = tmp_path / "cifar.tar.gz"
   write_cifar(file, {"test.bin": b"x" * 100})
   for members, message in ((["train.bin"], "train.bin"), (["test.bin"], "records of 3073 bytes")):

@@ -7,16 +7,16 @@ from jaxkd.errors import ConfigError
 
 
 class Records:
-  """A tfds data source of 2x2 images, image i filled with i."""
+  """A tfds data source of 2x2 images, where image i is filled with i."""
 
   def __init__(self, labels, dtype=np.uint8):
-    self.labels, self.dtype, self.asked = labels, dtype, []
+    self.labels, self.dtype, self.requests = labels, dtype, []
 
   def __len__(self):
     return len(self.labels)
 
   def __getitems__(self, keys):
-    self.asked.append(list(keys))
+    self.requests.append(list(keys))
     return [
       {"image": np.full((2, 2, 1), key, self.dtype), "label": self.labels[key]} for key in keys
     ]
@@ -32,17 +32,17 @@ def read(source, label_source=None, num_classes=3, image_shape=(2, 2, 1), memory
   )
 
 
-def test_small_splits_are_held_in_memory_and_large_ones_are_not():
+def test_small_splits_are_held_in_memory_and_large_ones_on_disk():
   labels = [0, 1, 2, 1, 0]
   assert isinstance(read(Records(labels), memory_limit=20), ArrayExamples)
   source, label_source = Records(labels), Records(labels)
   large = read(source, label_source, memory_limit=19)
   assert isinstance(large, RecordExamples)
-  assert source.asked == [], "reading the labels of a large split decodes no image"
+  assert source.requests == [], "reading the labels of a large split decodes no image"
 
 
 @pytest.mark.parametrize("memory_limit", [0, 1000])
-def test_subsets_keep_the_places_in_the_original_split(memory_limit):
+def test_subsets_keep_indices_of_the_original_split(memory_limit):
   examples = read(Records([0, 1, 2, 1, 0]), memory_limit=memory_limit)
   subset = examples.take(np.array([4, 1, 3])).take(np.array([2, 0]))
   np.testing.assert_array_equal(subset.indices, [3, 4])
@@ -54,7 +54,7 @@ def test_subsets_keep_the_places_in_the_original_split(memory_limit):
 
 
 @pytest.mark.parametrize("memory_limit", [0, 1000])
-def test_hidden_labels_are_gone_and_the_original_keeps_its_own(memory_limit):
+def test_hiding_labels_does_not_change_the_original(memory_limit):
   examples = read(Records([0, 1, 2, 1, 0]), memory_limit=memory_limit)
   hidden = examples.hide_labels(np.array([1, 4]))
   np.testing.assert_array_equal(hidden.labels, [0, UNLABELLED, 2, 1, UNLABELLED])
@@ -65,7 +65,7 @@ def test_hidden_labels_are_gone_and_the_original_keeps_its_own(memory_limit):
 
 
 @pytest.mark.parametrize("memory_limit", [0, 1000])
-def test_a_label_out_of_range_is_named(memory_limit):
+def test_error_names_a_label_out_of_range(memory_limit):
   with pytest.raises(ConfigError, match=r"label of example 2 is 3, not in 0\.\.2"):
     read(Records([0, 1, 3]), memory_limit=memory_limit)
   with pytest.raises(ConfigError, match="label of example 0 is -1"):
@@ -79,7 +79,7 @@ def test_images_must_be_uint8_of_the_known_shape():
     read(Records([0]), image_shape=(2, 2, 3))
 
 
-def test_array_examples_name_the_argument_that_does_not_fit():
+def test_array_examples_error_names_the_wrong_argument():
   images, labels = np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
   with pytest.raises(ConfigError, match=r"^images: expected uint8 \(N, H, W, C\), got float32 \("):
     ArrayExamples(images.astype(np.float32), labels, labels)
@@ -95,7 +95,7 @@ def test_array_examples_name_the_argument_that_does_not_fit():
 
 
 class Damaged(Records):
-  """Of which record 3 cannot be read, and record 4 is of another size."""
+  """Records of which record 3 is unreadable and record 4 has another size."""
 
   def __getitems__(self, keys):
     if 3 in keys:
@@ -107,7 +107,7 @@ class Damaged(Records):
     return records
 
 
-def test_a_record_that_cannot_be_read_is_named():
+def test_error_names_an_unreadable_record():
   labels = np.zeros(6, np.int32)
   examples = RecordExamples(Damaged(labels), labels, np.arange(6, dtype=np.int32)[::-1].copy())
   assert len(examples.fetch(np.array([5, 4]))) == 2

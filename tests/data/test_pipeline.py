@@ -21,10 +21,10 @@ from jaxkd.errors import ConfigError
 
 
 def make(n):
-  """Examples whose index is 100 + place, label place % 3, and image filled with the place."""
-  places = np.arange(n)
-  images = np.broadcast_to(places.astype(np.uint8)[:, None, None, None], (n, 2, 2, 1)).copy()
-  return ArrayExamples(images, (places % 3).astype(np.int32), (places + 100).astype(np.int32))
+  """Examples with images filled with their position, labels position % 3, indices 100 + it."""
+  positions = np.arange(n)
+  images = np.broadcast_to(positions.astype(np.uint8)[:, None, None, None], (n, 2, 2, 1)).copy()
+  return ArrayExamples(images, (positions % 3).astype(np.int32), (positions + 100).astype(np.int32))
 
 
 def together(shares):
@@ -49,7 +49,7 @@ def test_k_epochs_show_every_example_exactly_k_times(n, batch_size, epochs):
     np.testing.assert_array_equal(counts, np.full(n, k))
 
 
-def test_epochs_are_shuffled_anew_and_depend_on_the_seed():
+def test_every_epoch_has_its_own_order_given_by_the_seed():
   examples = make(50)
   seen = stream(training_batches(examples, batch_size=10, seed=0), 10)
   again = stream(training_batches(examples, batch_size=10, seed=0), 10)
@@ -60,17 +60,17 @@ def test_epochs_are_shuffled_anew_and_depend_on_the_seed():
   assert orders[0] != tuple(np.arange(50) + 100)
 
 
-def test_training_batches_hold_what_belongs_together():
+def test_training_batches_keep_image_label_and_index_together():
   batch = next(training_batches(make(7), batch_size=4, seed=0))
-  places = batch.indices - 100
-  np.testing.assert_array_equal(batch.images[:, 0, 0, 0], places)
-  np.testing.assert_array_equal(batch.labels, places % 3)
+  positions = batch.indices - 100
+  np.testing.assert_array_equal(batch.images[:, 0, 0, 0], positions)
+  np.testing.assert_array_equal(batch.labels, positions % 3)
   np.testing.assert_array_equal(batch.weights, np.ones(4))
   assert [np.asarray(leaf).dtype for leaf in (batch.images, batch.labels)] == [np.uint8, np.int32]
   assert batch.weights.dtype == np.float32 and batch.indices.dtype == np.int32
 
 
-def test_unlabelled_examples_weigh_nothing_and_do_not_show_their_labels():
+def test_unlabelled_examples_have_weight_0_and_hidden_labels():
   examples = make(7).hide_labels(np.array([0, 3, 4]))
   batches = [
     *take(training_batches(examples, batch_size=4, seed=0), 7),
@@ -78,14 +78,14 @@ def test_unlabelled_examples_weigh_nothing_and_do_not_show_their_labels():
   ]
   seen = set()
   for batch in batches:
-    places = batch.indices - 100
-    unlabelled = np.isin(places, [0, 3, 4])
-    np.testing.assert_array_equal(batch.labels, np.where(unlabelled, UNLABELLED, places % 3))
+    positions = batch.indices - 100
+    unlabelled = np.isin(positions, [0, 3, 4])
+    np.testing.assert_array_equal(batch.labels, np.where(unlabelled, UNLABELLED, positions % 3))
     assert (batch.weights[unlabelled] == 0).all() and batch.weights.dtype == np.float32
-    np.testing.assert_array_equal(batch.images[:, 0, 0, 0], places)
-    seen |= set(zip(places.tolist(), batch.weights.tolist(), strict=True))
-  # The last of the seven fills up the last batch to evaluate with weight 0.
-  assert seen - {(6, 0.0)} == {(place, float(place not in (0, 3, 4))) for place in range(7)}
+    np.testing.assert_array_equal(batch.images[:, 0, 0, 0], positions)
+    seen |= set(zip(positions.tolist(), batch.weights.tolist(), strict=True))
+  # The last of the seven examples pads the last evaluation batch with weight 0.
+  assert seen - {(6, 0.0)} == {(n, float(n not in (0, 3, 4))) for n in range(7)}
 
 
 @given(
@@ -94,7 +94,7 @@ def test_unlabelled_examples_weigh_nothing_and_do_not_show_their_labels():
   processes=st.integers(1, 4),
   position=st.integers(0, 3),
 )
-def test_processes_share_the_batches_of_one_wherever_any_number_goes_on(
+def test_shares_of_processes_form_the_batches_of_one_process_after_resuming(
   n, batch_size, processes, position
 ):
   examples = make(n).hide_labels(np.array([0]))
@@ -115,7 +115,7 @@ def test_processes_share_the_batches_of_one_wherever_any_number_goes_on(
 
 
 @given(n=st.integers(1, 23), batch_size=st.integers(1, 6), processes=st.integers(1, 4))
-def test_processes_share_the_batches_that_one_evaluates(n, batch_size, processes):
+def test_evaluation_shares_of_processes_form_the_batches_of_one_process(n, batch_size, processes):
   examples = make(n)
   whole = evaluation_batches(examples, batch_size=batch_size * processes)
   parts = [
@@ -127,7 +127,7 @@ def test_processes_share_the_batches_that_one_evaluates(n, batch_size, processes
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_a_restored_iterator_continues_with_the_next_batch(tmp_path, threads):
+def test_restored_iterator_continues_with_the_next_batch(tmp_path, threads):
   def fresh():
     return training_batches(make(7), batch_size=5, seed=0, threads=threads)
 
@@ -148,7 +148,7 @@ def test_a_restored_iterator_continues_with_the_next_batch(tmp_path, threads):
     iterator.close()
 
 
-def test_reading_ahead_changes_nothing():
+def test_reading_ahead_does_not_change_batches():
   direct = training_batches(make(7), batch_size=5, seed=0, threads=0)
   ahead = training_batches(make(7), batch_size=5, seed=0, threads=4)
   np.testing.assert_array_equal(stream(direct, 12), stream(ahead, 12))
@@ -176,7 +176,7 @@ def test_evaluation_counts_every_example_once_in_batches_of_one_size(n, batch_si
   np.testing.assert_array_equal(seen, examples.indices)
 
 
-def test_bad_arguments_are_named_at_once():
+def test_errors_name_bad_arguments_before_the_first_batch():
   for batches in (training_batches, evaluation_batches):
     options = {"seed": 0} if batches is training_batches else {}
     with pytest.raises(ConfigError, match="examples: there are none"):
@@ -197,7 +197,7 @@ class SlowSource:
     return [{"image": np.full((2, 2, 1), key, np.uint8)} for key in keys]
 
 
-def test_examples_on_disk_are_read_by_threads_ahead_of_use():
+def test_examples_on_disk_are_read_ahead_by_threads():
   labels = np.zeros(9, np.int32)
   examples = RecordExamples(SlowSource(), labels, np.arange(9, dtype=np.int32))
   batches = training_batches(examples, batch_size=4, seed=0)
@@ -219,7 +219,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_importing_is_light_and_a_program_ends_without_closing_the_iterator():
+def test_import_loads_no_tfds_and_an_open_iterator_does_not_block_exit():
   run = subprocess.run(
     [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=600
   )

@@ -31,7 +31,7 @@ def test_per_class_subsets_depend_on_the_seed_alone():
   assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_per_class_names_the_class_that_has_too_few():
+def test_per_class_error_names_the_class_with_too_few_examples():
   with pytest.raises(ConfigError, match="per_class=21: class 0 has only 20 examples"):
     per_class(EXAMPLES, 21, seed=0)
   for n in (0, -1, 2.0, True):
@@ -40,9 +40,7 @@ def test_per_class_names_the_class_that_has_too_few():
 
 
 @given(seed=st.integers(0, 2**40), small=st.integers(1, 90), large=st.integers(1, 90))
-def test_unlabelled_examples_follow_the_labelled_ones_nested_and_without_classes(
-  seed, small, large
-):
+def test_unlabelled_examples_follow_the_labelled_ones_and_nest(seed, small, large):
   labelled = per_class(EXAMPLES, 10, seed=seed)
   small, large = sorted((small, large))
   few, many = (with_unlabelled(labelled, EXAMPLES, n, seed=seed) for n in (small, large))
@@ -56,18 +54,18 @@ def test_unlabelled_examples_follow_the_labelled_ones_nested_and_without_classes
   np.testing.assert_array_equal(EXAMPLES.labels[:6], [0, 1, 1, 2, 2, 2])
 
 
-def test_unlabelled_examples_are_chosen_by_the_seed_whatever_their_classes():
+def test_unlabelled_examples_depend_on_the_seed_not_on_classes():
   labelled = per_class(EXAMPLES, 1, seed=0)
   chosen = [with_unlabelled(labelled, EXAMPLES, 60, seed=s).indices[3:] for s in (0, 0, 1)]
   np.testing.assert_array_equal(chosen[0], chosen[1])
   assert chosen[0].tolist() != chosen[2].tolist()
-  # Were the labels others, the same examples would be chosen.
+  # Other labels do not change the choice.
   other = ArrayExamples(EXAMPLES.images, EXAMPLES.labels[::-1].copy(), EXAMPLES.indices)
   again = with_unlabelled(other.take(labelled.indices), other, 60, seed=0)
   np.testing.assert_array_equal(again.indices[3:], chosen[0])
 
 
-def test_too_many_unlabelled_examples_are_refused_with_the_number_there_is():
+def test_too_many_unlabelled_examples_are_refused_with_the_number_left():
   labelled = per_class(EXAMPLES, 10, seed=0)
   assert len(with_unlabelled(labelled, EXAMPLES, 90, seed=0)) == len(EXAMPLES)
   with pytest.raises(ConfigError, match="unlabelled=91: only 90 examples are left"):
@@ -77,7 +75,7 @@ def test_too_many_unlabelled_examples_are_refused_with_the_number_there_is():
       with_unlabelled(labelled, EXAMPLES, count, seed=0)
 
 
-def test_what_is_unlabelled_is_no_class():
+def test_unlabelled_examples_are_no_class():
   both = with_unlabelled(per_class(EXAMPLES, 10, seed=0), EXAMPLES, 5, seed=0)
   np.testing.assert_array_equal(np.bincount(per_class(both, 10, seed=0).labels), [10] * 3)
 
@@ -87,7 +85,7 @@ def test_what_is_unlabelled_is_no_class():
   labels=st.lists(st.integers(0, 4), min_size=2, max_size=60),
   fraction=st.floats(0.01, 0.99),
 )
-def test_split_off_parts_every_class_in_proportion(seed, labels, fraction):
+def test_split_off_divides_every_class_in_proportion(seed, labels, fraction):
   examples = examples_with(labels)
   count = min(max(1, round(fraction * len(labels))), len(labels) - 1)
   rest, off = split_off(examples, count, seed=seed)
@@ -100,7 +98,7 @@ def test_split_off_parts_every_class_in_proportion(seed, labels, fraction):
   np.testing.assert_array_equal(off.labels, np.asarray(labels)[off.indices])
 
 
-def test_split_off_takes_fractions_and_counts():
+def test_split_off_accepts_fractions_and_counts():
   assert len(split_off(EXAMPLES, 0.1, seed=0)[1]) == 12
   assert len(split_off(EXAMPLES, 7, seed=0)[1]) == 7
   for size in (0, 0.0, 1.0, 120, -3, True, 0.001):
@@ -114,7 +112,7 @@ def test_seeds_must_be_non_negative_integers():
       split_off(EXAMPLES, 0.1, seed=seed)
 
 
-def test_orders_are_frozen_and_neighbouring_keys_unrelated():
-  # Written down from NumPy 2.4.6; another value means that every subset and run has changed.
+def test_permutations_are_frozen_and_neighbouring_keys_unrelated():
+  # Values of NumPy 2.4.6; if they change, so does every subset and every run.
   assert permutation(8, 0, 1).tolist() == [3, 1, 0, 4, 5, 6, 7, 2]
   assert permutation(8, 1, 0).tolist() != permutation(8, 0, 1).tolist()

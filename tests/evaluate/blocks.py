@@ -1,4 +1,4 @@
-"""The smallest model with several exits, and images for it."""
+"""A minimal model with several exits, and images for it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ EXITS = 3
 
 
 class Blocks(nn.Module):
-  """A convolution and a classifier for each exit.
+  """A model with a convolution and a classifier for each exit.
 
   Attributes:
-    watch: called with (block, rows) at every run, also of compiled code.
+    watch: called with (block, rows) at every run of a block, compiled or not.
   """
 
   num_exits: int = EXITS
@@ -36,7 +36,7 @@ class Blocks(nn.Module):
     return tuple(outputs)
 
   def run_block(self, carry, block, train=False):
-    # Two leaves: what is carried on is any pytree.
+    # The carry may be any pytree; this one has two leaves.
     maps = carry["maps"] if block else carry
     if self.watch is not None:
       jax.debug.callback(self.watch, block, len(maps))

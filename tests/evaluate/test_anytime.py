@@ -22,7 +22,7 @@ def split():
   return ArrayExamples(pixels, np.arange(10, dtype=np.int32) % 3, np.arange(10, dtype=np.int32))
 
 
-def test_logits_of_a_split_are_the_models_in_order_without_the_padding(split):
+def test_exit_logits_are_the_models_in_order_without_padding(split):
   weights = variables()
   logits, labels = exit_logits(Blocks(), weights, evaluation_batches(split, batch_size=4), prepare)
   batch = prepare(Batch(split.images, split.labels, None, None))
@@ -34,7 +34,7 @@ def test_logits_of_a_split_are_the_models_in_order_without_the_padding(split):
     np.testing.assert_allclose(logits[:, number], output.logits, atol=1e-5)
 
 
-def test_a_split_is_compiled_once(split):
+def test_model_is_compiled_once_per_split(split):
   shapes = []
 
   def watched(batch):
@@ -45,14 +45,14 @@ def test_a_split_is_compiled_once(split):
   assert shapes == [(4, *SHAPE)]
 
 
-def test_no_batches_are_refused():
+def test_missing_batches_are_refused():
   with pytest.raises(ConfigError, match="batches"):
     exit_logits(Blocks(), variables(), [], prepare)
 
 
-def test_accuracies_are_of_each_exit_and_of_the_mean_of_probabilities():
-  # Exit 0 is right about the first of two images, exit 1 about the second, exit 2 about none. The
-  # first exit is sure, so it decides for both exits together.
+def test_curve_has_accuracies_of_each_exit_and_of_mean_probabilities():
+  # Exit 0 is right for the first of two images, exit 1 for the second, exit 2 for none. The first
+  # exit is confident, so it decides the ensemble of exits 0 and 1.
   probabilities = np.array(
     [[[0.9, 0.1], [0.3, 0.7], [0.4, 0.6]], [[0.9, 0.1], [0.3, 0.7], [0.9, 0.1]]]
   )
@@ -63,13 +63,13 @@ def test_accuracies_are_of_each_exit_and_of_the_mean_of_probabilities():
   assert [row["ensemble_accuracy"] for row in rows] == [0.5, 0.5, 0.5]
 
 
-def test_an_ensemble_is_of_probabilities_not_of_logits():
+def test_ensemble_averages_probabilities_not_logits():
   # The mean logits prefer class 1, the mean probabilities class 0.
   logits = np.array([[[3.0, 0.0], [0.0, 9.0], [3.0, 0.0]]])
   assert anytime_curve(logits, np.array([0]), [1, 2, 3])[-1]["ensemble_accuracy"] == 1.0
 
 
-def test_huge_logits_are_finite_probabilities():
+def test_huge_logits_give_finite_probabilities():
   rows = anytime_curve(np.array([[[1e4, -1e4], [1e4, 0.0]]]), np.array([0]), [1, 2])
   assert rows[1]["ensemble_accuracy"] == 1.0
 
@@ -82,12 +82,12 @@ def test_huge_logits_are_finite_probabilities():
     (np.zeros((2, 2, 4)), np.zeros(3), "labels"),
   ],
 )
-def test_sizes_that_do_not_fit_are_named(logits, labels, named):
+def test_errors_name_sizes_that_do_not_fit(logits, labels, named):
   with pytest.raises(ConfigError, match=f"^{named}: "):
     anytime_curve(logits, labels, [1, 2])
 
 
-def test_between_exits_accuracy_is_that_of_a_random_mixture():
+def test_accuracy_between_exits_is_that_of_a_random_mixture():
   costs, accuracies = [100, 300, 400], [0.5, 0.7, 0.6]
   assert [anytime_at(costs, accuracies, cost) for cost in costs] == accuracies
   # A quarter of the images go on to the second exit: 0.75 * 100 + 0.25 * 300.
@@ -106,6 +106,6 @@ def test_between_exits_accuracy_is_that_of_a_random_mixture():
     ([1, 2], [0.5], 1.5, "^accuracies: 1, expected 2"),
   ],
 )
-def test_an_average_cost_that_no_mixture_has_is_refused(costs, accuracies, cost, message):
+def test_cost_outside_the_range_of_the_exits_is_refused(costs, accuracies, cost, message):
   with pytest.raises(ConfigError, match=message):
     anytime_at(costs, accuracies, cost)

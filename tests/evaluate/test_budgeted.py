@@ -41,7 +41,7 @@ def tied(seed, count=23):
 
 
 @hypothesis.given(rising, shares_of_range)
-def test_shares_cost_the_budget(costs, share):
+def test_mean_cost_of_shares_is_the_budget(costs, share):
   budget = within(costs, share)
   shares = exit_shares(costs, budget)
   assert shares.sum() == pytest.approx(1)
@@ -70,14 +70,14 @@ def test_ties_never_cost_more_than_the_budget(costs, share, seed):
 
 
 @hypothesis.given(rising, shares_of_range, shares_of_range, seeds)
-def test_the_mean_cost_rises_with_the_budget(costs, one, other, seed):
+def test_mean_cost_rises_with_the_budget(costs, one, other, seed):
   values = distinct(seed)
   low, high = (mean_cost(values, costs, within(costs, s)) for s in sorted((one, other)))
   assert low <= high
 
 
 @hypothesis.given(rising, seeds, st.booleans())
-def test_at_the_cheapest_budget_everyone_leaves_first_and_at_the_full_one_last(costs, seed, ties):
+def test_least_budget_uses_the_first_exit_and_largest_the_last(costs, seed, ties):
   values = tied(seed) if ties else distinct(seed)
   first = chosen_exits(values, fit_thresholds(values, costs, costs[0]))
   last = chosen_exits(values, fit_thresholds(values, costs, costs[-1]))
@@ -86,7 +86,7 @@ def test_at_the_cheapest_budget_everyone_leaves_first_and_at_the_full_one_last(c
 
 
 @hypothesis.given(rising, shares_of_range, seeds)
-def test_the_surest_leave_first(costs, share, seed):
+def test_most_confident_images_leave_first(costs, share, seed):
   values = distinct(seed)
   exits = chosen_exits(values, fit_thresholds(values, costs, within(costs, share)))
   for k in range(EXITS - 1):
@@ -94,7 +94,7 @@ def test_the_surest_leave_first(costs, share, seed):
     assert not (here.size and later.size) or here.min() > later.max()
 
 
-def test_an_image_leaves_at_the_first_exit_whose_threshold_it_reaches():
+def test_image_leaves_at_the_first_exit_whose_threshold_it_reaches():
   values = np.array([[5, 9], [4, 9], [4, 0]])
   assert chosen_exits(values, [5, 10]).tolist() == [0, 1, 1]
   assert chosen_exits(values, [np.inf, -np.inf]).tolist() == [1, 1, 1]
@@ -106,7 +106,7 @@ def test_confidence_is_the_log_of_the_largest_probability():
   np.testing.assert_allclose(found, np.log(probabilities.max(-1)))
 
 
-def test_confidence_tells_apart_what_float32_probabilities_do_not():
+def test_confidence_separates_probabilities_that_float32_rounds_to_one():
   sure, surer = confidences(np.array([[30.0, 0.0], [40.0, 0.0]], np.float32))
   assert sure < surer < 0
   assert np.isfinite(confidences(np.array([1e4, -1e4])))
@@ -117,14 +117,15 @@ def logits_of(probability_of_first):
   return np.log(np.stack([p, 1 - p], axis=-1))
 
 
-# Half of the images are easy: exit 0 is sure and right. Of the others it knows nothing and says so.
+# Half of the images are easy: exit 0 is confident and right. For the others its probabilities are
+# near 1/2.
 CALIBRATED = logits_of(
   [[0.99, 0.99]] * 4 + [[0.55, 0.99], [0.52, 0.99], [0.47, 0.99], [0.46, 0.99]]
 )
 TRUTH = np.zeros(8, int)
 
 
-def test_with_calibrated_exits_a_budget_buys_more_than_any_mixture_of_exits():
+def test_budgeted_prediction_beats_mixtures_for_calibrated_exits():
   costs = [1, 3]
   first, last = (row["accuracy"] for row in anytime_curve(CALIBRATED, TRUTH, costs))
   assert (first, last) == (0.75, 1.0)
@@ -149,7 +150,7 @@ def test_thresholds_depend_on_the_validation_split_alone():
   assert [row["accuracy"] for row in wrong] == [0, 0]
 
 
-def test_one_exit_takes_everyone():
+def test_single_exit_takes_all_images():
   assert fit_thresholds(np.zeros((3, 1)), [7], 7) == (-np.inf,)
 
 
@@ -168,6 +169,6 @@ def test_one_exit_takes_everyone():
     (lambda: budgeted_curve(CALIBRATED, CALIBRATED, TRUTH[1:], [1, 2], [1]), "test_labels"),
   ],
 )
-def test_what_is_wrong_is_named_with_what_is_accepted(call, message):
+def test_errors_name_the_argument_and_accepted_values(call, message):
   with pytest.raises(ConfigError, match=message):
     call()

@@ -18,25 +18,25 @@ def convolution(groups):
   return multiply_adds(module.apply, jax.eval_shape(module.init, jax.random.key(0), images), images)
 
 
-def test_a_convolution_costs_its_kernel_at_every_output():
+def test_convolution_counts_its_kernel_at_every_output():
   assert convolution(groups=1) == 2 * (4 * 4) * 6 * (3 * 3 * 4)
 
 
-def test_a_grouped_convolution_costs_its_share_of_the_channels():
+def test_grouped_convolution_counts_its_share_of_the_channels():
   assert convolution(groups=2) == 2 * (4 * 4) * 6 * (3 * 3 * 2)
 
 
-def test_a_batched_product_costs_one_addition_per_contracted_element():
+def test_batched_product_counts_one_multiply_add_per_contracted_element():
   assert multiply_adds(
     lambda a, b: jnp.einsum("bij,bjk->bik", a, b), shape(5, 2, 3), shape(5, 3, 7)
   ) == (5 * 2 * 3 * 7)
 
 
-def test_nothing_but_products_counts():
+def test_only_products_are_counted():
   assert multiply_adds(lambda x: nn.relu(x * x + 1).sum(), shape(8, 8)) == 0
 
 
-def test_nested_calls_count():
+def test_nested_calls_are_counted():
   matrix = shape(3, 3)
   once = 27
   product = jax.jit(jnp.matmul)
@@ -52,7 +52,7 @@ def test_nested_calls_count():
   assert multiply_adds(either, matrix) == 2 * once
 
 
-def test_what_no_result_needs_costs_nothing():
+def test_operations_without_effect_on_results_are_not_counted():
   def function(a):
     _ = a @ a
     return a
@@ -60,7 +60,7 @@ def test_what_no_result_needs_costs_nothing():
   assert multiply_adds(function, shape(3, 3)) == 0
 
 
-def test_a_loop_of_unknown_length_is_refused():
+def test_loop_of_unknown_length_is_refused():
   def function(a):
     return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, a)
 
@@ -68,7 +68,7 @@ def test_a_loop_of_unknown_length_is_refused():
     multiply_adds(function, shape(3, 3))
 
 
-def test_costs_of_exits_add_up_block_by_block_classifiers_included():
+def test_exit_costs_sum_blocks_and_classifiers():
   convolutions = [4 * 4 * 4 * 9 * 1, 2 * 2 * 4 * 9 * 4, 1 * 1 * 4 * 9 * 4]
   classifier = 4 * 3
   expected, total = [], 0
@@ -78,6 +78,6 @@ def test_costs_of_exits_add_up_block_by_block_classifiers_included():
   assert exit_costs(Blocks(), variables(), SHAPE) == tuple(expected)
 
 
-def test_the_last_exit_costs_what_the_whole_network_does():
+def test_last_exit_costs_as_much_as_the_whole_network():
   whole = multiply_adds(Blocks().apply, variables(), shape(1, *SHAPE))
   assert exit_costs(Blocks(), variables(), SHAPE)[-1] == whole

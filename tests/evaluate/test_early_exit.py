@@ -13,7 +13,7 @@ COUNT = 19  # two full batches and three images
 
 
 class Watched:
-  """An early exit whose blocks tell what they compute."""
+  """An early exit whose blocks record what they compute."""
 
   def __init__(self):
     self.seen, self.traced = [], 0
@@ -22,7 +22,7 @@ class Watched:
     self.early.compile(SHAPE)
 
   def run(self, thresholds, count=COUNT):
-    """The predictions, and how many rows went through each block."""
+    """Return the predictions and the number of rows that each block computed."""
     jax.effects_barrier()
     self.seen.clear()
     found = self.early(images(count), thresholds)
@@ -51,22 +51,22 @@ def watched():
 
 @pytest.fixture(scope="module")
 def reference():
-  """What the whole network says of all images, (N, M, C)."""
+  """Logits of the whole network for all images, (N, M, C)."""
   outputs = jax.jit(Blocks().apply)(variables(), images(COUNT))
   return np.stack([output.logits for output in outputs], axis=1)
 
 
-def between(values, place):
-  """A threshold as far from all values as the gap at that place of their order allows."""
+def between(values, rank):
+  """Return the midpoint between the values of two successive ranks."""
   ordered = np.sort(values)
-  assert ordered[place] - ordered[place - 1] > 1e-4
-  return (ordered[place] + ordered[place - 1]) / 2
+  assert ordered[rank] - ordered[rank - 1] > 1e-4
+  return (ordered[rank] + ordered[rank - 1]) / 2
 
 
-@pytest.mark.parametrize("places", [(4, 9), (15, 2), (9, 4), (11, 6)])
-def test_early_exit_is_the_whole_network_and_the_rule(watched, reference, places):
+@pytest.mark.parametrize("ranks", [(4, 9), (15, 2), (9, 4), (11, 6)])
+def test_early_exit_equals_the_whole_network_with_the_thresholds(watched, reference, ranks):
   sure = confidences(reference)
-  thresholds = (between(sure[:, 0], places[0]), between(sure[:, 1], places[1]), -np.inf)
+  thresholds = (between(sure[:, 0], ranks[0]), between(sure[:, 1], ranks[1]), -np.inf)
   found, _ = watched.run(thresholds)
   expected = chosen_exits(sure, thresholds)
   assert len(set(expected)) > 1
@@ -76,43 +76,43 @@ def test_early_exit_is_the_whole_network_and_the_rule(watched, reference, places
   )
 
 
-def test_blocks_see_only_the_images_that_are_left(watched, reference):
+def test_blocks_compute_only_images_that_have_not_left(watched, reference):
   sure = confidences(reference)
   thresholds = (between(sure[:, 0], 12), -np.inf, -np.inf)
   found, rows = watched.run(thresholds)
   staying = [int((sure[start : start + 8, 0] < thresholds[0]).sum()) for start in (0, 8, 16)]
   assert sum(staying) == 12
-  # The smallest of the sizes that hold them; 19 images are 8, 8 and, padded, 4.
+  # The smallest size that holds them; 19 images are batches of 8, 8 and, padded, 4.
   padded = [min(size for size in (0, *SIZES) if size >= count) for count in staying]
   assert rows == [20, sum(padded), 0]
   assert found.rows == tuple(rows)
 
 
-def test_nobody_is_computed_beyond_the_first_exit_if_all_leave(watched):
+def test_later_blocks_do_not_run_if_all_images_leave_first(watched):
   found, rows = watched.run((-np.inf,) * EXITS)
   assert rows == [20, 0, 0]
   assert set(found.exits) == {0}
 
 
-def test_if_nobody_leaves_every_block_sees_everyone(watched):
+def test_every_block_computes_all_images_if_none_leaves(watched):
   found, rows = watched.run((np.inf,) * EXITS)
   assert rows == [20, 20, 20]
   assert set(found.exits) == {EXITS - 1}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 9])
-def test_any_number_of_images_will_do(watched, reference, count):
+def test_early_exit_accepts_any_number_of_images(watched, reference, count):
   found, _ = watched.run((between(confidences(reference)[:, 0], 9), np.inf, np.inf), count)
   np.testing.assert_allclose(
     found.logits, reference[np.arange(count), found.exits], rtol=1e-5, atol=1e-5
   )
 
 
-def test_every_block_was_compiled_once_for_each_size_and_never_again(watched, reference):
+def test_every_block_is_compiled_once_per_size(watched, reference):
   assert watched.traced == EXITS * len(SIZES)
   sure = confidences(reference)
-  for place in (3, 9, 15):
-    watched.run((between(sure[:, 0], place), between(sure[:, 1], place), -np.inf))
+  for rank in (3, 9, 15):
+    watched.run((between(sure[:, 0], rank), between(sure[:, 1], rank), -np.inf))
   assert watched.traced == EXITS * len(SIZES)
 
 
@@ -125,6 +125,6 @@ def test_every_block_was_compiled_once_for_each_size_and_never_again(watched, re
     (lambda: EarlyExit(Blocks(), {})(images(0), [0.0] * 3), "images: there are none"),
   ],
 )
-def test_what_is_wrong_is_named(call, message):
+def test_errors_name_the_argument(call, message):
   with pytest.raises(ConfigError, match=message):
     call()

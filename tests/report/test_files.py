@@ -1,4 +1,4 @@
-"""TensorBoard's events, read back as it reads them."""
+"""Metrics files and TensorBoard events, read back."""
 
 import struct
 
@@ -10,7 +10,7 @@ from jaxkd.report import MetricsFile, TensorBoard
 
 
 def events(folder):
-  """Of all files of a folder, oldest first."""
+  """Return the events of all files of a folder, oldest first."""
   found = []
   for file in sorted(folder.glob("events*"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
     data = file.read_bytes()
@@ -32,7 +32,7 @@ def row(epoch):
   }
 
 
-def test_tensorboard_gets_every_metric_and_the_speed(tmp_path):
+def test_tensorboard_has_every_metric_and_the_speed(tmp_path):
   board = TensorBoard(tmp_path)
   board.phase_started("alone", 6, [])
   for epoch in (1, 2):
@@ -41,16 +41,16 @@ def test_tensorboard_gets_every_metric_and_the_speed(tmp_path):
   board.phase_ended("alone")
   first, *rest = events(tmp_path / "alone")
   assert first.file_version == "brain.Event:2"
-  told = [(e.step, v.tag, v.simple_value) for e in rest for v in e.summary.value]
-  assert [(step, tag) for step, tag, _ in told] == [
+  scalars = [(e.step, v.tag, v.simple_value) for e in rest for v in e.summary.value]
+  assert [(step, tag) for step, tag, _ in scalars] == [
     (step, tag)
     for step in (3, 6)
     for tag in ("train/loss", "validation/student_accuracy", "speed/images_per_second")
   ]
-  assert [value for _, tag, value in told if tag == "train/loss"] == [1.5, 1.5]
+  assert [value for _, tag, value in scalars if tag == "train/loss"] == [1.5, 1.5]
 
 
-def test_tensorboard_hides_what_a_resumed_stage_does_again(tmp_path):
+def test_tensorboard_hides_events_that_a_resumed_stage_repeats(tmp_path):
   board = TensorBoard(tmp_path)
   board.phase_started("alone", 6, [row(1)])
   board.phase_ended("alone")
@@ -59,7 +59,7 @@ def test_tensorboard_hides_what_a_resumed_stage_does_again(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "updates"), [([], 2), ([1], 3), ([1], 5)])
-def test_tensorboard_hides_what_comes_after_a_checkpoint_within_an_epoch(tmp_path, rows, updates):
+def test_tensorboard_hides_events_after_a_checkpoint_within_an_epoch(tmp_path, rows, updates):
   for resume in ("phase_started", "rolled_back"):
     board = TensorBoard(tmp_path / resume)
     if resume == "rolled_back":
@@ -73,7 +73,7 @@ def test_tensorboard_hides_what_comes_after_a_checkpoint_within_an_epoch(tmp_pat
 
 
 @pytest.mark.parametrize("make", [MetricsFile, TensorBoard])
-def test_what_cannot_be_written_is_named(tmp_path, make):
+def test_error_names_a_file_that_cannot_be_written(tmp_path, make):
   (tmp_path / "run").write_text("a file where the folder should be")
   reporter = make(tmp_path / "run" / "history")
   with pytest.raises(DiskError, match=f"^{tmp_path}/run/history.* cannot be written: "):

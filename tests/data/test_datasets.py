@@ -27,7 +27,7 @@ def offline(monkeypatch):
 
 
 def write_fashion(folder, label):
-  """A tiny copy of Fashion-MNIST's files, all of one label."""
+  """Write a tiny copy of Fashion-MNIST's files, all with one label."""
   folder.mkdir(parents=True)
   for name, count in (("train", 12), ("t10k", 6)):
     write_idx(folder / f"{name}-images-idx3-ubyte.gz", np.full((count, 28, 28), 7, np.uint8))
@@ -42,11 +42,11 @@ def test_digits_load_into_the_given_directory(directory, capfd):
   assert (data.num_classes, data.image_shape, data.name) == (10, (8, 8, 1), "digits")
   assert data.train.labels.dtype == data.train.indices.dtype == np.int32
   out, err = capfd.readouterr()
-  assert (out, err) == ("", ""), "quiet where there is no terminal"
+  assert (out, err) == ("", ""), "no output without a terminal"
   assert "tensorflow" not in sys.modules
 
 
-def test_validation_and_training_parts_share_no_example(directory):
+def test_validation_and_training_parts_are_disjoint(directory):
   data = load("digits", directory=directory, validation=0.2, seed=3)
   both = np.concatenate([data.train.indices, data.validation.indices])
   np.testing.assert_array_equal(np.sort(both), np.arange(1437))
@@ -54,7 +54,7 @@ def test_validation_and_training_parts_share_no_example(directory):
   assert (abs(shares - 0.25) < 0.02).all()
 
 
-def test_the_test_split_and_the_statistics_do_not_depend_on_the_choices(directory):
+def test_test_split_and_statistics_do_not_depend_on_the_choices(directory):
   whole = load("digits", directory=directory, validation=0)
   part = load("digits", directory=directory, validation=100, per_class=5, seed=9)
   assert whole.validation is None and len(whole.train) == 1437 and len(part.validation) == 100
@@ -74,7 +74,7 @@ def test_subsets_are_balanced_nested_and_drawn_after_the_validation_part(directo
   assert not set(many.train.indices) & set(many.validation.indices)
 
 
-def test_splits_over_the_memory_limit_are_read_from_disk_alike(directory):
+def test_splits_over_the_memory_limit_have_equal_examples_on_disk(directory):
   held = load("digits", directory=directory, memory_limit=1437 * 64)
   read = load("digits", directory=directory, memory_limit=360 * 64, per_class=9)
   assert [type(x).__name__ for x in (held.train, read.train, read.test)] == [
@@ -90,29 +90,29 @@ def test_splits_over_the_memory_limit_are_read_from_disk_alike(directory):
   assert read.mean == held.mean
 
 
-def test_the_directory_may_come_from_the_environment(directory, monkeypatch):
+def test_directory_defaults_to_the_environment_variable(directory, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(directory))
   monkeypatch.setattr(prepare, "_prepare", lambda make_builder: make_builder())
-  assert len(load("digits").test) == 360  # Read from there, since nothing is prepared now.
+  assert len(load("digits").test) == 360  # read from there, since nothing can be prepared
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_error_for_an_unknown_name_lists_the_known_ones():
   with pytest.raises(ConfigError, match=r"unknown data set 'cifar': did you mean .*known: cifar10"):
     load("cifar")
 
 
 @pytest.mark.parametrize("validation", [-0.1, -5, 1.0, 1437, True, "0.1"])
-def test_an_impossible_validation_part_is_named(directory, validation):
+def test_error_names_an_impossible_validation_size(directory, validation):
   with pytest.raises(ConfigError, match=r"validation|split_off"):
     load("digits", directory=directory, validation=validation)
 
 
-def test_too_many_examples_per_class_name_the_class(directory):
+def test_too_large_per_class_names_the_class(directory):
   with pytest.raises(ConfigError, match=r"per_class=500: class \d has only 1\d\d examples"):
     load("digits", directory=directory, per_class=500)
 
 
-def test_fashion_comes_from_debians_files_when_they_are_there(tmp_path, offline, monkeypatch):
+def test_fashion_mnist_is_prepared_from_debians_files(tmp_path, offline, monkeypatch):
   debian = write_fashion(tmp_path / "debian", label=4)
   monkeypatch.setattr(prepare, "DEBIAN_FOLDERS", {"fashion_mnist": debian})
   data = load("fashion_mnist", directory=tmp_path, validation=3)
@@ -124,7 +124,7 @@ def test_fashion_comes_from_debians_files_when_they_are_there(tmp_path, offline,
 
 
 class Stock(tfds.image_classification.FashionMNIST, skip_registration=True):
-  """The stock builder, but handing over images that are encoded without TensorFlow."""
+  """The stock builder with images that are encoded without TensorFlow."""
 
   name = "fashion_mnist"
 
@@ -136,7 +136,7 @@ class Stock(tfds.image_classification.FashionMNIST, skip_registration=True):
       yield i, {"image": Image.fromarray(np.full((28, 28), 9, np.uint8)), "label": 8}
 
 
-def test_a_stock_copy_comes_before_all_other_ways(tmp_path, offline, monkeypatch):
+def test_stock_copy_has_priority_if_it_has_random_access(tmp_path, offline, monkeypatch):
   write_fashion(tmp_path / "downloads" / "manual" / "fashion_mnist", label=4)
   stock = Stock(data_dir=tmp_path)
   stock.download_and_prepare(file_format="array_record")
@@ -144,14 +144,14 @@ def test_a_stock_copy_comes_before_all_other_ways(tmp_path, offline, monkeypatch
   assert set(data.train.labels) == {8}
   assert (data.train.fetch(np.arange(12)) == 9).all()
 
-  # Of a copy without random access no use can be made.
+  # A copy without random access is ignored.
   info = tmp_path / "fashion_mnist" / "3.0.1" / "dataset_info.json"
   facts = json.loads(info.read_text())
   info.write_text(json.dumps({**facts, "fileFormat": "tfrecord"}))
   assert set(load("fashion_mnist", directory=tmp_path, validation=0).train.labels) == {4}
 
 
-def test_what_cannot_be_had_is_said_with_the_ways_to_get_it(tmp_path, offline):
+def test_unavailable_data_error_lists_ways_to_get_it(tmp_path, offline):
   with pytest.raises(DataUnavailable) as fashion:
     load("fashion_mnist", directory=tmp_path)
   with pytest.raises(DataUnavailable) as cifar:
@@ -163,28 +163,28 @@ def test_what_cannot_be_had_is_said_with_the_ways_to_get_it(tmp_path, offline):
   assert "apt-get" not in str(cifar.value)
 
 
-def test_a_download_goes_through_tfds(tmp_path, monkeypatch):
+def test_download_uses_tfds(tmp_path, monkeypatch):
   archive = tmp_path / "archive"
   image = np.arange(32 * 32 * 3).reshape(1, 32, 32, 3) % 251
   members = {f"data_batch_{i}.bin": cifar_records(image, [i]) for i in range(1, 6)}
   members["test_batch.bin"] = cifar_records(image, [9])
   write_cifar(archive, {f"cifar-10-batches-bin/{name}": data for name, data in members.items()})
-  asked = []
+  requests = []
 
   def download(self, urls):
-    asked.append(urls)
+    requests.append(urls)
     return dict.fromkeys(urls, archive)
 
   monkeypatch.setattr(prepare, "_obstacle", lambda url: None)
   monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
   data = load("cifar10", directory=tmp_path, validation=0)
   name = "cifar-10-binary.tar.gz"
-  assert asked == [{name: f"https://www.cs.toronto.edu/~kriz/{name}"}]
+  assert requests == [{name: f"https://www.cs.toronto.edu/~kriz/{name}"}]
   assert data.train.labels.tolist() == [1, 2, 3, 4, 5] and data.test.labels.tolist() == [9]
   np.testing.assert_array_equal(data.test.fetch(np.array([0])), image)
 
 
-def test_a_failed_preparation_is_one_line_with_the_cause(tmp_path, offline):
+def test_failed_preparation_raises_one_line_with_the_cause(tmp_path, offline):
   folder = write_fashion(tmp_path / "downloads" / "manual" / "fashion_mnist", label=4)
   (folder / "train-images-idx3-ubyte.gz").write_bytes(b"<html>")
   with pytest.raises(DataUnavailable, match=r"could not be prepared in .* is not an IDX file"):
@@ -193,7 +193,7 @@ def test_a_failed_preparation_is_one_line_with_the_cause(tmp_path, offline):
 
 
 class Fake:
-  """A data source of black images with labels going round, of a builder's own shapes."""
+  """A data source of black images with cycling labels and the shapes of a builder."""
 
   def __init__(self, features):
     self.features = features
@@ -207,7 +207,7 @@ class Fake:
     return [{"image": image, "label": -key % classes} for key in keys]
 
 
-def test_a_damaged_copy_is_named(tmp_path):
+def test_error_names_a_damaged_copy(tmp_path):
   load("digits", directory=tmp_path)
   (file,) = tmp_path.glob("digits/1.0.0/digits-train*")
   file.write_bytes(file.read_bytes()[:1000])
@@ -218,7 +218,7 @@ def test_a_damaged_copy_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999])
-def test_a_truncated_file_is_named_in_one_line_wherever_it_ends(tmp_path, share, record_property):
+def test_truncated_records_are_named_in_one_line(tmp_path, share, record_property):
   record_property("fault", f"records cut to {share:.1%} of their file")
   record_property("tries", 2)
   load("digits", directory=tmp_path)
@@ -231,7 +231,7 @@ def test_a_truncated_file_is_named_in_one_line_wherever_it_ends(tmp_path, share,
   record_property("outcome", "one line naming the data set and its folder, in memory or not")
 
 
-def test_a_record_that_was_damaged_later_is_named_in_one_line(tmp_path):
+def test_error_names_a_record_damaged_after_loading(tmp_path):
   load("digits", directory=tmp_path)
   data = load("digits", directory=tmp_path, memory_limit=1000)
   (file,) = tmp_path.glob("digits/1.0.0/digits-train*")
@@ -245,7 +245,7 @@ def test_a_record_that_was_damaged_later_is_named_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", '{"name": "dig', None])
-def test_a_damaged_description_is_named_in_one_line(tmp_path, content):
+def test_error_for_a_damaged_description_is_one_line(tmp_path, content):
   load("digits", directory=tmp_path)
   file = tmp_path / "digits/1.0.0/dataset_info.json"
   file.unlink()
@@ -257,7 +257,7 @@ def test_a_damaged_description_is_named_in_one_line(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits", "imagenet"}))
-def test_stock_data_sets_have_the_shape_and_classes_that_tfds_gives_them(name, monkeypatch):
+def test_stock_data_sets_have_the_shape_and_classes_of_tfds(name, monkeypatch):
   monkeypatch.setattr(prepare, "_is_prepared", lambda builder: True)
   monkeypatch.setattr(prepare, "_has_random_access", lambda builder: True)
 

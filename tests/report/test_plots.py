@@ -1,4 +1,4 @@
-"""Bars, histograms and exit curves: what is drawn, read back from the figure."""
+"""Bars, histograms and exit curves: the drawn values, read back from the figure."""
 
 import itertools
 import pathlib
@@ -16,7 +16,7 @@ PATH = pathlib.Path("unwritten.png")
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """The figures that were to be saved; nothing is rendered."""
+  """The figures passed to savefig; nothing is rendered."""
   figures = []
   monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: figures.append(self))
   return figures
@@ -29,7 +29,7 @@ def labels_of(axes):
 BARS = [Bar("kd", 3, 1, 4), Bar("at", 1, -1, 3), Bar("ab", -2, -3, -1)]
 
 
-def test_bars_reach_their_values_in_the_order_given_and_so_do_their_intervals(drawn):
+def test_bars_and_intervals_have_the_given_values_and_order(drawn):
   draw_bars(PATH, {"offline": BARS, "online": BARS[:1]}, xlabel="points", title="claims")
   [figure] = drawn
   offline, online = figure.axes
@@ -41,13 +41,13 @@ def test_bars_reach_their_values_in_the_order_given_and_so_do_their_intervals(dr
   [intervals] = offline.collections
   ends = [segment[:, 0].tolist() for segment in intervals.get_segments()]
   assert ends == [[1, 4], [-1, 3], [-3, -1]]
-  # From top to bottom, each beside its label; one axis for both panels.
+  # Bars run from top to bottom, each beside its label; both panels have one axis.
   heights = offline.transData.transform([(0, place) for place in offline.get_yticks()])[:, 1]
   assert list(heights) == sorted(heights, reverse=True)
   for bar, place in zip(offline.patches, offline.get_yticks(), strict=True):
     assert bar.get_y() + bar.get_height() / 2 == pytest.approx(place)
   assert offline.get_xlim() == online.get_xlim()
-  # Three colours: beside 0, around it, and on its other side.
+  # Three colours: intervals above 0, around it and below it.
   colors = [to_hex(bar.get_facecolor()) for bar in offline.patches]
   assert len(set(colors)) == 3
   [legend] = figure.legends
@@ -59,7 +59,7 @@ def test_bars_reach_their_values_in_the_order_given_and_so_do_their_intervals(dr
   assert named == list(zip(colors, words, strict=True))
 
 
-def test_dots_need_not_start_at_0(drawn):
+def test_axis_of_dots_need_not_start_at_0(drawn):
   bars = [Bar("alone", 78, 77, 79), Bar("kd", 83, 82.5, 83.5)]
   draw_bars(PATH, {"": bars}, xlabel="%", title="", from_zero=False)
   [axes] = drawn[0].axes
@@ -69,8 +69,8 @@ def test_dots_need_not_start_at_0(drawn):
   assert not drawn[0].legends
 
 
-def test_forty_long_labels_stay_apart_and_inside_the_figure(drawn):
-  """As many as the claims' table has rows."""
+def test_forty_long_labels_do_not_overlap_or_leave_the_figure(drawn):
+  """The table of claims has as many rows."""
   rows = [
     Bar(f"{n}. the student with the reused classifier minus the student alone, exit {n}", 1, 0, 2)
     for n in range(39)
@@ -90,7 +90,7 @@ def test_forty_long_labels_stay_apart_and_inside_the_figure(drawn):
   assert min(axes.get_window_extent().width for axes in figure.axes) > figure.bbox.width / 2
 
 
-def test_what_is_written_are_pngs(tmp_path):
+def test_figures_are_written_as_png(tmp_path):
   bars, histograms, curves = (tmp_path / f"{name}.png" for name in "abc")
   draw_bars(bars, {"": BARS}, xlabel="points", title="claims")
   draw_histograms(histograms, {"cosine": {"kd": np.arange(3)}}, "distances")
@@ -99,7 +99,7 @@ def test_what_is_written_are_pngs(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_histograms_share_bins_and_are_shares_of_their_own_sample(drawn):
+def test_histograms_have_common_bins_and_sum_to_100_percent(drawn):
   rng = np.random.default_rng(0)
   near, far = rng.uniform(0, 1, 50), rng.uniform(0.5, 3, 200)
   draw_histograms(PATH, {"cosine": {"simkd": near, "kd": far}, "l2": {"kd": far}}, "distances")
@@ -117,12 +117,12 @@ def test_histograms_share_bins_and_are_shares_of_their_own_sample(drawn):
   legend = [text.get_text() for text in first.get_legend().get_texts()]
   assert legend == [f"simkd: mean {near.mean():.3g}", f"kd: mean {far.mean():.3g}"]
   assert first.lines[1].get_xdata()[0] == far.mean()
-  # One label looks alike in all panels.
+  # A label has the same style in all panels.
   assert first.patches[1].get_edgecolor() == second.patches[0].get_edgecolor()
   assert first.patches[0].get_edgecolor() != first.patches[1].get_edgecolor()
 
 
-def test_exit_curves_are_means_over_runs_in_a_band(drawn):
+def test_exit_curves_are_means_over_runs_with_an_interval(drawn):
   runs = [[0.5, 0.75], [0.625, 0.75], [0.75, 0.875]]
   curves = {"distilled": ([1e6, 3e6], runs), "plain": ([2e6], [[0.5]])}
   draw_exit_curves(PATH, {"10 per class": curves, "100": {"plain": curves["plain"]}}, "exits")
@@ -158,6 +158,6 @@ def test_exit_curves_are_means_over_runs_in_a_band(drawn):
     (lambda: draw_exit_curves(PATH, {"a": {"kd": ([1, 2], [[0.5]])}}, ""), r"runs of \[1\]"),
   ],
 )
-def test_what_cannot_be_drawn_is_named(call, message):
+def test_errors_name_values_that_cannot_be_drawn(call, message):
   with pytest.raises(ConfigError, match=message):
     call()

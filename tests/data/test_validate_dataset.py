@@ -1,4 +1,4 @@
-"""Data that does not fit what it says of itself: shapes, types, numbers, labels, classes."""
+"""Data sets that contradict their own description: shapes, types, numbers, labels, classes."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from jaxkd.data import (
   ArrayExamples,
   Dataset,
   RecordExamples,
-  check_dataset,
   unseen_classes,
+  validate_dataset,
 )
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
@@ -30,13 +30,13 @@ def dataset(**changes):
   )
 
 
-def test_a_sound_data_set_passes():
+def test_valid_data_set_is_returned_unchanged():
   data = dataset(train=examples([0, 1, 2, UNLABELLED]), validation=None)
-  assert check_dataset(data) is data
+  assert validate_dataset(data) is data
 
 
 class Floats:
-  """A source of images of another type, which only reading them tells."""
+  """A source of images of another type, which is found only by reading one."""
 
   def __getitems__(self, keys):
     return [{"image": np.full((2, 2, 1), np.nan, np.float32)} for _ in keys]
@@ -60,20 +60,20 @@ class Floats:
     ({"std": (0.1, 0.1)}, "std=(0.1, 0.1): expected 1 finite numbers > 0, one per channel"),
   ],
 )
-def test_what_does_not_fit_is_named(changes, message):
+def test_errors_name_the_field_that_does_not_fit(changes, message):
   with pytest.raises(ConfigError) as error:
-    check_dataset(dataset(**changes))
+    validate_dataset(dataset(**changes))
   assert str(error.value) == f"data set 'own': {message}"
 
 
-def test_images_of_another_type_on_disk_are_named():
+def test_error_names_the_dtype_of_images_on_disk():
   some = examples([0, 1, 2])
   on_disk = RecordExamples(Floats(), some.labels, some.indices)
   with pytest.raises(ConfigError, match=r"images must be uint8, got float32 .*4 are not finite$"):
-    check_dataset(dataset(train=on_disk))
+    validate_dataset(dataset(train=on_disk))
 
 
-def test_an_experiment_looks_at_data_that_it_is_handed():
+def test_experiment_validates_its_data_set():
   settings = config.base_config("kd")
   with pytest.raises(ConfigError, match=r"^data set 'own': train: label of example 1 is 3, not in"):
     build.dataset(settings, lambda name, **options: dataset(train=examples([0, 3, 0])))
@@ -87,6 +87,6 @@ def test_an_experiment_looks_at_data_that_it_is_handed():
     ([UNLABELLED, 1], "class 0 and 1 more of 3 has no training example"),
   ],
 )
-def test_a_class_without_a_training_example_is_accepted_and_named(labels, note):
-  data = check_dataset(dataset(train=examples(labels)))
+def test_class_without_training_examples_is_accepted_and_named(labels, note):
+  data = validate_dataset(dataset(train=examples(labels)))
   assert unseen_classes(data) == note

@@ -1,4 +1,4 @@
-"""Networks that leave the library: as a function that jax alone runs, and as weights by name."""
+"""Exported networks: a function that runs with jax alone, and the weights by name."""
 
 import functools
 import importlib.util
@@ -25,7 +25,7 @@ from jaxkd.types import Network, Output
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SHAPE, MEAN, STD = (4, 6, 2), [0.3, 0.5], [0.2, 0.4]
 DESCRIPTION = {"image_shape": list(SHAPE), "mean": MEAN, "std": STD}
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
@@ -42,7 +42,7 @@ def expected(given, pixels=PIXELS):
 
 
 KINDS = {
-  # The student's map is larger than the teacher's: it is pooled on the way.
+  # The student's map is larger than the teacher's, so it is pooled.
   "a simkd student": models.ReusedClassifier(
     TinyNet(), Projector((2, 3), 8), TinyNet(), "stage1", "stage2"
   ),
@@ -70,7 +70,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_predictor_takes_any_number_of_images(kind):
+def test_every_kind_of_predictor_exports_for_any_batch_size(kind):
   given = network(KINDS[kind])
   written = export_function(given, DESCRIPTION).serialize()
   exported = export.deserialize(written)
@@ -85,7 +85,7 @@ def test_every_kind_of_predictor_takes_any_number_of_images(kind):
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-  """A run's directory with one bundle, and the network in it."""
+  """The directory of a run with one bundle, and the network in it."""
   run, given = tmp_path_factory.mktemp("run"), network(STUDENT)
   described = {**DESCRIPTION, "data": "drawn", "predictor": "student", "test_accuracy": 0.5}
   save_bundle(run / "bundles/distilled/student", given, described)
@@ -94,8 +94,8 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command():
-  """command(**flags): experiments/export.py with them."""
-  own = flags.FlagValues()  # other scripts define flags of the same names
+  """A function that runs experiments/export.py with the given flags."""
+  own = flags.FlagValues()  # separate, since other scripts define flags of the same names
   path = ROOT / "experiments/export.py"
   spec = importlib.util.spec_from_file_location("jaxkd_export_script", path)
   script = importlib.util.module_from_spec(spec)
@@ -111,7 +111,7 @@ def command():
   return run
 
 
-# What README.txt says, where neither this library nor flax can be imported.
+# The code of README.txt, in a process that can import neither this library nor flax.
 ELSEWHERE = """
 import sys
 for name in ("jaxkd", "flax", "optax", "safetensors"):
@@ -123,7 +123,7 @@ np.savez("found.npz", one=function.call(pixels[:1]), three=logits)
 """
 
 
-def test_what_the_command_writes_runs_without_this_library(bundle, command, tmp_path, capsys):
+def test_exported_function_runs_without_this_library(bundle, command, tmp_path, capsys):
   run, given = bundle
   command(bundle=run, output=tmp_path)
   output = tmp_path / "distilled/student"
@@ -150,7 +150,7 @@ def test_what_the_command_writes_runs_without_this_library(bundle, command, tmp_
   np.testing.assert_allclose(found["one"], wanted[:1], rtol=1e-5, atol=1e-5)
 
 
-def test_the_weights_are_the_bundles_own(bundle, command, tmp_path):
+def test_exported_weights_file_is_the_bundles(bundle, command, tmp_path):
   source = bundle[0] / "bundles/distilled/student"
   command(bundle=source, output=tmp_path / "new")
   copied = (tmp_path / "new/weights.safetensors").read_bytes()
@@ -160,7 +160,7 @@ def test_the_weights_are_the_bundles_own(bundle, command, tmp_path):
   files = {"function.stablehlo", "weights.safetensors", "README.txt"}
   assert {path.name for path in (tmp_path / "new").iterdir()} == files
 
-  # The same again replaces them, for other platforms.
+  # A second export replaces the files, here for other platforms.
   command(bundle=source, output=tmp_path / "new", platforms="cpu", batch_size=2)
   exported = export.deserialize(bytearray((tmp_path / "new/function.stablehlo").read_bytes()))
   assert exported.platforms == ("cpu",)
@@ -168,7 +168,7 @@ def test_the_weights_are_the_bundles_own(bundle, command, tmp_path):
   assert {path.name for path in (tmp_path / "new").iterdir()} == files
 
 
-def test_what_is_no_bundle_is_named(bundle, command, tmp_path):
+def test_export_script_names_what_is_no_bundle(bundle, command, tmp_path):
   with pytest.raises(ConfigError, match=r"no model\.json there, so neither a bundle nor a run"):
     command(bundle=tmp_path, output=tmp_path / "out")
   damaged = tmp_path / "damaged"
@@ -180,7 +180,7 @@ def test_what_is_no_bundle_is_named(bundle, command, tmp_path):
 
 
 @pytest.mark.parametrize("there", ["notes.txt", "README.txt", "function.stablehlo"])
-def test_nothing_else_is_overwritten(bundle, command, tmp_path, there):
+def test_export_overwrites_only_exports(bundle, command, tmp_path, there):
   (tmp_path / there).write_text("mine")
   source = bundle[0] / "bundles/distilled/student"
   with pytest.raises(ConfigError, match="something else than an export: nothing was written"):
@@ -208,7 +208,7 @@ def test_nothing_else_is_overwritten(bundle, command, tmp_path, there):
     ({"std": [0.2, 0.0]}, r"std above 0"),
   ],
 )
-def test_an_incomplete_description_is_named(changes, message):
+def test_error_names_what_a_description_lacks(changes, message):
   with pytest.raises(ConfigError, match=message):
     export_function(Network(STUDENT, {}), {**DESCRIPTION, **changes})
 
@@ -219,7 +219,7 @@ class NeedsTheNumber(nn.Module):
     return Output(jnp.stack([image.mean((0, 1)) for image in images]))
 
 
-def test_what_cannot_be_exported_is_told_how_it_could():
+def test_export_errors_say_what_would_work():
   given = Network(NeedsTheNumber(), {})
   with pytest.raises(ConfigError, match=r"NeedsTheNumber .* for any batch size .*give batch_size"):
     export_function(given, DESCRIPTION)

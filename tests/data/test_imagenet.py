@@ -5,14 +5,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxkd.data import DataUnavailable, load, stand_in
+from jaxkd.data import DataUnavailable, fake_dataset, load
 from jaxkd.data.imagenet import shrink
 
 SIZES = [(300, 280), (280, 400), (256, 256), (90, 61)]
 
 
 def photograph(number, size, mode="RGB"):
-  """A smooth picture that says which one it is, as a JPEG."""
+  """Return a JPEG of a smooth picture whose third channel encodes its number."""
   width, height = size
   rows, columns = np.mgrid[:height, :width]
   planes = [255 * rows / height, 255 * columns / width, np.full((height, width), 40.0 * number)]
@@ -24,7 +24,7 @@ def photograph(number, size, mode="RGB"):
 
 
 class Stock(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """ImageNet's records as the stock builder makes them, of a few pictures."""
+  """A few records in the format of the stock builder of ImageNet."""
 
   name = "imagenet2012"
   VERSION = tfds.core.Version("5.1.0")
@@ -59,35 +59,36 @@ def directory(tmp_path_factory):
   return folder
 
 
-def test_imagenet_is_read_from_jpegs_of_any_size_as_squares_of_one(directory):
+def test_imagenet_reads_jpegs_of_any_size_as_squares_of_one_size(directory):
   data = load("imagenet", directory=directory, validation=0, memory_limit=0)
   assert (data.num_classes, data.image_shape) == (1000, (256, 256, 3))
   assert data.test.labels.tolist() == data.train.labels.tolist() == [0, 7, 14, 21]
   images = data.train.fetch(np.array([3, 0]))
   assert images.shape == (2, 256, 256, 3) and images.dtype == np.uint8
-  # The third channel says which picture it is.
+  # The third channel encodes the picture's number.
   np.testing.assert_allclose(images[..., 2].mean((1, 2)), [120, 0], atol=3)
   held = load("imagenet", directory=directory, validation=1, memory_limit=2**30)
   np.testing.assert_array_equal(held.test.fetch(np.array([3, 0])), images)
   assert type(held.train).__name__ == "ArrayExamples" and len(held.validation) == 1
 
 
-def test_labels_are_read_once_and_kept_beside_the_records(directory):
+def test_imagenet_labels_are_cached_beside_the_records(directory):
   load("imagenet", directory=directory, validation=0, memory_limit=0)
   (file,) = directory.glob("imagenet2012/*/jaxkd_labels_train.npy")
   np.save(file, np.full(4, 5, np.int32))
   assert set(load("imagenet", directory=directory, validation=0, memory_limit=0).train.labels) == {
     5
   }
-  # What is damaged, or of another copy, is read anew.
+  # A damaged file is read again from the records.
   for content in (b"\x93NUMPY", b""):
     file.write_bytes(content)
     again = load("imagenet", directory=directory, validation=0, memory_limit=0)
     assert again.train.labels.tolist() == [0, 7, 14, 21]
 
 
-def test_shrinking_keeps_the_middle_and_the_proportions():
-  # Rows run from 0 to 255, columns likewise: twice as wide loses a quarter on each side.
+def test_shrink_keeps_the_middle_and_the_aspect_ratio():
+  # Values rise from 0 to 255 over rows and over columns; an image twice as wide as high loses a
+  # quarter on each side.
   image = shrink(photograph(1, (600, 300)).read(), 64).astype(int)
   np.testing.assert_allclose(image[[0, 63], 32, 0], [2, 253], atol=4)
   np.testing.assert_allclose(image[32, [0, 63], 1], [64, 191], atol=4)
@@ -95,7 +96,7 @@ def test_shrinking_keeps_the_middle_and_the_proportions():
   assert grey.shape == (64, 64, 3) and (grey[..., 0] == grey[..., 2]).all()
 
 
-def test_who_has_no_imagenet_is_told_how_to_get_it(tmp_path):
+def test_error_says_how_to_get_imagenet(tmp_path):
   with pytest.raises(DataUnavailable) as caught:
     load("imagenet", directory=tmp_path)
   message = str(caught.value)
@@ -105,18 +106,18 @@ def test_who_has_no_imagenet_is_told_how_to_get_it(tmp_path):
   assert f"tfds build imagenet2012 --data_dir={tmp_path} --file_format=array_record" in message
 
 
-def test_a_copy_without_validation_pictures_is_named(tmp_path):
+def test_error_names_an_imagenet_copy_without_validation_split(tmp_path):
   class Half(Stock, skip_registration=True):
     name = "imagenet2012"
     splits = ("train",)
 
   Half(data_dir=tmp_path).download_and_prepare(file_format="array_record")
-  with pytest.raises(DataUnavailable, match=r"has no split validation, and its authors"):
+  with pytest.raises(DataUnavailable, match=r"has no split validation, and only registered"):
     load("imagenet", directory=tmp_path)
 
 
-def test_a_stand_in_has_the_shapes_and_sizes_of_what_it_stands_for():
-  data = stand_in("cifar100", validation=0.1, per_class=3, seed=1)
+def test_fake_dataset_has_the_shapes_and_sizes_of_the_real_one():
+  data = fake_dataset("cifar100", validation=0.1, per_class=3, seed=1)
   assert (len(data.train), len(data.validation), len(data.test)) == (300, 5000, 10_000)
   assert np.bincount(data.train.labels).tolist() == [3] * 100
   images = data.test.fetch(np.array([4, 4, 9]))

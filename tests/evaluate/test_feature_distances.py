@@ -8,7 +8,7 @@ RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(size=(2, 6, 5))
 
 
-def test_distances_are_by_direction_and_relative_to_the_teachers_length():
+def test_distances_are_cosine_and_l2_relative_to_the_teacher():
   found = feature_distances(STUDENT, TEACHER)
   for n, (s, t) in enumerate(zip(STUDENT, TEACHER, strict=True)):
     length = np.sqrt(t @ t)
@@ -16,7 +16,7 @@ def test_distances_are_by_direction_and_relative_to_the_teachers_length():
     assert found["l2"][n] == pytest.approx(np.sqrt((s - t) @ (s - t)) / length)
 
 
-def test_length_changes_one_distance_and_not_the_other():
+def test_length_changes_l2_but_not_cosine():
   found = feature_distances(3 * TEACHER, TEACHER)
   np.testing.assert_allclose(found["cosine"], 0, atol=1e-15)
   np.testing.assert_allclose(found["l2"], 2)
@@ -35,7 +35,7 @@ def test_zero_vectors_have_finite_distances():
   assert found["cosine"].tolist() == found["l2"].tolist() == [1, 1, 0]
 
 
-def test_half_precision_is_widened():
+def test_half_precision_is_computed_in_float64():
   found = feature_distances(STUDENT.astype(np.float16), TEACHER.astype(np.float16))
   expected = feature_distances(STUDENT, TEACHER)
   for name, distances in found.items():
@@ -51,6 +51,6 @@ def test_half_precision_is_widened():
     (STUDENT, TEACHER[:1], r"^teacher: shape \(1, 5\), expected \(6, 5\)"),
   ],
 )
-def test_shapes_that_do_not_fit_are_named(student, teacher, message):
+def test_errors_name_shapes_that_do_not_fit(student, teacher, message):
   with pytest.raises(ConfigError, match=message):
     feature_distances(student, teacher)

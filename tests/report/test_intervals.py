@@ -1,4 +1,4 @@
-"""Intervals of means, against a worked example, and what they say."""
+"""Confidence intervals of means, against a worked example, and verdicts from them."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxkd.errors import ConfigError
 from jaxkd.report import mean_interval, paired_difference, verdict
 
-# Percent in thousandths: what runs give, and without the rounding of arbitrary numbers.
+# Percent in thousandths, as from runs; arbitrary floats would add rounding errors.
 accuracies = st.integers(0, 100_000).map(lambda n: n / 1000)
 pairs = st.lists(st.tuples(accuracies, accuracies), min_size=2, max_size=8)
 
@@ -20,7 +20,7 @@ def unzip(drawn):
   return list(ours), list(theirs)
 
 
-def test_the_interval_is_that_of_a_worked_example():
+def test_interval_equals_a_worked_example():
   """Differences 1, 2, 3, 4, 5: mean 3, squares about it 4 + 1 + 0 + 1 + 4 = 10, s^2 = 10 / 4.
 
   The mean's standard error is sqrt(2.5 / 5) = 0.70711; t(0.975; 4) is 2.77645 and t(0.95; 4)
@@ -35,21 +35,21 @@ def test_the_interval_is_that_of_a_worked_example():
   assert narrower.high - 3 == 3 - narrower.low == pytest.approx(1.50745, abs=1e-5)
 
 
-def test_two_seeds_make_a_wide_interval():
-  """Of 0 and 2 the standard error is 1, and t(0.975; 1) is 12.7062."""
+def test_two_seeds_give_a_wide_interval():
+  """The standard error of 0 and 2 is 1, and t(0.975; 1) is 12.7062."""
   found = mean_interval([0, 2])
   assert (found.mean, found.seeds) == (1, 2)
   assert (found.low, found.high) == (pytest.approx(-11.7062, abs=1e-4), pytest.approx(13.7062))
 
 
-def test_what_seeds_do_to_both_alike_cancels():
+def test_effect_of_a_seed_on_both_runs_cancels():
   effect_of_seed = np.array([-20.0, 0.0, 30.0])
   found = paired_difference(effect_of_seed + np.arange(1, 4), effect_of_seed)
   assert found == paired_difference([1, 2, 3], [0, 0, 0])
 
 
 @hypothesis.given(pairs, st.integers(-50, 50))
-def test_a_shift_of_ours_shifts_the_interval(drawn, shift):
+def test_adding_a_constant_shifts_the_interval(drawn, shift):
   ours, theirs = unzip(drawn)
   before = paired_difference(ours, theirs)
   after = paired_difference([x + shift for x in ours], theirs)
@@ -58,17 +58,17 @@ def test_a_shift_of_ours_shifts_the_interval(drawn, shift):
 
 
 @hypothesis.given(pairs)
-def test_the_other_way_round_the_interval_is_mirrored_and_the_verdict_swapped(drawn):
+def test_swapping_runs_mirrors_the_interval_and_swaps_the_verdict(drawn):
   ours, theirs = unzip(drawn)
-  there, back = paired_difference(ours, theirs), paired_difference(theirs, ours)
-  assert back == (-there.mean, -there.high, -there.low, there.seeds)
-  swapped = {"holds": "contradicted", "contradicted": "holds", "not shown": "not shown"}
-  assert verdict(back.low, back.high) == swapped[verdict(there.low, there.high)]
-  assert there.low <= there.mean <= there.high
+  first, swapped = paired_difference(ours, theirs), paired_difference(theirs, ours)
+  assert swapped == (-first.mean, -first.high, -first.low, first.seeds)
+  opposite = {"holds": "contradicted", "contradicted": "holds", "not shown": "not shown"}
+  assert verdict(swapped.low, swapped.high) == opposite[verdict(first.low, first.high)]
+  assert first.low <= first.mean <= first.high
 
 
 @hypothesis.given(accuracies, st.integers(2, 8))
-def test_without_spread_the_interval_is_a_point(value, count):
+def test_equal_values_give_an_interval_of_length_0(value, count):
   assert mean_interval([value] * count) == (value, value, value, count)
   assert paired_difference([value] * count, [value] * count) == (0, 0, 0, count)
 
@@ -83,7 +83,7 @@ def test_without_spread_the_interval_is_a_point(value, count):
     (-1, -1e-9, "contradicted"),
   ],
 )
-def test_a_verdict_needs_the_whole_interval_on_one_side_of_0(low, high, expected):
+def test_verdict_needs_the_whole_interval_on_one_side_of_0(low, high, expected):
   assert verdict(low, high) == expected
 
 
@@ -100,6 +100,6 @@ def test_a_verdict_needs_the_whole_interval_on_one_side_of_0(low, high, expected
     (lambda: verdict(math.nan, 0.0), "^low=nan"),
   ],
 )
-def test_what_is_wrong_is_named(call, message):
+def test_errors_name_the_argument(call, message):
   with pytest.raises(ConfigError, match=message):
     call()

@@ -1,0 +1,14 @@
+"""The number of files that run from the command line to the first update stays bounded."""
+
+from tests.reading_path import CONFIG, LAST, SCRIPT, reading_path, report
+
+MOST_FILES = 61
+
+
+def test_first_update_runs_through_a_bounded_number_of_files():
+  path = reading_path()
+  functions = [name for names in path.values() for name in names]
+  assert {SCRIPT, CONFIG.partition(":")[0]} <= set(path)
+  assert LAST in functions
+  assert not [name for name in functions if name.endswith(">")], "no lambdas, no comprehensions"
+  assert len(path) <= MOST_FILES, report(path)
