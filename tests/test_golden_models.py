@@ -200,15 +200,13 @@ class TestForward:
       # For the summary's table, see conftest.py.
       record_property("model parity", (str(reference["model"]), column, float(worst)))
 
-  def test_logits_are_those_of_the_published_code(self, golden, reference, phase, record_property):
+  def test_logits_equal_the_published_code(self, golden, reference, phase, record_property):
     # An ensemble's logits and its gate, too.
     names = stored(reference, phase) & {"logits", "logits_ens", "gate"}
     assert "logits" in names
     self.compare(golden, phase, names, record_property)
 
-  def test_features_are_those_of_the_published_code(
-    self, golden, reference, phase, record_property
-  ):
+  def test_features_equal_the_published_code(self, golden, reference, phase, record_property):
     names = {name for name in stored(reference, phase) if name.startswith("f")}
     ours = {name for name in run(golden).phases[phase] if name.startswith("f")}
     # Taps are numbered shallow to deep, as our stages and exits are. Of ONE's network the files may
@@ -217,25 +215,23 @@ class TestForward:
     assert names == ours or (names == ours - lacking and "logits_ens" in stored(reference, phase))
     self.compare(golden, phase, names, record_property)
 
-  def test_preactivations_are_those_of_the_published_code(
-    self, golden, reference, phase, record_property
-  ):
+  def test_preactivations_equal_the_published_code(self, golden, reference, phase, record_property):
     # What is the same as the tap is not stored.
     names = {name for name in stored(reference, phase) if name.startswith("pre/")}
     self.compare(golden, phase, names, record_property)
 
-  def test_maps_of_every_scale_are_those_of_the_published_code(self, golden, reference, phase):
+  def test_maps_of_every_scale_equal_the_published_code(self, golden, reference, phase):
     ours = run(golden).phases[phase]
     names = {name for name in stored(reference, phase) if name.startswith("scales/")}
     assert names == {name for name in ours if name.startswith("scales/")}
     for name in names:
       check(reference, f"{phase}/{name}", ours[name])
 
-  def test_nothing_that_is_stored_is_left_out(self, golden, reference, phase):
+  def test_every_stored_array_is_computed(self, golden, reference, phase):
     assert stored(reference, phase) <= run(golden).phases[phase].keys()
 
 
-def test_one_training_step_moves_batch_statistics_as_published(golden, reference):
+def test_batch_statistics_after_one_step_equal_the_published_code(golden, reference):
   stats = run(golden).batch_stats
 
   def layer(name):
@@ -262,7 +258,7 @@ def test_one_training_step_moves_batch_statistics_as_published(golden, reference
       close(found, expected, np.abs(expected).max(), f"{name} {leaf}")
 
 
-def test_fresh_variables_have_the_published_names_shapes_and_count(golden, reference):
+def test_initial_variables_have_the_published_names_shapes_and_count(golden, reference):
   result = run(golden)
   fresh = jax.eval_shape(result.module.init, jax.random.key(0), reference["x"])
   assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, result.variables)
@@ -270,7 +266,7 @@ def test_fresh_variables_have_the_published_names_shapes_and_count(golden, refer
   assert count == int(reference["n_params"])
 
 
-def test_one_image_costs_the_published_multiplications(golden, reference):
+def test_multiply_adds_of_one_image_equal_the_published_code(golden, reference):
   result = run(golden)
   found = multiply_adds(result.module.apply, result.variables, reference["x"][:1])
   assert found == int(reference["macs"])
@@ -288,7 +284,7 @@ def test_model_without_stored_values_has_the_published_names_shapes_and_costs(na
   assert multiply_adds(module.apply, variables, images) == spec["macs"]
 
 
-def test_the_check_notices_a_wrong_value():
+def test_check_detects_a_wrong_value():
   reference = load(HERE / "resnet8x4.npz")
   logits = reference["eval/logits"]
   check(reference, "eval/logits", logits)
@@ -298,7 +294,7 @@ def test_the_check_notices_a_wrong_value():
     check(reference, "eval/logits", wrong)
 
 
-def test_a_model_that_jaxkd_does_not_have_is_a_failure(tmp_path):
+def test_unknown_model_in_a_file_is_a_failure(tmp_path):
   file = tmp_path / "vgg7.npz"
   np.savez(file, **{**load(HERE / "resnet8x4.npz"), "model": np.array("vgg7")})
   with pytest.raises(pytest.fail.Exception, match="no model 'vgg7'"):

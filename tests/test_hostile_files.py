@@ -75,7 +75,7 @@ def nothing_unpickled():
   assert _UNPICKLED == []
 
 
-def test_the_watch_sees_what_is_unpickled():
+def test_audit_hook_records_unpickled_names():
   global _watching
   _UNPICKLED.clear()
   _watching = True
@@ -89,7 +89,7 @@ def test_the_watch_sees_what_is_unpickled():
 
 @pytest.mark.usefixtures("nothing_unpickled")
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.pkl", "w.bin", "w.safetensors"])
-def test_a_pickle_for_weights_runs_nothing(trap, tmp_path, name):
+def test_pickle_in_place_of_weights_runs_no_code(trap, tmp_path, name):
   (tmp_path / name).write_bytes(trap)
   with pytest.raises(ConfigError, match=r"refused: its pickle names posix\.system|damaged"):
     read_torch_file(tmp_path / name)
@@ -112,7 +112,7 @@ def test_entries_of_an_archive_are_not_extracted(tmp_path, place):
 
 
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p4000000000\n"])
-def test_a_pickle_with_an_absurd_memo_takes_no_memory(tmp_path, put):
+def test_pickle_with_a_huge_memo_index_is_refused(tmp_path, put):
   with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
     archive.writestr("a/data.pkl", b"\x80\x02}" + put + b".")
   with pytest.raises(ConfigError, match=r"w\.pth: .*memo"):
@@ -128,7 +128,7 @@ def test_a_pickle_with_an_absurd_memo_takes_no_memory(tmp_path, put):
     {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
   ],
 )
-def test_absurd_sizes_in_safetensors_take_no_memory(tmp_path, header):
+def test_huge_sizes_in_safetensors_are_refused(tmp_path, header):
   text = json.dumps(header).encode()
   for length in (len(text), 2**62, 2**31):
     (tmp_path / "w.safetensors").write_bytes(length.to_bytes(8, "little") + text + bytes(4))
@@ -136,7 +136,7 @@ def test_absurd_sizes_in_safetensors_take_no_memory(tmp_path, header):
       read_torch_file(tmp_path / "w.safetensors")
 
 
-def test_kept_labels_are_no_pickle_and_of_their_own_size(trap, tmp_path):
+def test_label_cache_with_a_pickle_or_wrong_size_is_recomputed(trap, tmp_path):
   class Encoded:
     def __len__(self):
       return 2
@@ -179,7 +179,7 @@ def rewritten(bundle, **changes):
 
 
 @pytest.mark.usefixtures("nothing_unpickled")
-def test_a_bundle_that_names_places_writes_nothing(bundle, tmp_path):
+def test_paths_in_a_bundle_description_write_no_file(bundle, tmp_path):
   names = dict.fromkeys(("model", "data", "stage", "predictor", "weights", "method"), "../../x")
   rewritten(bundle, description={"image_shape": [8, 8, 1], **names})
   before = sorted(tmp_path.rglob("*"))
@@ -189,7 +189,7 @@ def test_a_bundle_that_names_places_writes_nothing(bundle, tmp_path):
 
 
 @pytest.mark.usefixtures("nothing_unpickled")
-def test_a_pickle_in_a_bundle_runs_nothing(trap, bundle):
+def test_pickle_in_a_bundle_runs_no_code(trap, bundle):
   (bundle / "weights.safetensors").write_bytes(trap)
   with pytest.raises(ConfigError, match=r"damaged weights\.safetensors"):
     load_bundle(bundle)
@@ -216,20 +216,20 @@ def test_a_pickle_in_a_bundle_runs_nothing(trap, bundle):
     {"sha256": None},
   ],
 )
-def test_a_bundle_of_an_absurd_network_is_an_error_in_a_line(bundle, changes):
+def test_bundle_of_an_invalid_network_raises_a_one_line_error(bundle, changes):
   rewritten(bundle, **changes)
   with pytest.raises(ConfigError) as error:
     load_bundle(bundle)
   assert len(str(error.value).splitlines()) == 1 and "bundle" in str(error.value)
 
 
-def test_a_description_nested_without_end_is_an_error_in_a_line(bundle):
+def test_deeply_nested_description_raises_a_one_line_error(bundle):
   (bundle / "model.json").write_text("[" * 200_000)
   with pytest.raises(ConfigError, match=r"damaged model\.json"):
     load_bundle(bundle)
 
 
-def test_weights_cannot_name_places(bundle):
+def test_paths_as_weight_names_are_refused(bundle):
   (bundle / "weights.safetensors").write_bytes(save_weights({"../../x": np.zeros(3, np.float32)}))
   with pytest.raises(ConfigError, match=r"unexpected \(\.\./\.\./x\)"):
     load_bundle(bundle)
@@ -238,7 +238,7 @@ def test_weights_cannot_name_places(bundle):
 # Checkpoints, and where the data iterator stood.
 
 
-def test_a_pickle_in_a_checkpoint_runs_nothing(trap, tmp_path, nothing_unpickled):
+def test_pickle_in_a_checkpoint_runs_no_code(trap, tmp_path, nothing_unpickled):
   stage = tiny.stage()
   example = Batch(np.zeros((2, 6, 6, 1), np.float32), *np.zeros((3, 2), np.int32))
   shapes = FirstState(stage.scheme, stage.optimizer, example).shapes
@@ -284,7 +284,7 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(trap, tmp_path, nothing_unpickled
     ("byot", "method.exits"),
   ],
 )
-def test_names_in_a_config_are_never_paths(method, field, place, tmp_path, monkeypatch):
+def test_names_in_a_config_cannot_be_paths(method, field, place, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   plural = field in ("method.stages", "method.models", "method.exits")
   settings = changed(method, field.split("."), (place,) if plural else place)
@@ -306,7 +306,7 @@ def stand_in(name, **options):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_stages_and_predictors_are_never_paths(place):
+def test_names_of_stages_and_predictors_cannot_be_paths(place):
   stage = tiny.stage()
   for changes in ({"name": place}, {"reported": place}):
     if changes.get("reported") == "":
@@ -362,7 +362,7 @@ def dangers(source):
           yield f"{keyword.arg}={ast.unparse(value)}"
 
 
-def test_our_source_runs_nothing_that_a_file_says():
+def test_source_has_no_call_that_could_run_code_from_a_file():
   found = {
     (str(path.relative_to(ROOT)), danger)
     for path in sorted((ROOT / "jaxkd").rglob("*.py"))
@@ -387,7 +387,7 @@ def test_our_source_runs_nothing_that_a_file_says():
     "subprocess.run(text, shell=True)",
   ],
 )
-def test_dangers_are_found(source):
+def test_dangers_detects_each_unsafe_call(source):
   assert len(list(dangers(source))) == 1
 
 

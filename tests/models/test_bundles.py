@@ -68,7 +68,7 @@ def rewrite(bundle, **changes):
   (bundle / "model.json").write_text(json.dumps({**document, **changes}))
 
 
-def test_a_network_comes_back_as_it_was(bundle, network):
+def test_saved_network_loads_unchanged(bundle, network):
   loaded, description = load_bundle(bundle)
   assert loaded.module == STUDENT
   assert description == DESCRIPTION
@@ -76,7 +76,7 @@ def test_a_network_comes_back_as_it_was(bundle, network):
   assert {file.name for file in bundle.iterdir()} == {"model.json", "weights.safetensors"}
 
 
-def test_dtypes_come_back(tmp_path, teacher):
+def test_dtypes_load_unchanged(tmp_path, teacher):
   half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), teacher.variables)
   save_bundle(tmp_path / "t", Network(TEACHER, half), DESCRIPTION)
   loaded, _ = load_bundle(tmp_path / "t")
@@ -85,7 +85,7 @@ def test_dtypes_come_back(tmp_path, teacher):
   assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {jnp.dtype("bfloat16")}
 
 
-def test_a_distilled_student_needs_no_other_bundle_and_teaches_another(
+def test_bundle_of_a_simkd_student_is_complete_and_can_serve_as_teacher(
   tmp_path, network, distilled, images
 ):
   save_bundle(tmp_path / "first", distilled, DESCRIPTION)
@@ -103,12 +103,12 @@ def test_a_distilled_student_needs_no_other_bundle_and_teaches_another(
   assert set(second.variables["params"]["teacher"]) == {"teacher"}
 
 
-def test_every_module_of_models_and_connectors_can_be_written():
+def test_modules_of_models_and_adapters_are_known_to_bundles():
   for name in ("CifarResNet", "ReusedClassifier", "Tapped", "Projector", "Regressor"):
     assert bundles.MODULES[name].__name__ == name
 
 
-def test_arrays_that_are_not_contiguous_come_back(tmp_path, network):
+def test_non_contiguous_arrays_load_unchanged(tmp_path, network):
   turned = jax.tree.map(lambda leaf: np.asfortranarray(leaf), dict(network.variables))
   save_bundle(tmp_path / "b", Network(STUDENT, turned), DESCRIPTION)
   same(load_bundle(tmp_path / "b")[0].variables, dict(network.variables))
@@ -124,7 +124,7 @@ class Foreign(nn.Module):
     return x
 
 
-def test_other_modules_can_be_named_by_the_caller(tmp_path):
+def test_caller_can_add_module_classes(tmp_path):
   module = tap(Foreign((4, 3)), {"hidden": "Dense_0"})
   network = Network(module, drawn(module, jnp.ones((1, *IMAGE))))
   with pytest.raises(ConfigError, match="unknown module class 'Foreign'"):
@@ -138,7 +138,7 @@ def test_other_modules_can_be_named_by_the_caller(tmp_path):
 
 
 @pytest.mark.parametrize("field", [nn.relu, print, object])
-def test_a_field_that_json_cannot_hold_is_named(tmp_path, field):
+def test_field_that_json_cannot_hold_raises_config_error(tmp_path, field):
   module = Foreign(field)
   with pytest.raises(ConfigError, match=r"Foreign\.widths: a bundle cannot hold"):
     save_bundle(tmp_path / "b", Network(module, {}), DESCRIPTION, modules={"Foreign": Foreign})
@@ -148,26 +148,26 @@ def test_a_field_that_json_cannot_hold_is_named(tmp_path, field):
   ("description", "message"),
   [({}, "needs image_shape"), ({**DESCRIPTION, "when": object()}, "not JSON serializable")],
 )
-def test_a_description_that_will_not_do_is_refused(tmp_path, network, description, message):
+def test_invalid_description_is_refused(tmp_path, network, description, message):
   with pytest.raises(ConfigError, match=message):
     save_bundle(tmp_path / "b", network, description)
   assert not list(tmp_path.iterdir())
 
 
-def test_weights_of_another_module_are_never_written(tmp_path, network):
+def test_weights_of_another_architecture_are_not_written(tmp_path, network):
   with pytest.raises(ConfigError, match=r"weights of another architecture: .* of another shape"):
     save_bundle(tmp_path / "b", Network(TEACHER, network.variables), DESCRIPTION)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_bundle_is_replaced_by_a_newer_one(bundle, teacher):
+def test_saving_replaces_an_earlier_bundle(bundle, teacher):
   save_bundle(bundle, teacher, DESCRIPTION)
   assert load_bundle(bundle)[0].module.widths == TEACHER.widths
   assert list(bundle.parent.iterdir()) == [bundle]
 
 
 @pytest.mark.parametrize("failing", ["write_text", "rename"])
-def test_a_failed_write_leaves_the_earlier_bundle(bundle, teacher, network, monkeypatch, failing):
+def test_failed_write_keeps_the_earlier_bundle(bundle, teacher, network, monkeypatch, failing):
   original = getattr(Path, failing)
 
   def fail(path, *arguments, **options):
@@ -184,7 +184,7 @@ def test_a_failed_write_leaves_the_earlier_bundle(bundle, teacher, network, monk
   assert list(bundle.parent.iterdir()) == [bundle]
 
 
-def test_what_is_not_a_bundle_is_not_overwritten(tmp_path, network):
+def test_files_that_are_no_bundle_are_not_overwritten(tmp_path, network):
   (tmp_path / "notes.txt").write_text("mine")
   with pytest.raises(ConfigError, match="exists and is not a bundle"):
     save_bundle(tmp_path, network, DESCRIPTION)
@@ -193,20 +193,20 @@ def test_what_is_not_a_bundle_is_not_overwritten(tmp_path, network):
   assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_directory_without_a_bundle_is_named(tmp_path):
+def test_directory_without_a_bundle_raises_config_error(tmp_path):
   with pytest.raises(ConfigError, match=r"is not a bundle: no model\.json$"):
     load_bundle(tmp_path)
   with pytest.raises(ConfigError, match=r"is not a bundle: no model\.json$"):
     load_bundle(tmp_path / "nowhere")
 
 
-def test_a_bundle_left_aside_by_a_crash_is_pointed_at(bundle):
+def test_error_names_the_bundle_that_a_crash_left_under_another_name(bundle):
   bundle.rename(f"{bundle}.replaced")
   with pytest.raises(ConfigError, match=r"an earlier one lies at .*/bundle\.replaced"):
     load_bundle(bundle)
 
 
-def test_a_missing_weights_file_is_named(bundle):
+def test_missing_weights_file_raises_config_error(bundle):
   (bundle / "weights.safetensors").unlink()
   with pytest.raises(ConfigError, match=r"bundle .*: no weights\.safetensors"):
     load_bundle(bundle)
@@ -220,7 +220,7 @@ def test_truncated_weights_are_refused(bundle, size):
     load_bundle(bundle)
 
 
-def test_one_flipped_bit_is_noticed(bundle):
+def test_one_flipped_bit_is_detected(bundle):
   file = bundle / "weights.safetensors"
   data = bytearray(file.read_bytes())
   data[-1] ^= 1
@@ -230,7 +230,7 @@ def test_one_flipped_bit_is_noticed(bundle):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "\x00"])
-def test_a_damaged_description_is_refused(bundle, text):
+def test_damaged_description_is_refused(bundle, text):
   (bundle / "model.json").write_text(text)
   with pytest.raises(ConfigError, match=r"damaged model\.json"):
     load_bundle(bundle)
@@ -249,7 +249,7 @@ def test_weights_of_another_architecture_are_listed(bundle, tmp_path, distilled)
     load_bundle(bundle)
 
 
-def test_a_newer_format_is_refused(bundle):
+def test_newer_format_is_refused(bundle):
   (bundle / "model.json").write_text('{"format": 2}')
   with pytest.raises(ConfigError, match="format 2, this jaxkd reads format 1"):
     load_bundle(bundle)
@@ -264,7 +264,7 @@ def test_a_newer_format_is_refused(bundle):
     ({"clas": "CifarResNet"}, "is no part of an architecture"),
   ],
 )
-def test_an_architecture_beyond_the_list_is_not_constructed(bundle, architecture, message):
+def test_unknown_architecture_is_not_constructed(bundle, architecture, message):
   rewrite(bundle, network=architecture)
   with pytest.raises(ConfigError, match=message):
     load_bundle(bundle)

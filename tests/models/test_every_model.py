@@ -139,7 +139,7 @@ def test_stages_are_the_features_shallow_to_deep(run):
 
 
 @pytest.mark.parametrize("mode", ["training in float32", "evaluation in bfloat16"])
-def test_from_every_stage_it_goes_on_as_the_whole_network_does(run, mode):
+def test_resume_from_every_stage_equals_the_whole_network(run, mode):
   training = mode.startswith("training")
   whole, steps = (run.whole[0], run.steps) if training else (run.half, run.half_steps)
   close = functools.partial(
@@ -159,14 +159,14 @@ def test_from_every_stage_it_goes_on_as_the_whole_network_does(run, mode):
     close(np.float32(value), np.float32(whole.preactivations[stage]))
 
 
-def test_features_have_both_signs_where_the_model_says_so_and_nowhere_else(run):
+def test_signed_stages_are_exactly_those_with_negative_features(run):
   assert set(run.model.signed_stages) <= set(run.model.stages)
   for stage, feature in run.whole[0].features.items():
     assert (feature.min() < 0) == (stage in run.model.signed_stages), stage
     assert feature.max() > 0, stage
 
 
-def test_training_moves_every_statistic_once(run):
+def test_training_updates_every_batch_statistic_once(run):
   """Of what was, 0.9 is left after one update, 0.81 after two."""
   moved = flatten_dict(statistics(run.whole[1]))
   before = flatten_dict(statistics(run.variables))
@@ -180,14 +180,14 @@ def test_training_moves_every_statistic_once(run):
   assert updated == set(before)
 
 
-def test_bfloat16_is_what_it_computes_in(run):
+def test_outputs_with_dtype_bfloat16_are_finite_bfloat16(run):
   for output in (run.half, *(output for output, _ in run.half_steps)):
     for leaf in jax.tree.leaves(output):
       assert leaf.dtype == jnp.bfloat16
       assert np.all(np.isfinite(np.float32(leaf)))
 
 
-def test_every_part_has_its_own_layers_and_together_they_are_the_network_s(run):
+def test_stages_partition_the_variables_of_the_network(run):
   images = jax.ShapeDtypeStruct((BATCH, *image_shape(run.model)), jnp.float32)
 
   def init(images):
@@ -204,7 +204,7 @@ def test_every_part_has_its_own_layers_and_together_they_are_the_network_s(run):
 
 
 @pytest.mark.parametrize("model", EXAMPLES, ids=name_of)
-def test_images_it_cannot_take_are_refused(model):
+def test_invalid_images_are_refused(model):
   def shapes(*shape, dtype=jnp.float32):
     return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
 
@@ -228,7 +228,7 @@ def known_by_name():
 
 
 @pytest.mark.parametrize("name", known_by_name())
-def test_what_the_registry_names_can_be_built(name):
+def test_registered_models_can_be_created(name):
   model = models.create(name, num_classes=5)
   images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
   outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)

@@ -92,7 +92,7 @@ def test_twins_make_the_same_update(benchmarks, channels_last):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_the_plain_loop_crops_and_flips_each_image_by_itself(benchmarks):
+def test_plain_loop_crops_and_flips_each_image_independently(benchmarks):
   augmented = benchmarks["torch_run"]._augmented
   torch.manual_seed(0)
   image = torch.arange(9.0).reshape(1, 1, 3, 3) + 1

@@ -40,7 +40,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["teacher.pth", "teacher_legacy.pth", "teacher.safetensors"])
-def test_teacher_is_as_accurate_here_as_in_pytorch(teacher, name):
+def test_loaded_teacher_has_its_pytorch_accuracy(teacher, name):
   folder, accuracy = teacher
   assert accuracy > 0.95
   command = [sys.executable, "-c", PREDICT, folder / name, folder / "images.npz"]
@@ -51,7 +51,7 @@ def test_teacher_is_as_accurate_here_as_in_pytorch(teacher, name):
   assert found["difference"] < 1e-4
 
 
-def test_tensors_of_pytorch_need_no_file(teacher):
+def test_pytorch_tensors_load_without_a_file(teacher):
   model = create("resnet14_w8", num_classes=10)
   state = train_teacher.ResNet14(1, 10).bfloat16().state_dict()
   bias = from_torch(state, model, image_shape=(8, 8, 1))["params"]["classifier"]["bias"]

@@ -11,8 +11,18 @@ from flax import linen as nn
 from jaxkd import models
 from jaxkd.adapters import Projector
 from jaxkd.errors import ConfigError
-from jaxkd.models import MLP, ReusedClassifier, VisionTransformer, reuse_classifier, tap
+from jaxkd.export.bundles import load_bundle, save_bundle
+from jaxkd.models import (
+  MLP,
+  ReusedClassifier,
+  ReusedClassifiers,
+  VisionTransformer,
+  reuse_classifier,
+  reuse_classifiers,
+  tap,
+)
 from tests.models.drawn import drawn
+from tests.schemes.one_step import jit
 
 IMAGE = (8, 8, 1)
 STUDENT = models.create("resnet8_w4", num_classes=3)
@@ -57,7 +67,7 @@ def output(network, images):
   return jax.jit(network.module.apply)(network.variables, images)
 
 
-def test_the_student_s_map_goes_through_projector_and_teacher_s_classifier(output, parts, images):
+def test_logits_are_the_teachers_classifier_on_the_projected_student_feature(output, parts, images):
   student, projector, teacher = parts
   encoded = jax.jit(STUDENT.apply)(student, images)
   projected = PROJECTOR.apply(projector, encoded.features["stage3"])
@@ -71,7 +81,7 @@ def test_the_student_s_map_goes_through_projector_and_teacher_s_classifier(outpu
   assert set(output.preactivations) == {"stem", "stage1", "stage2"}
 
 
-def test_only_what_runs_is_kept(network, parts):
+def test_variables_are_those_of_the_layers_that_run(network, parts):
   params, stats = (network.variables[name] for name in ("params", "batch_stats"))
   assert set(params) == {"student", "projector", "teacher"}
   assert set(params["student"]) == set(parts[0]["params"]) - {"classifier"}
@@ -81,7 +91,7 @@ def test_only_what_runs_is_kept(network, parts):
 
 
 @pytest.mark.parametrize("stage", ["stem", "stage1", "stage2", "stage3", "pooled"])
-def test_it_resumes_from_each_of_its_stages(stage, network, output):
+def test_resume_from_every_stage_equals_the_whole_network(stage, network, output):
   module, variables = network
   assert stage in module.stages
   rest = module.apply(variables, output.features[stage], stage, method="resume")
@@ -89,7 +99,7 @@ def test_it_resumes_from_each_of_its_stages(stage, network, output):
   assert set(rest.features) == set(module.stages[module.stages.index(stage) + 1 :])
 
 
-def test_it_encodes_up_to_a_stage(network, output, images):
+def test_encode_returns_the_features_up_to_a_stage(network, output, images):
   module, variables = network
   for stage in ("stage1", "stage3", "pooled"):
     found = jax.eval_shape(
@@ -102,7 +112,7 @@ def test_it_encodes_up_to_a_stage(network, output, images):
     assert found.features[stage].shape == output.features[stage].shape
 
 
-def test_resuming_up_to_a_stage_of_a_shared_name_gives_the_teacher_s(network, output):
+def test_resume_to_a_stage_name_of_both_networks_gives_the_teachers_feature(network, output):
   module, variables = network
   found = jax.eval_shape(
     lambda v, x: module.apply(v, x, "stage1", to_stage="stage3", method="resume"),
@@ -112,7 +122,7 @@ def test_resuming_up_to_a_stage_of_a_shared_name_gives_the_teacher_s(network, ou
   assert found.features["stage3"].shape == output.features["stage3"].shape
 
 
-def test_an_earlier_stage_reuses_more_of_the_teacher(parts, images):
+def test_earlier_stage_reuses_more_teacher_layers_in_evaluation_mode(parts, images):
   student, _, teacher = parts
   bridge = Bridge(16)
   wide = drawn(bridge, jnp.ones((1, 4, 4, 8)))
@@ -140,7 +150,7 @@ def test_an_earlier_stage_reuses_more_of_the_teacher(parts, images):
   assert not np.allclose(before["projector"]["bn"]["mean"], after["projector"]["bn"]["mean"])
 
 
-def test_of_two_stages_of_one_name_the_teacher_s_is_kept(parts, images):
+def test_teachers_stage_is_kept_if_both_networks_have_its_name(parts, images):
   bridge = Bridge(16)
   wide = drawn(bridge, jnp.ones((1, 2, 2, 16)))
   module, variables = reuse_classifier(
@@ -169,7 +179,7 @@ def test_of_two_stages_of_one_name_the_teacher_s_is_kept(parts, images):
   ],
   ids=["mlp", "finer-vit", "coarser-vit"],
 )
-def test_vectors_and_tokens_of_any_grid_can_be_the_teacher_s(
+def test_teacher_features_may_be_vectors_or_tokens_of_any_grid(
   parts, images, teacher, teacher_stage, size
 ):
   projector = Projector(size, teacher.channels[teacher_stage], layout="1x1", activation=False)
@@ -208,13 +218,13 @@ def test_vectors_and_tokens_of_any_grid_can_be_the_teacher_s(
   assert np.ptp(output.logits, axis=0).max() > 1e-3
 
 
-def test_each_stage_has_both_signs_where_its_own_network_says_so():
+def test_signed_stages_are_those_of_the_network_of_each_stage():
   signed = models.create("wrn_10_1", num_classes=3)
   assert ReusedClassifier(signed, PROJECTOR, TEACHER).signed_stages == ("stem", "stage1", "stage2")
   assert ReusedClassifier(STUDENT, PROJECTOR, signed).signed_stages == ("stage3",)
 
 
-def test_a_distilled_student_teaches_in_its_turn(network, parts, output):
+def test_reused_classifier_can_be_the_teacher_of_another(network, parts, output):
   module, variables = reuse_classifier(
     STUDENT, PROJECTOR, network.module, *parts[:2], network.variables, image_shape=IMAGE
   )
@@ -225,7 +235,7 @@ def test_a_distilled_student_teaches_in_its_turn(network, parts, output):
   np.testing.assert_allclose(rest.logits, output.logits, rtol=1e-5)
 
 
-def test_one_module_in_two_roles_keeps_two_sets_of_weights(parts, images):
+def test_one_module_as_student_and_teacher_has_two_sets_of_variables(parts, images):
   other = drawn(TEACHER, images, seed=4)
   same = Bridge(32)
   weights = drawn(same, jnp.ones((1, 2, 2, 32)))
@@ -233,7 +243,7 @@ def test_one_module_in_two_roles_keeps_two_sets_of_weights(parts, images):
   assert set(network.variables["params"]) == {"student", "projector", "teacher"}
 
 
-def test_variables_of_another_architecture_are_named(parts):
+def test_variables_of_another_architecture_raise_config_errors(parts):
   student, projector, teacher = parts
   with pytest.raises(
     ConfigError, match=r"student_variables: \S+ is of shape \(.*\), not of shape \("
@@ -243,18 +253,151 @@ def test_variables_of_another_architecture_are_named(parts):
     reuse_classifier(STUDENT, PROJECTOR, TEACHER, student, projector, {}, image_shape=IMAGE)
 
 
-def test_unknown_stages_are_named(parts):
+def test_unknown_stages_raise_config_errors(parts):
   for role in ("student_stage", "teacher_stage"):
     with pytest.raises(ConfigError, match=f"unknown {role} 'stage5'"):
       reuse_classifier(STUDENT, PROJECTOR, TEACHER, *parts, image_shape=IMAGE, **{role: "stage5"})
 
 
-def test_a_projected_map_the_teacher_cannot_take_is_named(parts):
+def test_projected_map_of_wrong_width_is_refused(parts):
   with pytest.raises(ValueError, match=r"'stage3' must be \(B, H, W, 32\), not \(1, 2, 2, 8\)"):
     reuse_classifier(STUDENT, Bridge(8), TEACHER, *parts, image_shape=IMAGE)
 
 
-def test_a_tapped_teacher_says_that_it_cannot_be_reused(parts):
+def test_tapped_teacher_is_refused(parts):
   teacher = tap(TEACHER, {"stage3": "stage3_0"}, logits=lambda output: output.logits)
   with pytest.raises(NotImplementedError, match="a tapped CifarResNet cannot resume"):
     reuse_classifier(STUDENT, PROJECTOR, teacher, *parts, image_shape=IMAGE)
+
+
+# Several teachers.
+
+TEACHERS = {name: models.create(f"resnet8_w{w}", num_classes=3) for name, w in (("a", 8), ("b", 4))}
+PROJECTORS = {"a": Projector((2, 2), 32, layout="1x1"), "b": Projector((2, 2), 16, layout="1x1")}
+SHARES = {"a": 0.25, "b": 0.75}
+OPTIONS = {"shares": SHARES, "image_shape": IMAGE}
+
+
+@pytest.fixture(scope="module")
+def parts_of_two(images):
+  maps = jnp.ones((1, 2, 2, 16))
+  return (
+    drawn(STUDENT, images, seed=1),
+    {name: drawn(p, maps, train=False, seed=2) for name, p in PROJECTORS.items()},
+    {name: drawn(t, images, seed=3) for name, t in TEACHERS.items()},
+  )
+
+
+def reuse_both(parts_of_two, **options):
+  return reuse_classifiers(STUDENT, PROJECTORS, TEACHERS, *parts_of_two, **OPTIONS, **options)
+
+
+@pytest.fixture(scope="module")
+def network_of_two(parts_of_two):
+  return reuse_both(parts_of_two)
+
+
+@pytest.fixture(scope="module")
+def output_of_two(network_of_two, images):
+  return jit(network_of_two.module.apply)(network_of_two.variables, images)
+
+
+def test_logits_of_two_teachers_are_the_weighted_mean(parts_of_two, output_of_two, images):
+  student, projectors, teachers = parts_of_two
+  each = [
+    reuse_classifier(
+      STUDENT,
+      PROJECTORS[name],
+      TEACHERS[name],
+      student,
+      projectors[name],
+      teachers[name],
+      image_shape=IMAGE,
+    )
+    for name in ("a", "b")
+  ]
+  a, b = jit(lambda x: [n.module.apply(n.variables, x).logits for n in each])(images)
+  np.testing.assert_allclose(output_of_two.logits, 0.25 * a + 0.75 * b, rtol=1e-5, atol=1e-6)
+  assert not np.allclose(a, b)
+
+
+def test_variables_of_two_teachers_have_the_encoder_once(network_of_two, parts_of_two):
+  params = network_of_two.variables["params"]
+  assert set(params) == {"student", "projectors_a", "projectors_b", "teachers_a", "teachers_b"}
+  assert set(params["student"]) == set(parts_of_two[0]["params"]) - {"classifier"}
+  assert set(params["teachers_a"]) == {"classifier"}
+  kernel = parts_of_two[2]["a"]["params"]["classifier"]["kernel"]
+  assert params["teachers_a"]["classifier"]["kernel"] is kernel
+
+
+def test_training_leaves_the_batch_statistics_of_two_teachers_unchanged(parts_of_two):
+  early = {"student_stage": "stage2", "teacher_stage": "stage2"}
+  bridges = {"a": Projector((4, 4), 16, layout="1x1"), "b": Projector((4, 4), 8, layout="1x1")}
+  maps = jnp.ones((1, 4, 4, 8))
+  drawn_bridges = {name: drawn(p, maps, train=False) for name, p in bridges.items()}
+  module, variables = reuse_classifiers(
+    STUDENT, bridges, TEACHERS, parts_of_two[0], drawn_bridges, parts_of_two[2], **OPTIONS, **early
+  )
+  assert set(variables["params"]["teachers_b"]) == {"stage3_0", "classifier"}
+  features = np.random.default_rng(1).normal(size=(2, 4, 4, 8)).astype(np.float32)
+
+  @jit
+  def train(variables, features):
+    mutable = ["batch_stats"]
+    return module.apply(variables, features, "stage2", train=True, method="resume", mutable=mutable)
+
+  _, moved = train(variables, features)
+  before, after = variables["batch_stats"], moved["batch_stats"]
+  for name in ("teachers_a", "teachers_b"):
+    jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
+  for name in ("projectors_a", "projectors_b"):
+    moves = jax.tree.map(lambda a, b: bool(np.any(a != b)), before[name], after[name])
+    assert all(jax.tree.leaves(moves))
+
+
+@pytest.mark.parametrize("stage", ["stage2", "stage3"])
+def test_encode_and_resume_with_two_teachers_agree(stage, network_of_two, output_of_two, images):
+  module, variables = network_of_two
+  assert module.stages == ("stem", "stage1", "stage2", "stage3")
+  assert set(output_of_two.features) == set(module.stages)
+
+  @jit
+  def run(variables, images):
+    encoded = module.apply(variables, images, to_stage=stage, method="encode")
+    features = encoded.features[stage]
+    return encoded, module.apply(variables, features, stage, method="resume")
+
+  encoded, rest = run(variables, images)
+  at = module.stages.index(stage) + 1
+  assert encoded.logits is None
+  assert set(encoded.features) == set(module.stages[:at])
+  assert set(rest.features) == set(module.stages[at:])
+  np.testing.assert_allclose(rest.logits, output_of_two.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_bundle_keeps_every_teacher_and_its_share(network_of_two, output_of_two, images, tmp_path):
+  save_bundle(tmp_path / "student", network_of_two, {"image_shape": list(IMAGE)})
+  loaded, _ = load_bundle(tmp_path / "student")
+  assert dict(loaded.module.shares) == SHARES
+  logits = jit(loaded.module.apply)(loaded.variables, images).logits
+  np.testing.assert_allclose(logits, output_of_two.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_signed_stages_with_two_teachers_are_those_of_the_student():
+  student = models.create("wrn_10_1", num_classes=3)
+  module = ReusedClassifiers(student, PROJECTORS, TEACHERS, SHARES, student_stage="stage2")
+  assert module.signed_stages == ("stem", "stage1", "stage2")
+
+
+def test_invalid_arguments_for_two_teachers_are_refused(network_of_two, parts_of_two, images):
+  for role in ("student_stage", "teacher_stage"):
+    with pytest.raises(ConfigError, match=f"unknown {role} 'stage5'"):
+      reuse_both(parts_of_two, **{role: "stage5"})
+  student, projectors, teachers = parts_of_two
+  with pytest.raises(ConfigError, match=r"teachers_b_variables: params/classifier/\w+ is missing"):
+    reuse_both((student, projectors, {"a": teachers["a"]}))
+  for method, argument in (("encode", "to_stage"), ("resume", "from_stage")):
+    with pytest.raises(ConfigError, match="unknown stage 'pooled'"):
+      network_of_two.module.apply(
+        network_of_two.variables, images, method=method, **{argument: "pooled"}
+      )
