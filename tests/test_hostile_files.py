@@ -1,4 +1,4 @@
-"""Files from others that want to run code, leave their folder, or take all memory."""
+"""Hostile files: pickles with code, paths out of a folder, and sizes that would fill the memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLACES = ("../../x", "/tmp/x", "..", "a/b", "a\0b", "a\\..\\b", "")
 
 
 class Touch:
-  """Unpickled as Python does it, this makes a file."""
+  """An object whose pickle creates a file when Python loads it."""
 
   def __init__(self, path):
     self.path = path
@@ -46,7 +46,7 @@ class Touch:
 
 @pytest.fixture
 def trap(tmp_path):
-  """(a pickle, the file that it would make), and neither may be there at the end."""
+  """A pickle that would create a file; the test fails if the file exists at the end."""
   made = tmp_path / "code-was-here"
   yield pickle.dumps(Touch(made))
   assert not made.exists()
@@ -61,12 +61,12 @@ def _listen(event, arguments):
     _UNPICKLED.append(".".join(arguments))
 
 
-sys.addaudithook(_listen)  # for good: it can be silenced, not removed
+sys.addaudithook(_listen)  # an audit hook cannot be removed, only disabled by _watching
 
 
 @pytest.fixture
 def nothing_unpickled():
-  """No name is looked up for any pickle while the test runs."""
+  """The test fails if any pickle looks up a name while it runs."""
   global _watching
   _UNPICKLED.clear()
   _watching = True
@@ -235,7 +235,7 @@ def test_paths_as_weight_names_are_refused(bundle):
     load_bundle(bundle)
 
 
-# Checkpoints, and where the data iterator stood.
+# Checkpoints and states of the data iterator.
 
 
 def test_pickle_in_a_checkpoint_runs_no_code(trap, tmp_path, nothing_unpickled):
@@ -266,7 +266,7 @@ def test_pickle_in_a_checkpoint_runs_no_code(trap, tmp_path, nothing_unpickled):
   checkpoints.close()
 
 
-# Names that would be paths.
+# Names that are used as paths.
 
 
 @pytest.mark.parametrize("place", [*PLACES, "two\nlines"])
@@ -315,10 +315,10 @@ def test_names_of_stages_and_predictors_cannot_be_paths(place):
       check_stages([dataclasses.replace(stage, **changes)])
 
 
-# What our own source may call.
+# Modules and functions that the source may use.
 
 ALLOWED = {
-  # Whose names are looked up in a short fixed list.
+  # Its unpickler looks up names in a short fixed list.
   ("jaxkd/models/torch/pickle.py", "import pickle"),
   ("jaxkd/models/torch/pickle.py", "import pickletools"),
 }
@@ -345,7 +345,7 @@ _CALLS = (
 
 
 def dangers(source):
-  """What in a source could run what a file says."""
+  """Yield the imports, calls and arguments in a source that could run code from a file."""
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Import | ast.ImportFrom):
       named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -85,7 +85,7 @@ def test_branches_have_different_initial_values(images):
 
 @pytest.fixture(scope="module")
 def trained(variables, images):
-  """What a loss of branch 1 alone gives in training: gradients and new statistics."""
+  """Gradients and new batch statistics of a loss on branch 1 only."""
 
   def loss(params):
     changed = {**variables, "params": params}
@@ -146,7 +146,7 @@ def test_branch_network_survives_a_bundle(variables, images, tmp_path):
 
 
 class Tied(Wrapped):
-  """Whose later layers use the first one's weights again."""
+  """A network whose later layers reuse the weights of the first layer."""
 
   def resume(self, features, from_stage, train=False, to_stage=None):
     output = self.network.resume(features, from_stage, train, to_stage)

@@ -171,7 +171,7 @@ def test_failed_write_keeps_the_earlier_bundle(bundle, teacher, network, monkeyp
   original = getattr(Path, failing)
 
   def fail(path, *arguments, **options):
-    # Writing fails at once, renaming when the earlier bundle is already out of the way.
+    # "write_text" fails at once, "rename" after the earlier bundle has been moved.
     if failing == "write_text" or path.name.startswith("."):
       raise OSError("disk full")
     return original(path, *arguments, **options)

@@ -14,7 +14,7 @@ from tests.schemes.one_step import jit
 RATE = 0.25
 PLAIN = [CifarResNet(1, (4, 4, 4, 4), 3), WideResNet(1, (4, 4, 4, 4), 3)]
 IMAGES = np.random.default_rng(0).normal(size=(8, 12, 12, 1)).astype(np.float32)
-# What dropout reads is the ReLU of it.
+# The batch norm before the ReLU whose output dropout reads.
 BEFORE = {"CifarResNet": "bn1", "WideResNet": "bn2"}
 
 
@@ -30,7 +30,7 @@ def variables(plain):
 
 @pytest.fixture(scope="module")
 def trained(plain, variables):
-  """What a key's stage 1 gives in training, and what went into and out of its dropout."""
+  """Function seed -> stage 1 in training, and the input and output of its dropout."""
   module = plain.clone(dropout=RATE)
   kinds = (nn.Dropout, nn.BatchNorm)
 
@@ -79,7 +79,7 @@ def test_every_block_has_dropout(plain, variables):
     module = plain.clone(dropout=RATE)
     return module.apply(variables, IMAGES, train=True, rngs=rngs, mutable=["batch_stats"])
 
-  # The maps of the stages differ in size, so that none of the three is printed for another.
+  # The stages' maps differ in size, so that the three draws are three separate equations.
   assert str(traced(jax.random.key(0))).count("random_bits[") == 3
 
 

@@ -1,4 +1,4 @@
-"""Ensembles, cut exits and gated branches as ordinary networks."""
+"""Ensembles, cut exits and gated branches as networks with one output."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run(network, images):
 
 
 def reloaded(network, directory):
-  """The network after a bundle, whose variables are the same."""
+  """The network after saving and loading a bundle; its variables are unchanged."""
   save_bundle(directory / "b", network, {"image_shape": list(IMAGE)}, modules=TINY)
   loaded, _ = load_bundle(directory / "b", modules=TINY)
   assert_same(loaded.variables, network.variables)
@@ -117,7 +117,7 @@ def test_invalid_logits_or_weights_of_a_mean_raise_config_errors(logits, weights
 def test_ensemble_predicts_the_mean_of_its_members_probabilities(members, images, tmp_path):
   networks, logits = members
   network = reloaded(ensemble_of(networks), tmp_path)
-  # "a" and "b" are one module with two sets of weights.
+  # "a" and "b" are one module instance with two sets of weights.
   assert set(network.variables["params"]) == {"members_a", "members_b", "members_wide"}
   expected = np.mean([softmax(z) for z in logits.values()], axis=0)
   np.testing.assert_allclose(softmax(run(network, images)), expected, rtol=1e-4)

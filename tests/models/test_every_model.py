@@ -1,4 +1,4 @@
-"""What holds for every network of stages, over a small one of each class."""
+"""Properties of every StagedModel, tested on a small model of each class."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def name_of(model):
 
 
 def image_shape(model):
-  """The smallest that it takes and twice as wide; more where the size is not its class's to say."""
+  """The smallest image that the model accepts, twice as wide; 8x16 if `smallest` is 1."""
   rows = model.smallest if model.smallest > 1 else 8
   return (rows, 2 * rows, 2)
 
 
 def in_steps(run, model, images, given=None):
-  """(Output, what else `run` returns) of every stage, and at last of the classifier.
+  """(Output, updated variables) of every stage, and of the classifier at the end.
 
-  Each goes on from one feature: the one before's own, or that of `given`. `encode` and `resume`
-  over several stages only run them in a row, so that what holds of each step holds of any cut.
+  Each step starts from one feature: that of the previous step, or of `given`. `encode` and `resume`
+  over several stages run them in a row, so that a property of each step holds for any cut.
   """
   results = [run(images, to_stage=model.stages[0], method="encode")]
   for before, stage in zip(model.stages, [*model.stages[1:], None], strict=True):
@@ -71,15 +71,15 @@ def in_steps(run, model, images, given=None):
 
 @dataclasses.dataclass
 class Run:
-  """What one program computes of one model.
+  """Results of one compiled program for one model.
 
   Attributes:
     model: the network, float32.
     variables: its variables.
-    order: the names of its features as it gives them.
+    order: the names of its features in the order of its Output.
     whole: (Output, new statistics) in training.
     steps: the same step by step, from the whole network's features and from running statistics
-      that are all larger by one.
+      that are increased by 1.
     half: Output of the network in bfloat16, in evaluation.
     half_steps: the same step by step.
   """
@@ -167,7 +167,7 @@ def test_signed_stages_are_exactly_those_with_negative_features(run):
 
 
 def test_training_updates_every_batch_statistic_once(run):
-  """Of what was, 0.9 is left after one update, 0.81 after two."""
+  """The momentum is 0.9: of the added 1, 0.9 is left after one update, 0.81 after two."""
   moved = flatten_dict(statistics(run.whole[1]))
   before = flatten_dict(statistics(run.variables))
   updated = set()
@@ -220,7 +220,7 @@ def test_invalid_images_are_refused(model):
 
 
 def known_by_name():
-  """All names are built, and the first of each class is traced; tracing them all takes long."""
+  """The first name of each class; all names are created, but tracing all of them takes long."""
   chosen = {}
   for name in models.names():
     chosen.setdefault(type(models.create(name, num_classes=5)), name)

@@ -1,4 +1,4 @@
-"""Exits on a network's stages."""
+"""MultiExit, with_exits and the heads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.tiny import TinyNet
 
 IMAGE = (6, 6, 1)
 NETWORK = TinyNet()
-# Not in the order of the stages.
+# The heads are not in the order of the stages.
 EXITS = MultiExit(
   NETWORK, {"stage2": LinearExit(3), "stage1": ProjectedExit(3, 8, (3, 3))}, "stage2"
 )
@@ -68,7 +68,7 @@ def test_exits_follow_the_stages_and_the_deepest_is_the_plain_network(variables,
   assert set(first.features) == set(second.features) == {"hint", "pooled"}
   assert set(deepest.features) == {*EXITS.stages, "hint"}
   np.testing.assert_array_equal(deepest.features["hint"], deepest.features["stage2"])
-  # The head on stage2 sees what the network's own classifier sees.
+  # The head on stage2 has the same input as the network's own classifier.
   np.testing.assert_allclose(second.features["pooled"], deepest.features["pooled"], rtol=1e-6)
 
   network, plain = plain_network(EXITS, variables)
@@ -158,7 +158,7 @@ def test_attention_hints_are_vectors_and_the_last_head_has_none():
   assert "hint" not in last.features
   assert last.features["pooled"].shape == (2, 16)
   head = variables["params"]["heads_stage1"]
-  # Channels double, stage1's 4 to 8 and 16, and the attention keeps them.
+  # Channels double from stage1's 4 to 8 and 16; the attention keeps 4.
   widths = {
     name: part["pointwise2"]["kernel"].shape[-1] for name, part in head.items() if "sep" in name
   }
@@ -179,7 +179,7 @@ def test_hint_stage_of_linear_and_conv_exits_is_pooled():
 
 
 class Stages(nn.Module):
-  """Names without layers: what heads fit is read from shapes."""
+  """Stage names without layers: with_exits reads the sizes of heads from shapes."""
 
   stages = ("stage1", "stage2", "stage3", "stage4", "pooled")
 
@@ -218,7 +218,7 @@ MAP = np.abs(np.random.default_rng(1).normal(size=(2, 5, 4, 3))).astype(np.float
 
 
 def applied(head, **changed):
-  """Its output, float32, and its variables with all of some name replaced by a value."""
+  """The head's output and parameters, with all variables of some names set to a value."""
 
   def replace(path, leaf):
     found = [value for name, value in changed.items() if name in jax.tree_util.keystr(path)]
@@ -259,7 +259,7 @@ def test_bottleneck_exit_pads_sizes_that_its_stride_does_not_divide():
 
 def test_attention_exit_weighs_the_input_map():
   head = AttentionExit(3, 7, halvings=0)
-  # The normalisation gives the same number everywhere, and the attention is its sigmoid.
+  # With scale 0 the normalisation returns its bias everywhere; the attention is its sigmoid.
   outputs = applied(head, scale=0, bias=0)[0], applied(head, scale=0, bias=0.7)[0]
   for output, share in zip(outputs, (0.5, 1 / (1 + np.exp(-0.7))), strict=True):
     np.testing.assert_allclose(output.features["pooled"], share * MAP.mean((1, 2)), rtol=1e-5)
@@ -332,5 +332,5 @@ def test_invalid_arguments_of_with_exits_raise_config_errors():
   }.items():
     with pytest.raises(ConfigError, match=message):
       call()
-  # Pooling brings any map to any size.
+  # Pooling reaches any size from any map.
   assert build(["stage1"], "projected").heads["stage1"].size == (5, 5)

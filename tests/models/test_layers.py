@@ -10,7 +10,7 @@ from jaxkd.models.layers import convolution
 
 
 def both(stride, groups, width, dtype=None):
-  """A layer with groups, and what XLA computes for it with the same kernel."""
+  """A convolution with groups, and XLA's convolution with the same kernel."""
   layer = convolution(width, 3, dtype, stride, groups=groups)
 
   def ours(x, kernel):

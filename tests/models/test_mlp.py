@@ -1,4 +1,4 @@
-"""What is particular to the perceptron: vectors from the first stage on."""
+"""MLP: features are vectors from the first stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to MobileNets; tests/test_golden_models.py compares V2 with published code."""
+"""MobileNetV1 and V2; tests/test_golden_models.py compares V2 with published code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TestMobileNetV1:
       (7, 7, 1024),
       (1024,),
     ]
-    # What mdistiller calls the modules that have weights, and no module of ours besides.
+    # mdistiller's names of modules with weights map to all modules of the model.
     blocks = [f"model.{block}.{layer}" for block in range(1, 14) for layer in (0, 1, 3, 4)]
     named = {
       module_path(name, model.torch_names) for name in ("model.0.0", "model.0.1", *blocks, "fc")
@@ -85,7 +85,7 @@ class TestMobileNetV2:
     encode = jax.jit(lambda *inputs: model.apply(*inputs, to_stage="stage2", method="encode"))
     output = encode(variables, images)
     signed = {stage for stage, feature in output.features.items() if jnp.min(feature) < 0}
-    # The later ones are made as stage1 and stage2 are.
+    # stage3 and stage4 have the same structure as stage1 and stage2.
     assert signed == set(model.signed_stages) - {"stage3", "stage4"} == {"stage1", "stage2"}
     for stage in signed:
       np.testing.assert_array_equal(output.preactivations[stage], output.features[stage])
@@ -97,7 +97,7 @@ class TestMobileNetV2:
     block = InvertedResidual(width, expansion=3, stride=stride)
     x = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
     variables = drawn(block, x)
-    # The branch gives nothing but the last bias.
+    # The output of the branch is the last bias.
     variables["params"]["project_bn"]["scale"] *= 0
     bias = variables["params"]["project_bn"]["bias"]
     y = jax.jit(block.apply)(variables, x)

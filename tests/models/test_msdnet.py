@@ -85,7 +85,7 @@ def test_exit_does_not_depend_on_later_blocks_or_other_exits(exit_, variables, i
   def logits(variables):
     return MODEL.apply(variables, images, train=True, mutable=True)[0][exit_].logits
 
-  # Nothing is computed: what the logits are made of is read from the traced function.
+  # No array is computed: the traced function shows which variables the logits depend on.
   jaxpr = jax.make_jaxpr(logits)(variables).jaxpr
   used = dce_jaxpr(jaxpr, [True])[1]
   names = [path[1].key for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
@@ -95,7 +95,7 @@ def test_exit_does_not_depend_on_later_blocks_or_other_exits(exit_, variables, i
 
 
 def small(shape):
-  """What msdnet_small gives and consists of for one image of this shape."""
+  """msdnet_small with its variables and one image of a shape, after a check of its outputs."""
   model = models.create("msdnet_small", num_classes=7)
   images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
@@ -135,12 +135,12 @@ def test_step_mode_sets_the_number_of_layers_of_each_block(mode, base, step, exp
   assert model.layers_per_block == expected
 
 
-# Of every layer, which scale is the finest it gives, and to how many units it narrows.
+# finest: the finest output scale of every layer; reduced: layer -> units after its reduction.
 @pytest.mark.parametrize(
   ("counts", "prune", "finest", "reduced"),
   [
     ((4, 2, 2, 2, 2), "max", [0] * 4 + [1] * 4 + [2] * 4, {4: 23, 8: 23}),
-    # A count that 3 does not divide: the last scale gets what is left.
+    # A number of layers that 3 does not divide: the last scale gets the remainder.
     ((2, 1, 1, 1), "max", [0, 0, 1, 1, 2], {2: 17, 4: 14}),
     ((2, 5), "min", [0, 0, 0, 0, 0, 1, 2], {1: 14, 3: 13}),
   ],
@@ -201,7 +201,7 @@ def test_initial_weights_have_the_deviation_of_the_authors_code():
     return *convolutions, params["exit_0"]["classifier"]
 
   stem, bottleneck, classifier = fresh(jax.random.key(0))
-  # By what goes out of a convolution, not by what comes in.
+  # By fan-out, not by fan-in.
   assert np.std(stem["kernel"]) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.05)
   assert np.std(bottleneck["kernel"]) == pytest.approx(np.sqrt(2 / 64), rel=0.05)
   assert np.std(classifier["kernel"]) == pytest.approx(1 / 8 / np.sqrt(3), rel=0.05)

@@ -55,7 +55,7 @@ def test_features_are_the_preactivations_after_relu(output):
 
 @pytest.mark.parametrize("stage", ["stem", "stage2"])  # others: test_every_model.py
 def test_resume_equals_the_whole_network(stage, variables, images):
-  # In float64: two programs round float32 by as much as processors differ.
+  # In float64: the rounding of two float32 programs depends on the processor.
   with jax.enable_x64(True):
     variables, images = jax.tree.map(np.float64, (variables, images))
     output = jax.jit(MODEL.apply)(variables, images)
@@ -113,9 +113,9 @@ def test_stem_stride_halves_every_map_at_a_quarter_of_the_cost():
   for stage, feature in plain.features.items():
     batch, *space, channels = feature.shape
     assert strided.features[stage].shape == (batch, *(n // 2 for n in space), channels)
-  # The same network but for its stride: weights go from one to the other.
+  # The same network except for its stride: the variables fit both.
   assert variables == others
-  # The classifier costs what it did.
+  # The cost of the classifier does not change.
   assert 0.25 < less / cost < 0.251
 
 
@@ -188,7 +188,7 @@ def test_batch_statistics_over_devices_equal_those_of_the_whole_batch(variables,
   logits, stats = mapped(variables, parts)
   expected, updated = jax.jit(train(MODEL))(variables, images)
 
-  # Replicas are equal to the bit, or they would drift apart.
+  # Replicas are equal bit by bit; otherwise they would diverge.
   for leaf in map(np.asarray, jax.tree.leaves(stats)):
     np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
   logits = np.asarray(logits).reshape(expected.shape)
@@ -207,7 +207,7 @@ def test_initial_weights_have_the_deviation_of_pytorch():
     return first["params"]["stem_conv"]["kernel"], last["params"]["classifier"]
 
   stem, classifier = fresh(jax.random.key(0))
-  # By what goes out of a layer, not by what comes in.
+  # By fan-out, not by fan-in.
   assert np.std(stem) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.05)
   for leaf in classifier.values():
     assert 0.98 / 8 < np.max(np.abs(leaf)) <= 1 / 8
@@ -287,7 +287,7 @@ def test_imagenet_max_pool_is_between_stem_and_stage1():
 
   found = stage1(LARGE, feature)
   assert found.shape == (2, 3, 3, 2)
-  # Behind their stems the two have the same layers.
+  # After their stems the two models have the same layers.
   expected = stage1(SMALL, windows.max((-2, -1)))
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

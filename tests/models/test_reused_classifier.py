@@ -30,7 +30,7 @@ TEACHER = models.create("resnet8_w8", num_classes=3)
 
 
 class Bridge(nn.Module):
-  """A 1x1 convolution, BN and ReLU: as little of a projector as will do."""
+  """A minimal projector: 1x1 convolution, BN and ReLU."""
 
   channels: int
 
@@ -143,7 +143,7 @@ def test_earlier_stage_reuses_more_teacher_layers_in_evaluation_mode(parts, imag
     variables, images
   )
   assert output.features["stage3"].shape[-1] == 32
-  # The teacher stays in evaluation mode when the rest trains.
+  # The teacher stays in evaluation mode while the rest trains.
   before, after = variables["batch_stats"], moved["batch_stats"]
   jax.tree.map(np.testing.assert_array_equal, before["teacher"], after["teacher"])
   assert not np.allclose(before["student"]["stem_bn"]["mean"], after["student"]["stem_bn"]["mean"])
@@ -173,7 +173,7 @@ def test_teachers_stage_is_kept_if_both_networks_have_its_name(parts, images):
   ("teacher", "teacher_stage", "size"),
   [
     (MLP((6, 5), 3), "stage1", None),
-    # Its tokens are a grid of 4x4, the student's map is 2x2.
+    # The teacher's tokens are a grid of 4x4, the student's map is 2x2.
     (VisionTransformer(2, 8, 2, (1, 1, 1), 3), "stage2", (4, 4)),
     (VisionTransformer(8, 8, 2, (1, 1, 1), 3), "stage2", (1, 1)),
   ],
@@ -203,7 +203,7 @@ def test_teacher_features_may_be_vectors_or_tokens_of_any_grid(
       for stage in ("stage1", teacher_stage)
     ]
     projected = output.features[teacher_stage]
-    # The teacher's variables alone must do for what follows its stage.
+    # The teacher's variables suffice for the layers after its stage.
     own = {"params": variables["params"].get("teacher", {})}
     return output, resumed, teacher.apply(own, projected, teacher_stage, method="resume").logits
 

@@ -1,4 +1,4 @@
-"""What is particular to ShuffleNets; tests/test_golden_models.py compares V2 with others' code."""
+"""ShuffleNetV1 and V2; tests/test_golden_models.py compares V2 with published code."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class TestShuffleNetV2:
 
   def test_block_leaves_half_of_the_channels_unchanged(self):
     block = SplitBlock(6)
-    # Of both signs, as it may meet them where a network is resumed: no ReLU touches them.
+    # Input of both signs, as after a resume: no ReLU is applied to the unchanged half.
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
     feature, preactivation = jax.jit(block.apply)(drawn(block, x), x)
     np.testing.assert_array_equal(feature[..., ::2], x[..., :3])

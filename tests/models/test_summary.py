@@ -1,4 +1,4 @@
-"""summary: counts that add up, for every kind of model, without computing anything."""
+"""summary: counts of rows and totals for every kind of model, by tracing alone."""
 
 import functools
 

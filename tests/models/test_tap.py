@@ -1,4 +1,4 @@
-"""Tapping modules this project did not write: jax-resnet's, and Flax's own."""
+"""tap on modules of other projects: jax-resnet and Flax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.models import tap
 from tests.models.drawn import drawn, optimized_jit
 
-# Its blocks take no train flag: whether batch_stats is mutable says it.
+# Its blocks have no train flag; they train if batch_stats is mutable.
 RESNET = jax_resnet.ResNet(
   jax_resnet.ResNetBlock, stage_sizes=[1, 1], n_classes=3, hidden_sizes=(4, 8)
 )
@@ -109,7 +109,7 @@ def test_resume_of_a_tapped_module_raises_not_implemented(variables):
 
 
 class Moded(nn.Module):
-  """Whose signature and answer say how it was called."""
+  """A module that returns the mode arguments that it was called with."""
 
   @nn.compact
   def __call__(self, x, deterministic=None, is_eval=None):

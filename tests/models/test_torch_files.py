@@ -1,4 +1,4 @@
-"""torch_files holds what tests/with_torch/make_files.py wrote with PyTorch."""
+"""read_torch_file on the files that tests/with_torch/make_files.py wrote with PyTorch."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_bytes_of_a_big_endian_machine_are_swapped(tmp_path):
     np.testing.assert_array_equal(swapped[dtype].view(bits), tensors[dtype].view(bits).byteswap())
 
 
-# What a pickle must not do.
+# Pickles that try to run code or to modify the reader.
 
 
 @both_formats
@@ -178,7 +178,7 @@ def test_tensor_outside_its_storage_is_an_error(tmp_path, opcodes):
   ],
 )
 def test_pickle_cannot_modify_the_reader(tmp_path, target):
-  # BUILD sets attributes, of a class too, where it can.
+  # BUILD sets attributes, also those of a class, if they can be set.
   attack = target + code((None, {"__call__": 1, "_function": 1, "dtype": 1, "shape": 1})) + b"b"
   with pytest.raises(ConfigError, match="damaged"):
     read_torch_file(crafted(tmp_path, attack))
@@ -197,7 +197,7 @@ def test_storage_larger_than_the_file_takes_no_memory(tmp_path):
     read_torch_file(path)
 
 
-# Damage.
+# Damaged files.
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_legacy.pth", "tensors.safetensors"])

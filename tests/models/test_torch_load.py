@@ -52,7 +52,7 @@ class Norm(nn.Module):
 
 
 class Tensor:
-  """What of PyTorch's tensors can be used without PyTorch; in bfloat16, which numpy lacks."""
+  """A stub of a PyTorch tensor in bfloat16, which numpy does not have."""
 
   def __init__(self, values, on="parameter"):
     self.values, self.on = values, on

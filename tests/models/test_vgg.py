@@ -21,7 +21,7 @@ def test_vgg_names_give_the_published_number_of_layers():
   for name in found:
     depth, _, width = name.removeprefix("vgg").partition("_w")
     model = models.create(name, num_classes=5)
-    # The paper counts three linear layers at the end.
+    # The paper's depth includes three linear layers at the end.
     assert sum(model.depths) + 3 == int(depth)
     assert model.widths == tuple(int(width or 64) * factor for factor in (1, 2, 4, 8, 8))
 
@@ -56,7 +56,7 @@ def test_stage4_halves_maps_of_at_least_8x8_only(size, sizes):
 def test_max_pool_is_between_a_feature_and_the_next_stage():
   feature = np.random.default_rng(0).uniform(0.1, 1, (2, 5, 7, 2)).astype("f4")
   variables = drawn(MODEL, jnp.ones((1, 8, 8, 1)))
-  # As PyTorch's, it leaves out the last row and column of an odd number.
+  # As in PyTorch, the last row or column of an odd number is left out.
   windows = feature[:, :4, :6].reshape(2, 2, 2, 3, 2, 2)
   largest = windows.max((2, 4))
   spread = np.where(windows == largest[:, :, None, :, None], windows, 0)

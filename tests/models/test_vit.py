@@ -1,4 +1,4 @@
-"""What is particular to the transformer: its grid, its positions, its attention."""
+"""VisionTransformer: its grid, its positions, its attention."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
   variables = drawn(wide, blank)
   encode = jit(lambda v, x: wide.apply(v, x, to_stage="stem", method="encode").features["stem"])
   found = np.asarray(encode(variables, blank)[0]) - variables["params"]["patch_embedding"]["bias"]
-  periods = 10_000 ** (np.arange(4) / 3)  # from 1 to 10000, evenly in their logarithms
+  periods = 10_000 ** (np.arange(4) / 3)  # from 1 to 10000, evenly spaced in the logarithm
   for row, column in ((0, 0), (1, 0), (4, 5)):
     x, y = column / periods, row / periods
     expected = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)])
@@ -78,7 +78,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
 
 
 def test_block_equals_a_numpy_reference(variables, output):
-  """In plain numpy, head by head."""
+  """The reference is plain numpy, head by head."""
   p = jax.tree.map(np.float64, variables["params"]["stage1_0"])
 
   def norm(name, x):
@@ -122,7 +122,7 @@ def test_every_parameter_has_a_gradient_that_stays_finite_for_large_inputs(varia
   for leaf in jax.tree.leaves(gradients(variables["params"], 1e4 * images)):
     assert np.all(np.isfinite(leaf))
   found = gradients(variables["params"], images)
-  # Shifting all keys alike changes no attention.
+  # A common shift of all keys does not change the attention.
   found["stage1_0"]["attention"]["key"].pop("bias")
   for path, leaf in jax.tree.leaves_with_path(found):
     assert np.abs(leaf).max() > 1e-4, jax.tree_util.keystr(path)

@@ -1,4 +1,4 @@
-"""ONE's published names and arithmetic, against PyTorch; needs it: `pytest tests/with_torch`."""
+"""ONE's network against PyTorch; needs PyTorch: `pytest tests/with_torch`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A teacher that PyTorch trained, loaded where PyTorch cannot be imported.
+"""A teacher that PyTorch trained, loaded in a process where PyTorch cannot be imported.
 
-Needs PyTorch, so it is no part of the default tests: `pytest tests/with_torch`.
+Needs PyTorch, so that it is not among the default tests: `pytest tests/with_torch`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.models import create, from_torch
 from tests.with_torch import train_teacher
 
-# What a user without PyTorch runs; importing a module that is None fails.
+# The program of a user without PyTorch; importing a module that is None fails.
 PREDICT = """
 import json, sys
 sys.modules["torch"] = None
