@@ -3,8 +3,8 @@
 A trained network expects images of the mean, standard deviation and size that it was trained with;
 the images of a run may have others. `as_trained` converts them:
 
-    ours = Preprocessing((0.5,), (0.5,), (28, 28))
-    teacher = as_trained(load_bundle("runs/digits/bundles/teacher/teacher")[0], ours)
+    given = Preprocessing((0.5,), (0.5,), (28, 28))
+    teacher = as_trained(load_bundle("runs/digits/bundles/teacher/teacher")[0], given)
     scheme = schemes.offline(student, {"teacher": teacher}, distillations)
 """
 
@@ -88,8 +88,8 @@ def convert(images: Array, *, given: Preprocessing, wanted: Preprocessing) -> Ar
   Raises:
     ConfigError: if the numbers of channels differ.
 
-  >>> ours, theirs = Preprocessing((0.5,), (0.5,), (1, 1)), Preprocessing((0.0,), (0.25,), (1, 1))
-  >>> convert(jnp.ones((1, 1, 1, 1)), given=ours, wanted=theirs).item()
+  >>> given, wanted = Preprocessing((0.5,), (0.5,), (1, 1)), Preprocessing((0.0,), (0.25,), (1, 1))
+  >>> convert(jnp.ones((1, 1, 1, 1)), given=given, wanted=wanted).item()
   4.0
   """
   _check_channels(given, wanted)

@@ -31,7 +31,7 @@ from tests import tiny
 from tests.test_config import changed
 
 ROOT = pathlib.Path(__file__).parents[1]
-PLACES = ("../../x", "/tmp/x", "..", "a/b", "a\0b", "a\\..\\b", "")
+PATHS = ("../../x", "/tmp/x", "..", "a/b", "a\0b", "a\\..\\b", "")
 
 
 class Touch:
@@ -99,14 +99,14 @@ def test_pickle_in_place_of_weights_runs_no_code(trap, tmp_path, name):
     read_torch_file(tmp_path / name)
 
 
-@pytest.mark.parametrize("place", ["../../x", "/tmp/x", "a/../../x"])
-def test_entries_of_an_archive_are_not_extracted(tmp_path, place):
+@pytest.mark.parametrize("bad_path", ["../../x", "/tmp/x", "a/../../x"])
+def test_entries_of_an_archive_are_not_extracted(tmp_path, bad_path):
   inside = tmp_path / "inside"
   inside.mkdir()
   with zipfile.ZipFile(inside / "w.pth", "w") as archive:
-    archive.writestr(f"{place}/data.pkl", b"\x80\x02}.")
-    archive.writestr(f"{place}/data/0", b"0000")
-    archive.writestr(place, b"0000")
+    archive.writestr(f"{bad_path}/data.pkl", b"\x80\x02}.")
+    archive.writestr(f"{bad_path}/data/0", b"0000")
+    archive.writestr(bad_path, b"0000")
   assert read_torch_file(inside / "w.pth") == {}
   assert [path.name for path in tmp_path.rglob("*")] == ["inside", "w.pth"]
 
@@ -269,7 +269,7 @@ def test_pickle_in_a_checkpoint_runs_no_code(trap, tmp_path, nothing_unpickled):
 # Names that are used as paths.
 
 
-@pytest.mark.parametrize("place", [*PLACES, "two\nlines"])
+@pytest.mark.parametrize("bad_path", [*PATHS, "two\nlines"])
 @pytest.mark.parametrize(
   ("method", "field"),
   [
@@ -284,10 +284,10 @@ def test_pickle_in_a_checkpoint_runs_no_code(trap, tmp_path, nothing_unpickled):
     ("byot", "method.exits"),
   ],
 )
-def test_names_in_a_config_cannot_be_paths(method, field, place, tmp_path, monkeypatch):
+def test_names_in_a_config_cannot_be_paths(method, field, bad_path, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   plural = field in ("method.stages", "method.models", "method.exits")
-  settings = changed(method, field.split("."), (place,) if plural else place)
+  settings = changed(method, field.split("."), (bad_path,) if plural else bad_path)
   settings.update({"data": {"directory": str(tmp_path / "tfds")}, "batch_size": 16})
   for role, model in (("teacher", "resnet8_w8"), ("student", "resnet8_w4")):
     if field != f"{role}.model":
@@ -305,13 +305,13 @@ def stand_in(name, **options):
   return stand_in(name, **options)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_names_of_stages_and_predictors_cannot_be_paths(place):
+@pytest.mark.parametrize("bad_path", PATHS)
+def test_names_of_stages_and_predictors_cannot_be_paths(bad_path):
   stage = tiny.stage()
-  for changes in ({"name": place}, {"reported": place}):
+  for changes in ({"name": bad_path}, {"reported": bad_path}):
     if changes.get("reported") == "":
       continue  # nothing predicts yet
-    with pytest.raises(ConfigError, match=re.escape(f"{place!r}: expected a name without")):
+    with pytest.raises(ConfigError, match=re.escape(f"{bad_path!r}: expected a name without")):
       check_stages([dataclasses.replace(stage, **changes)])
 
 

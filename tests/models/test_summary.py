@@ -33,7 +33,7 @@ def with_heads(kind="linear"):
   return models.with_exits(PLAIN, output, ["stage1", "stage2"], kind=kind, num_classes=3)
 
 
-SEVERAL = {
+MODELS = {
   "plain": PLAIN,
   "a simkd student": models.ReusedClassifier(
     PLAIN, Projector((4, 4), 16), WIDE, "stage2", "stage2"
@@ -72,12 +72,12 @@ SEVERAL = {
 
 @functools.cache
 def summed(kind):
-  return models.summary(SEVERAL[kind], IMAGE)
+  return models.summary(MODELS[kind], IMAGE)
 
 
-@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.parametrize("kind", MODELS)
 def test_rows_add_up_to_the_totals_of_the_model(kind):
-  model, found = SEVERAL[kind], summed(kind)
+  model, found = MODELS[kind], summed(kind)
   variables = shapes(model)
 
   def logits(variables, images):
@@ -98,7 +98,7 @@ def test_totals_are_those_of_the_published_table():
 
 @pytest.mark.parametrize("kind", ["plain", "a simkd student"])
 def test_stage_row_counts_what_encode_adds_to_the_previous_stage(kind):
-  model = SEVERAL[kind]
+  model = MODELS[kind]
   rows = {row.name: row for row in summed(kind).rows}
   assert list(rows) == [*model.stages, "classifier"]
   output = jax.eval_shape(model.apply, shapes(model), IMAGES)
@@ -116,7 +116,7 @@ def test_stage_row_counts_what_encode_adds_to_the_previous_stage(kind):
 
 @pytest.mark.parametrize("kind", ["exits", "msdnet"])
 def test_exit_row_counts_what_its_block_adds(kind):
-  model = SEVERAL[kind]
+  model = MODELS[kind]
   rows = summed(kind).rows
   costs = exit_costs(model, shapes(model), IMAGE)
   assert [row.name for row in rows] == [f"exit_{k}" for k in range(model.num_exits)]

@@ -22,7 +22,9 @@ from jaxkd.models.torch.files import read_torch_file
 _WRAPPERS = ("model", "state_dict", "net", "model_state_dict")
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 _LISTED = 8  # names in an error message
-_HOW_TO_SELECT = "pass from_torch one part of what jaxkd.models.torch.files.read_torch_file gives"
+_HOW_TO_SELECT = (
+  "pass from_torch one entry of the result of jaxkd.models.torch.files.read_torch_file"
+)
 
 
 def from_torch(

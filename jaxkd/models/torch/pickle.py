@@ -35,7 +35,7 @@ _STORAGES = {
   "ComplexDoubleStorage": "complex128",
 }
 # Classes of other entries of published checkpoints: options, accuracies, schedules.
-_INERT = (
+_IGNORED = (
   ("argparse", "Namespace"),
   ("collections", "Counter"),
   ("torch", "device"),
@@ -99,7 +99,7 @@ def _check_memo(file: IO[bytes]) -> None:
   file.seek(start)
 
 
-class _Inert:
+class _Placeholder:
   """A placeholder for a value that weights do not need; it ignores all arguments and state."""
 
   def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -173,7 +173,7 @@ _ALLOWED: Mapping[tuple[str, str], Any] = MappingProxyType(
     for name, dtype in _STORAGES.items()
     for module in ("torch", "torch.cuda")
   }
-  | dict.fromkeys(_INERT, _Inert)
+  | dict.fromkeys(_IGNORED, _Placeholder)
 )
 
 

@@ -127,7 +127,7 @@ class MobileNetV2(StagedModel):
   Preactivations: the stem before its ReLU; for the stages the features themselves.
 
   Attributes:
-    width: factor of all channels but the last, which are rounded down.
+    width: factor of all channels but the last; the products are rounded down.
     repeats: number of blocks of the seven groups: groups 0 and 1 are stage1, 2 is stage2, 3 and 4
       are stage3, 5 and 6 are stage4.
     last_width: channels of the last convolution.
