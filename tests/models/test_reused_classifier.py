@@ -21,6 +21,7 @@ from jaxkd.models import (
   reuse_classifiers,
   tap,
 )
+from jaxkd.types import Network
 from tests.models.drawn import drawn
 from tests.schemes.one_step import jit
 
@@ -51,15 +52,15 @@ def images():
 @pytest.fixture(scope="module")
 def parts(images):
   return (
-    drawn(STUDENT, images, seed=1),
-    drawn(PROJECTOR, jnp.ones((1, 2, 2, 16)), seed=2),
-    drawn(TEACHER, images, seed=3),
+    Network(STUDENT, drawn(STUDENT, images, seed=1)),
+    Network(PROJECTOR, drawn(PROJECTOR, jnp.ones((1, 2, 2, 16)), seed=2)),
+    Network(TEACHER, drawn(TEACHER, images, seed=3)),
   )
 
 
 @pytest.fixture(scope="module")
 def network(parts):
-  return reuse_classifier(STUDENT, PROJECTOR, TEACHER, *parts, image_shape=IMAGE)
+  return reuse_classifier(*parts, image_shape=IMAGE)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def output(network, images):
 
 
 def test_logits_are_the_teachers_classifier_on_the_projected_student_feature(output, parts, images):
-  student, projector, teacher = parts
+  student, projector, teacher = (part.variables for part in parts)
   encoded = jax.jit(STUDENT.apply)(student, images)
   projected = PROJECTOR.apply(projector, encoded.features["stage3"])
   dense = teacher["params"]["classifier"]
@@ -84,10 +85,11 @@ def test_logits_are_the_teachers_classifier_on_the_projected_student_feature(out
 def test_variables_are_those_of_the_layers_that_run(network, parts):
   params, stats = (network.variables[name] for name in ("params", "batch_stats"))
   assert set(params) == {"student", "projector", "teacher"}
-  assert set(params["student"]) == set(parts[0]["params"]) - {"classifier"}
+  assert set(params["student"]) == set(parts[0].variables["params"]) - {"classifier"}
   assert set(params["teacher"]) == {"classifier"}
   assert set(stats) == {"student", "projector"}
-  assert params["teacher"]["classifier"]["kernel"] is parts[2]["params"]["classifier"]["kernel"]
+  kernel = parts[2].variables["params"]["classifier"]["kernel"]
+  assert params["teacher"]["classifier"]["kernel"] is kernel
 
 
 @pytest.mark.parametrize("stage", ["stem", "stage1", "stage2", "stage3", "pooled"])
@@ -127,11 +129,8 @@ def test_earlier_stage_reuses_more_teacher_layers_in_evaluation_mode(parts, imag
   bridge = Bridge(16)
   wide = drawn(bridge, jnp.ones((1, 4, 4, 8)))
   module, variables = reuse_classifier(
-    STUDENT,
-    bridge,
-    TEACHER,
     student,
-    wide,
+    Network(bridge, wide),
     teacher,
     student_stage="stage2",
     teacher_stage="stage2",
@@ -154,11 +153,8 @@ def test_teachers_stage_is_kept_if_both_networks_have_its_name(parts, images):
   bridge = Bridge(16)
   wide = drawn(bridge, jnp.ones((1, 2, 2, 16)))
   module, variables = reuse_classifier(
-    STUDENT,
-    bridge,
-    TEACHER,
     parts[0],
-    wide,
+    Network(bridge, wide),
     parts[2],
     teacher_stage="stage2",
     image_shape=IMAGE,
@@ -185,12 +181,9 @@ def test_teacher_features_may_be_vectors_or_tokens_of_any_grid(
   projector = Projector(size, teacher.channels[teacher_stage], layout="1x1", activation=False)
   weights = drawn(projector, jnp.ones((1, 2, 2, 16)), train=False, seed=2)
   module, variables = reuse_classifier(
-    STUDENT,
-    projector,
-    teacher,
     parts[0],
-    weights,
-    drawn(teacher, images, seed=3),
+    Network(projector, weights),
+    Network(teacher, drawn(teacher, images, seed=3)),
     teacher_stage=teacher_stage,
     image_shape=IMAGE,
   )
@@ -225,49 +218,50 @@ def test_signed_stages_are_those_of_the_network_of_each_stage():
 
 
 def test_reused_classifier_can_be_the_teacher_of_another(network, parts, output):
-  module, variables = reuse_classifier(
-    STUDENT, PROJECTOR, network.module, *parts[:2], network.variables, image_shape=IMAGE
-  )
+  module, variables = reuse_classifier(*parts[:2], network, image_shape=IMAGE)
   assert set(variables["params"]["teacher"]) == {"teacher"}
   head = variables["params"]["teacher"]["teacher"]["classifier"]
-  assert head["kernel"] is parts[2]["params"]["classifier"]["kernel"]
+  assert head["kernel"] is parts[2].variables["params"]["classifier"]["kernel"]
   rest = module.apply(variables, output.features["stage3"], "stage3", method="resume")
   np.testing.assert_allclose(rest.logits, output.logits, rtol=1e-5)
 
 
 def test_one_module_as_student_and_teacher_has_two_sets_of_variables(parts, images):
-  other = drawn(TEACHER, images, seed=4)
+  other = Network(TEACHER, drawn(TEACHER, images, seed=4))
   same = Bridge(32)
-  weights = drawn(same, jnp.ones((1, 2, 2, 32)))
-  network = reuse_classifier(TEACHER, same, TEACHER, other, weights, parts[2], image_shape=IMAGE)
+  projector = Network(same, drawn(same, jnp.ones((1, 2, 2, 32))))
+  network = reuse_classifier(other, projector, parts[2], image_shape=IMAGE)
   assert set(network.variables["params"]) == {"student", "projector", "teacher"}
 
 
 def test_variables_of_another_architecture_raise_config_errors(parts):
   student, projector, teacher = parts
+  wrong = Network(STUDENT, teacher.variables)
   with pytest.raises(
     ConfigError, match=r"student_variables: \S+ is of shape \(.*\), not of shape \("
   ):
-    reuse_classifier(STUDENT, PROJECTOR, TEACHER, teacher, projector, teacher, image_shape=IMAGE)
+    reuse_classifier(wrong, projector, teacher, image_shape=IMAGE)
   with pytest.raises(ConfigError, match=r"teacher_variables: params/classifier/\w+ is missing"):
-    reuse_classifier(STUDENT, PROJECTOR, TEACHER, student, projector, {}, image_shape=IMAGE)
+    reuse_classifier(student, projector, Network(TEACHER, {}), image_shape=IMAGE)
 
 
 def test_unknown_stages_raise_config_errors(parts):
   for role in ("student_stage", "teacher_stage"):
     with pytest.raises(ConfigError, match=f"unknown {role} 'stage5'"):
-      reuse_classifier(STUDENT, PROJECTOR, TEACHER, *parts, image_shape=IMAGE, **{role: "stage5"})
+      reuse_classifier(*parts, image_shape=IMAGE, **{role: "stage5"})
 
 
 def test_projected_map_of_wrong_width_is_refused(parts):
+  student, projector, teacher = parts
+  narrow = Network(Bridge(8), projector.variables)
   with pytest.raises(ValueError, match=r"'stage3' must be \(B, H, W, 32\), not \(1, 2, 2, 8\)"):
-    reuse_classifier(STUDENT, Bridge(8), TEACHER, *parts, image_shape=IMAGE)
+    reuse_classifier(student, narrow, teacher, image_shape=IMAGE)
 
 
 def test_tapped_teacher_is_refused(parts):
   teacher = tap(TEACHER, {"stage3": "stage3_0"}, logits=lambda output: output.logits)
   with pytest.raises(NotImplementedError, match="a tapped CifarResNet cannot resume"):
-    reuse_classifier(STUDENT, PROJECTOR, teacher, *parts, image_shape=IMAGE)
+    reuse_classifier(*parts[:2], Network(teacher, parts[2].variables), image_shape=IMAGE)
 
 
 # Several teachers.
@@ -282,14 +276,14 @@ OPTIONS = {"shares": SHARES, "image_shape": IMAGE}
 def parts_of_two(images):
   maps = jnp.ones((1, 2, 2, 16))
   return (
-    drawn(STUDENT, images, seed=1),
-    {name: drawn(p, maps, train=False, seed=2) for name, p in PROJECTORS.items()},
-    {name: drawn(t, images, seed=3) for name, t in TEACHERS.items()},
+    Network(STUDENT, drawn(STUDENT, images, seed=1)),
+    {k: Network(p, drawn(p, maps, train=False, seed=2)) for k, p in PROJECTORS.items()},
+    {k: Network(t, drawn(t, images, seed=3)) for k, t in TEACHERS.items()},
   )
 
 
 def reuse_both(parts_of_two, **options):
-  return reuse_classifiers(STUDENT, PROJECTORS, TEACHERS, *parts_of_two, **OPTIONS, **options)
+  return reuse_classifiers(*parts_of_two, **OPTIONS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -305,15 +299,7 @@ def output_of_two(network_of_two, images):
 def test_logits_of_two_teachers_are_the_weighted_mean(parts_of_two, output_of_two, images):
   student, projectors, teachers = parts_of_two
   each = [
-    reuse_classifier(
-      STUDENT,
-      PROJECTORS[name],
-      TEACHERS[name],
-      student,
-      projectors[name],
-      teachers[name],
-      image_shape=IMAGE,
-    )
+    reuse_classifier(student, projectors[name], teachers[name], image_shape=IMAGE)
     for name in ("a", "b")
   ]
   a, b = jit(lambda x: [n.module.apply(n.variables, x).logits for n in each])(images)
@@ -324,9 +310,9 @@ def test_logits_of_two_teachers_are_the_weighted_mean(parts_of_two, output_of_tw
 def test_variables_of_two_teachers_have_the_encoder_once(network_of_two, parts_of_two):
   params = network_of_two.variables["params"]
   assert set(params) == {"student", "projectors_a", "projectors_b", "teachers_a", "teachers_b"}
-  assert set(params["student"]) == set(parts_of_two[0]["params"]) - {"classifier"}
+  assert set(params["student"]) == set(parts_of_two[0].variables["params"]) - {"classifier"}
   assert set(params["teachers_a"]) == {"classifier"}
-  kernel = parts_of_two[2]["a"]["params"]["classifier"]["kernel"]
+  kernel = parts_of_two[2]["a"].variables["params"]["classifier"]["kernel"]
   assert params["teachers_a"]["classifier"]["kernel"] is kernel
 
 
@@ -334,9 +320,9 @@ def test_training_leaves_the_batch_statistics_of_two_teachers_unchanged(parts_of
   early = {"student_stage": "stage2", "teacher_stage": "stage2"}
   bridges = {"a": Projector((4, 4), 16, layout="1x1"), "b": Projector((4, 4), 8, layout="1x1")}
   maps = jnp.ones((1, 4, 4, 8))
-  drawn_bridges = {name: drawn(p, maps, train=False) for name, p in bridges.items()}
+  networks = {name: Network(p, drawn(p, maps, train=False)) for name, p in bridges.items()}
   module, variables = reuse_classifiers(
-    STUDENT, bridges, TEACHERS, parts_of_two[0], drawn_bridges, parts_of_two[2], **OPTIONS, **early
+    parts_of_two[0], networks, parts_of_two[2], **OPTIONS, **early
   )
   assert set(variables["params"]["teachers_b"]) == {"stage3_0", "classifier"}
   features = np.random.default_rng(1).normal(size=(2, 4, 4, 8)).astype(np.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from flax import linen as nn
 
@@ -123,12 +122,9 @@ class ReusedClassifier(nn.Module):
 
 
 def reuse_classifier(
-  student: nn.Module,
-  projector: nn.Module,
-  teacher: nn.Module,
-  student_variables: Mapping[str, Any],
-  projector_variables: Mapping[str, Any],
-  teacher_variables: Mapping[str, Any],
+  student: Network,
+  projector: Network,
+  teacher: Network,
   *,
   student_stage: str = "stage3",
   teacher_stage: str = "stage3",
@@ -137,12 +133,9 @@ def reuse_classifier(
   """Combine the networks of a SimKD student into one, with only the variables that it uses.
 
   Args:
-    student: as in ReusedClassifier.
-    projector: as in ReusedClassifier.
-    teacher: as in ReusedClassifier.
-    student_variables: the student's Flax variables, {"params": ..., "batch_stats": ...}.
-    projector_variables: the projector's Flax variables.
-    teacher_variables: the teacher's Flax variables.
+    student: as in ReusedClassifier, with its Flax variables.
+    projector: as in ReusedClassifier, with its Flax variables.
+    teacher: as in ReusedClassifier, with its Flax variables.
     student_stage: as in ReusedClassifier.
     teacher_stage: as in ReusedClassifier.
     image_shape: (H, W, C) of the images; tracing finds which variables are needed.
@@ -154,18 +147,17 @@ def reuse_classifier(
     ConfigError: for an unknown stage, or variables that are missing or of another shape.
     ValueError: as ReusedClassifier.
   """
-  split_stages(student, student_stage, "student")
-  split_stages(teacher, teacher_stage, "teacher")
+  split_stages(student.module, student_stage, "student")
+  split_stages(teacher.module, teacher_stage, "teacher")
+  parts = {"student": student, "projector": projector, "teacher": teacher}
   # Copies: linen would share the variables of a module instance that is given twice.
   module = ReusedClassifier(
-    separate(student), separate(projector), separate(teacher), student_stage, teacher_stage
+    **{name: separate(network.module) for name, network in parts.items()},
+    student_stage=student_stage,
+    teacher_stage=teacher_stage,
   )
-  parts = {
-    "student": student_variables,
-    "projector": projector_variables,
-    "teacher": teacher_variables,
-  }
-  return Network(module, needed_variables(module, parts, image_shape))
+  variables = {name: network.variables for name, network in parts.items()}
+  return Network(module, needed_variables(module, variables, image_shape))
 
 
 class ReusedClassifiers(nn.Module):
@@ -258,12 +250,9 @@ class ReusedClassifiers(nn.Module):
 
 
 def reuse_classifiers(
-  student: nn.Module,
-  projectors: Mapping[str, nn.Module],
-  teachers: Mapping[str, nn.Module],
-  student_variables: Mapping[str, Any],
-  projector_variables: Mapping[str, Mapping[str, Any]],
-  teacher_variables: Mapping[str, Mapping[str, Any]],
+  student: Network,
+  projectors: Mapping[str, Network],
+  teachers: Mapping[str, Network],
   *,
   shares: Mapping[str, float],
   student_stage: str = "stage3",
@@ -273,12 +262,9 @@ def reuse_classifiers(
   """Combine the networks of a SimKD student with several teachers into one.
 
   Args:
-    student: as in ReusedClassifiers.
-    projectors: as in ReusedClassifiers.
-    teachers: as in ReusedClassifiers.
-    student_variables: the student's Flax variables, {"params": ..., "batch_stats": ...}.
-    projector_variables: name -> the projector's Flax variables.
-    teacher_variables: name -> the teacher's Flax variables.
+    student: as in ReusedClassifiers, with its Flax variables.
+    projectors: as in ReusedClassifiers, with their Flax variables.
+    teachers: as in ReusedClassifiers, with their Flax variables.
     shares: as in ReusedClassifiers.
     student_stage: as in ReusedClassifiers.
     teacher_stage: as in ReusedClassifiers.
@@ -294,16 +280,16 @@ def reuse_classifiers(
   """
   # Copies: linen would share the variables of a module instance that is given twice.
   module = ReusedClassifiers(
-    separate(student),
-    {name: separate(projector) for name, projector in projectors.items()},
-    {name: separate(teacher) for name, teacher in teachers.items()},
+    separate(student.module),
+    {name: separate(projector.module) for name, projector in projectors.items()},
+    {name: separate(teacher.module) for name, teacher in teachers.items()},
     dict(shares),
     student_stage,
     teacher_stage,
   )
-  parts = {
-    "student": student_variables,
-    **{f"projectors_{name}": variables for name, variables in projector_variables.items()},
-    **{f"teachers_{name}": variables for name, variables in teacher_variables.items()},
+  variables = {
+    "student": student.variables,
+    **{f"projectors_{name}": network.variables for name, network in projectors.items()},
+    **{f"teachers_{name}": network.variables for name, network in teachers.items()},
   }
-  return Network(module, needed_variables(module, parts, image_shape))
+  return Network(module, needed_variables(module, variables, image_shape))
