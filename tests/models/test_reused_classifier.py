@@ -381,7 +381,7 @@ def test_invalid_arguments_for_two_teachers_are_refused(network_of_two, parts_of
       reuse_both(parts_of_two, **{role: "stage5"})
   student, projectors, teachers = parts_of_two
   with pytest.raises(ConfigError, match=r"teachers_b_variables: params/classifier/\w+ is missing"):
-    reuse_both((student, projectors, {"a": teachers["a"]}))
+    reuse_both((student, projectors, {**teachers, "b": Network(TEACHERS["b"], {})}))
   for method, argument in (("encode", "to_stage"), ("resume", "from_stage")):
     with pytest.raises(ConfigError, match="unknown stage 'pooled'"):
       network_of_two.module.apply(
