@@ -1,10 +1,10 @@
-"""From the images of a run to those that a network was trained on, on the device.
+"""Conversion, on the device, from a run's image preprocessing to that of a trained network.
 
-A network that comes trained was trained on images of one mean, standard deviation and size. The
-images of a run have others. `as_trained` gives the network its own, whatever the run's are:
+A trained network expects images of the mean, standard deviation and size that it was trained with;
+the images of a run may have others. `as_trained` converts them:
 
-    ours = Preprocessing((0.5,), (0.5,), (28, 28))
-    teacher = as_trained(load_bundle("runs/digits/bundles/teacher/teacher")[0], ours)
+    given = Preprocessing((0.5,), (0.5,), (28, 28))
+    teacher = as_trained(load_bundle("runs/digits/bundles/teacher/teacher")[0], given)
     scheme = schemes.offline(student, {"teacher": teacher}, distillations)
 """
 
@@ -25,14 +25,14 @@ from jaxkd.types import Array, Network, Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-  """A network that is given the images of a run and sees those that it was trained on.
+  """A model whose input is converted from a run's preprocessing to the model's own.
 
-  The schemes take it wherever they take a model. Its variables are the model's own.
+  Schemes accept it in place of a model. Its variables are those of the model.
 
   Attributes:
     module: the model.
-    given: the images that the scheme hands over.
-    wanted: the images that the model was trained on.
+    given: preprocessing of the images that the scheme passes.
+    wanted: preprocessing of the images that the model was trained on.
   """
 
   module: Any
@@ -40,19 +40,19 @@ class Converted:
   wanted: Preprocessing
 
   def inputs(self, images: Array) -> Array:
-    """The images as the model sees them."""
+    """The images with the model's preprocessing."""
     return convert(images, given=self.given, wanted=self.wanted)
 
 
 def as_trained(network: Network, given: Preprocessing) -> Any:
-  """A network's model for schemes whose images are `given`: it sees those it was trained on.
+  """A network's module for a scheme, with its input converted to the network's preprocessing.
 
   Args:
-    network: with its `preprocessing`; None leaves the images as they are.
-    given: the images of the run.
+    network: the network; if its `preprocessing` is None, the images are not converted.
+    given: preprocessing of the images of the run.
 
   Returns:
-    The module itself where nothing differs, else a Converted.
+    The module itself if the two do not differ, else a Converted.
 
   Raises:
     ConfigError: if the numbers of channels differ.
@@ -65,30 +65,31 @@ def as_trained(network: Network, given: Preprocessing) -> Any:
 
 
 def plain(model: Any) -> Any:
-  """The model itself, without the conversion of its images."""
+  """The model without the conversion of its input."""
   return model.module if isinstance(model, Converted) else model
 
 
 def inputs_of(model: Any, images: Array) -> Array:
-  """What a model, converted or not, sees of the images of a run."""
+  """The input of a model, converted or not, for the images of a run."""
   return model.inputs(images) if isinstance(model, Converted) else images
 
 
 def convert(images: Array, *, given: Preprocessing, wanted: Preprocessing) -> Array:
-  """Normalised images with another normalisation, and at another size.
+  """Convert normalised images to another normalisation and size.
 
-  Where nothing differs, there is no operation. Sizes change by linear interpolation, antialiased.
+  Without a difference there is no operation. Images are resized by linear interpolation with
+  antialiasing.
 
   Args:
     images: (B, H, W, C), (x - given.mean) / given.std of pixel values x in 0..1.
-    given: what they are; their size is taken from the images themselves.
-    wanted: what they become.
+    given: preprocessing of `images`; its size is not used.
+    wanted: preprocessing of the result.
 
   Raises:
     ConfigError: if the numbers of channels differ.
 
-  >>> ours, theirs = Preprocessing((0.5,), (0.5,), (1, 1)), Preprocessing((0.0,), (0.25,), (1, 1))
-  >>> convert(jnp.ones((1, 1, 1, 1)), given=ours, wanted=theirs).item()
+  >>> given, wanted = Preprocessing((0.5,), (0.5,), (1, 1)), Preprocessing((0.0,), (0.25,), (1, 1))
+  >>> convert(jnp.ones((1, 1, 1, 1)), given=given, wanted=wanted).item()
   4.0
   """
   _check_channels(given, wanted)
@@ -109,7 +110,7 @@ def convert(images: Array, *, given: Preprocessing, wanted: Preprocessing) -> Ar
 
 
 def from_description(where: str, description: Mapping[str, Any]) -> Preprocessing | None:
-  """What a bundle's description says of its images; None if it has no mean or no std.
+  """The preprocessing in a bundle's description; None if it has no mean or no std.
 
   Raises:
     ConfigError: for a mean or std that is not one number per channel.
@@ -125,10 +126,10 @@ def from_description(where: str, description: Mapping[str, Any]) -> Preprocessin
 
 
 def numbers(where: str, values: Any, channels: int, *, positive: bool = False) -> tuple[float, ...]:
-  """A mean, or with `positive` a standard deviation, of so many channels.
+  """A mean (`positive`: a standard deviation) with one number per channel, checked, as floats.
 
   Raises:
-    ConfigError: naming `where` and the value, if it is anything else.
+    ConfigError: naming `where` and the value, for values that are not one number per channel.
   """
   wanted = f"expected {channels} finite numbers{' > 0' if positive else ''}, one per channel"
   if not isinstance(values, list | tuple) or len(values) != channels:
@@ -143,6 +144,6 @@ def numbers(where: str, values: Any, channels: int, *, positive: bool = False) -
 def _check_channels(given: Preprocessing, wanted: Preprocessing) -> None:
   if len(given.mean) != len(wanted.mean):
     raise ConfigError(
-      f"images of {len(given.mean)} channels cannot be converted to those of {len(wanted.mean)}, "
+      f"images of {len(given.mean)} channels cannot be converted to {len(wanted.mean)} channels, "
       "which the network was trained on"
     )

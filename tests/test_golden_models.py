@@ -1,4 +1,4 @@
-"""Models with PyTorch's weights against what the published PyTorch code computes.
+"""Models with PyTorch's weights, compared with outputs of the published PyTorch code.
 
 `pytest tests/test_golden_models.py --golden DIR` checks another folder of the same format; see
 tests/golden/models/README.md.
@@ -24,7 +24,7 @@ from jaxkd.models.torch.load import module_path
 from tests.torch_weights import digest, msdnet_fields, regenerate
 
 TOLERANCE = 1e-4  # of the largest value of the array
-# What the published code calls models of ours, where we call them otherwise.
+# Name in the published code -> name in jaxkd, if they differ.
 NAMES = {
   "MobileNetV2": "mobilenetv2",
   "ResNet50": "cifar_resnet50",
@@ -39,9 +39,9 @@ def pytest_generate_tests(metafunc):
   if "golden" not in metafunc.fixturenames:
     return
   folder = Path(metafunc.config.getoption("golden") or HERE)
-  # One --golden can serve the losses' folder and the models' folder in it.
+  # --golden may be the losses' folder with the models' folder in it.
   folder = folder / "models" if (folder / "models").is_dir() else folder
-  # A folder without files is a failure, too: an empty list would pass unseen.
+  # A folder without files is a failure: an empty list would pass without a test.
   files = sorted(folder.glob("*.npz")) or [folder / "no .npz file"]
   metafunc.parametrize("golden", files, ids=[file.stem for file in files])
 
@@ -62,7 +62,7 @@ def load(path):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What jaxkd computes for one file: phase -> the file's name of an array -> the array."""
+  """Results of jaxkd for one file: phase -> the file's name of an array -> the array."""
 
   module: object
   variables: dict
@@ -72,7 +72,7 @@ class Run:
 
 def build(name, args, num_classes):
   """The module for a reference's name and constructor arguments."""
-  # One class, of which files of other names hold other sizes.
+  # Files of several names hold sizes of one class.
   if name.startswith("msdnet"):
     return MSDNet(num_classes, **msdnet_fields(args))
   if name.startswith("one_resnet"):
@@ -116,7 +116,7 @@ def run(path):
 
 
 def arrays(reference, module, output, intermediates):
-  """What the module computed, by the names that the files use."""
+  """The arrays that the module computed, by their names in the files."""
   if isinstance(module, GatedBranches):
     first = 0 if "eval/f3_0.stats" in reference else 1
     return arrays_of_branches(module, output, intermediates, first)
@@ -131,7 +131,7 @@ def arrays(reference, module, output, intermediates):
 
 
 def arrays_of_exits(outputs, intermediates):
-  """What each exit reads is the tap."""
+  """The arrays of MSDNet; the tap of an exit is the map that it reads."""
   assert not any(exit_.preactivations for exit_ in outputs)
   carries = [carry for carry, _ in intermediates["run_block"]]
   return (
@@ -142,7 +142,7 @@ def arrays_of_exits(outputs, intermediates):
 
 
 def arrays_of_branches(module, output, intermediates, first):
-  """The trunk's taps once, and those of the branches, whose numbers start from `first`."""
+  """The arrays of ONE: taps of the trunk, and of the branches, numbered from `first`."""
   (branches,), (gate,) = (intermediates[part]["__call__"] for part in ("branched", "gate"))
   found = {
     "logits": jnp.stack([branch.logits for branch in branches]),
@@ -160,10 +160,9 @@ def arrays_of_branches(module, output, intermediates, first):
 
 
 def check(reference, key, array):
-  """Compares one array with its shape, its summary, and its values or a stride of them.
+  """Compare one array with the stored shape, summary, and values or a stride of them.
 
-  Returns the largest difference of a value, relative to the largest value; 0 if only a summary is
-  stored.
+  Returns the largest difference relative to the largest value; 0 if only a summary is stored.
   """
   array = np.asarray(array, np.float64)
   assert list(array.shape) == reference[f"{key}.shape"].tolist(), key
@@ -183,7 +182,7 @@ def check(reference, key, array):
 
 
 def stored(reference, phase):
-  """The names of the arrays that a file has of a phase."""
+  """The names of the arrays that a file has for a phase."""
   summaries = (key for key in reference if key.startswith(f"{phase}/") and key.endswith(".stats"))
   return {key.removeprefix(f"{phase}/").removesuffix(".stats") for key in summaries}
 
@@ -197,45 +196,41 @@ class TestForward:
     try:
       worst = max((check(reference, f"{phase}/{name}", ours[name]) for name in names), default=0.0)
     finally:
-      # For the summary's table, see conftest.py.
+      # For the table at the end of the run, see conftest.py.
       record_property("model parity", (str(reference["model"]), column, float(worst)))
 
-  def test_logits_are_those_of_the_published_code(self, golden, reference, phase, record_property):
-    # An ensemble's logits and its gate, too.
+  def test_logits_equal_the_published_code(self, golden, reference, phase, record_property):
+    # The logits of an ensemble and its gate are compared as well.
     names = stored(reference, phase) & {"logits", "logits_ens", "gate"}
     assert "logits" in names
     self.compare(golden, phase, names, record_property)
 
-  def test_features_are_those_of_the_published_code(
-    self, golden, reference, phase, record_property
-  ):
+  def test_features_equal_the_published_code(self, golden, reference, phase, record_property):
     names = {name for name in stored(reference, phase) if name.startswith("f")}
     ours = {name for name in run(golden).phases[phase] if name.startswith("f")}
-    # Taps are numbered shallow to deep, as our stages and exits are. Of ONE's network the files may
-    # lack stem and pooled.
+    # Taps are numbered shallow to deep, as stages and exits. Files of ONE's network may lack stem
+    # and pooled.
     lacking = {name for name in ours - names if name[:2] not in ("f1", "f2", "f3")}
     assert names == ours or (names == ours - lacking and "logits_ens" in stored(reference, phase))
     self.compare(golden, phase, names, record_property)
 
-  def test_preactivations_are_those_of_the_published_code(
-    self, golden, reference, phase, record_property
-  ):
-    # What is the same as the tap is not stored.
+  def test_preactivations_equal_the_published_code(self, golden, reference, phase, record_property):
+    # Preactivations that equal the tap are not stored.
     names = {name for name in stored(reference, phase) if name.startswith("pre/")}
     self.compare(golden, phase, names, record_property)
 
-  def test_maps_of_every_scale_are_those_of_the_published_code(self, golden, reference, phase):
+  def test_maps_of_every_scale_equal_the_published_code(self, golden, reference, phase):
     ours = run(golden).phases[phase]
     names = {name for name in stored(reference, phase) if name.startswith("scales/")}
     assert names == {name for name in ours if name.startswith("scales/")}
     for name in names:
       check(reference, f"{phase}/{name}", ours[name])
 
-  def test_nothing_that_is_stored_is_left_out(self, golden, reference, phase):
+  def test_every_stored_array_is_computed(self, golden, reference, phase):
     assert stored(reference, phase) <= run(golden).phases[phase].keys()
 
 
-def test_one_training_step_moves_batch_statistics_as_published(golden, reference):
+def test_batch_statistics_after_one_step_equal_the_published_code(golden, reference):
   stats = run(golden).batch_stats
 
   def layer(name):
@@ -252,7 +247,7 @@ def test_one_training_step_moves_batch_statistics_as_published(golden, reference
   for i, name in enumerate(names):
     mean, var = layer(name)
     close(mean.sum(), reference["train/bn_mean_sum"][i], np.abs(mean).sum(), name)
-    # Flax keeps the biased variance, torch the unbiased one.
+    # Flax stores the biased variance, PyTorch the unbiased one.
     close(var.sum(), reference["train/bn_var_biased_sum"][i], var.sum(), name)
   picked = json.loads(str(reference["train/bn_picked"]))
   assert picked
@@ -262,7 +257,7 @@ def test_one_training_step_moves_batch_statistics_as_published(golden, reference
       close(found, expected, np.abs(expected).max(), f"{name} {leaf}")
 
 
-def test_fresh_variables_have_the_published_names_shapes_and_count(golden, reference):
+def test_initial_variables_have_the_published_names_shapes_and_count(golden, reference):
   result = run(golden)
   fresh = jax.eval_shape(result.module.init, jax.random.key(0), reference["x"])
   assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, result.variables)
@@ -270,7 +265,7 @@ def test_fresh_variables_have_the_published_names_shapes_and_count(golden, refer
   assert count == int(reference["n_params"])
 
 
-def test_one_image_costs_the_published_multiplications(golden, reference):
+def test_multiply_adds_of_one_image_equal_the_published_code(golden, reference):
   result = run(golden)
   found = multiply_adds(result.module.apply, result.variables, reference["x"][:1])
   assert found == int(reference["macs"])
@@ -279,16 +274,16 @@ def test_one_image_costs_the_published_multiplications(golden, reference):
 @pytest.mark.parametrize("name", SPECS)
 def test_model_without_stored_values_has_the_published_names_shapes_and_costs(name):
   spec = SPECS[name]
-  # The size of the last weight is the number of classes, as an argument not all of them have it.
+  # The size of the last weight is the number of classes; not all constructors have it as argument.
   module = build(name, spec["args"], spec["state_dict_spec"][-1][1][0])
   state = {entry: np.broadcast_to(np.float32(0), shape) for entry, shape in spec["state_dict_spec"]}
-  variables = from_torch(state, module)  # which refuses other names and shapes
+  variables = from_torch(state, module)  # refuses other names and shapes
   assert sum(x.size for x in jax.tree.leaves(variables["params"])) == spec["n_params"]
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   assert multiply_adds(module.apply, variables, images) == spec["macs"]
 
 
-def test_the_check_notices_a_wrong_value():
+def test_check_detects_a_wrong_value():
   reference = load(HERE / "resnet8x4.npz")
   logits = reference["eval/logits"]
   check(reference, "eval/logits", logits)
@@ -298,7 +293,7 @@ def test_the_check_notices_a_wrong_value():
     check(reference, "eval/logits", wrong)
 
 
-def test_a_model_that_jaxkd_does_not_have_is_a_failure(tmp_path):
+def test_unknown_model_in_a_file_is_a_failure(tmp_path):
   file = tmp_path / "vgg7.npz"
   np.savez(file, **{**load(HERE / "resnet8x4.npz"), "model": np.array("vgg7")})
   with pytest.raises(pytest.fail.Exception, match="no model 'vgg7'"):

@@ -1,4 +1,4 @@
-"""Files from others that want to run code, leave their folder, or take all memory."""
+"""Hostile files: pickles with code, paths out of a folder, and sizes that would fill the memory."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests import tiny
 from tests.test_config import changed
 
 ROOT = pathlib.Path(__file__).parents[1]
-PLACES = ("../../x", "/tmp/x", "..", "a/b", "a\0b", "a\\..\\b", "")
+PATHS = ("../../x", "/tmp/x", "..", "a/b", "a\0b", "a\\..\\b", "")
 
 
 class Touch:
-  """Unpickled as Python does it, this makes a file."""
+  """An object whose pickle creates a file when Python loads it."""
 
   def __init__(self, path):
     self.path = path
@@ -46,7 +46,7 @@ class Touch:
 
 @pytest.fixture
 def trap(tmp_path):
-  """(a pickle, the file that it would make), and neither may be there at the end."""
+  """A pickle that would create a file; the test fails if the file exists at the end."""
   made = tmp_path / "code-was-here"
   yield pickle.dumps(Touch(made))
   assert not made.exists()
@@ -61,12 +61,12 @@ def _listen(event, arguments):
     _UNPICKLED.append(".".join(arguments))
 
 
-sys.addaudithook(_listen)  # for good: it can be silenced, not removed
+sys.addaudithook(_listen)  # an audit hook cannot be removed, only disabled by _watching
 
 
 @pytest.fixture
 def nothing_unpickled():
-  """No name is looked up for any pickle while the test runs."""
+  """The test fails if any pickle looks up a name while it runs."""
   global _watching
   _UNPICKLED.clear()
   _watching = True
@@ -75,7 +75,7 @@ def nothing_unpickled():
   assert _UNPICKLED == []
 
 
-def test_the_watch_sees_what_is_unpickled():
+def test_audit_hook_records_unpickled_names():
   global _watching
   _UNPICKLED.clear()
   _watching = True
@@ -89,7 +89,7 @@ def test_the_watch_sees_what_is_unpickled():
 
 @pytest.mark.usefixtures("nothing_unpickled")
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.pkl", "w.bin", "w.safetensors"])
-def test_a_pickle_for_weights_runs_nothing(trap, tmp_path, name):
+def test_pickle_in_place_of_weights_runs_no_code(trap, tmp_path, name):
   (tmp_path / name).write_bytes(trap)
   with pytest.raises(ConfigError, match=r"refused: its pickle names posix\.system|damaged"):
     read_torch_file(tmp_path / name)
@@ -99,20 +99,20 @@ def test_a_pickle_for_weights_runs_nothing(trap, tmp_path, name):
     read_torch_file(tmp_path / name)
 
 
-@pytest.mark.parametrize("place", ["../../x", "/tmp/x", "a/../../x"])
-def test_entries_of_an_archive_are_not_extracted(tmp_path, place):
+@pytest.mark.parametrize("bad_path", ["../../x", "/tmp/x", "a/../../x"])
+def test_entries_of_an_archive_are_not_extracted(tmp_path, bad_path):
   inside = tmp_path / "inside"
   inside.mkdir()
   with zipfile.ZipFile(inside / "w.pth", "w") as archive:
-    archive.writestr(f"{place}/data.pkl", b"\x80\x02}.")
-    archive.writestr(f"{place}/data/0", b"0000")
-    archive.writestr(place, b"0000")
+    archive.writestr(f"{bad_path}/data.pkl", b"\x80\x02}.")
+    archive.writestr(f"{bad_path}/data/0", b"0000")
+    archive.writestr(bad_path, b"0000")
   assert read_torch_file(inside / "w.pth") == {}
   assert [path.name for path in tmp_path.rglob("*")] == ["inside", "w.pth"]
 
 
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p4000000000\n"])
-def test_a_pickle_with_an_absurd_memo_takes_no_memory(tmp_path, put):
+def test_pickle_with_a_huge_memo_index_is_refused(tmp_path, put):
   with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
     archive.writestr("a/data.pkl", b"\x80\x02}" + put + b".")
   with pytest.raises(ConfigError, match=r"w\.pth: .*memo"):
@@ -128,7 +128,7 @@ def test_a_pickle_with_an_absurd_memo_takes_no_memory(tmp_path, put):
     {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
   ],
 )
-def test_absurd_sizes_in_safetensors_take_no_memory(tmp_path, header):
+def test_huge_sizes_in_safetensors_are_refused(tmp_path, header):
   text = json.dumps(header).encode()
   for length in (len(text), 2**62, 2**31):
     (tmp_path / "w.safetensors").write_bytes(length.to_bytes(8, "little") + text + bytes(4))
@@ -136,7 +136,7 @@ def test_absurd_sizes_in_safetensors_take_no_memory(tmp_path, header):
       read_torch_file(tmp_path / "w.safetensors")
 
 
-def test_kept_labels_are_no_pickle_and_of_their_own_size(trap, tmp_path):
+def test_label_cache_with_a_pickle_or_wrong_size_is_recomputed(trap, tmp_path):
   class Encoded:
     def __len__(self):
       return 2
@@ -179,7 +179,7 @@ def rewritten(bundle, **changes):
 
 
 @pytest.mark.usefixtures("nothing_unpickled")
-def test_a_bundle_that_names_places_writes_nothing(bundle, tmp_path):
+def test_paths_in_a_bundle_description_write_no_file(bundle, tmp_path):
   names = dict.fromkeys(("model", "data", "stage", "predictor", "weights", "method"), "../../x")
   rewritten(bundle, description={"image_shape": [8, 8, 1], **names})
   before = sorted(tmp_path.rglob("*"))
@@ -189,7 +189,7 @@ def test_a_bundle_that_names_places_writes_nothing(bundle, tmp_path):
 
 
 @pytest.mark.usefixtures("nothing_unpickled")
-def test_a_pickle_in_a_bundle_runs_nothing(trap, bundle):
+def test_pickle_in_a_bundle_runs_no_code(trap, bundle):
   (bundle / "weights.safetensors").write_bytes(trap)
   with pytest.raises(ConfigError, match=r"damaged weights\.safetensors"):
     load_bundle(bundle)
@@ -216,29 +216,29 @@ def test_a_pickle_in_a_bundle_runs_nothing(trap, bundle):
     {"sha256": None},
   ],
 )
-def test_a_bundle_of_an_absurd_network_is_an_error_in_a_line(bundle, changes):
+def test_bundle_of_an_invalid_network_raises_a_one_line_error(bundle, changes):
   rewritten(bundle, **changes)
   with pytest.raises(ConfigError) as error:
     load_bundle(bundle)
   assert len(str(error.value).splitlines()) == 1 and "bundle" in str(error.value)
 
 
-def test_a_description_nested_without_end_is_an_error_in_a_line(bundle):
+def test_deeply_nested_description_raises_a_one_line_error(bundle):
   (bundle / "model.json").write_text("[" * 200_000)
   with pytest.raises(ConfigError, match=r"damaged model\.json"):
     load_bundle(bundle)
 
 
-def test_weights_cannot_name_places(bundle):
+def test_paths_as_weight_names_are_refused(bundle):
   (bundle / "weights.safetensors").write_bytes(save_weights({"../../x": np.zeros(3, np.float32)}))
   with pytest.raises(ConfigError, match=r"unexpected \(\.\./\.\./x\)"):
     load_bundle(bundle)
 
 
-# Checkpoints, and where the data iterator stood.
+# Checkpoints and states of the data iterator.
 
 
-def test_a_pickle_in_a_checkpoint_runs_nothing(trap, tmp_path, nothing_unpickled):
+def test_pickle_in_a_checkpoint_runs_no_code(trap, tmp_path, nothing_unpickled):
   phase = tiny.phase()
   example = Batch(np.zeros((2, 6, 6, 1), np.float32), *np.zeros((3, 2), np.int32))
   shapes = FirstState(phase.scheme, phase.optimizer, example).shapes
@@ -266,10 +266,10 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(trap, tmp_path, nothing_unpickled
   checkpoints.close()
 
 
-# Names that would be paths.
+# Names that are used as paths.
 
 
-@pytest.mark.parametrize("place", [*PLACES, "two\nlines"])
+@pytest.mark.parametrize("bad_path", [*PATHS, "two\nlines"])
 @pytest.mark.parametrize(
   ("method", "field"),
   [
@@ -284,10 +284,10 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(trap, tmp_path, nothing_unpickled
     ("byot", "method.exits"),
   ],
 )
-def test_names_in_a_config_are_never_paths(method, field, place, tmp_path, monkeypatch):
+def test_names_in_a_config_cannot_be_paths(method, field, bad_path, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   plural = field in ("method.stages", "method.models", "method.exits")
-  settings = changed(method, field.split("."), (place,) if plural else place)
+  settings = changed(method, field.split("."), (bad_path,) if plural else bad_path)
   settings.update({"data": {"directory": str(tmp_path / "tfds")}, "batch_size": 16})
   for role, model in (("teacher", "resnet8_w8"), ("student", "resnet8_w4")):
     if field != f"{role}.model":
@@ -305,20 +305,20 @@ def fake_dataset(name, **options):
   return fake_dataset(name, **options)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_phases_and_predictors_are_never_paths(place):
+@pytest.mark.parametrize("bad_path", PATHS)
+def test_names_of_phases_and_predictors_cannot_be_paths(bad_path):
   phase = tiny.phase()
-  for changes in ({"name": place}, {"reported": place}):
+  for changes in ({"name": bad_path}, {"reported": bad_path}):
     if changes.get("reported") == "":
       continue  # nothing predicts yet
-    with pytest.raises(ConfigError, match=re.escape(f"{place!r}: expected a name without")):
+    with pytest.raises(ConfigError, match=re.escape(f"{bad_path!r}: expected a name without")):
       check_phases([dataclasses.replace(phase, **changes)])
 
 
-# What our own source may call.
+# Modules and functions that the source may use.
 
 ALLOWED = {
-  # Whose names are looked up in a short fixed list.
+  # Its unpickler looks up names in a short fixed list.
   ("jaxkd/models/torch/pickle.py", "import pickle"),
   ("jaxkd/models/torch/pickle.py", "import pickletools"),
 }
@@ -345,7 +345,7 @@ _CALLS = (
 
 
 def dangers(source):
-  """What in a source could run what a file says."""
+  """Yield the imports, calls and arguments in a source that could run code from a file."""
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Import | ast.ImportFrom):
       named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -362,7 +362,7 @@ def dangers(source):
           yield f"{keyword.arg}={ast.unparse(value)}"
 
 
-def test_our_source_runs_nothing_that_a_file_says():
+def test_source_has_no_call_that_could_run_code_from_a_file():
   found = {
     (str(path.relative_to(ROOT)), danger)
     for path in sorted((ROOT / "jaxkd").rglob("*.py"))
@@ -387,7 +387,7 @@ def test_our_source_runs_nothing_that_a_file_says():
     "subprocess.run(text, shell=True)",
   ],
 )
-def test_dangers_are_found(source):
+def test_dangers_detects_each_unsafe_call(source):
   assert len(list(dangers(source))) == 1
 
 

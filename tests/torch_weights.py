@@ -1,4 +1,4 @@
-"""The golden models' PyTorch state, made from its rule, and their words for our fields."""
+"""PyTorch state dicts of the golden models by rule, and MSDNet-PyTorch's argument names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-# What MSDNet-PyTorch calls its arguments.
+# Argument of MSDNet-PyTorch -> field of MSDNet.
 _MSDNET_FIELDS = {
   "nBlocks": "blocks",
   "stepmode": "step_mode",
@@ -19,7 +19,7 @@ _MSDNET_FIELDS = {
 
 
 def regenerate(spec: list[tuple[str, list[int]]], seed: int) -> dict[str, np.ndarray]:
-  """The state dict that the rule of tests/golden/models/README.md gives, in torch layout."""
+  """The state dict by the rule of tests/golden/models/README.md, in PyTorch's layout."""
   rng = np.random.default_rng(seed)
   state = {}
   for name, shape in spec:
@@ -33,13 +33,13 @@ def regenerate(spec: list[tuple[str, list[int]]], seed: int) -> dict[str, np.nda
     elif leaf in ("bias", "running_mean"):
       value = rng.normal(0, 0.1, shape)
     else:
-      raise ValueError(f"the rule says nothing of {name} {shape}")
+      raise ValueError(f"no rule for {name} {shape}")
     state[name] = value.astype("<f4")
   return state
 
 
 def msdnet_fields(args: dict[str, object]) -> dict[str, object]:
-  """The fields of jaxkd's MSDNet that MSDNet-PyTorch's arguments stand for, classes aside."""
+  """The fields of jaxkd's MSDNet for MSDNet-PyTorch's arguments, without the number of classes."""
   return {_MSDNET_FIELDS.get(key, key): value for key, value in args.items() if key != "data"}
 
 

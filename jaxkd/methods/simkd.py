@@ -154,12 +154,9 @@ def simkd(
     }
     via = {
       name: reuse_classifier(
-        student,
-        projectors[name],
-        plain(model),  # Its last layers see no image.
-        participants["student"],
-        participants[participant[name]],
-        participants[name],
+        Network(student, participants["student"]),
+        Network(projectors[name], participants[participant[name]]),
+        Network(plain(model), participants[name]),  # Its last layers see no image.
         **common,
       )
       for name, model in teachers.items()
@@ -167,12 +164,9 @@ def simkd(
     networks = {f"student_via_{name}": network for name, network in via.items()}
     if several:
       networks[reused_name] = reuse_classifiers(
-        student,
-        projectors,
-        {name: plain(model) for name, model in teachers.items()},
-        participants["student"],
-        {name: participants[participant[name]] for name in teachers},
-        {name: participants[name] for name in teachers},
+        Network(student, participants["student"]),
+        {name: Network(projectors[name], participants[participant[name]]) for name in teachers},
+        {name: Network(plain(model), participants[name]) for name, model in teachers.items()},
         shares=shares,
         **common,
       )

@@ -1,13 +1,14 @@
-"""Pure Flax modules that return an Output.
+"""Models: pure Flax modules that return an Output.
 
-Besides `__call__(images, train)`, a model has `stages` (the names of its features, shallow to
-deep), `encode(images, train, to_stage)`, which stops at a stage, and `resume(features, from_stage,
-train)`, which continues from one. Each touches only the variables of the layers it runs.
+A model has `__call__(images, train)`, `stages` (the names of its features, shallow to deep),
+`encode(images, train, to_stage)`, which stops at a stage, and `resume(features, from_stage,
+train)`, which continues after one. Each uses only the variables of the layers that it runs.
 
-A model with several exits returns one Output for each, shallowest first. It has `num_exits` and
-`run_block(carry, block, train)`, which goes on to the next exit from what the last one left.
+A model with several exits returns one Output per exit, shallowest first. It has `num_exits` and
+`run_block(carry, block, train)`, which continues from one exit to the next.
 
-`from_torch` makes a model's variables of a PyTorch state dict, without PyTorch.
+Subpackages: `zoo` (architectures), `compose` (networks made of networks), `torch` (weights of
+PyTorch).
 """
 
 from jaxkd.models.compose.branches import Branched, GatedBranches, branch_network, gated_branches

@@ -1,9 +1,10 @@
-"""Layers that several architectures use."""
+"""Layers that several architectures use, with the padding and the initial values of PyTorch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,12 @@ from jax.nn.initializers import Initializer, variance_scaling
 from jaxkd.errors import ConfigError
 from jaxkd.types import Array
 
-# torch's kaiming_normal_(mode="fan_out", nonlinearity="relu").
+Strides = tuple[int, ...]
+Padding = tuple[tuple[int, int], ...]
+
+# PyTorch's kaiming_normal_(mode="fan_out", nonlinearity="relu").
 he_normal = variance_scaling(2.0, "fan_out", "normal")
-# What torch gives convolutions and linear layers that nobody initialises.
+# PyTorch's default for the kernels of convolutions and linear layers.
 torch_uniform = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -31,11 +35,12 @@ def convolution(
   bias: bool = False,
   kernel_init: Initializer = he_normal,
 ) -> nn.Conv:
-  """A convolution whose output is as large as its input / stride, rounded up.
+  """A convolution whose output size is the input size / stride, rounded up.
 
-  With `groups` it is depthwise where these are as many as the input's channels and as `width`.
+  It is depthwise if `groups` equals the number of input channels and `width`.
   """
-  # The same padding at every stride, as torch; Flax's "SAME" shifts strided convolutions.
+  # Equal padding on both sides at every stride, as in PyTorch; Flax's "SAME" shifts strided
+  # convolutions.
   padding = ((size // 2, size // 2),) * 2
   return nn.Conv(
     width,
@@ -57,7 +62,7 @@ def batch_norm(axis_name: str | None, dtype: Any, name: str | None = None) -> nn
 
 
 def linear(width: int, fan_in: int, dtype: Any, name: str | None = None) -> nn.Dense:
-  """A linear layer with the initial values of PyTorch's Linear, whose bias knows the fan-in."""
+  """A linear layer with the initial values of PyTorch's Linear; its bias depends on `fan_in`."""
   bound = fan_in**-0.5
 
   def bias_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -76,8 +81,16 @@ def channel_shuffle(x: Array, groups: int) -> Array:
   return jnp.swapaxes(grouped, -1, -2).reshape(x.shape)
 
 
+def run_blocks(blocks: Sequence[nn.Module], x: Array, train: bool) -> Array:
+  """Run blocks one after the other, with a ReLU after each but the last."""
+  *earlier, last = blocks
+  for block in earlier:
+    x = nn.relu(block(x, train))
+  return last(x, train)
+
+
 def check_images(images: Array, smallest: int) -> None:
-  """Raises unless `images` are (B, H, W, C), floating, and at least `smallest` x `smallest`.
+  """Check that `images` are (B, H, W, C), floating point, of at least `smallest` x `smallest`.
 
   Raises:
     ConfigError: for smaller images.
@@ -96,36 +109,32 @@ def check_images(images: Array, smallest: int) -> None:
     )
 
 
-Strides = tuple[int, ...]
-Padding = tuple[tuple[int, int], ...]
-
-
 def grouped_convolution(
   x: Array, kernel: Array, strides: Strides, padding: Any, **options: Any
 ) -> Array:
-  """`lax.conv_general_dilated` with groups, to be `flax.linen.Conv.conv_general_dilated`.
+  """`lax.conv_general_dilated` with groups, for `flax.linen.Conv.conv_general_dilated`.
 
-  XLA computes depthwise convolutions on a CPU many times slower than the same sums of shifted
-  products, so these are what a CPU gets: a training step of MobileNetV2 takes a quarter of the
-  time, and compiles for half as long again. Other devices and other groups get XLA's.
+  On a CPU a depthwise convolution is computed as a sum of shifted products: XLA's own CPU code for
+  it is many times slower (a training step of MobileNetV2 takes a quarter of the time, compilation
+  1.5 times as long). Other devices, and groups of several channels, use XLA's convolution.
 
   Args:
     x: (B, H, W, C).
     kernel: (k, k, C / groups, width).
     strides: of rows and columns.
     padding: zeros before and after the rows and the columns.
-    **options: what else Flax hands on; there is no dilation.
+    **options: further arguments from Flax, of which `precision` is used; there is no dilation.
   """
   padding = tuple((before, after) for before, after in padding)
-  return _convolved(x, kernel, tuple(strides), padding, options.get("precision"))
+  return _grouped_convolution(x, kernel, tuple(strides), padding, options.get("precision"))
 
 
-# Compiled as one: a call outside jit would else build both branches each time.
+# Under jit: outside it, every call would build both branches of `platform_dependent` again.
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _convolved(
+def _grouped_convolution(
   x: Array, kernel: Array, strides: Strides, padding: Padding, precision: Any
 ) -> Array:
-  def grouped(x: Array, kernel: Array) -> Array:
+  def convolve(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(
       x,
       kernel,
@@ -136,7 +145,7 @@ def _convolved(
       precision=precision,
     )
 
-  def shifted(x: Array, kernel: Array) -> Array:
+  def sum_shifted(x: Array, kernel: Array) -> Array:
     wide = jnp.promote_types(x.dtype, jnp.float32)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(wide)
     (rows, columns), (down, right) = kernel.shape[:2], strides
@@ -150,17 +159,5 @@ def _convolved(
     return y.astype(x.dtype)
 
   if kernel.shape[2:] != (1, x.shape[-1]):  # not depthwise
-    return grouped(x, kernel)
-  return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
-
-
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def separate(module: Module) -> Module:
-  """A copy that shares no variables with the original, nor do the modules it holds.
-
-  linen lets modules that hold one and the same module share its variables; a plain `clone` still
-  holds it.
-  """
-  return module.clone(_deep_clone=True, _reset_names=True)
+    return convolve(x, kernel)
+  return lax.platform_dependent(x, kernel, cpu=sum_shifted, default=convolve)

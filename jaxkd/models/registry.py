@@ -1,4 +1,4 @@
-"""Models by name."""
+"""Models by name, with their published sizes."""
 
 from __future__ import annotations
 
@@ -78,16 +78,16 @@ def _shufflenetv2(*stages: int) -> partial[ShuffleNetV2]:
   return partial(ShuffleNetV2, stem=24, widths=widths, blocks=(4, 8, 4), last_width=1024)
 
 
-# "x4" counts from the stem of the 16-16-32-64 family as RepDistiller does: the stem only doubles.
+# "x4" is RepDistiller's name: the stages have 4 times the widths of 16-16-32-64, the stem twice.
 _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
   {f"resnet{depth}": _resnet(depth, 16, 16, 32, 64) for depth in (8, 14, 20, 32, 44, 56, 110)}
   | {f"resnet{depth}x4": _resnet(depth, 32, 64, 128, 256) for depth in (8, 14, 32, 38)}
-  # Narrow ones for images of a few pixels, named by the width of their stem.
+  # Narrow networks for small images, named by the width of their stem.
   | {
     f"resnet{depth}_w{width}": _resnet(depth, width, width, 2 * width, 4 * width)
     for depth, width in ((8, 4), (8, 8), (14, 8), (20, 8))
   }
-  # Whose stem strides.
+  # The same with a stem of stride 2.
   | {
     f"resnet{depth}_w{width}_s2": partial(
       _resnet(depth, width, width, 2 * width, 4 * width), stem_stride=2
@@ -96,7 +96,7 @@ _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
   }
   | {
     "msdnet": _msdnet(blocks=5, base=4, step=2, channels=16, growth_rate=6, exit_width=128),
-    # That of multi-exit distillation's authors for CIFAR-100.
+    # The network of the authors of multi-exit distillation for CIFAR-100.
     "msdnet_11": partial(
       _msdnet(blocks=11, base=4, step=2, channels=16, growth_rate=6, exit_width=128),
       prune="min",
@@ -149,7 +149,7 @@ _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
 
 
 def names() -> tuple[str, ...]:
-  """The names `create` knows.
+  """The names that `create` accepts.
 
   >>> names()[:4]
   ('resnet8', 'resnet14', 'resnet20', 'resnet32')
@@ -157,12 +157,12 @@ def names() -> tuple[str, ...]:
   return tuple(_MODELS)
 
 
-# Of torchvision's ImageNet networks, and of all that were trained as they were.
+# torchvision's preprocessing for ImageNet.
 _IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
 
 
 def published_preprocessing(name: str) -> Preprocessing | None:
-  """The images that a model's published weights were trained on; None where there is no custom.
+  """The preprocessing of a model's published weights; None if there is no convention.
 
   >>> published_preprocessing("imagenet_resnet18").image_size
   (224, 224)
@@ -171,25 +171,25 @@ def published_preprocessing(name: str) -> Preprocessing | None:
 
 
 def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
-  """A model by name; its variables are made by its `init`.
+  """Create a model by name; its `init` creates the variables.
 
   Args:
     name: one of `names()`. resnet8 ... resnet110 have widths 16-16-32-64 (stem, three stages),
-      resnet8x4 ... resnet38x4 32-64-128-256, resnet8_w4 and its like w-w-2w-4w; resnet8_w4_s2
-      and its like halve the image at the stem. msdnet has five
-      exits and a size of its authors for CIFAR, msdnet_11 eleven; msdnet_small has four, for
-      28x28 images on a CPU (1.5 million multiplications there; resnet8_w4 has 0.6). vit_tiny has
-      patches of 4x4, vit_tiny_p2 of 2x2, which must divide the image; mlp two hidden layers of 256.
-      wrn_D_K has 16-16K-32K-64K. The vggs have 64-128-256-512-512, vgg8_w8 an eighth of it.
-      cifar_resnet50 and imagenet_resnet18, 34 and 50 differ in their stems, see ResNet.
-      mobilenetv2 has width 0.5 and shufflenetv2 size 1, as in the tables for CIFAR.
-    num_classes: classes, at least 1.
-    **options: the model's other fields: `axis_name`, `dtype`, of some `dropout`.
+      resnet8x4 ... resnet38x4 have 32-64-128-256, resnetD_wN has N-N-2N-4N; the suffix _s2 is a
+      stem that halves the image. wrn_D_K has 16-16K-32K-64K. The vggs have 64-128-256-512-512,
+      vgg8_w8 an eighth of it. cifar_resnet50 and imagenet_resnet18, 34 and 50 differ in their
+      stems, see ResNet. mobilenetv2 has width 0.5 and shufflenetv2 size 1, as in the tables for
+      CIFAR. msdnet has five exits and one of its authors' sizes for CIFAR, msdnet_11 eleven exits;
+      msdnet_small has four, for 28x28 images on a CPU (1.5 million multiplications there;
+      resnet8_w4 has 0.6). vit_tiny has patches of 4x4, vit_tiny_p2 of 2x2, which must divide the
+      image. mlp has two hidden layers of 256.
+    num_classes: number of classes, at least 1.
+    **options: the model's other fields: `axis_name`, `dtype`, for some models `dropout`.
 
   Returns:
     A linen module whose `__call__(images, train)` returns an Output, or one Output per exit. It
     takes images of any channel count, of 8x8 or larger (many from 4x4, mobilenetv2 from 16x16,
-    imagenet_mobilenetv1 from 32x32); it checks the size when it meets one.
+    imagenet_mobilenetv1 from 32x32), and checks the size when it is called.
 
   Raises:
     ConfigError: for an unknown name or option, or a number of classes below 1.

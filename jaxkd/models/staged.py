@@ -1,4 +1,4 @@
-"""What networks made of stages have in common: stopping at a stage, and going on from one."""
+"""Base classes of networks that can stop at a stage and resume from one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.models.layers import check_images
 from jaxkd.types import Array, Output
 
-# (regular expression of a PyTorch module's name, the path of ours or what makes it of the match)
+# (regular expression of a PyTorch module's name, path of our module or a function match -> path)
 TorchNames = tuple[tuple[str, str | Callable[[Any], str]], ...]
 
 
 class StagedModel(nn.Module):
-  """A network that is a chain of stages and a classifier; a subclass says what these are.
+  """A network that is a chain of stages and a classifier; a subclass defines these.
 
-  What goes from a stage to the next one is exactly its feature, so that the network can be cut
-  after any of them.
+  The input of every stage is exactly the feature of the previous stage, so that the network can be
+  cut after any of them.
+
+  A subclass defines `channels`, `run_stage`, and in `setup` its layers with a `classifier`.
 
   Class attributes:
-    smallest: rows and columns that images must have.
-    signed_stages: stages whose features have both signs, as no ReLU ends them: a connector that
-      ends in one cannot imitate them.
-    torch_names: how the published PyTorch code calls the modules, for `jaxkd.models.from_torch`.
+    smallest: the smallest number of rows and of columns that images may have.
+    signed_stages: stages whose features have both signs, since no ReLU ends them: an adapter that
+      ends in a ReLU cannot match them.
+    torch_names: module names in the published PyTorch code, for `jaxkd.models.from_torch`.
   """
 
   smallest: ClassVar[int] = 1
@@ -44,22 +46,22 @@ class StagedModel(nn.Module):
     return ("pooled",)
 
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
-    """One stage.
+    """Run one stage.
 
     Args:
       stage: one of `stages`.
-      x: the images for the first stage, then the feature of the stage before.
+      x: the images for the first stage, else the feature of the previous stage.
       train: whether batch normalisation uses the statistics of the batch, and updates its own.
 
     Returns:
-      The feature, and preactivations by stage. A network that normalises what a stage leaves at
-      the beginning of the next one gives the earlier stage's preactivation with the later.
+      The feature, and preactivations by stage. In a network that normalises a stage's output at the
+      start of the next stage, the next stage returns the preactivation of the earlier one.
     """
     raise NotImplementedError
 
   def classify(self, pooled: Array) -> Array:
-    """The last stage's feature -> logits (B, classes)."""
-    raise NotImplementedError
+    """The last stage's feature (B, C) -> logits (B, classes)."""
+    return self.classifier(pooled)
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ class StagedModel(nn.Module):
     return self._classified(output, output.features[self.stages[-1]])
 
   def encode(self, images: Array, train: bool = False, to_stage: str = "pooled") -> Output:
-    """Features up to and including `to_stage`, without logits; touches only those layers.
+    """Features up to and including `to_stage`, without logits; runs only those layers.
 
     Raises:
       ConfigError: for an unknown stage, and as `__call__`.
@@ -93,20 +95,20 @@ class StagedModel(nn.Module):
   def resume(
     self, features: Array, from_stage: str, train: bool = False, to_stage: str | None = None
   ) -> Output:
-    """Continues from the features of `from_stage`; touches only the layers after it.
+    """Continue from the features of `from_stage`; runs only later layers.
 
     Args:
-      features: what `from_stage` gives: (B, H, W, C) with any H and W, or (B, C).
+      features: the feature of `from_stage`: (B, H, W, C) with any H and W, or (B, C).
       from_stage: one of `stages`.
       train: as in `__call__`.
-      to_stage: where to stop, without logits; None goes on to the logits.
+      to_stage: the last stage to run, without logits; None runs to the logits.
 
     Returns:
       The features and preactivations of the stages after `from_stage`, and the logits.
 
     Raises:
       ConfigError: for an unknown stage, or a `to_stage` before `from_stage`.
-      ValueError: for features of a rank or channel count that `from_stage` does not give.
+      ValueError: for features whose rank or channel count is not that of `from_stage`.
     """
     start = self._position(from_stage) + 1
     stop = len(self.stages) if to_stage is None else self._position(to_stage) + 1
@@ -139,3 +141,21 @@ class StagedModel(nn.Module):
     if stage not in self.stages:
       raise unknown_name("stage", stage, self.stages)
     return self.stages.index(stage)
+
+
+class RectifiedModel(StagedModel):
+  """A StagedModel whose stages end in a ReLU and whose last stage is the mean over the image.
+
+  A subclass defines `preactivation` instead of `run_stage`.
+  """
+
+  def preactivation(self, stage: str, x: Array, train: bool) -> Array:
+    """The output of a stage before its last ReLU; arguments as for `run_stage`."""
+    raise NotImplementedError
+
+  def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
+    """The feature of one stage, and its preactivation; see StagedModel."""
+    if stage == "pooled":
+      return jnp.mean(x, axis=(1, 2)), {}
+    preactivation = self.preactivation(stage, x, train)
+    return nn.relu(preactivation), {stage: preactivation}

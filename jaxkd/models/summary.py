@@ -1,4 +1,4 @@
-"""What a model consists of: stages, their shapes, parameters and multiply-adds, as a table."""
+"""The table of a model: stages with their shapes, parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class StageSummary:
   """One row of a Summary.
 
   Attributes:
-    name: the stage; "classifier" for what leads from the last one to the logits; "exit_0", ... or
-      "branch_0", ... of a model with several outputs.
-    shape: of the features, or of the classifier's logits, without the batch; None for an output
-      without a pooled feature.
-    parameters: of the layers that the stage needs and no row before it does.
-    multiply_adds: of these layers, for one image.
+    name: the stage; "classifier" for the layers after the last stage; "exit_0", ... or "branch_0",
+      ... for a model with several outputs.
+    shape: shape of the features, or of the classifier's logits, without the batch; None for an
+      output without a pooled feature.
+    parameters: number of parameters of the layers that the stage needs and no earlier row does.
+    multiply_adds: multiply-adds of these layers for one image.
   """
 
   name: str
@@ -39,12 +39,12 @@ class StageSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What `summary` returns; `str` of it is a table.
+  """The rows and totals of a model; `str` of it is a table.
 
   Attributes:
-    rows: shallow to deep. None for a model that returns logits alone, such as an ensemble.
-    parameters: of the whole model; those that no row needs are counted here alone.
-    multiply_adds: of the whole model, for one image.
+    rows: shallow to deep; empty for a model that returns logits only, such as an ensemble.
+    parameters: number of parameters of the whole model, with those that no row needs.
+    multiply_adds: multiply-adds of the whole model for one image.
   """
 
   rows: tuple[StageSummary, ...]
@@ -67,30 +67,30 @@ class Summary:
 def summary(
   model: nn.Module, shape: Sequence[int], *, variables: Mapping[str, Any] | None = None
 ) -> Summary:
-  """The stages of a model with their shapes, parameters and multiply-adds, and both totals.
+  """The stages of a model with their shapes, parameters and multiply-adds, and the totals.
 
-  Nothing is computed and nothing compiled: the model is traced once, in evaluation mode, and each
-  row is what its features need beyond what the rows before it need. This holds for any linen
-  module that returns an Output, whether or not it can be cut at its stages. The biases, and the
-  scales and shifts of batch normalisation, are parameters; running statistics are not. For what
-  counts as a multiply-add see `jaxkd.evaluate.multiply_adds`.
+  The model is traced once in evaluation mode; no array is computed and no program compiled. Each
+  row counts what its features need beyond the earlier rows. This works for any linen module that
+  returns an Output, also if it cannot be cut at its stages. Biases, and the scales and shifts of
+  batch normalisation, are parameters; running statistics are not. `jaxkd.evaluate.multiply_adds`
+  defines a multiply-add.
 
-  Of a model with several exits there is one row for each block and its exit, shallowest first, of
-  one with branches one for each branch, after those of the trunk's stages. Multiply-adds are those
-  of the logits: what exists only to be compared in training, such as the layer behind a "hint", has
-  parameters, but costs nothing.
+  A model with several exits has one row per block and its exit, shallowest first; a model with
+  branches has one row per stage of the trunk, then one per branch. Multiply-adds are those of the
+  logits: layers that are used in training only, such as the layer of a "hint", have parameters, but
+  no multiply-adds.
 
   Args:
     model: `__call__(images, train) -> Output`, or a tuple of Outputs.
-    shape: (H, W, C) of the images; a batch axis before them is ignored.
-    variables: the model's Flax variables, or their shapes; None takes those that its `init` makes.
+    shape: (H, W, C) of the images; a batch axis in front is ignored.
+    variables: the model's Flax variables, or their shapes; None takes the shapes of its `init`.
 
   Returns:
     The Summary.
 
   Raises:
-    ConfigError: for a shape that is no image's, one that the model does not take, or a model that
-      returns something else.
+    ConfigError: for a shape that is not that of an image or that the model rejects, or a model that
+      does not return Outputs.
 
   >>> from jaxkd import models
   >>> print(summary(models.create("resnet8_w4", num_classes=10), (8, 8, 1)))
@@ -132,7 +132,7 @@ def summary(
 
 
 class _Part(NamedTuple):
-  """What a row is about: its multiply-adds are those of `costly`, its parameters of `held`."""
+  """The arrays of a row: `costly` gives its multiply-adds, `held` its parameters."""
 
   name: str
   shape: tuple[int, ...] | None
@@ -141,16 +141,16 @@ class _Part(NamedTuple):
 
 
 def _parts(model: nn.Module, variables: Mapping[str, Any], images: Array) -> list[_Part]:
-  """A row's results for every row, shallow to deep."""
+  """The arrays of every row, shallow to deep."""
   if hasattr(model, "num_exits"):
     return _exits(model, variables, images)
   found = model.apply(variables, images, False)
   if isinstance(found, Output):
-    # A model's own order of its stages, since transformations sort dictionaries.
+    # In the order of model.stages, since JAX transformations sort the keys of dictionaries.
     order = [stage for stage in getattr(model, "stages", ()) if stage in found.features]
     order += [stage for stage in found.features if stage not in order]
-    parts = [_single(stage, found.features[stage]) for stage in order]
-    return parts if found.logits is None else [*parts, _single("classifier", found.logits)]
+    parts = [_array_part(stage, found.features[stage]) for stage in order]
+    return parts if found.logits is None else [*parts, _array_part("classifier", found.logits)]
   if not isinstance(found, tuple) or not all(isinstance(output, Output) for output in found):
     raise ConfigError(
       f"summary: a {type(model).__name__} returns a {type(found).__name__}, not an Output; "
@@ -158,40 +158,40 @@ def _parts(model: nn.Module, variables: Mapping[str, Any], images: Array) -> lis
     )
   first, *others = (output.features for output in found)
   shared = [name for name in first if all(first[name] is other.get(name) for other in others)]
-  branches = [_several(f"branch_{k}", output) for k, output in enumerate(found)]
-  return [*(_single(name, first[name]) for name in shared if others), *branches]
+  branches = [_output_part(f"branch_{k}", output) for k, output in enumerate(found)]
+  return [*(_array_part(name, first[name]) for name in shared if others), *branches]
 
 
 def _exits(model: Any, variables: Mapping[str, Any], images: Array) -> list[_Part]:
-  """Of each exit, what the block hands on belongs to it, as in `jaxkd.evaluate.exit_costs`."""
+  """One part per exit, with the carry of its block, as in `jaxkd.evaluate.exit_costs`."""
   parts = []
   carry: Any = images
   for block in range(model.num_exits):
     carry, output = model.apply(variables, carry, block, False, method="run_block")
     passed = jax.tree.leaves(carry) if block + 1 < model.num_exits else []
-    parts.append(_several(f"exit_{block}", output, passed))
+    parts.append(_output_part(f"exit_{block}", output, passed))
   return parts
 
 
-def _single(name: str, array: Array) -> _Part:
+def _array_part(name: str, array: Array) -> _Part:
   return _Part(name, array.shape[1:], [array], [array])
 
 
-def _several(name: str, output: Output, passed: Sequence[Array] = ()) -> _Part:
+def _output_part(name: str, output: Output, passed: Sequence[Array] = ()) -> _Part:
   needed = [*passed, *jax.tree.leaves(output.logits)]
   shape = output.features["pooled"].shape[1:] if "pooled" in output.features else None
   return _Part(name, shape, needed, [*needed, *output.features.values()])
 
 
 def _parameters(traced: ClosedJaxpr, results: set[int], sizes: Sequence[int]) -> int:
-  """How many parameters some of the results need."""
+  """Number of parameters that the given results need."""
   _, used = _needed(traced, results)
-  # The images, the last argument, are no parameter.
+  # The last argument, the images, has no parameters.
   return sum(size for size, is_used in zip([*sizes, 0], used, strict=True) if is_used)
 
 
 def _cost(traced: ClosedJaxpr, results: set[int]) -> int:
-  """The multiply-adds that some of the results need."""
+  """Multiply-adds that the given results need."""
   jaxpr, used = _needed(traced, results)
   avals = [aval for aval, is_used in zip(traced.in_avals, used, strict=True) if is_used]
   return multiply_adds(jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.consts)), *avals)

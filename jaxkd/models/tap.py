@@ -1,4 +1,4 @@
-"""Features of any linen module, taken by path, without editing it."""
+"""Features of any linen module by submodule path, without changes to the module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax.core.scope import union_filters
 from jaxkd.errors import unknown_name
 from jaxkd.types import Array, Output
 
-# What modules call their mode, and whether it says "train" or the opposite.
+# Argument names for the mode -> whether the argument means "train" or its opposite.
 _MODE_ARGUMENTS = {
   "train": True,
   "training": True,
@@ -21,7 +21,7 @@ _MODE_ARGUMENTS = {
   "deterministic": False,
   "use_running_average": False,
 }
-# A collection of our own, so that what the module itself sows is left as it is.
+# A separate collection, so that the values that the module itself sows do not change.
 _TAPS = "jaxkd_taps"
 
 
@@ -33,33 +33,32 @@ def tap(
   mode: Callable[[bool], Mapping[str, Any]] | None = None,
   logits: Callable[[Any], Array] | None = None,
 ) -> Tapped:
-  """Gives an existing linen module the interface `__call__(images, train) -> Output`.
+  """Wrap an existing linen module as `__call__(images, train) -> Output`.
 
-  A path names a submodule as `module.init` does: "encoder/block_2" is what params["encoder"]
-  ["block_2"] belongs to. The stage is what that submodule returns (the last time it is called);
-  with ":input" appended, it is the submodule's first argument ("head:input" is what the
-  classifier sees). Paths inside nn.remat work; those inside nn.scan or nn.vmap do not exist one
-  by one.
+  A path names a submodule as in the variables: "encoder/block_2" is the submodule with the
+  parameters params["encoder"]["block_2"]. The feature is the submodule's return value (of its last
+  call); with ":input" appended, it is the submodule's first argument ("head:input" is the input of
+  the classifier). Paths inside nn.remat work; paths inside nn.scan or nn.vmap have no single value.
 
-  The variables are the module's own, name by name: `tap(module, ...).init` gives the values of
-  `module.init`, and weights trained without the tap load as they are.
+  The variables have the names of the module's own: `tap(module, ...).init` returns the values of
+  `module.init`, and weights trained without the tap load unchanged.
 
   Args:
     module: a linen module, called with images as its first argument.
     features: stage -> path of the post-activation feature, shallow to deep.
-    preactivations: stage -> path of the same before the activation, where there is such a module.
+    preactivations: stage -> path of the same before the activation, if there is such a submodule.
     mode: train -> keyword arguments for the module, e.g. `lambda train: {"is_eval": not train}`.
       By default the module's signature decides: `train`, `training` and `is_training` get `train`,
       `deterministic` and `use_running_average` the opposite, and a module with none of them gets
-      nothing. It is then up to the module: many take `mutable=["batch_stats"]` as the sign of
-      training, others were built for one mode.
-    logits: what the module returns -> logits (B, C); for modules that return more than logits.
+      no argument; some modules then detect training by `mutable=["batch_stats"]`, others have one
+      mode only.
+    logits: return value of the module -> logits (B, C); for modules that return more than logits.
 
   Raises:
-    ConfigError: when called, for a path that the module does not have, with those it has.
-    TypeError: when called, if a path does not lead to one array, or the module returns more than
-      logits and `logits` does not say which part they are.
-    ValueError: when called, for a path inside nn.scan or nn.vmap.
+    ConfigError: at the first call, for an unknown path; the message lists the known paths.
+    TypeError: at the first call, if a path does not lead to one array, or the module returns more
+      than logits and `logits` is None.
+    ValueError: at the first call, for a path inside nn.scan or nn.vmap.
 
   >>> module = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)])
   >>> tapped = tap(module, {"hidden": "layers_2:input"}, {"hidden": "layers_0"})
@@ -72,7 +71,7 @@ def tap(
 
 
 class Tapped(nn.Module):
-  """What `tap` returns; see there."""
+  """A linen module with named features; created by `tap`."""
 
   module: nn.Module
   features: Mapping[str, str]
@@ -87,7 +86,7 @@ class Tapped(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Output:
-    """The module's logits, and the features and preactivations asked for."""
+    """The module's logits, and the features and preactivations at the given paths."""
     wanted = {path: path for path in (*self.features.values(), *self.preactivations.values())}
     seen: list[str] = []
 
@@ -96,8 +95,8 @@ class Tapped(nn.Module):
       path = "/".join(context.module.path)
       if context.method_name == "__call__" and path:
         seen.append(path)
-        # Sown, not kept in a Python variable: what lifted transforms trace must leave through
-        # the variables.
+        # Sown, not stored in a Python variable: values traced inside a lifted transform can leave
+        # it through variables only.
         for name, value in ((path, result), (f"{path}:input", args[0] if args else None)):
           if name in wanted:
             context.module.sow(_TAPS, _leaf(name), value, reduce_fn=_last, init_fn=lambda: None)
@@ -109,7 +108,7 @@ class Tapped(nn.Module):
     logits = result if self.logits is None else self.logits(result)
     if not hasattr(logits, "shape"):
       kind = type(self.module).__name__
-      raise TypeError(f"{kind} returns {_shapes(logits)}: say which part is logits, logits=...")
+      raise TypeError(f"{kind} returns {_shapes(logits)}: select the logits with logits=...")
     return Output(
       logits=logits,
       features={stage: tapped[path] for stage, path in self.features.items()},
@@ -119,8 +118,8 @@ class Tapped(nn.Module):
   def encode(self, images: Array, train: bool = False, to_stage: str = "pooled") -> Output:
     """Features up to and including `to_stage`, without logits.
 
-    The whole module runs all the same, since only its paths are known: under jit, what the
-    features do not need is not computed, but its batch statistics move in training.
+    The whole module is called, since only its paths are known. Under jit, values that the features
+    do not need are not computed, but in training all batch statistics are updated.
 
     Raises:
       ConfigError: for an unknown stage, and as `__call__`.
@@ -135,19 +134,19 @@ class Tapped(nn.Module):
     )
 
   def resume(self, *args: Any, **kwargs: Any) -> Output:
-    """Not possible: a path says where to look, not how the module goes on from there.
+    """Not supported: paths do not determine how the module continues after a stage.
 
     Raises:
       NotImplementedError: always.
     """
     raise NotImplementedError(
-      f"a tapped {type(self.module).__name__} cannot resume from a stage: its later layers "
-      "cannot be told from paths alone. Give it a resume(features, from_stage, train) method "
+      f"a tapped {type(self.module).__name__} cannot resume from a stage: paths do not determine "
+      "its later layers. Give the module a resume(features, from_stage, train) method "
       "(see jaxkd.models.CifarResNet) to reuse its classifier"
     )
 
   def _run(self, images: Array, **arguments: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Applies the module to our own variables, so that their names are the module's names."""
+    """Apply the module to the variables of this scope, so that they have the module's names."""
     scope = self.scope
     assert scope is not None
     module = self.module.clone(parent=None)
@@ -171,8 +170,8 @@ class Tapped(nn.Module):
       return self.mode(train)
     parameters = inspect.signature(type(self.module).__call__).parameters
     return {
-      name: train == says_train
-      for name, says_train in _MODE_ARGUMENTS.items()
+      name: train == means_train
+      for name, means_train in _MODE_ARGUMENTS.items()
       if name in parameters
     }
 
@@ -193,8 +192,8 @@ def _find(taps: Mapping[str, Any], path: str, seen: list[str]) -> Array:
   for key in (*submodule.split("/"), _leaf(path)):
     if key not in value:
       raise ValueError(
-        f"path {path!r} runs inside a lifted transform such as nn.scan, which has no such value "
-        "one by one: tap what encloses it"
+        f"path {path!r} runs inside a lifted transform such as nn.scan, where it has no single "
+        "value: tap the enclosing module"
       )
     value = value[key]
   if not hasattr(value, "shape"):

@@ -47,9 +47,7 @@ def distilled(network, teacher):
 def reuse(student, teacher):
   projector = Projector((2, 2), 32)
   weights = drawn(projector, jnp.ones((1, 2, 2, 16)), train=False, seed=2)
-  modules = (student.module, projector, teacher.module)
-  variables = (student.variables, weights, teacher.variables)
-  return reuse_classifier(*modules, *variables, image_shape=IMAGE)
+  return reuse_classifier(student, Network(projector, weights), teacher, image_shape=IMAGE)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Variables without waiting for XLA to compile a module's random initial values."""
+"""Random variables from numpy, which saves compiling a module's `init`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import functools
 import jax
 import numpy as np
 
-# Unoptimised code may compute one value twice and round it differently, where tests compare bits.
+# For tests that compare bits: unoptimised code may compute a value twice with different rounding.
 optimized_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 
 
 def drawn(module, *inputs, seed=0, **arguments):
-  """Variables of the module's shapes, so that signals keep their size and statistics matter."""
+  """Random variables of a module, with He kernels and batch statistics that are not trivial."""
   shapes = jax.eval_shape(
     lambda *inputs: module.init(jax.random.key(0), *inputs, **arguments), *inputs
   )

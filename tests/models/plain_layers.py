@@ -1,4 +1,4 @@
-"""Convolution and batch normalisation by loops in float64 numpy, to compare models with."""
+"""Reference convolution and batch normalisation: loops in float64 numpy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def convolved(x, kernel, stride=1, groups=1):
-  """NHWC with a (k, k, C / groups, O) kernel and k // 2 zeros around the image."""
+  """Convolution of NHWC images with a (k, k, C / groups, O) kernel and a padding of k // 2."""
   size, _, inputs, outputs = kernel.shape
   x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
   rows, columns = (-(-n // stride) for n in x.shape[1:3])

@@ -14,7 +14,7 @@ from tests.models.drawn import drawn
 RATE = 0.25
 PLAIN = [CifarResNet(1, (4, 4, 4, 4), 3), WideResNet(1, (4, 4, 4, 4), 3)]
 IMAGES = np.random.default_rng(0).normal(size=(8, 12, 12, 1)).astype(np.float32)
-# What dropout reads is the ReLU of it.
+# The batch norm before the ReLU whose output dropout reads.
 BEFORE = {"CifarResNet": "bn1", "WideResNet": "bn2"}
 
 
@@ -30,7 +30,7 @@ def variables(plain):
 
 @pytest.fixture(scope="module")
 def trained(plain, variables):
-  """What a key's stage 1 gives in training, and what went into and out of its dropout."""
+  """Function seed -> stage 1 in training, and the input and output of its dropout."""
   module = plain.clone(dropout=RATE)
   kinds = (nn.Dropout, nn.BatchNorm)
 
@@ -54,7 +54,7 @@ def trained(plain, variables):
   return lambda seed: jax.device_get(run(jax.random.key(seed)))
 
 
-def test_training_drops_that_share_and_keeps_the_mean(trained):
+def test_training_drops_the_given_share_and_keeps_the_mean(trained):
   _, before, after = trained(0)
   alive = before > 0
   dropped = after[alive] == 0
@@ -65,31 +65,31 @@ def test_training_drops_that_share_and_keeps_the_mean(trained):
   assert after.mean() == pytest.approx(before.mean(), rel=0.05)
 
 
-def test_what_is_dropped_depends_on_the_key_and_nothing_else(trained):
+def test_dropout_mask_depends_on_the_key_only(trained):
   (features, _, mask), (same, _, _), (others, _, other_mask) = (trained(n) for n in (0, 0, 1))
   np.testing.assert_array_equal(features, same)
   assert not np.allclose(features, others)
   assert np.any((mask == 0) != (other_mask == 0))
 
 
-def test_every_block_drops(plain, variables):
+def test_every_block_has_dropout(plain, variables):
   @jax.make_jaxpr
   def traced(key):
     rngs = {"dropout": key}
     module = plain.clone(dropout=RATE)
     return module.apply(variables, IMAGES, train=True, rngs=rngs, mutable=["batch_stats"])
 
-  # The maps of the stages differ in size, so that none of the three is printed for another.
+  # The stages' maps differ in size, so that the three draws are three separate equations.
   assert str(traced(jax.random.key(0))).count("random_bits[") == 3
 
 
-def test_in_evaluation_it_is_the_network_without_dropout(plain, variables):
+def test_evaluation_has_no_dropout(plain, variables):
   def traced(module):
     return str(jax.make_jaxpr(lambda v, x: module.apply(v, x))(variables, IMAGES))
 
   assert traced(plain.clone(dropout=RATE)) == traced(plain)
 
 
-def test_weights_keep_their_names(plain, variables):
+def test_dropout_does_not_change_variable_names(plain, variables):
   fresh = jax.eval_shape(plain.clone(dropout=RATE).init, jax.random.key(0), IMAGES)
   assert jax.tree.map(lambda x: x.shape, fresh) == jax.tree.map(lambda x: x.shape, variables)

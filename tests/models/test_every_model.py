@@ -1,4 +1,4 @@
-"""What holds for every network of stages, over a small one of each class."""
+"""Properties of every StagedModel, tested on a small model of each class."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def name_of(model):
 
 
 def image_shape(model):
-  """The smallest that it takes and twice as wide; more where the size is not its class's to say."""
+  """The smallest image that the model accepts, twice as wide; 8x16 if `smallest` is 1."""
   rows = model.smallest if model.smallest > 1 else 8
   return (rows, 2 * rows, 2)
 
 
 def in_steps(run, model, images, given=None):
-  """(Output, what else `run` returns) of every stage, and at last of the classifier.
+  """(Output, updated variables) of every stage, and of the classifier at the end.
 
-  Each goes on from one feature: the one before's own, or that of `given`. `encode` and `resume`
-  over several stages only run them in a row, so that what holds of each step holds of any cut.
+  Each step starts from one feature: that of the previous step, or of `given`. `encode` and `resume`
+  over several stages run them in a row, so that a property of each step holds for any cut.
   """
   results = [run(images, to_stage=model.stages[0], method="encode")]
   for before, stage in zip(model.stages, [*model.stages[1:], None], strict=True):
@@ -71,15 +71,15 @@ def in_steps(run, model, images, given=None):
 
 @dataclasses.dataclass
 class Run:
-  """What one program computes of one model.
+  """Results of one compiled program for one model.
 
   Attributes:
     model: the network, float32.
     variables: its variables.
-    order: the names of its features as it gives them.
+    order: the names of its features in the order of its Output.
     whole: (Output, new statistics) in training.
     steps: the same step by step, from the whole network's features and from running statistics
-      that are all larger by one.
+      that are increased by 1.
     half: Output of the network in bfloat16, in evaluation.
     half_steps: the same step by step.
   """
@@ -139,7 +139,7 @@ def test_stages_are_the_features_shallow_to_deep(run):
 
 
 @pytest.mark.parametrize("mode", ["training in float32", "evaluation in bfloat16"])
-def test_from_every_stage_it_goes_on_as_the_whole_network_does(run, mode):
+def test_resume_from_every_stage_equals_the_whole_network(run, mode):
   training = mode.startswith("training")
   whole, steps = (run.whole[0], run.steps) if training else (run.half, run.half_steps)
   close = functools.partial(
@@ -159,15 +159,15 @@ def test_from_every_stage_it_goes_on_as_the_whole_network_does(run, mode):
     close(np.float32(value), np.float32(whole.preactivations[stage]))
 
 
-def test_features_have_both_signs_where_the_model_says_so_and_nowhere_else(run):
+def test_signed_stages_are_exactly_those_with_negative_features(run):
   assert set(run.model.signed_stages) <= set(run.model.stages)
   for stage, feature in run.whole[0].features.items():
     assert (feature.min() < 0) == (stage in run.model.signed_stages), stage
     assert feature.max() > 0, stage
 
 
-def test_training_moves_every_statistic_once(run):
-  """Of what was, 0.9 is left after one update, 0.81 after two."""
+def test_training_updates_every_batch_statistic_once(run):
+  """The momentum is 0.9: of the added 1, 0.9 is left after one update, 0.81 after two."""
   moved = flatten_dict(statistics(run.whole[1]))
   before = flatten_dict(statistics(run.variables))
   updated = set()
@@ -180,14 +180,14 @@ def test_training_moves_every_statistic_once(run):
   assert updated == set(before)
 
 
-def test_bfloat16_is_what_it_computes_in(run):
+def test_outputs_with_dtype_bfloat16_are_finite_bfloat16(run):
   for output in (run.half, *(output for output, _ in run.half_steps)):
     for leaf in jax.tree.leaves(output):
       assert leaf.dtype == jnp.bfloat16
       assert np.all(np.isfinite(np.float32(leaf)))
 
 
-def test_every_part_has_its_own_layers_and_together_they_are_the_network_s(run):
+def test_stages_partition_the_variables_of_the_network(run):
   images = jax.ShapeDtypeStruct((BATCH, *image_shape(run.model)), jnp.float32)
 
   def init(images):
@@ -204,7 +204,7 @@ def test_every_part_has_its_own_layers_and_together_they_are_the_network_s(run):
 
 
 @pytest.mark.parametrize("model", EXAMPLES, ids=name_of)
-def test_images_it_cannot_take_are_refused(model):
+def test_invalid_images_are_refused(model):
   def shapes(*shape, dtype=jnp.float32):
     return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
 
@@ -220,7 +220,7 @@ def test_images_it_cannot_take_are_refused(model):
 
 
 def known_by_name():
-  """All names are built, and the first of each class is traced; tracing them all takes long."""
+  """The first name of each class; all names are created, but tracing all of them takes long."""
   chosen = {}
   for name in models.names():
     chosen.setdefault(type(models.create(name, num_classes=5)), name)
@@ -228,7 +228,7 @@ def known_by_name():
 
 
 @pytest.mark.parametrize("name", known_by_name())
-def test_what_the_registry_names_can_be_built(name):
+def test_registered_models_can_be_created(name):
   model = models.create(name, num_classes=5)
   images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
   outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)

@@ -1,4 +1,4 @@
-"""Exits on a network's stages."""
+"""MultiExit, with_exits and the heads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.tiny import TinyNet
 
 IMAGE = (6, 6, 1)
 NETWORK = TinyNet()
-# Not in the order of the stages.
+# The heads are not in the order of the stages.
 EXITS = MultiExit(
   NETWORK, {"stage2": LinearExit(3), "stage1": ProjectedExit(3, 8, (3, 3))}, "stage2"
 )
@@ -52,7 +52,7 @@ def shaped(*shape):
   return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def test_the_network_s_variables_are_its_own_and_each_head_has_its_own(variables, images):
+def test_variables_are_those_of_the_network_and_of_each_head(variables, images):
   assert set(variables["params"]) == {"network", "heads_stage1", "heads_stage2"}
   assert set(variables["batch_stats"]) == {"network", "heads_stage1"}
   plain = drawn(NETWORK, images)
@@ -60,7 +60,7 @@ def test_the_network_s_variables_are_its_own_and_each_head_has_its_own(variables
   assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, plain)
 
 
-def test_exits_are_ordered_as_the_stages_and_the_deepest_is_the_network(variables, outputs, images):
+def test_exits_follow_the_stages_and_the_deepest_is_the_plain_network(variables, outputs, images):
   assert EXITS.num_exits == len(outputs) == 3
   assert EXITS.exit_stages == ("stage1", "stage2")
   first, second, deepest = outputs
@@ -68,7 +68,7 @@ def test_exits_are_ordered_as_the_stages_and_the_deepest_is_the_network(variable
   assert set(first.features) == set(second.features) == {"hint", "pooled"}
   assert set(deepest.features) == {*EXITS.stages, "hint"}
   np.testing.assert_array_equal(deepest.features["hint"], deepest.features["stage2"])
-  # The head on stage2 sees what the network's own classifier sees.
+  # The head on stage2 has the same input as the network's own classifier.
   np.testing.assert_allclose(second.features["pooled"], deepest.features["pooled"], rtol=1e-6)
 
   network, plain = plain_network(EXITS, variables)
@@ -79,7 +79,7 @@ def test_exits_are_ordered_as_the_stages_and_the_deepest_is_the_network(variable
   assert_same(features, dict(expected.features))
 
 
-def test_block_by_block_gives_what_the_whole_does(variables, outputs, images):
+def test_running_blocks_one_by_one_equals_the_whole_network(variables, outputs, images):
   carry = images
   for index, expected in enumerate(outputs):
     run = optimized_jit(lambda v, c, i=index: EXITS.apply(v, c, i, method="run_block"))
@@ -98,7 +98,7 @@ def test_block_by_block_gives_what_the_whole_does(variables, outputs, images):
     (2, {"network": {"classifier"}}),
   ],
 )
-def test_a_block_touches_its_layers_and_its_exit_alone(block, own, images):
+def test_run_block_uses_variables_of_its_block_and_exit_only(block, own, images):
   carry = [images, np.ones((1, 6, 6, 4)), np.ones((1, 3, 3, 8))][block]
   found = jax.eval_shape(
     lambda c: EXITS.init(jax.random.key(0), c, block, method="run_block"), carry
@@ -106,7 +106,7 @@ def test_a_block_touches_its_layers_and_its_exit_alone(block, own, images):
   assert {part: set(tree) for part, tree in found["params"].items()} == own
 
 
-def test_a_head_teaches_the_layers_before_it_and_training_moves_every_statistic(variables, images):
+def test_loss_of_a_head_has_gradients_for_earlier_layers_only(variables, images):
   def loss(params):
     changed = {**variables, "params": params}
     outputs, moved = EXITS.apply(changed, images, train=True, mutable=["batch_stats"])
@@ -120,7 +120,7 @@ def test_a_head_teaches_the_layers_before_it_and_training_moves_every_statistic(
   assert_all_moved(variables["batch_stats"], moved)
 
 
-def test_without_heads_there_is_one_exit_the_network():
+def test_without_heads_the_network_is_the_only_exit():
   module = MultiExit(NETWORK, {}, "pooled")
   (output,), variables = jax.eval_shape(
     lambda: module.init_with_output(jax.random.key(0), jnp.ones((2, *IMAGE)))
@@ -131,7 +131,7 @@ def test_without_heads_there_is_one_exit_the_network():
 
 
 @pytest.mark.parametrize("size", [(28, 28), (7, 9)])
-def test_projected_and_bottleneck_hints_have_the_deepest_map_s_shape(size):
+def test_projected_and_bottleneck_hints_have_the_shape_of_the_deepest_map(size):
   network = models.create("resnet8_w4", num_classes=3)
   images = jnp.ones((2, *size, 1))
   output = jax.eval_shape(
@@ -158,7 +158,7 @@ def test_attention_hints_are_vectors_and_the_last_head_has_none():
   assert "hint" not in last.features
   assert last.features["pooled"].shape == (2, 16)
   head = variables["params"]["heads_stage1"]
-  # Channels double, stage1's 4 to 8 and 16, and the attention keeps them.
+  # Channels double from stage1's 4 to 8 and 16; the attention keeps 4.
   widths = {
     name: part["pointwise2"]["kernel"].shape[-1] for name, part in head.items() if "sep" in name
   }
@@ -166,7 +166,7 @@ def test_attention_hints_are_vectors_and_the_last_head_has_none():
   assert head["attention"]["pointwise2"]["kernel"].shape == (1, 1, 4, 4)
 
 
-def test_linear_and_conv_exits_are_compared_with_the_pooled_feature():
+def test_hint_stage_of_linear_and_conv_exits_is_pooled():
   network = models.create("resnet8_w4", num_classes=3)
   images = jnp.ones((2, 8, 8, 1))
   output = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), images)[0])
@@ -179,7 +179,7 @@ def test_linear_and_conv_exits_are_compared_with_the_pooled_feature():
 
 
 class Stages(nn.Module):
-  """Names without layers: what heads fit is read from shapes."""
+  """Stage names without layers: with_exits reads the sizes of heads from shapes."""
 
   stages = ("stage1", "stage2", "stage3", "stage4", "pooled")
 
@@ -218,7 +218,7 @@ MAP = np.abs(np.random.default_rng(1).normal(size=(2, 5, 4, 3))).astype(np.float
 
 
 def applied(head, **changed):
-  """Its output, float32, and its variables with all of some name replaced by a value."""
+  """The head's output and parameters, with all variables of some names set to a value."""
 
   def replace(path, leaf):
     found = [value for name, value in changed.items() if name in jax.tree_util.keystr(path)]
@@ -232,7 +232,7 @@ def dense(x, layer):
   return x @ layer["kernel"] + layer["bias"][None]
 
 
-def test_a_linear_exit_classifies_the_mean():
+def test_linear_exit_classifies_the_mean():
   output, params = applied(LinearExit(3))
   np.testing.assert_allclose(
     output.logits, dense(MAP.mean((1, 2)), params["classifier"]), rtol=1e-4
@@ -240,7 +240,7 @@ def test_a_linear_exit_classifies_the_mean():
   np.testing.assert_array_equal(output.features["hint"], output.features["pooled"])
 
 
-def test_a_projected_exit_classifies_the_mean_of_its_hint():
+def test_projected_exit_classifies_the_mean_of_its_hint():
   head = ProjectedExit(3, 6, (5, 4))
   output, params = applied(head, mean=0, var=1 - 1e-5, scale=1, bias=0.25)
   hint = np.maximum(MAP @ params["conv"]["kernel"][0, 0] + 0.25, 0)
@@ -249,7 +249,7 @@ def test_a_projected_exit_classifies_the_mean_of_its_hint():
   np.testing.assert_allclose(output.logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_bottleneck_pads_what_its_stride_does_not_divide():
+def test_bottleneck_exit_pads_sizes_that_its_stride_does_not_divide():
   output, params = applied(BottleneckExit(3, 8, (2, 2)))
   assert output.features["hint"].shape == (2, 3, 2, 8)
   assert params["conv2"]["kernel"].shape == (2, 2, 2, 2)
@@ -257,16 +257,16 @@ def test_a_bottleneck_pads_what_its_stride_does_not_divide():
   np.testing.assert_allclose(output.logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_attention_exit_weighs_the_map_before_anything_else():
+def test_attention_exit_weighs_the_input_map():
   head = AttentionExit(3, 7, halvings=0)
-  # The normalisation gives the same number everywhere, and the attention is its sigmoid.
+  # With scale 0 the normalisation returns its bias everywhere; the attention is its sigmoid.
   outputs = applied(head, scale=0, bias=0)[0], applied(head, scale=0, bias=0.7)[0]
   for output, share in zip(outputs, (0.5, 1 / (1 + np.exp(-0.7))), strict=True):
     np.testing.assert_allclose(output.features["pooled"], share * MAP.mean((1, 2)), rtol=1e-5)
     assert output.features["hint"].shape == (2, 7)
 
 
-def test_a_conv_exit_halves_twice():
+def test_conv_exit_has_two_convolutions_and_classifies_their_mean():
   output, params = applied(ConvExit(3, 6))
   assert [params[name]["kernel"].shape for name in ("conv1", "conv2")] == [
     (3, 3, 3, 6),
@@ -280,7 +280,7 @@ def test_a_conv_exit_halves_twice():
   "head",
   [ConvExit(3), ProjectedExit(3, 4, (2, 2)), BottleneckExit(3, 4, (1, 1)), AttentionExit(3, 4, 0)],
 )
-def test_heads_of_maps_take_no_vectors(head):
+def test_heads_for_maps_refuse_vectors(head):
   with pytest.raises(ConfigError, match=rf"{type(head).__name__}: features \(2, 5\) are not"):
     head.init(jax.random.key(0), jnp.ones((2, 5)))
 
@@ -297,12 +297,12 @@ def test_heads_of_maps_take_no_vectors(head):
     ),
   ],
 )
-def test_stages_that_do_not_fit_are_named(module, message, images):
+def test_invalid_stages_raise_config_errors(module, message, images):
   with pytest.raises(ConfigError, match=message):
     jax.eval_shape(module.init, jax.random.key(0), images)
 
 
-def test_blocks_that_there_are_not_are_named(variables, images):
+def test_missing_blocks_raise_config_errors(variables, images):
   for block in (-1, 3):
     with pytest.raises(ConfigError, match=f"block {block}: there are blocks 0 to 2"):
       EXITS.apply(variables, images, block, method="run_block")
@@ -310,7 +310,7 @@ def test_blocks_that_there_are_not_are_named(variables, images):
     plain_network(EXITS, {"params": {}})
 
 
-def test_exits_that_do_not_fit_are_named():
+def test_invalid_arguments_of_with_exits_raise_config_errors():
   maps = {"stage1": shaped(2, 7, 7, 4), "stage2": shaped(2, 5, 5, 8), "pooled": shaped(2, 8)}
 
   def build(stages, kind="linear", network=NETWORK, classes=3, features=maps):
@@ -332,5 +332,5 @@ def test_exits_that_do_not_fit_are_named():
   }.items():
     with pytest.raises(ConfigError, match=message):
       call()
-  # Pooling brings any map to any size.
+  # Pooling reaches any size from any map.
   assert build(["stage1"], "projected").heads["stage1"].size == (5, 5)

@@ -1,4 +1,4 @@
-"""What is particular to the perceptron: vectors from the first stage on."""
+"""MLP: features are vectors from the first stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = MLP(widths=(6, 5), num_classes=3)
 IMAGES = np.random.default_rng(0).normal(size=(4, 2, 3, 2)).astype(np.float32)
 
 
-def test_it_is_dense_layers_on_every_pixel():
+def test_mlp_is_dense_layers_on_the_flattened_image():
   variables = drawn(MODEL, IMAGES)
   output = jit(MODEL.apply)(variables, IMAGES)
   x = IMAGES.reshape(4, 12)
@@ -33,7 +33,7 @@ def test_it_is_dense_layers_on_every_pixel():
   assert set(output.preactivations) == {"stage1", "stage2"}
 
 
-def test_stages_are_as_many_as_its_widths():
+def test_mlp_has_one_stage_per_width():
   assert MLP((6, 5, 4), 3).stages == MLP((6, 5, 4), 3).vectors
   assert MLP((6, 5, 4), 3).stages == ("stage1", "stage2", "stage3", "pooled")
   assert models.create("mlp", num_classes=3).widths == (256, 256)
@@ -41,7 +41,7 @@ def test_stages_are_as_many_as_its_widths():
     jax.eval_shape(MLP((), 3).init, jax.random.key(0), IMAGES)
 
 
-def test_fresh_hidden_layers_keep_the_size_of_signals():
+def test_initial_hidden_kernels_have_he_variance():
   params = jit(MLP((400,), 3).init)(jax.random.key(0), jnp.ones((1, 10, 10, 4)))["params"]
   assert np.std(params["hidden_0"]["kernel"]) == pytest.approx(np.sqrt(2 / 400), rel=0.02)
   assert not params["hidden_0"]["bias"].any()

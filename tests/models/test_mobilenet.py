@@ -1,4 +1,4 @@
-"""What is particular to MobileNets; tests/test_golden_models.py compares V2 with published code."""
+"""MobileNetV1 and V2; tests/test_golden_models.py compares V2 with published code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.models.plain_layers import convolved, normalised, rectified
 
 
 class TestMobileNetV1:
-  def test_is_the_published_one(self):
+  def test_has_the_published_size_features_and_module_names(self):
     model = models.create("imagenet_mobilenetv1", num_classes=1000)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
@@ -32,7 +32,7 @@ class TestMobileNetV1:
       (7, 7, 1024),
       (1024,),
     ]
-    # What mdistiller calls the modules that have weights, and no module of ours besides.
+    # mdistiller's names of modules with weights map to all modules of the model.
     blocks = [f"model.{block}.{layer}" for block in range(1, 14) for layer in (0, 1, 3, 4)]
     named = {
       module_path(name, model.torch_names) for name in ("model.0.0", "model.0.1", *blocks, "fc")
@@ -43,7 +43,7 @@ class TestMobileNetV1:
     }
     assert named == ours
 
-  def test_computes_what_loops_compute(self):
+  def test_equals_a_reference_of_loops(self):
     model = MobileNetV1(stem=2, widths=(4, 4, 4, 4, 6), blocks=(2, 1, 1, 1), num_classes=3)
     images = np.random.default_rng(0).normal(size=(1, 32, 35, 1)).astype(np.float32)
     variables = drawn(model, images)
@@ -78,14 +78,14 @@ class TestMobileNetV2:
     name = {0.5: "mobilenetv2", 1: "mobilenetv2_x1"}[width]
     assert tuple(models.create(name, num_classes=10).channels.values()) == channels
 
-  def test_stages_of_both_signs_are_named(self):
+  def test_signed_stages_have_negative_features(self):
     model = MobileNetV2(width=0.25, repeats=(1,) * 7, last_width=8, num_classes=3)
     images = jax.random.normal(jax.random.key(0), (2, 16, 17, 1))
     variables = drawn(model, images, to_stage="stage2", method="encode")
     encode = jax.jit(lambda *inputs: model.apply(*inputs, to_stage="stage2", method="encode"))
     output = encode(variables, images)
     signed = {stage for stage, feature in output.features.items() if jnp.min(feature) < 0}
-    # The later ones are made as stage1 and stage2 are.
+    # stage3 and stage4 have the same structure as stage1 and stage2.
     assert signed == set(model.signed_stages) - {"stage3", "stage4"} == {"stage1", "stage2"}
     for stage in signed:
       np.testing.assert_array_equal(output.preactivations[stage], output.features[stage])
@@ -93,11 +93,11 @@ class TestMobileNetV2:
   @pytest.mark.parametrize(
     ("stride", "width", "adds"), [(1, 2, True), (1, 4, False), (2, 2, False)]
   )
-  def test_a_block_adds_its_input_where_the_shape_stays(self, stride, width, adds):
+  def test_block_adds_its_input_if_the_shape_is_unchanged(self, stride, width, adds):
     block = InvertedResidual(width, expansion=3, stride=stride)
     x = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
     variables = drawn(block, x)
-    # The branch gives nothing but the last bias.
+    # The output of the branch is the last bias.
     variables["params"]["project_bn"]["scale"] *= 0
     bias = variables["params"]["project_bn"]["bias"]
     y = jax.jit(block.apply)(variables, x)
@@ -105,7 +105,7 @@ class TestMobileNetV2:
     assert y.shape == (1, 4 // stride, 4 // stride, width)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
-  def test_fresh_weights_have_the_spread_of_the_published_code(self):
+  def test_initial_weights_have_the_deviation_of_the_published_code(self):
     model = MobileNetV2(width=1, repeats=(1,) * 7, last_width=64, num_classes=50)
 
     @jax.jit

@@ -20,7 +20,7 @@ def test_models_have_the_published_number_of_parameters(name, count):
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
-def test_names_say_depth_and_widths():
+def test_model_names_give_depth_and_widths():
   families = {"": (16, 16, 32, 64), "x4": (32, 64, 128, 256), "_w4": (4, 4, 8, 16)}
   families |= {"_w8": (8, 8, 16, 32), "_w16": (16, 16, 32, 64)}
   for name in models.names():
@@ -34,19 +34,19 @@ def test_names_say_depth_and_widths():
     assert model.stem_stride == int(strided or 1)
 
 
-def test_an_unknown_model_is_answered_with_the_nearest_names():
+def test_unknown_model_error_lists_the_nearest_names():
   with pytest.raises(ConfigError, match=r"unknown model 'resnet8x5': did you mean 'resnet8x4'"):
     models.create("resnet8x5", num_classes=10)
 
 
-def test_an_unknown_option_is_answered_with_the_known_ones():
+def test_unknown_option_error_lists_the_known_ones():
   with pytest.raises(
     ConfigError, match=r"option of model 'resnet8':.*known: axis_name, dropout, dtype"
   ):
     models.create("resnet8", num_classes=10, dtypes=jnp.bfloat16)
 
 
-def test_a_model_needs_a_class():
+def test_model_without_classes_is_refused():
   with pytest.raises(ConfigError, match="num_classes must be at least 1, not 0"):
     models.create("resnet8", num_classes=0)
 

@@ -48,7 +48,7 @@ def outputs(variables, images):
   return jax.jit(MODEL.apply)(variables, images)
 
 
-def test_blocks_run_one_by_one_give_what_the_whole_network_gives(variables, images, outputs):
+def test_running_blocks_one_by_one_equals_the_whole_network(variables, images, outputs):
   carry = images
   for block in range(MODEL.num_exits):
     run = jax.jit(lambda v, x, b=block: MODEL.apply(v, x, b, method="run_block"))
@@ -63,7 +63,7 @@ def test_blocks_run_one_by_one_give_what_the_whole_network_gives(variables, imag
       np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_block_has_the_variables_of_its_own_layers_and_exit(variables, images):
+def test_run_block_uses_variables_of_its_block_and_exit_only(variables, images):
   carry, parts = images, []
   for block in range(MODEL.num_exits):
 
@@ -81,11 +81,11 @@ def test_a_block_has_the_variables_of_its_own_layers_and_exit(variables, images)
 
 
 @pytest.mark.parametrize("exit_", range(MODEL.num_exits))
-def test_an_exit_does_not_depend_on_later_blocks_or_other_exits(exit_, variables, images):
+def test_exit_does_not_depend_on_later_blocks_or_other_exits(exit_, variables, images):
   def logits(variables):
     return MODEL.apply(variables, images, train=True, mutable=True)[0][exit_].logits
 
-  # Nothing is computed: what the logits are made of is read from the traced function.
+  # No array is computed: the traced function shows which variables the logits depend on.
   jaxpr = jax.make_jaxpr(logits)(variables).jaxpr
   used = dce_jaxpr(jaxpr, [True])[1]
   names = [path[1].key for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
@@ -95,7 +95,7 @@ def test_an_exit_does_not_depend_on_later_blocks_or_other_exits(exit_, variables
 
 
 def small(shape):
-  """What msdnet_small gives and consists of for one image of this shape."""
+  """msdnet_small with its variables and one image of a shape, after a check of its outputs."""
   model = models.create("msdnet_small", num_classes=7)
   images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
@@ -111,11 +111,11 @@ def test_images_may_have_odd_sizes_and_any_channel_count():
   small((4, 5, 2))
 
 
-def test_the_small_one_costs_one_and_a_half_million_multiplications():
+def test_msdnet_small_has_one_and_a_half_million_multiply_adds():
   assert 1_450_000 < multiply_adds(*small((28, 28, 1))) < 1_550_000
 
 
-def test_the_registrys_msdnet_is_the_golden_one():
+def test_registered_msdnet_is_the_golden_one():
   with np.load(SPECS.parent / "msdnet.npz") as file:
     fields = msdnet_fields(json.loads(str(file["args"])))
   assert models.create("msdnet", num_classes=100) == MSDNet(100, **fields)
@@ -130,22 +130,22 @@ def test_the_registrys_msdnet_is_the_golden_one():
     ("lin_grow", 4, 2, (4, 3, 5, 7, 9)),
   ],
 )
-def test_blocks_have_as_many_layers_as_the_step_mode_says(mode, base, step, expected):
+def test_step_mode_sets_the_number_of_layers_of_each_block(mode, base, step, expected):
   model = MSDNet(2, step_mode=mode, base=base, step=step)
   assert model.layers_per_block == expected
 
 
-# Of every layer, which scale is the finest it gives, and to how many units it narrows.
+# finest: the finest output scale of every layer; reduced: layer -> units after its reduction.
 @pytest.mark.parametrize(
   ("counts", "prune", "finest", "reduced"),
   [
     ((4, 2, 2, 2, 2), "max", [0] * 4 + [1] * 4 + [2] * 4, {4: 23, 8: 23}),
-    # A count that 3 does not divide: the last scale gets what is left.
+    # A number of layers that 3 does not divide: the last scale gets the remainder.
     ((2, 1, 1, 1), "max", [0, 0, 1, 1, 2], {2: 17, 4: 14}),
     ((2, 5), "min", [0, 0, 0, 0, 0, 1, 2], {1: 14, 3: 13}),
   ],
 )
-def test_scales_end_and_maps_narrow_where_the_pruning_says(counts, prune, finest, reduced):
+def test_plan_ends_scales_and_reduces_channels_as_prune_says(counts, prune, finest, reduced):
   sizes = {"scales": 3, "channels": 16, "growth_rate": 6, "reduction": 0.5}
   blocks = plan(counts, prune=prune, **sizes)
   assert tuple(map(len, blocks)) == counts
@@ -157,7 +157,7 @@ def test_scales_end_and_maps_narrow_where_the_pruning_says(counts, prune, finest
   assert all(layer.reduced is None for block in kept for layer in block)
 
 
-def test_without_bottlenecks_a_path_is_one_convolution(images):
+def test_path_without_bottleneck_is_one_convolution(images):
   model = MSDNet(3, **{**TINY, "bottleneck": False, "prune": "min"})
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
   assert set(shapes["block_0_1"]["down_1"]) == {"conv1", "bn1"}
@@ -177,7 +177,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_variables_in_float32(variables,
     np.testing.assert_allclose(found.logits, expected.logits, atol=0.05)
 
 
-def test_the_device_axis_reaches_every_norm(variables, images):
+def test_axis_name_reaches_every_batch_norm(variables, images):
   axes = []
 
   def record(call, args, kwargs, context):
@@ -190,7 +190,7 @@ def test_the_device_axis_reaches_every_norm(variables, images):
   assert axes == ["devices"] * (len(jax.tree.leaves(variables["batch_stats"])) // 2)
 
 
-def test_fresh_weights_have_the_spread_of_the_authors():
+def test_initial_weights_have_the_deviation_of_the_authors_code():
   sizes = {"blocks": 1, "base": 1, "scales": 1, "growth_factors": (1,), "bottleneck_factors": (1,)}
   model = MSDNet(300, channels=64, growth_rate=64, exit_width=64, **sizes)
 
@@ -201,7 +201,7 @@ def test_fresh_weights_have_the_spread_of_the_authors():
     return *convolutions, params["exit_0"]["classifier"]
 
   stem, bottleneck, classifier = fresh(jax.random.key(0))
-  # By what goes out of a convolution, not by what comes in.
+  # By fan-out, not by fan-in.
   assert np.std(stem["kernel"]) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.05)
   assert np.std(bottleneck["kernel"]) == pytest.approx(np.sqrt(2 / 64), rel=0.05)
   assert np.std(classifier["kernel"]) == pytest.approx(1 / 8 / np.sqrt(3), rel=0.05)
@@ -227,7 +227,7 @@ def test_fresh_weights_have_the_spread_of_the_authors():
     ),
   ],
 )
-def test_fields_that_do_not_fit_are_named_when_it_is_made(fields, message):
+def test_invalid_fields_raise_config_errors_at_construction(fields, message):
   with pytest.raises(ConfigError, match=message):
     MSDNet(3, **{**TINY, **fields})
 
@@ -244,6 +244,6 @@ def test_fields_that_do_not_fit_are_named_when_it_is_made(fields, message):
     ((jnp.ones((2, 4, 4, 4)),), 2, "block 2 takes the 2 maps of block 1, not 1 maps"),
   ],
 )
-def test_what_a_block_cannot_take_is_named(carry, block, message):
+def test_run_block_refuses_invalid_inputs(carry, block, message):
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(lambda: MODEL.init(jax.random.key(0), carry, block, method="run_block"))

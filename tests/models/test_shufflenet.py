@@ -1,4 +1,4 @@
-"""What is particular to ShuffleNets; tests/test_golden_models.py compares V2 with others' code."""
+"""ShuffleNetV1 and V2; tests/test_golden_models.py compares V2 with published code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.models.plain_layers import convolved, normalised, rectified
 
 
 class TestShuffleNetV1:
-  def test_computes_what_loops_compute(self):
+  def test_equals_a_reference_of_loops(self):
     stem, widths, blocks, groups = 12, (36, 48, 60), (2, 1, 1), 3
     model = ShuffleNetV1(stem=stem, widths=widths, blocks=blocks, groups=groups, num_classes=3)
     images = np.random.default_rng(0).normal(size=(1, 8, 9, 1)).astype(np.float32)
@@ -60,7 +60,7 @@ class TestShuffleNetV1:
     logits = x.mean((1, 2)) @ classifier["kernel"] + classifier["bias"]
     np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4)
 
-  def test_channels_that_the_groups_do_not_divide_are_named(self):
+  def test_channels_that_the_groups_do_not_divide_are_refused(self):
     model = ShuffleNetV1(stem=12, widths=(24, 40, 48), blocks=(1, 1, 1), groups=3, num_classes=2)
     with pytest.raises(ConfigError, match="must be multiples of 12, four times its groups, not 40"):
       jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
@@ -80,7 +80,7 @@ class TestShuffleNetV2:
     assert tuple(model.channels.values()) == (24, *widths, 1024)
 
   @pytest.mark.parametrize("halve", [False, True])
-  def test_a_feature_is_its_preactivation_rectified_and_shuffled(self, halve):
+  def test_feature_is_its_preactivation_rectified_and_shuffled(self, halve):
     block = SplitBlock(6, halve=halve)
     x = jax.random.uniform(jax.random.key(0), (2, 5, 4, 6))
     feature, preactivation = jax.jit(block.apply)(drawn(block, x), x)
@@ -89,22 +89,22 @@ class TestShuffleNetV2:
     expected = channel_shuffle(jax.nn.relu(preactivation), 2)
     np.testing.assert_allclose(feature, expected, rtol=1e-5, atol=1e-6)
 
-  def test_a_block_leaves_half_of_the_channels_alone(self):
+  def test_block_leaves_half_of_the_channels_unchanged(self):
     block = SplitBlock(6)
-    # Of both signs, as it may meet them where a network is resumed: no ReLU touches them.
+    # Input of both signs, as after a resume: no ReLU is applied to the unchanged half.
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
     feature, preactivation = jax.jit(block.apply)(drawn(block, x), x)
     np.testing.assert_array_equal(feature[..., ::2], x[..., :3])
     np.testing.assert_array_equal(preactivation[..., :3], x[..., :3])
     assert jnp.min(feature[..., 1::2]) == 0
 
-  def test_odd_widths_are_named(self):
+  def test_odd_widths_are_refused(self):
     model = ShuffleNetV2(stem=4, widths=(8, 9, 12), blocks=(1, 1, 1), last_width=8, num_classes=2)
     with pytest.raises(ConfigError, match="must be even numbers, not 9"):
       jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
 
 
-def test_fresh_convolutions_have_the_spread_of_pytorchs_defaults():
+def test_initial_convolutions_have_the_deviation_of_pytorchs_defaults():
   block = SplitBlock(256)
   params = jax.jit(block.init)(jax.random.key(0, impl="rbg"), jnp.ones((1, 1, 1, 256)))["params"]
   for name, incoming in (("conv1", 128), ("conv2", 9), ("conv3", 128)):

@@ -1,4 +1,4 @@
-"""summary: counts that add up, for every kind of model, without computing anything."""
+"""summary: counts of rows and totals for every kind of model, by tracing alone."""
 
 import functools
 
@@ -33,7 +33,7 @@ def with_heads(kind="linear"):
   return models.with_exits(PLAIN, output, ["stage1", "stage2"], kind=kind, num_classes=3)
 
 
-SEVERAL = {
+MODELS = {
   "plain": PLAIN,
   "a simkd student": models.ReusedClassifier(
     PLAIN, Projector((4, 4), 16), WIDE, "stage2", "stage2"
@@ -72,12 +72,12 @@ SEVERAL = {
 
 @functools.cache
 def summed(kind):
-  return models.summary(SEVERAL[kind], IMAGE)
+  return models.summary(MODELS[kind], IMAGE)
 
 
-@pytest.mark.parametrize("kind", SEVERAL)
-def test_rows_add_up_to_what_the_model_has_and_does(kind):
-  model, found = SEVERAL[kind], summed(kind)
+@pytest.mark.parametrize("kind", MODELS)
+def test_rows_add_up_to_the_totals_of_the_model(kind):
+  model, found = MODELS[kind], summed(kind)
   variables = shapes(model)
 
   def logits(variables, images):
@@ -97,8 +97,8 @@ def test_totals_are_those_of_the_published_table():
 
 
 @pytest.mark.parametrize("kind", ["plain", "a simkd student"])
-def test_a_stage_has_what_encode_needs_beyond_the_stage_before(kind):
-  model = SEVERAL[kind]
+def test_stage_row_counts_what_encode_adds_to_the_previous_stage(kind):
+  model = MODELS[kind]
   rows = {row.name: row for row in summed(kind).rows}
   assert list(rows) == [*model.stages, "classifier"]
   output = jax.eval_shape(model.apply, shapes(model), IMAGES)
@@ -115,15 +115,15 @@ def test_a_stage_has_what_encode_needs_beyond_the_stage_before(kind):
 
 
 @pytest.mark.parametrize("kind", ["exits", "msdnet"])
-def test_an_exit_costs_what_its_block_adds(kind):
-  model = SEVERAL[kind]
+def test_exit_row_counts_what_its_block_adds(kind):
+  model = MODELS[kind]
   rows = summed(kind).rows
   costs = exit_costs(model, shapes(model), IMAGE)
   assert [row.name for row in rows] == [f"exit_{k}" for k in range(model.num_exits)]
   assert tuple(np.cumsum([row.multiply_adds for row in rows])) == costs
 
 
-def test_what_only_training_compares_is_held_but_costs_nothing():
+def test_layers_used_in_training_only_have_parameters_but_no_multiply_adds():
   model = with_heads("attention")
   variables, found = shapes(model), models.summary(model, IMAGE)
   assert sum(row.parameters for row in found.rows) == count(variables)
@@ -132,14 +132,14 @@ def test_what_only_training_compares_is_held_but_costs_nothing():
   assert found.multiply_adds == everything - adapter.size
 
 
-def test_the_trunk_of_branches_counts_once():
+def test_trunk_of_branches_counts_once():
   rows, plain = summed("branches").rows, summed("plain").rows
   assert [row.name for row in rows] == ["stage1", "branch_0", "branch_1"]
   assert rows[0] == plain[0]
   assert rows[1].parameters == rows[2].parameters == sum(row.parameters for row in plain[1:])
 
 
-def test_nothing_is_computed():
+def test_summary_traces_without_computing():
   class Watched(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
@@ -152,7 +152,7 @@ def test_nothing_is_computed():
   assert [(row.name, row.parameters) for row in found.rows] == [("last", 0), ("classifier", 6)]
 
 
-def test_given_variables_are_what_is_counted_whatever_the_batch():
+def test_given_variables_are_counted_and_the_batch_axis_is_ignored():
   variables = shapes(PLAIN)
   variables["params"]["extra"] = jax.ShapeDtypeStruct((7,), jnp.float32)
   found = models.summary(PLAIN, (16, *IMAGE), variables=variables)
@@ -161,7 +161,7 @@ def test_given_variables_are_what_is_counted_whatever_the_batch():
   assert found.parameters == summed("plain").parameters + 7
 
 
-def test_the_table_is_aligned():
+def test_table_is_aligned():
   lines = str(summed("plain")).splitlines()
   assert len({len(line) for line in lines}) == 1
   assert lines[0].split() == ["stage", "features", "parameters", "multiply-adds"]
@@ -169,7 +169,7 @@ def test_the_table_is_aligned():
 
 
 @pytest.mark.parametrize("shape", [(8, 8), 8, "888", (8, 0, 1), (2.0, 8, 1)])
-def test_another_shape_than_an_image_has_is_refused(shape):
+def test_shape_that_is_not_an_images_is_refused(shape):
   with pytest.raises(ConfigError, match=r"expected that of an image, \(H, W, C\)"):
     models.summary(PLAIN, shape)
 
@@ -179,7 +179,7 @@ def test_images_too_small_are_refused_by_the_model():
     models.summary(models.create("resnet8_w4", num_classes=3), (2, 2, 1))
 
 
-def test_a_module_without_outputs_is_told_of_tap():
+def test_error_for_a_module_without_output_mentions_tap():
   with pytest.raises(ConfigError, match=r"returns a .*, not an Output; jaxkd\.models\.tap"):
     models.summary(BareDense(), IMAGE)
 

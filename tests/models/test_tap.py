@@ -1,4 +1,4 @@
-"""Tapping modules this project did not write: jax-resnet's, and Flax's own."""
+"""tap on modules of other projects: jax-resnet and Flax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.models import tap
 from tests.models.drawn import drawn, optimized_jit
 
-# Its blocks take no train flag: whether batch_stats is mutable says it.
+# Its blocks have no train flag; they train if batch_stats is mutable.
 RESNET = jax_resnet.ResNet(
   jax_resnet.ResNetBlock, stage_sizes=[1, 1], n_classes=3, hidden_sizes=(4, 8)
 )
@@ -34,12 +34,12 @@ def variables(images):
   return drawn(RESNET, images)
 
 
-def test_variables_have_the_names_they_have_without_the_tap(variables, images):
+def test_tap_does_not_change_variable_names(variables, images):
   tapped = jax.eval_shape(TAPPED.init, jax.random.key(1), images)
   assert jax.tree.map(jnp.shape, tapped) == jax.tree.map(jnp.shape, variables)
 
 
-def test_the_output_is_the_module_s_and_the_features_are_its_submodules(variables, images):
+def test_logits_are_the_modules_and_features_are_its_submodules_outputs(variables, images):
   output = optimized_jit(TAPPED.apply)(variables, images)
   expected, captured = jax.jit(
     lambda v, x: RESNET.apply(v, x, capture_intermediates=True, mutable=["intermediates"])
@@ -57,7 +57,7 @@ def test_the_output_is_the_module_s_and_the_features_are_its_submodules(variable
   np.testing.assert_allclose(output.features["pooled"], pooled, rtol=1e-5)
 
 
-def test_encoding_gives_the_features_up_to_a_stage_without_logits(variables, images):
+def test_encode_returns_the_features_up_to_a_stage_without_logits(variables, images):
   def encode(stage):
     return jax.eval_shape(
       lambda v, x: TAPPED.apply(v, x, to_stage=stage, method="encode"), variables, images
@@ -72,7 +72,7 @@ def test_encoding_gives_the_features_up_to_a_stage_without_logits(variables, ima
     encode("stage9")
 
 
-def test_a_tapped_module_trains_with_its_statistics(variables, images):
+def test_training_a_tapped_module_updates_its_batch_statistics(variables, images):
   def loss(params):
     output, updated = TAPPED.apply(
       {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
@@ -95,7 +95,7 @@ def test_a_tapped_module_trains_with_its_statistics(variables, images):
   assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients["layers_0"]))
 
 
-def test_an_unknown_path_is_answered_with_the_paths_there_are(variables, images):
+def test_unknown_path_error_lists_the_known_paths(variables, images):
   tapped = tap(RESNET, {"stage1": "layers_2/ConvBlock_7"})
   with pytest.raises(
     ConfigError, match=r"unknown path 'layers_2/ConvBlock_7': did you mean 'layers_2/ConvBlock_"
@@ -103,13 +103,13 @@ def test_an_unknown_path_is_answered_with_the_paths_there_are(variables, images)
     jax.eval_shape(tapped.apply, variables, images)
 
 
-def test_a_tapped_module_says_that_it_cannot_resume(variables):
+def test_resume_of_a_tapped_module_raises_not_implemented(variables):
   with pytest.raises(NotImplementedError, match="a tapped Sequential cannot resume"):
     TAPPED.apply(variables, jnp.ones((1, 8)), "stage2", method="resume")
 
 
 class Moded(nn.Module):
-  """Whose signature and answer say how it was called."""
+  """A module that returns the mode arguments that it was called with."""
 
   @nn.compact
   def __call__(self, x, deterministic=None, is_eval=None):
@@ -118,7 +118,7 @@ class Moded(nn.Module):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_the_signature_or_the_caller_says_how_the_mode_is_called(train):
+def test_mode_argument_follows_the_signature_or_the_caller(train):
   def seen(**options):
     received = []
 
@@ -141,7 +141,7 @@ class Normalized(nn.Module):
     return nn.BatchNorm(use_running_average=not train)(x)
 
 
-def test_a_train_argument_is_passed_on_and_statistics_move_in_training_alone():
+def test_train_argument_is_passed_on_and_statistics_change_in_training_only():
   x = jax.random.normal(jax.random.key(0), (4, 3))
   variables = drawn(Normalized(), x, train=False)
   tapped = tap(Normalized(), {})
@@ -152,8 +152,8 @@ def test_a_train_argument_is_passed_on_and_statistics_move_in_training_alone():
     jax.tree.map(np.testing.assert_array_equal, updated, moved)
 
 
-def test_a_module_that_returns_more_than_logits_needs_to_say_which():
-  with pytest.raises(TypeError, match=r"Moded returns .* say which part is logits"):
+def test_module_that_returns_more_than_logits_needs_a_logits_function():
+  with pytest.raises(TypeError, match=r"Moded returns .* select the logits with logits="):
     tap(Moded(), {}).init(jax.random.key(0), jnp.ones((1, 3)))
 
 
@@ -165,7 +165,7 @@ class Rematerialized(nn.Module):
     return nn.MultiHeadDotProductAttention(2, name="attention")(x[:, None])[:, 0]
 
 
-def test_taps_inside_rematerialized_parts_leave_through_the_variables():
+def test_taps_inside_rematerialized_parts_have_values_and_gradients():
   module = Rematerialized()
   tapped = tap(module, {"inner": "inner", "query": "attention/query"})
   x = jax.random.normal(jax.random.key(0), (2, 3))
@@ -183,14 +183,14 @@ def test_taps_inside_rematerialized_parts_leave_through_the_variables():
   assert output.features["query"].shape == (2, 1, 2, 2)
 
 
-def test_fresh_values_are_those_without_the_tap():
+def test_tap_does_not_change_initial_values():
   x = jnp.ones((2, 3))
   expected = Rematerialized().init(jax.random.key(1), x)
   found = tap(Rematerialized(), {"inner": "inner"}).init(jax.random.key(1), x)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_dropout_draws_what_it_draws_without_the_tap():
+def test_tap_does_not_change_dropout():
   module = Rematerialized()
   x = jax.random.normal(jax.random.key(0), (2, 3))
   variables = module.init(jax.random.key(1), x)
@@ -213,6 +213,6 @@ class Step(nn.Module):
     return nn.Dense(3, name="dense")(x), None
 
 
-def test_a_path_inside_a_scan_is_refused():
+def test_path_inside_a_scan_is_refused():
   with pytest.raises(ValueError, match="'steps/dense' runs inside a lifted transform"):
     tap(Scanned(), {"dense": "steps/dense"}).init(jax.random.key(0), jnp.ones((2, 3)))

@@ -1,4 +1,4 @@
-"""torch_files holds what tests/with_torch/make_files.py wrote with PyTorch."""
+"""read_torch_file on the files that tests/with_torch/make_files.py wrote with PyTorch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_views_of_shared_storages_are_read(suffix):
 
 
 @both_formats
-def test_options_beside_the_weights_are_stand_ins_that_hold_nothing(suffix):
+def test_options_beside_the_weights_become_empty_placeholders(suffix):
   checkpoint = read_torch_file(FOLDER / f"checkpoint{suffix}.pth")
   assert checkpoint["epoch"] == 3 and checkpoint["shape"] == (2, 3)
   assert checkpoint["best_acc"] == 0.75
@@ -83,7 +83,7 @@ def test_bytes_of_a_big_endian_machine_are_swapped(tmp_path):
     np.testing.assert_array_equal(swapped[dtype].view(bits), tensors[dtype].view(bits).byteswap())
 
 
-# What a pickle must not do.
+# Pickles that try to run code or to modify the reader.
 
 
 @both_formats
@@ -96,7 +96,7 @@ def test_function_in_a_pickle_is_refused_by_name_and_not_run(suffix, tmp_path, m
   assert not list(tmp_path.iterdir())
 
 
-def test_pickled_module_is_refused_with_what_to_save_instead():
+def test_error_for_a_pickled_module_recommends_state_dict():
   with pytest.raises(ConfigError, match=r"torch\.nn\.modules\.activation\.ReLU.*state_dict\(\)"):
     read_torch_file(FOLDER / "whole_module.pth")
 
@@ -134,7 +134,7 @@ def crafted(tmp_path, opcodes, elements=4):
   return packed(tmp_path / "crafted.pth", {"a/data.pkl": pickled, "a/data/0": data})
 
 
-def test_crafted_file_without_a_fault_is_read(tmp_path):
+def test_crafted_valid_file_is_read(tmp_path):
   value = read_torch_file(crafted(tmp_path, tensor()))
   np.testing.assert_array_equal(value, [[0, 1], [2, 3]])
 
@@ -177,13 +177,13 @@ def test_tensor_outside_its_storage_is_an_error(tmp_path, opcodes):
     tensor(),
   ],
 )
-def test_pickle_cannot_change_what_later_files_are_read_with(tmp_path, target):
-  # BUILD sets attributes, of a class too, where it can.
+def test_pickle_cannot_modify_the_reader(tmp_path, target):
+  # BUILD sets attributes, also those of a class, if they can be set.
   attack = target + code((None, {"__call__": 1, "_function": 1, "dtype": 1, "shape": 1})) + b"b"
   with pytest.raises(ConfigError, match="damaged"):
     read_torch_file(crafted(tmp_path, attack))
-  test_crafted_file_without_a_fault_is_read(tmp_path)
-  assert not hasattr(OrderedDict, "dtype") and not hasattr(torch_pickle._Inert, "dtype")
+  test_crafted_valid_file_is_read(tmp_path)
+  assert not hasattr(OrderedDict, "dtype") and not hasattr(torch_pickle._Placeholder, "dtype")
 
 
 def test_storage_larger_than_the_file_takes_no_memory(tmp_path):
@@ -197,11 +197,11 @@ def test_storage_larger_than_the_file_takes_no_memory(tmp_path):
     read_torch_file(path)
 
 
-# Damage.
+# Damaged files.
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_legacy.pth", "tensors.safetensors"])
-def test_every_truncated_file_is_an_error_that_names_it(name, tmp_path):
+def test_truncated_file_raises_config_error_with_its_path(name, tmp_path):
   data, path = (FOLDER / name).read_bytes(), tmp_path / name
   for length in range(0, len(data), 17):
     path.write_bytes(data[:length])
@@ -211,7 +211,7 @@ def test_every_truncated_file_is_an_error_that_names_it(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_legacy.pth", "tensors.safetensors"])
-def test_changed_byte_is_no_error_but_a_config_error(name, tmp_path):
+def test_changed_byte_raises_no_error_other_than_config_error(name, tmp_path):
   data, path = bytearray((FOLDER / name).read_bytes()), tmp_path / name
   found = 0
   for i in range(0, len(data), 13):
@@ -243,14 +243,14 @@ def test_missing_file_is_an_error(tmp_path):
     (pickle.dumps(np.ones(3)), "refused: its pickle names numpy"),
   ],
 )
-def test_file_of_another_kind_is_an_error_that_says_so(content, message, tmp_path):
+def test_file_of_another_kind_is_refused(content, message, tmp_path):
   path = tmp_path / "other.pth"
   path.write_bytes(content)
   with pytest.raises(ConfigError, match=rf"other\.pth: {message}"):
     read_torch_file(path)
 
 
-def test_archive_of_another_kind_is_an_error_that_says_so(tmp_path):
+def test_archive_of_another_kind_is_refused(tmp_path):
   np.savez(tmp_path / "arrays.npz", a=np.ones(3))
   with pytest.raises(ConfigError, match=r"not one of torch\.save"):
     read_torch_file(tmp_path / "arrays.npz")
@@ -265,7 +265,7 @@ def test_compressed_record_is_not_expanded(tmp_path):
     read_torch_file(path)
 
 
-def test_safetensors_is_needed_for_its_files_alone(monkeypatch, tmp_path):
+def test_safetensors_is_needed_for_its_own_files_only(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "safetensors", None)  # importing it now fails
   read = runpy.run_path(files.__file__)["read_torch_file"]
   assert set(DTYPES) <= read(FOLDER / "tensors.pth").keys()
@@ -273,7 +273,7 @@ def test_safetensors_is_needed_for_its_files_alone(monkeypatch, tmp_path):
     read(FOLDER / "tensors.safetensors")
 
 
-def test_any_suffix_will_do_for_files_of_torch(tmp_path):
+def test_files_of_torch_are_read_with_any_suffix(tmp_path):
   for suffix in ("pt", "pkl", "tar", "bin"):
     path = shutil.copy(FOLDER / "tensors_legacy.pth", tmp_path / f"weights.{suffix}")
     assert set(DTYPES) <= read_torch_file(path).keys()

@@ -15,13 +15,13 @@ from tests.models.drawn import drawn
 MODEL = VGG((1, 1, 1, 2, 1), (2, 3, 4, 5, 6), num_classes=3)
 
 
-def test_names_count_the_published_layers():
+def test_vgg_names_give_the_published_number_of_layers():
   found = [name for name in models.names() if name.startswith("vgg")]
   assert len(found) == 6
   for name in found:
     depth, _, width = name.removeprefix("vgg").partition("_w")
     model = models.create(name, num_classes=5)
-    # The paper counts three linear layers at the end.
+    # The paper's depth includes three linear layers at the end.
     assert sum(model.depths) + 3 == int(depth)
     assert model.widths == tuple(int(width or 64) * factor for factor in (1, 2, 4, 8, 8))
 
@@ -43,7 +43,7 @@ def test_every_convolution_has_a_bias_and_a_norm():
     ((9, 64), [(9, 64), (4, 32), (2, 16), (1, 8), (1, 8)]),
   ],
 )
-def test_maps_are_halved_three_times_and_once_more_while_they_have_8x8(size, sizes):
+def test_stage4_halves_maps_of_at_least_8x8_only(size, sizes):
   images = jnp.ones((2, *size, 1))
   output, _ = jax.eval_shape(MODEL.init_with_output, jax.random.key(0), images)
   maps = [output.features[stage].shape for stage in MODEL.stages]
@@ -53,10 +53,10 @@ def test_maps_are_halved_three_times_and_once_more_while_they_have_8x8(size, siz
   ]
 
 
-def test_the_max_pool_lies_between_a_feature_and_the_next_stage():
+def test_max_pool_is_between_a_feature_and_the_next_stage():
   feature = np.random.default_rng(0).uniform(0.1, 1, (2, 5, 7, 2)).astype("f4")
   variables = drawn(MODEL, jnp.ones((1, 8, 8, 1)))
-  # As PyTorch's, it leaves out the last row and column of an odd number.
+  # As in PyTorch, the last row or column of an odd number is left out.
   windows = feature[:, :4, :6].reshape(2, 2, 2, 3, 2, 2)
   largest = windows.max((2, 4))
   spread = np.where(windows == largest[:, :, None, :, None], windows, 0)
@@ -73,7 +73,7 @@ def test_the_max_pool_lies_between_a_feature_and_the_next_stage():
   assert np.any(found != stage1(variables, 0 * feature))
 
 
-def test_torch_numbers_the_relus_too():
+def test_torch_names_count_the_relus():
   (pattern, path), _ = MODEL.torch_names
   names = ["block0.0", "block0.1", "block1.3", "block1.4", "block4.9", "block4.10"]
   found = [path(re.fullmatch(pattern, name)) for name in names]
@@ -87,7 +87,7 @@ def test_torch_numbers_the_relus_too():
   ]
 
 
-def test_fresh_weights_are_those_of_the_published_code():
+def test_initial_weights_have_the_deviation_of_the_published_code():
   model = VGG((1,) * 5, (64, 1, 1, 1, 64), num_classes=100)
 
   @jax.jit
@@ -103,6 +103,6 @@ def test_fresh_weights_are_those_of_the_published_code():
 
 
 @pytest.mark.parametrize("depths", [(1, 1, 1, 1), (1, 1, 0, 1, 1)])
-def test_it_has_five_blocks_with_a_convolution_each(depths):
+def test_vgg_requires_five_blocks_with_at_least_one_convolution(depths):
   with pytest.raises(ConfigError, match=r"depths=.* expected 5 numbers of at least 1"):
     VGG(depths, (1,) * 5, num_classes=3)

@@ -1,4 +1,4 @@
-"""What is particular to the transformer: its grid, its positions, its attention."""
+"""VisionTransformer: its grid, its positions, its attention."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shapes(model, *image):
   return jax.eval_shape(model.init_with_output, jax.random.key(0), images)
 
 
-def test_tokens_stay_a_grid_that_the_patch_and_the_image_give():
+def test_tokens_keep_the_grid_of_patches():
   for name, patch in (("vit_tiny", 4), ("vit_tiny_p2", 2)):
     model = models.create(name, num_classes=3)
     output, _ = shapes(model, 8, 16, 1)
@@ -46,7 +46,7 @@ def test_tokens_stay_a_grid_that_the_patch_and_the_image_give():
     assert output.features["pooled"].shape == (2, 64)
 
 
-def test_one_set_of_variables_takes_images_of_every_size():
+def test_variables_do_not_depend_on_the_image_size():
   assert shapes(MODEL, 4, 6, 1)[1] == shapes(MODEL, 10, 2, 1)[1]
 
 
@@ -59,26 +59,26 @@ def test_images_that_the_patch_does_not_divide_are_refused(size):
 
 
 @pytest.mark.parametrize(("width", "heads"), [(4, 1), (10, 2), (16, 3)])
-def test_a_width_that_cannot_be_split_is_refused(width, heads):
+def test_width_that_heads_do_not_divide_is_refused(width, heads):
   with pytest.raises(ConfigError, match=f"width is {width}: .* multiple of 4 and of the {heads} h"):
     shapes(MODEL.clone(width=width, heads=heads), *IMAGE)
 
 
-def test_positions_are_waves_of_the_column_and_of_the_row():
+def test_positions_are_sines_and_cosines_of_column_and_row():
   wide = MODEL.clone(width=16)
   blank = np.zeros((1, 10, 12, 1), np.float32)
   variables = drawn(wide, blank)
   encode = jit(lambda v, x: wide.apply(v, x, to_stage="stem", method="encode").features["stem"])
   found = np.asarray(encode(variables, blank)[0]) - variables["params"]["patch_embedding"]["bias"]
-  periods = 10_000 ** (np.arange(4) / 3)  # from 1 to 10000, evenly in their logarithms
+  periods = 10_000 ** (np.arange(4) / 3)  # from 1 to 10000, evenly spaced in the logarithm
   for row, column in ((0, 0), (1, 0), (4, 5)):
     x, y = column / periods, row / periods
     expected = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)])
     np.testing.assert_allclose(found[row, column], expected, atol=1e-5)
 
 
-def test_a_block_is_what_the_paper_says(variables, output):
-  """In plain numpy, head by head."""
+def test_block_equals_a_numpy_reference(variables, output):
+  """The reference is plain numpy, head by head."""
   p = jax.tree.map(np.float64, variables["params"]["stage1_0"])
 
   def norm(name, x):
@@ -104,7 +104,7 @@ def test_a_block_is_what_the_paper_says(variables, output):
     np.testing.assert_allclose(found, x, rtol=1e-3, atol=1e-4)
 
 
-def test_blocks_know_places_by_the_positions_alone(variables, output):
+def test_blocks_are_equivariant_to_permutations_of_the_tokens(variables, output):
   stem = np.asarray(output.features["stem"])
   moved = stem[:, ::-1, ::-1].swapaxes(1, 2)  # another grid of the same tokens
   resumed = jit(lambda v, x: MODEL.apply(v, x, "stem", method="resume"))(variables, moved)
@@ -113,7 +113,7 @@ def test_blocks_know_places_by_the_positions_alone(variables, output):
   np.testing.assert_allclose(resumed.logits, output.logits, rtol=1e-4, atol=1e-5)
 
 
-def test_every_parameter_learns_and_the_softmax_saturates_without_harm(variables, images):
+def test_every_parameter_has_a_gradient_that_stays_finite_for_large_inputs(variables, images):
   def loss(params, images):
     output = MODEL.apply({"params": params}, images)
     return (output.logits * jnp.arange(6.0).reshape(2, 3)).sum()
@@ -122,7 +122,7 @@ def test_every_parameter_learns_and_the_softmax_saturates_without_harm(variables
   for leaf in jax.tree.leaves(gradients(variables["params"], 1e4 * images)):
     assert np.all(np.isfinite(leaf))
   found = gradients(variables["params"], images)
-  # Shifting all keys alike changes no attention.
+  # A common shift of all keys does not change the attention.
   found["stage1_0"]["attention"]["key"].pop("bias")
   for path, leaf in jax.tree.leaves_with_path(found):
     assert np.abs(leaf).max() > 1e-4, jax.tree_util.keystr(path)

@@ -30,7 +30,7 @@ def output(variables, images):
   return jax.jit(MODEL.apply)(variables, images)
 
 
-def test_names_say_depth_and_factor():
+def test_model_names_give_depth_and_factor():
   found = [name for name in models.names() if name.startswith("wrn")]
   assert len(found) == 7
   for name in found:
@@ -46,12 +46,12 @@ def test_wrn_28_10_has_the_published_36_5_million_parameters():
   assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) / 1e6, 1) == 36.5
 
 
-def test_every_feature_but_pooled_is_raw(output):
+def test_every_feature_but_pooled_has_both_signs(output):
   assert MODEL.signed_stages == RAW
   assert {stage for stage, x in output.features.items() if jnp.min(x) < 0} == set(RAW)
 
 
-def test_preactivations_are_the_features_as_the_next_stage_normalises_them(variables, output):
+def test_preactivations_are_the_features_after_the_next_stages_batch_norm(variables, output):
   assert set(output.preactivations) == set(RAW)
   for stage, path in OPENING.items():
     weights, stats = variables["params"], variables["batch_stats"]
@@ -66,7 +66,7 @@ def test_preactivations_are_the_features_as_the_next_stage_normalises_them(varia
   np.testing.assert_allclose(output.features["pooled"], pooled, rtol=1e-5, atol=1e-6)
 
 
-def test_the_stage_that_normalises_a_feature_gives_its_preactivation(images, variables):
+def test_stage_that_normalises_a_feature_returns_its_preactivation(images, variables):
   def found(*arguments, **options):
     rest = jax.eval_shape(lambda: MODEL.apply(variables, *arguments, **options))
     return set(rest.features), set(rest.preactivations)
@@ -77,7 +77,7 @@ def test_the_stage_that_normalises_a_feature_gives_its_preactivation(images, var
   assert late == ({"stage3", "pooled"}, {"stage2", "stage3"})
 
 
-def test_only_blocks_that_change_the_shape_convolve_their_shortcut(images):
+def test_only_blocks_that_change_the_shape_have_a_shortcut_convolution(images):
   shapes = jax.eval_shape(
     WideResNet(blocks=2, widths=(4, 4, 8, 16), num_classes=3).init, jax.random.key(0), images
   )["params"]
@@ -88,7 +88,7 @@ def test_only_blocks_that_change_the_shape_convolve_their_shortcut(images):
   assert shapes["stage2_0"]["shortcut_conv"].keys() == {"kernel"}
 
 
-def test_a_fresh_classifier_has_no_bias_yet_and_the_weights_of_pytorch():
+def test_initial_classifier_has_zero_bias_and_pytorchs_kernel():
   model = WideResNet(blocks=1, widths=(4, 4, 8, 64), num_classes=400)
   fresh = jax.jit(lambda key: model.init(key, jnp.ones((1, 64)), "pooled", method="resume"))
   classifier = fresh(jax.random.key(0))["params"]["classifier"]

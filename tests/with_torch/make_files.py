@@ -1,7 +1,7 @@
-"""Writes tests/models/torch_files with PyTorch: what the library must read without it.
+"""Write tests/models/torch_files with PyTorch: files that the library reads without PyTorch.
 
-Run by `python -m tests.with_torch.make_files` where PyTorch is installed. Every tensor counts in
-eighths from 0, integers in ones, so that a test knows the values in any precision.
+Run `python -m tests.with_torch.make_files` with PyTorch installed. The values of every tensor count
+from 0 in steps of 1/8 (integers: 1), so that they are exact in any precision.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def counting(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 class Hostile:
-  """Runs a command when a pickle of it is loaded as Python would."""
+  """An object whose pickle runs a command when Python loads it."""
 
   def __reduce__(self):
     return os.system, ("touch jaxkd_was_here",)

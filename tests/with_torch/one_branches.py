@@ -1,7 +1,7 @@
 """ONE's branched network in PyTorch, as tests/golden/models/README.md describes it.
 
-`main` writes what it computes in the format of those files: the published network's own values are
-not handed out.
+`main` writes its outputs in the format of those files: values of the published network itself are
+not available.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class OneResNet(nn.Module):
 
 
 def main(folder: Path) -> Path:
-  """Writes one_resnet32.npz."""
+  """Write one_resnet32.npz."""
   published = json.loads(SPECS.read_text())["one_resnet32"]
   spec, args = published["state_dict_spec"], published["args"]
   model = OneResNet(**args)
@@ -103,7 +103,7 @@ def main(folder: Path) -> Path:
   means, variances = [], []
   for name, (part, before) in norms.items():
     n = seen[name]
-    # Flax keeps the biased variance of the batch.
+    # Flax stores the biased variance of the batch.
     biased = 0.9 * before + (part.running_var.numpy() - 0.9 * before) * (n - 1) / n
     stored[f"train/bn/{name}/running_mean"] = part.running_mean.numpy()
     stored[f"train/bn/{name}/running_var_biased"] = biased

@@ -1,4 +1,4 @@
-"""The PyTorch twins of `make bench` do what ours does; need it: `pytest tests/with_torch`."""
+"""The PyTorch twins of `make bench` equal jaxkd; needs PyTorch: `pytest tests/with_torch`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_twins_have_as_many_parameters_and_multiply_adds(benchmarks, name, image
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_twins_make_the_same_update(benchmarks, channels_last):
-  """One step of the benchmark's PyTorch loop and one of ours, from the same weights."""
+  """Compare one step of the benchmark's PyTorch loop and one of jaxkd, from equal weights."""
   pairs = benchmarks["pairs"]
   pair = pairs.Pair("resnet8_w8", "resnet8_w4", (8, 8, 1), batch_size=16)
   against = importlib.import_module("benchmarks.against_pytorch")
@@ -92,7 +92,7 @@ def test_twins_make_the_same_update(benchmarks, channels_last):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_the_plain_loop_crops_and_flips_each_image_by_itself(benchmarks):
+def test_plain_loop_crops_and_flips_each_image_independently(benchmarks):
   augmented = benchmarks["torch_run"]._augmented
   torch.manual_seed(0)
   image = torch.arange(9.0).reshape(1, 1, 3, 3) + 1

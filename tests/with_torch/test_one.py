@@ -1,4 +1,4 @@
-"""ONE's published names and arithmetic, against PyTorch; needs it: `pytest tests/with_torch`."""
+"""ONE's network against PyTorch; needs PyTorch: `pytest tests/with_torch`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.with_torch import one_branches
 GOLDEN = Path(__file__).parents[1] / "test_golden_models.py"
 
 
-def test_our_gated_branches_compute_what_ones_network_does(tmp_path):
+def test_gated_branches_equal_ones_network(tmp_path):
   one_branches.main(tmp_path)
   command = [sys.executable, "-m", "pytest", GOLDEN, "--golden", tmp_path]
   command += ["-k", "one_resnet32 and not without"]

@@ -1,6 +1,6 @@
-"""A teacher that PyTorch trained, loaded where PyTorch cannot be imported.
+"""A teacher that PyTorch trained, loaded in a process where PyTorch cannot be imported.
 
-Needs PyTorch, so it is no part of the default tests: `pytest tests/with_torch`.
+Needs PyTorch, so that it is not among the default tests: `pytest tests/with_torch`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.models import create, from_torch
 from tests.with_torch import train_teacher
 
-# What a user without PyTorch runs; importing a module that is None fails.
+# The program of a user without PyTorch; importing a module that is None fails.
 PREDICT = """
 import json, sys
 sys.modules["torch"] = None
@@ -40,7 +40,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["teacher.pth", "teacher_legacy.pth", "teacher.safetensors"])
-def test_teacher_is_as_accurate_here_as_in_pytorch(teacher, name):
+def test_loaded_teacher_has_its_pytorch_accuracy(teacher, name):
   folder, accuracy = teacher
   assert accuracy > 0.95
   command = [sys.executable, "-c", PREDICT, folder / name, folder / "images.npz"]
@@ -51,7 +51,7 @@ def test_teacher_is_as_accurate_here_as_in_pytorch(teacher, name):
   assert found["difference"] < 1e-4
 
 
-def test_tensors_of_pytorch_need_no_file(teacher):
+def test_pytorch_tensors_load_without_a_file(teacher):
   model = create("resnet14_w8", num_classes=10)
   state = train_teacher.ResNet14(1, 10).bfloat16().state_dict()
   bias = from_torch(state, model, image_shape=(8, 8, 1))["params"]["classifier"]["bias"]

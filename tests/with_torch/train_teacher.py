@@ -1,7 +1,7 @@
 """A teacher trained with PyTorch alone, whose modules have the published names.
 
 python -m tests.with_torch.train_teacher FOLDER writes teacher.pth, teacher_legacy.pth,
-teacher.safetensors, and images.npz: the test images and labels, and the logits that PyTorch gives.
+teacher.safetensors, and images.npz: the test images, their labels, and PyTorch's logits.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(folder: Path, epochs: int = 15) -> float:
   accuracy = (logits.argmax(1) == labels[test]).float().mean()
 
   folder.mkdir(parents=True, exist_ok=True)
-  # As published code saves: options, the optimizer and the accuracy beside the weights.
+  # As in published code: options, the optimizer and the accuracy beside the weights.
   checkpoint = {
     "epoch": epochs,
     "model": model.state_dict(),

@@ -1,1 +1,1 @@
-"""Networks made of other networks: with exits, branches, reused classifiers; ensembles."""
+"""Networks composed of other networks: exits, branches, reused classifiers, ensembles."""

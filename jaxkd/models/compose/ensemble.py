@@ -1,4 +1,4 @@
-"""Several predictions as one network: of several networks, or of the exits of one."""
+"""Networks that combine predictions: of several networks, or of the exits of one network."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses._numerics import mean_log_probabilities, mean_weights, widen
-from jaxkd.models.compose.reused_classifier import needed_variables
-from jaxkd.models.layers import separate
+from jaxkd.models.compose.parts import merge_variables, needed_variables, separate
 from jaxkd.types import Array, Network, Output
 
 _COMBINATIONS = ("probabilities", "logits")
 
 
 class Ensemble(nn.Module):
-  """Several networks' mean prediction.
+  """The mean prediction of several networks.
 
   The variables are {"params": {"members_NAME": ...}, "batch_stats": ...}.
 
   Attributes:
     members: name -> `__call__(images, train) -> Output`.
-    combine: "probabilities" gives log of the mean of softmax probabilities, "logits" the mean of
+    combine: "probabilities" gives the log of the mean softmax probabilities, "logits" the mean of
       the logits.
-    weights: name -> weight in the mean, scaled to sum to 1; None weighs all alike.
+    weights: name -> weight in the mean, scaled to sum to 1; None gives equal weights.
   """
 
   members: Mapping[str, nn.Module]
@@ -36,7 +35,8 @@ class Ensemble(nn.Module):
     """Logits (B, classes), float32 or wider, without features.
 
     Raises:
-      ConfigError: for no members, an unknown way to combine them, or weights that will not do.
+      ConfigError: for no members, an unknown `combine`, or weights for other names, negative,
+        not finite or all 0.
     """
     weights = _member_weights(self)
     logits = [member(images, train).logits for member in self.members.values()]
@@ -53,41 +53,40 @@ def ensemble_of(
   combine: str = "probabilities",
   weights: Mapping[str, float] | None = None,
 ) -> Network:
-  """Several networks as one, that gives their mean prediction.
+  """Combine several networks into one whose output is their mean prediction.
 
   Args:
-    networks: name -> network, of any architectures and of the same classes.
+    networks: name -> network; any architectures, the same classes.
     combine: as in Ensemble.
     weights: as in Ensemble.
 
   Returns:
-    The Ensemble and its variables, the same arrays, not copies.
+    The Ensemble and its variables; the arrays are not copied.
 
   Raises:
-    ConfigError: for no networks, an unknown way to combine them, or weights that will not do.
+    ConfigError: as Ensemble.
   """
-  # Separate copies, because linen would share the variables of one module given twice.
+  # Copies: linen would share the variables of a module instance that is given twice.
   module = Ensemble(
     {name: separate(network.module) for name, network in networks.items()},
     combine,
     None if weights is None else dict(weights),
   )
   mean_weights(_member_weights(module), len(networks))
-  return Network(
-    module, nested({f"members_{name}": network.variables for name, network in networks.items()})
-  )
+  variables = {f"members_{name}": network.variables for name, network in networks.items()}
+  return Network(module, merge_variables(variables))
 
 
 class AtExit(nn.Module):
-  """A network with several exits, cut after one of them: an ordinary network.
+  """A network with several exits, cut after one of them, as a network with one output.
 
-  The variables are {"params": {"network": ...}, ...}, those of all blocks up to that exit with the
-  earlier exits' heads, which are not computed under jit. The Output is the exit's; of the deepest
-  exit of a MultiExit it has the features of the last block alone (`plain_network` has them all).
+  The variables are {"params": {"network": ...}, ...}: those of all blocks up to the exit, with the
+  heads of earlier exits, which are not computed under jit. The Output is that of the exit; for the
+  deepest exit of a MultiExit it has the features of the last block only (`plain_network` has all).
 
   Attributes:
     network: a model with `num_exits` and `run_block` (see MultiExit).
-    exit: which, from 0, the shallowest.
+    exit: index of the exit; 0 is the shallowest.
   """
 
   network: nn.Module
@@ -112,16 +111,16 @@ def cut_at_exit(
   exit: int,
   image_shape: tuple[int, int, int],
 ) -> Network:
-  """One exit of a network as an ordinary network, without the variables of what lies deeper.
+  """Cut a network after one exit and drop the variables of deeper layers.
 
   Args:
     module: a model with `num_exits` and `run_block` (see MultiExit).
     variables: its Flax variables.
-    exit: which, from 0, the shallowest.
-    image_shape: (H, W, C) of the images; which variables are needed is found by tracing.
+    exit: index of the exit; 0 is the shallowest.
+    image_shape: (H, W, C) of the images; tracing finds which variables are needed.
 
   Returns:
-    The AtExit and its variables, the same arrays, not copies.
+    The AtExit and its variables; the arrays are not copied.
 
   Raises:
     ConfigError: for an exit out of range, or variables that are missing or of another shape.
@@ -132,7 +131,7 @@ def cut_at_exit(
 
 
 class ExitEnsemble(nn.Module):
-  """The mean of the probabilities of all exits of a network, or of all branches.
+  """The mean probabilities of all exits, or of all branches, of a network.
 
   The variables are {"params": {"network": ...}, ...}.
 
@@ -149,15 +148,15 @@ class ExitEnsemble(nn.Module):
 
 
 def exit_ensemble(module: nn.Module, variables: Mapping[str, Any]) -> Network:
-  """The ExitEnsemble of a network with several exits or branches, and its variables."""
-  return Network(ExitEnsemble(separate(module)), nested({"network": variables}))
+  """Wrap a network with several exits or branches in an ExitEnsemble."""
+  return Network(ExitEnsemble(separate(module)), merge_variables({"network": variables}))
 
 
 def exits_inside(ensemble: Network) -> Network:
   """The network whose exits an `exit_ensemble` averages, with its variables.
 
   Raises:
-    ConfigError: if it is another network, or one of branches.
+    ConfigError: for any other network, or an ensemble of branches.
   """
   module = ensemble.module
   if not isinstance(module, ExitEnsemble) or not hasattr(module.network, "run_block"):
@@ -167,7 +166,7 @@ def exits_inside(ensemble: Network) -> Network:
 
 
 def _member_weights(module: Ensemble) -> list[float] | None:
-  """The weights in the order of the members; None if there are none."""
+  """The weights in the order of the members, checked; None for equal weights."""
   if module.combine not in _COMBINATIONS:
     raise unknown_name("way to combine an ensemble", module.combine, _COMBINATIONS)
   if not module.members:
@@ -187,14 +186,3 @@ def _check_exit(network: Any, exit: int) -> None:
       raise ConfigError(f"a {type(network).__name__} has no exits to be cut at: no {name}")
   if not 0 <= exit < network.num_exits:
     raise ConfigError(f"exit {exit}: there are exits 0 to {network.num_exits - 1}")
-
-
-def nested(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """{part: {collection: tree}} -> {collection: {part: tree}}."""
-  collections = {collection for variables in parts.values() for collection in variables}
-  return {
-    collection: {
-      part: variables[collection] for part, variables in parts.items() if collection in variables
-    }
-    for collection in sorted(collections)
-  }

@@ -1,4 +1,4 @@
-"""Networks with exits on their stages, and the heads that fit those stages."""
+"""Networks with exits on their stages, and the choice of heads that fit the stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.models.compose.branches import check_staged
 from jaxkd.models.compose.heads import (
   AttentionExit,
   BottleneckExit,
@@ -16,22 +15,22 @@ from jaxkd.models.compose.heads import (
   LinearExit,
   ProjectedExit,
 )
-from jaxkd.models.layers import separate
+from jaxkd.models.compose.parts import check_staged, separate
 from jaxkd.types import Array, Network, Output
 
 
 class MultiExit(nn.Module):
-  """A network with classifiers on its stages; the deepest exit is its own classifier.
+  """A network with extra classifiers on its stages; the deepest exit is its own classifier.
 
   The variables are {"params": {"network": ..., "heads_STAGE": ...}, "batch_stats": ...}; "network"
-  holds what the plain network has, under its names. `jaxkd.models.with_exits` chooses the heads.
+  holds the variables of the plain network. `jaxkd.models.with_exits` chooses the heads.
 
   Attributes:
     network: a model with `stages`, `encode` and `resume` (see jaxkd.models).
     heads: stage -> `__call__(features, train) -> Output`, see `jaxkd.models.compose.heads`.
       The order of the exits is that of the network's stages.
-    hint_stage: which of the network's features is the deepest exit's `features["hint"]`, what the
-      heads' "hint" is compared with. Not before the last head's stage.
+    hint_stage: the stage whose feature is `features["hint"]` of the deepest exit, to which the
+      "hint" of every head is compared. Not before the stage of the last head.
   """
 
   network: nn.Module
@@ -39,7 +38,7 @@ class MultiExit(nn.Module):
   hint_stage: str = "stage3"
 
   def setup(self) -> None:
-    """Checks the stages.
+    """Check the stages.
 
     Raises:
       ConfigError: for a network without stages, an unknown stage, or a hint before the last head.
@@ -61,12 +60,12 @@ class MultiExit(nn.Module):
 
   @property
   def exit_stages(self) -> tuple[str, ...]:
-    """The stages that have heads, shallow to deep: those of every exit but the deepest."""
+    """The stages that have heads, shallow to deep: one for every exit but the deepest."""
     return tuple(stage for stage in self.stages if stage in self.heads)
 
   @property
   def num_exits(self) -> int:
-    """The heads and the network's own classifier."""
+    """Number of exits: the heads and the network's own classifier."""
     return len(self.heads) + 1
 
   def __call__(self, images: Array, train: bool = False) -> tuple[Output, ...]:
@@ -89,18 +88,20 @@ class MultiExit(nn.Module):
     return tuple(outputs)
 
   def run_block(self, carry: Array, block: int, train: bool = False) -> tuple[Array, Output]:
-    """The layers between one exit and the next, and that exit; nothing that lies deeper.
+    """Run the layers between one exit and the next, and that exit; no deeper layers.
 
-    `__call__` is the loop over it, but that the deepest exit gets the features of all blocks.
+    `__call__` is a loop over this method; there the deepest exit also gets the features of all
+    blocks.
 
     Args:
-      carry: the images for block 0, then what the block before returned.
-      block: from 0.
+      carry: the images for block 0, else the carry that the previous block returned.
+      block: index of the block, from 0.
       train: as in `__call__`.
 
     Returns:
-      What the next block takes, the features of this exit's stage (B, ...), and the Output of the
-      exit. Of the deepest exit: its logits as what to carry, and the features of its block alone.
+      The carry for the next block, which is the feature of this exit's stage (B, ...), and the
+      Output of the exit. For the deepest exit the carry is its logits, and the Output has the
+      features of its block only.
 
     Raises:
       ConfigError: for a block out of range; see also the attributes.
@@ -111,7 +112,7 @@ class MultiExit(nn.Module):
     return self._carried(passed, carry, block), output
 
   def _block(self, carry: Array, block: int, train: bool) -> tuple[Output, Output]:
-    """What the network gives between two exits, and the Output of the second."""
+    """The network's Output between two exits, and the Output of the second exit."""
     before = self.exit_stages[block - 1] if block else None
     deepest = block == self.num_exits - 1
     stop = {} if deepest else {"to_stage": self.exit_stages[block]}
@@ -134,17 +135,17 @@ class MultiExit(nn.Module):
 
 
 def plain_network(module: MultiExit, variables: Mapping[str, Any]) -> Network:
-  """The network without its exits: the deepest exit under the plain network's variable names.
+  """The network without its extra exits, with the plain network's variable names.
 
   Args:
     module: the network with exits.
     variables: its Flax variables.
 
   Returns:
-    The network and its variables, the same arrays, not copies.
+    The network and its variables; the arrays are not copied.
 
   Raises:
-    ConfigError: for variables without the network's.
+    ConfigError: for variables without a part "network".
   """
   if "network" not in variables.get("params", {}):
     raise ConfigError("variables: params/network is missing")
@@ -165,7 +166,7 @@ def with_exits(
   axis_name: str | None = None,
   dtype: Any = None,
 ) -> MultiExit:
-  """A network with a head on each of some stages, of the widths and sizes that fit.
+  """Add a head to each of the given stages, with the widths and sizes that fit.
 
   | kind | head | hint of the deepest exit |
   |---|---|---|
@@ -175,24 +176,24 @@ def with_exits(
   | bottleneck | BottleneckExit: k x k convolution of stride k in a bottleneck | the last map |
   | attention | AttentionExit: attention, separable convolutions | pooled |
 
-  With "attention", the deepest of the heads has no hint, as in the authors' code. The hints of
-  "linear" and "conv" have the deepest exit's shape only where the channels happen to agree.
+  With "attention", the deepest head has no hint, as in the authors' code. The hints of "linear" and
+  "conv" have the shape of the deepest exit's hint only if the channels agree.
 
   Args:
     network: a model with `stages`, `encode` and `resume` (see jaxkd.models).
-    output: what the network returns for a batch, or its shapes (`jax.eval_shape`).
+    output: the network's Output for a batch, or its shapes (`jax.eval_shape`).
     stages: the stages that get a head, in any order.
     kind: one of the table.
-    num_classes: classes.
-    axis_name: of the heads: device axis over which batch statistics are shared.
+    num_classes: number of classes.
+    axis_name: device axis over which the heads share batch statistics.
     dtype: of the heads' computation.
 
   Returns:
     The network with exits; its variables are made by its `init`.
 
   Raises:
-    ConfigError: naming the stage and the kind, for an unknown one, no stages, a stage given twice,
-      or a map that the kind cannot bring to the deepest one's size.
+    ConfigError: naming the stage and the kind, for an unknown stage or kind, no stages, a stage
+      given twice, or a map that the kind cannot reduce to the deepest map's size.
   """
   check_staged(network, "with_exits")
   if kind not in KINDS:
@@ -226,7 +227,7 @@ def with_exits(
 def _head(
   kind: str, stage: str, shapes: Mapping[str, tuple[int, ...]], *, adapt: bool, common: Any
 ) -> nn.Module:
-  """The head of one stage; `shapes` are those of all stages, shallow to deep."""
+  """The head of one stage; `shapes` has the shapes of all stages, shallow to deep."""
   if kind == "linear":
     return LinearExit(**common)
   shape = shapes[stage]
@@ -252,7 +253,7 @@ def _head(
 
 
 def _stride(size: int, wanted: int) -> int | None:
-  """The smallest stride that brings `size` to `wanted`, rounding up, if any does."""
+  """The smallest stride that reduces `size` to `wanted`, rounding up; None if there is none."""
   stride = -(-size // wanted)
   return stride if -(-size // stride) == wanted else None
 

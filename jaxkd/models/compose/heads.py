@@ -1,4 +1,4 @@
-"""Classifiers on the features of a stage in the middle of a network."""
+"""Heads: classifiers on the features of an intermediate stage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jaxkd.types import Array, Output
 
 
 class LinearExit(nn.Module):
-  """The mean over the image, and a linear layer.
+  """Mean over the image and a linear layer.
 
   Features: "pooled" and "hint", both the mean (B, C).
 
   Attributes:
-    num_classes: classes.
-    axis_name: not used; every head has one.
+    num_classes: number of classes.
+    axis_name: not used; here because every head takes it.
     dtype: of the computation; parameters stay float32.
 
   Parameters: "classifier" {"kernel", "bias"}.
@@ -40,12 +40,12 @@ class LinearExit(nn.Module):
 
 
 class ConvExit(nn.Module):
-  """Two 3x3 convolutions of stride 2 with batch normalisation and ReLU, mean, linear.
+  """Two 3x3 convolutions of stride 2 with batch normalisation and ReLU, mean, linear layer.
 
   Features: "pooled" and "hint", both the mean (B, width).
 
   Attributes:
-    num_classes: classes.
+    num_classes: number of classes.
     width: channels of both convolutions.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
     dtype: of the computation; parameters and statistics stay float32.
@@ -77,20 +77,20 @@ class ConvExit(nn.Module):
 class ProjectedExit(nn.Module):
   """Average pooling to the deepest map's size, a 1x1 convolution to its channels, mean, linear.
 
-  Features: "hint", what the convolution gives after batch normalisation and ReLU, (B, *size,
-  width), and "pooled", its mean (B, width).
+  Features: "hint", the convolution's output after batch normalisation and ReLU, (B, *size, width),
+  and "pooled", its mean (B, width).
 
   Attributes:
-    num_classes: classes.
-    width: the deepest map's channels.
-    size: its (height, width).
+    num_classes: number of classes.
+    width: channels of the deepest map.
+    size: (height, width) of the deepest map.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
     dtype: of the computation; parameters and statistics stay float32.
 
   Parameters: "conv", "bn", "classifier".
 
-  Source: this project's plain form of "be your own teacher": 1x1 convolutions where the channels
-  differ. What was published is BottleneckExit and AttentionExit.
+  Source: a plain form of "be your own teacher" by this project, with 1x1 convolutions to match the
+  channels. The published heads are BottleneckExit and AttentionExit.
   """
 
   num_classes: int
@@ -111,27 +111,27 @@ class ProjectedExit(nn.Module):
 
 
 class BottleneckExit(nn.Module):
-  """A bottleneck whose middle convolution brings the map to the deepest one's size, mean, linear.
+  """A bottleneck whose middle convolution reduces the map to the deepest one's size, mean, linear.
 
-  1x1 to width / 4 channels, k x k of stride k, 1x1 to `width`, each with batch normalisation and
-  ReLU. Sizes that k does not divide are padded with zeros and rounded up.
+  Convolutions 1x1 to width / 4 channels, k x k of stride k, 1x1 to `width`, each with batch
+  normalisation and ReLU. Sizes that k does not divide are padded with zeros and rounded up.
 
-  Features: "hint", what the last convolution gives, of the deepest map's shape, and "pooled", its
+  Features: "hint", the last convolution's output, of the deepest map's shape, and "pooled", its
   mean (B, width).
 
   Attributes:
-    num_classes: classes.
-    width: the deepest map's channels.
-    stride: k, of rows and of columns: how much larger the stage's map is than the deepest.
+    num_classes: number of classes.
+    width: channels of the deepest map.
+    stride: k for rows and for columns: the ratio of the stage's map size to the deepest map's.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
     dtype: of the computation; parameters and statistics stay float32.
 
   Parameters: "conv1".."conv3", "bn1".."bn3", "classifier".
 
-  Source: Zhang et al., "Be Your Own Teacher", ICCV 2019, as luanyunteng's re-implementation (the
+  Source: Zhang et al., "Be Your Own Teacher", ICCV 2019, as in luanyunteng's re-implementation (the
   authors published another head, AttentionExit), k = 8, 4, 2 on a ResNet's first three stages. Its
-  convolutions have biases, which the normalisation after them undoes: left out here. It compares
-  means over the image, "pooled", in its feature term.
+  convolutions have biases, which the normalisation after them cancels; they are left out here. Its
+  feature term compares means over the image, "pooled".
   """
 
   num_classes: int
@@ -165,19 +165,19 @@ class BottleneckExit(nn.Module):
 class AttentionExit(nn.Module):
   """The map times an attention of its own size, separable convolutions, mean, linear.
 
-  The attention is a separable convolution of stride 2, bilinearly brought back to the map's size,
-  and a sigmoid. Then follow `halvings` separable convolutions of stride 2, whose channels double up
-  to `width`. A separable convolution is twice: 3x3 on each channel by itself (the first time with
-  the stride), 1x1, batch normalisation, ReLU.
+  The attention is a separable convolution of stride 2, bilinearly resized to the map's size, and a
+  sigmoid. `halvings` separable convolutions of stride 2 follow, whose channels double up to
+  `width`. One separable convolution here is twice the sequence depthwise 3x3 (the first with the
+  stride), 1x1, batch normalisation, ReLU.
 
   Features: "pooled", the mean (B, width), and with `adapt` "hint", a linear layer of it (B, width).
 
   Attributes:
-    num_classes: classes.
+    num_classes: number of classes.
     width: channels of the deepest map.
-    halvings: how often the map's size is halved (rounded up) to reach the deepest map's. With none,
-      the map's mean is classified as it is.
-    adapt: whether there is a hint.
+    halvings: number of times the map's size is halved (rounded up) to reach the deepest map's. With
+      0 the mean of the weighted map is classified directly.
+    adapt: whether the head has a hint.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
     dtype: of the computation; parameters and statistics stay float32.
 
@@ -185,9 +185,9 @@ class AttentionExit(nn.Module):
   "pointwise2", "bn2"}, "classifier", "adapter".
 
   Source: Zhang et al., "Self-Distillation: Towards Efficient and Compact Neural Networks", TPAMI
-  2021, as the authors' code, pytorch-self-distillation-final; its hint layers are in its training
-  script, where the deepest of the heads takes no feature term. Its bilinear interpolation doubles
-  an even map, as here; odd maps it cannot take.
+  2021, as in the authors' code, pytorch-self-distillation-final; its hint layers are in its
+  training script, where the deepest head has no feature term. Its bilinear interpolation doubles an
+  even map, as here; it fails on odd maps.
   """
 
   num_classes: int
@@ -234,7 +234,7 @@ class _Separable(nn.Module):
         channels,
         (3, 3),
         (stride, stride),
-        padding=1,  # as torch; Flax's "SAME" shifts strided convolutions
+        padding=1,  # as in PyTorch; Flax's "SAME" shifts strided convolutions
         feature_group_count=channels,
         use_bias=False,
         dtype=self.dtype,

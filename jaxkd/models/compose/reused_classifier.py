@@ -1,40 +1,35 @@
-"""A student that predicts through the classifier of its teacher, or of several."""
+"""SimKD students at inference: an encoder in front of one or several teachers' classifiers."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.models.layers import separate
+from jaxkd.errors import unknown_name
+from jaxkd.models.compose.parts import needed_variables, separate, signed_stages, split_stages
 from jaxkd.types import Array, Network, Output
 
 
 class ReusedClassifier(nn.Module):
-  """A student's encoder, a projector, and the teacher's layers from a stage on.
+  """A student's encoder, a projector, and the teacher's layers after a stage.
 
-  What a SimKD student is at inference. The teacher's part always runs in evaluation mode. The
-  variables are {"params": {"student": ..., "projector": ..., "teacher": ...}, "batch_stats": ...},
-  with only what runs: no classifier of the student, no early layers of the teacher.
+  This is a SimKD student at inference. The teacher's layers always run in evaluation mode. The
+  variables are {"params": {"student": ..., "projector": ..., "teacher": ...}, "batch_stats": ...};
+  the student has no classifier there, the teacher no early layers.
 
-  Stages: the student's before `student_stage`, then `teacher_stage`, which is the projected feature
-  under the teacher's name, then the teacher's later ones. Of two stages of one name the teacher's
-  is kept. With the same surface as other models (`stages`, `encode`, `resume`) it can be a teacher
-  in its turn.
+  Stages: those of the student before `student_stage`, then `teacher_stage`, which is the projected
+  feature, then the later stages of the teacher. If both have a stage of one name, the teacher's is
+  kept. With `stages`, `encode` and `resume`, as other models have them, it can itself be a teacher.
 
   Attributes:
     student: a model with `stages`, `encode` and `resume` (see jaxkd.models).
-    projector: `__call__(features, train)`, from the student's feature to one of the shape the
-      teacher gives at `teacher_stage`, maps of any size, after the same activation as there.
+    projector: `__call__(features, train)`, from the student's feature to the shape of the teacher's
+      feature at `teacher_stage` (maps may have another size), with the same activation.
     teacher: a model with `stages` and `resume`.
-    student_stage: the student's last stage that is used.
-    teacher_stage: the teacher's stage that the projected feature stands for.
+    student_stage: the last stage of the student that is used.
+    teacher_stage: the stage of the teacher whose feature the projected feature replaces.
 
   Source: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022;
   teacher_stage "stage3" is SimKD, an earlier one reuses more of the teacher (SimKD+, ++).
@@ -54,7 +49,7 @@ class ReusedClassifier(nn.Module):
 
   @property
   def signed_stages(self) -> tuple[str, ...]:
-    """The stages whose features have both signs, as in the network that each is taken from."""
+    """The stages whose features have both signs, as declared by the network of each stage."""
     reused = self._reused
     return tuple(
       stage
@@ -75,7 +70,7 @@ class ReusedClassifier(nn.Module):
 
     Raises:
       ConfigError: for a `student_stage` or `teacher_stage` that the model does not have.
-      ValueError: if the projected map is not one the teacher can go on from.
+      ValueError: for a projected feature that the teacher cannot resume from.
     """
     return self._from_encoder(self.student.encode(images, train, self.student_stage), train, None)
 
@@ -90,19 +85,19 @@ class ReusedClassifier(nn.Module):
   def resume(
     self, features: Array, from_stage: str, train: bool = False, to_stage: str | None = None
   ) -> Output:
-    """Continues from the features of `from_stage`; as the models' own `resume`."""
+    """Continue from the features of `from_stage`; see StagedModel.resume."""
     for stage in (from_stage, to_stage or from_stage):
       self._check(stage)
     if from_stage in self._reused:
       return self._through_teacher(features, from_stage, to_stage)
     stop = to_stage if to_stage not in (None, *self._reused) else self.student_stage
     encoded = self.student.resume(features, from_stage, train, to_stage=stop)
-    # Of a name that both have, the teacher's stage is meant.
+    # A stage name that both networks have means the teacher's stage.
     ends_before = to_stage is not None and to_stage not in self._reused
     return encoded if ends_before else self._from_encoder(encoded, train, to_stage)
 
   def _from_encoder(self, encoded: Output, train: bool, to_stage: str | None) -> Output:
-    """Projects the student's last stage and goes on through the teacher."""
+    """Project the student's last feature and run the teacher's later layers."""
     projected = self.projector(encoded.features[self.student_stage], train)
     rest = self._through_teacher(projected, self.teacher_stage, to_stage)
 
@@ -117,7 +112,7 @@ class ReusedClassifier(nn.Module):
     )
 
   def _through_teacher(self, features: Array, from_stage: str, to_stage: str | None) -> Output:
-    # Only asked to stop where it must: a teacher needs no to_stage to be reused to the end.
+    # Pass to_stage only if it is set: a teacher's `resume` need not have that argument.
     stop = {} if to_stage is None else {"to_stage": to_stage}
     return self.teacher.resume(features, from_stage, train=False, **stop)
 
@@ -127,121 +122,64 @@ class ReusedClassifier(nn.Module):
 
 
 def reuse_classifier(
-  student: nn.Module,
-  projector: nn.Module,
-  teacher: nn.Module,
-  student_variables: Mapping[str, Any],
-  projector_variables: Mapping[str, Any],
-  teacher_variables: Mapping[str, Any],
+  student: Network,
+  projector: Network,
+  teacher: Network,
   *,
   student_stage: str = "stage3",
   teacher_stage: str = "stage3",
   image_shape: tuple[int, int, int],
 ) -> Network:
-  """A distilled SimKD student as one network, with the part of each network's variables it needs.
+  """Combine the networks of a SimKD student into one, with only the variables that it uses.
 
   Args:
-    student: as in ReusedClassifier; also its `projector`, `teacher` and stages.
-    projector: see `student`.
-    teacher: see `student`.
-    student_variables: the student's Flax variables, {"params": ..., "batch_stats": ...}.
-    projector_variables: the projector's.
-    teacher_variables: the teacher's.
-    student_stage: the student's last stage that is used.
-    teacher_stage: the teacher's stage that the projected map stands for.
-    image_shape: (H, W, C) of the images; which variables are needed is found by tracing.
+    student: as in ReusedClassifier, with its Flax variables.
+    projector: as in ReusedClassifier, with its Flax variables.
+    teacher: as in ReusedClassifier, with its Flax variables.
+    student_stage: as in ReusedClassifier.
+    teacher_stage: as in ReusedClassifier.
+    image_shape: (H, W, C) of the images; tracing finds which variables are needed.
 
   Returns:
-    The ReusedClassifier and its variables, the same arrays, not copies.
+    The ReusedClassifier and its variables; the arrays are not copied.
 
   Raises:
     ConfigError: for an unknown stage, or variables that are missing or of another shape.
     ValueError: as ReusedClassifier.
   """
-  split_stages(student, student_stage, "student")
-  split_stages(teacher, teacher_stage, "teacher")
-  # Clones, because linen would share the parameters of one module given twice.
+  split_stages(student.module, student_stage, "student")
+  split_stages(teacher.module, teacher_stage, "teacher")
+  parts = {"student": student, "projector": projector, "teacher": teacher}
+  # Copies: linen would share the variables of a module instance that is given twice.
   module = ReusedClassifier(
-    separate(student), separate(projector), separate(teacher), student_stage, teacher_stage
+    **{name: separate(network.module) for name, network in parts.items()},
+    student_stage=student_stage,
+    teacher_stage=teacher_stage,
   )
-  given = {
-    "student": student_variables,
-    "projector": projector_variables,
-    "teacher": teacher_variables,
-  }
-  return Network(module, needed_variables(module, given, image_shape))
-
-
-def needed_variables(
-  module: nn.Module, given: Mapping[str, Mapping[str, Any]], image_shape: tuple[int, int, int]
-) -> dict[str, Any]:
-  """The variables of a spliced module, taken from those of the networks it consists of.
-
-  Args:
-    module: what needs them.
-    given: submodule -> the variables of the whole network it is a part of.
-    image_shape: (H, W, C) of the images.
-
-  Raises:
-    ConfigError: for variables that are missing or of another shape.
-  """
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  needed = jax.eval_shape(module.init, jax.random.key(0), images)
-  flat = {
-    (collection, part, *path): value
-    for part, variables in given.items()
-    for collection, tree in variables.items()
-    for path, value in flatten_dict(tree).items()
-  }
-  chosen = {}
-  for path, like in flatten_dict(needed).items():
-    collection, part, *rest = path
-    found = f"of shape {jnp.shape(flat[path])}" if path in flat else "missing"
-    if found != f"of shape {like.shape}":
-      name = "/".join((collection, *rest))
-      raise ConfigError(f"{part}_variables: {name} is {found}, not of shape {like.shape}")
-    chosen[path] = flat[path]
-  return unflatten_dict(chosen)
-
-
-def signed_stages(model: nn.Module) -> tuple[str, ...]:
-  """The stages whose features have both signs, as far as the model says it."""
-  return getattr(model, "signed_stages", ())
-
-
-def split_stages(
-  model: nn.Module, stage: str, role: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The stages before and after `stage`.
-
-  Raises:
-    ConfigError: for a stage that the model does not have.
-  """
-  if stage not in model.stages:
-    raise unknown_name(f"{role}_stage", stage, model.stages)
-  position = model.stages.index(stage)
-  return model.stages[:position], model.stages[position + 1 :]
+  variables = {name: network.variables for name, network in parts.items()}
+  return Network(module, needed_variables(module, variables, image_shape))
 
 
 class ReusedClassifiers(nn.Module):
-  """A student's encoder, and for each teacher a projector and the teacher's layers from a stage on.
+  """A student's encoder, and for each teacher a projector and the teacher's layers after a stage.
 
-  The encoder runs once; the logits are the weighted mean of the teachers'. The teachers' parts
-  always run in evaluation mode. The variables are {"params": {"student": ..., "projectors_NAME":
-  ..., "teachers_NAME": ...}, "batch_stats": ...}, with only what runs.
+  The encoder runs once; the logits are the weighted mean of the teachers' logits. The teachers'
+  layers always run in evaluation mode. The variables are {"params": {"student": ...,
+  "projectors_NAME": ..., "teachers_NAME": ...}, "batch_stats": ...}, without those of layers that
+  do not run.
 
-  Its stages are the student's up to `student_stage`. With the same surface as other models
-  (`stages`, `encode`, `resume`) it can be a teacher in its turn.
+  Stages: those of the student up to `student_stage`. With `stages`, `encode` and `resume`, as other
+  models have them, it can itself be a teacher.
 
   Attributes:
     student: a model with `stages`, `encode` and `resume` (see jaxkd.models).
     projectors: name -> `__call__(features, train)`, from the student's feature to that teacher's.
     teachers: name -> a model with `stages` and `resume`.
-    shares: name -> weight of its logits in the mean.
-    student_stage: the student's last stage that is used.
-    teacher_stage: the teachers' stage that the projected features stand for.
+    shares: name -> weight of that teacher's logits in the mean.
+    student_stage: the last stage of the student that is used.
+    teacher_stage: the stage of every teacher whose feature the projected feature replaces.
 
-  Source: this project's form of SimKD with several teachers; see `jaxkd.methods.simkd`.
+  Source: SimKD with several teachers, in this project's form; see `jaxkd.methods.simkd`.
   """
 
   student: nn.Module
@@ -267,14 +205,14 @@ class ReusedClassifiers(nn.Module):
 
     Raises:
       ConfigError: for a `student_stage` or `teacher_stage` that a model does not have.
-      ValueError: if a projected map is not one its teacher can go on from.
+      ValueError: for a projected feature that its teacher cannot resume from.
     """
     encoded = self.encode(images, train)
     logits = self._classified(encoded.features[self.student_stage], train)
     return Output(logits, encoded.features, encoded.preactivations)
 
   def encode(self, images: Array, train: bool = False, to_stage: str | None = None) -> Output:
-    """Features up to and including `to_stage`, by default the last, without logits."""
+    """Features up to and including `to_stage` (None: `student_stage`), without logits."""
     to_stage = to_stage or self.student_stage
     self._check(to_stage)
     return self.student.encode(images, train, to_stage)
@@ -282,7 +220,7 @@ class ReusedClassifiers(nn.Module):
   def resume(
     self, features: Array, from_stage: str, train: bool = False, to_stage: str | None = None
   ) -> Output:
-    """Continues from the features of `from_stage`; as the models' own `resume`."""
+    """Continue from the features of `from_stage`; see StagedModel.resume."""
     for stage in (from_stage, to_stage or from_stage):
       self._check(stage)
     encoded = Output()
@@ -295,7 +233,7 @@ class ReusedClassifiers(nn.Module):
     return Output(self._classified(features, train), encoded.features, encoded.preactivations)
 
   def _classified(self, features: Array, train: bool) -> Array:
-    """The mean of the logits through every teacher."""
+    """The weighted mean of the teachers' logits."""
     for teacher in self.teachers.values():
       split_stages(teacher, self.teacher_stage, "teacher")
     return sum(
@@ -312,51 +250,46 @@ class ReusedClassifiers(nn.Module):
 
 
 def reuse_classifiers(
-  student: nn.Module,
-  projectors: Mapping[str, nn.Module],
-  teachers: Mapping[str, nn.Module],
-  student_variables: Mapping[str, Any],
-  projector_variables: Mapping[str, Mapping[str, Any]],
-  teacher_variables: Mapping[str, Mapping[str, Any]],
+  student: Network,
+  projectors: Mapping[str, Network],
+  teachers: Mapping[str, Network],
   *,
   shares: Mapping[str, float],
   student_stage: str = "stage3",
   teacher_stage: str = "stage3",
   image_shape: tuple[int, int, int],
 ) -> Network:
-  """A SimKD student of several teachers as one network, with the variables it needs.
+  """Combine the networks of a SimKD student with several teachers into one.
 
   Args:
-    student: as in ReusedClassifiers; also its `projectors`, `teachers`, `shares` and stages.
-    projectors: see `student`.
-    teachers: see `student`.
-    student_variables: the student's Flax variables, {"params": ..., "batch_stats": ...}.
-    projector_variables: name -> the projector's.
-    teacher_variables: name -> the teacher's.
-    shares: see `student`.
-    student_stage: the student's last stage that is used.
-    teacher_stage: the teachers' stage that the projected maps stand for.
-    image_shape: (H, W, C) of the images; which variables are needed is found by tracing.
+    student: as in ReusedClassifiers, with its Flax variables.
+    projectors: as in ReusedClassifiers, with their Flax variables.
+    teachers: as in ReusedClassifiers, with their Flax variables.
+    shares: as in ReusedClassifiers.
+    student_stage: as in ReusedClassifiers.
+    teacher_stage: as in ReusedClassifiers.
+    image_shape: (H, W, C) of the images; tracing finds which variables are needed.
 
   Returns:
-    The ReusedClassifiers and its variables, the same arrays, not copies.
+    The ReusedClassifiers and its variables, without those of layers that do not run; the arrays are
+    not copied.
 
   Raises:
     ConfigError: for an unknown stage, or variables that are missing or of another shape.
     ValueError: as ReusedClassifiers.
   """
-  # Clones, because linen would share the parameters of one module given twice.
+  # Copies: linen would share the variables of a module instance that is given twice.
   module = ReusedClassifiers(
-    separate(student),
-    {name: separate(projector) for name, projector in projectors.items()},
-    {name: separate(teacher) for name, teacher in teachers.items()},
+    separate(student.module),
+    {name: separate(projector.module) for name, projector in projectors.items()},
+    {name: separate(teacher.module) for name, teacher in teachers.items()},
     dict(shares),
     student_stage,
     teacher_stage,
   )
-  given = {
-    "student": student_variables,
-    **{f"projectors_{name}": variables for name, variables in projector_variables.items()},
-    **{f"teachers_{name}": variables for name, variables in teacher_variables.items()},
+  variables = {
+    "student": student.variables,
+    **{f"projectors_{name}": network.variables for name, network in projectors.items()},
+    **{f"teachers_{name}": network.variables for name, network in teachers.items()},
   }
-  return Network(module, needed_variables(module, given, image_shape))
+  return Network(module, needed_variables(module, variables, image_shape))

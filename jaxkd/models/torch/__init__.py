@@ -1,1 +1,1 @@
-"""Weights that PyTorch saved, read without PyTorch and without running code."""
+"""Readers for PyTorch and safetensors weights that need no PyTorch and run no code of the file."""

@@ -1,4 +1,4 @@
-"""Weights that PyTorch saved, in a model of this library."""
+"""PyTorch state dicts as Flax variables of the models of this library."""
 
 from __future__ import annotations
 
@@ -18,40 +18,13 @@ from jaxkd.errors import ConfigError
 from jaxkd.models.staged import TorchNames
 from jaxkd.models.torch.files import read_torch_file
 
-
-def module_path(name: str, torch_names: TorchNames) -> str | None:
-  r"""The path of our module that stands for a PyTorch module; None if no pattern takes the name.
-
-  Args:
-    name: of the PyTorch module: a state dict's entry without its last part.
-    torch_names: a model's patterns, see StagedModel; the first that takes the whole name counts.
-
-  >>> module_path("layer1.0.conv2", ((r"layer(\d)\.(\d+)\.conv(\d)", r"stage\1_\2/conv\3"),))
-  'stage1_0/conv2'
-  """
-  for pattern, path in torch_names:
-    if match := re.fullmatch(pattern, name):
-      return match.expand(path) if isinstance(path, str) else path(match)
-  return None
-
-
-def below(part: str, torch_names: TorchNames) -> TorchNames:
-  """The same names for a network that is the part `part` of a larger one."""
-
-  def nested(path: str | Callable[[Any], str]) -> Callable[[Any], str]:
-    def nested_path(match: re.Match[str]) -> str:
-      return f"{part}/{match.expand(path) if isinstance(path, str) else path(match)}"
-
-    return nested_path
-
-  return tuple((pattern, nested(path)) for pattern, path in torch_names)
-
-
-# Where published checkpoints have the weights among other things.
+# Keys under which published checkpoints hold the weights, beside other entries.
 _WRAPPERS = ("model", "state_dict", "net", "model_state_dict")
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
-_LISTED = 8
-_HOW_TO_PICK = "pass from_torch one part of what jaxkd.models.torch.files.read_torch_file gives"
+_LISTED = 8  # names in an error message
+_HOW_TO_SELECT = (
+  "pass from_torch one entry of the result of jaxkd.models.torch.files.read_torch_file"
+)
 
 
 def from_torch(
@@ -60,31 +33,31 @@ def from_torch(
   *,
   image_shape: tuple[int, int, int] = (32, 32, 3),
 ) -> dict[str, Any]:
-  """A PyTorch state dict as the Flax variables of one of our models.
+  """Convert a PyTorch state dict to the Flax variables of a model.
 
-  It takes the names of the code that published the architecture (RepDistiller, whose names
-  mdistiller and SimKD share; torchvision; MSDNet-PyTorch; ONE), see the model's `torch_names`.
+  The names are those of the code that published the architecture (RepDistiller, also used by
+  mdistiller and SimKD; torchvision; MSDNet-PyTorch; ONE), see the model's `torch_names`.
   Convolutions OIHW become HWIO, linear layers are transposed, batch normalisation's weight becomes
-  scale and its running_mean and running_var mean and var. num_batches_tracked is left out, since
-  neither mode of a network depends on it. Neither PyTorch nor the code that wrote a file is needed,
-  and nothing in the file is run.
+  scale, and running_mean and running_var become mean and var. num_batches_tracked is dropped, since
+  no output depends on it. Neither PyTorch nor the code that wrote the file is needed, and no code
+  in the file is run.
 
   Args:
-    source: a file (.pth and its like of any age, .safetensors), or a mapping from names to arrays:
-      numpy's, jax's, or PyTorch's tensors. A checkpoint that has the weights beside other things,
-      as "model", "state_dict", "net" or "model_state_dict", will do, and so will the names of a
-      DataParallel, which all start with "module.".
-    model: which the weights are for, of the same number of classes.
-    image_shape: (H, W, C) of the images; C matters for the first layer's shape.
+    source: a file (.pth and similar, of any PyTorch version, or .safetensors), or a mapping from
+      names to arrays of numpy or jax or to PyTorch tensors. The weights may be an entry "model",
+      "state_dict", "net" or "model_state_dict" of a checkpoint, and all names may start with
+      "module.", as those of a DataParallel do.
+    model: the model that the weights are for, with the same number of classes.
+    image_shape: (H, W, C) of the images; C determines the shape of the first layer.
 
   Returns:
-    {"params": ..., "batch_stats": ...}, numpy arrays of the dtype that the model's own variables
-    have (float32), copies of the source's.
+    {"params": ..., "batch_stats": ...}: numpy arrays, copies with the dtype of the model's
+    variables (float32).
 
   Raises:
-    ConfigError: for a file that cannot be read (see jaxkd.models.torch.files), a model that no
-      PyTorch code is known for, no state dict or several, and for weights of another
-      architecture, with the names that are unknown, missing, or of another shape.
+    ConfigError: for a file that cannot be read (see jaxkd.models.torch.files), a model without
+      `torch_names`, no state dict or several, and weights of another architecture; the message
+      lists the names that are unknown, missing, or of another shape.
 
   >>> import numpy as np
   >>> from jaxkd.models import create, from_torch
@@ -147,7 +120,7 @@ def classes_in(
   *,
   image_shape: tuple[int, int, int] = (32, 32, 3),
 ) -> int | None:
-  """How many classes the weights of a PyTorch state dict predict; None if they do not say.
+  """Number of classes that a PyTorch state dict predicts; None if it cannot be determined.
 
   Args:
     source: as for `from_torch`.
@@ -163,7 +136,7 @@ def classes_in(
   few, more = (
     flatten_dict(jax.eval_shape(create(count).init, jax.random.key(0), images)) for count in (2, 3)
   )
-  # Of the variables that grow with the classes, the axis that does.
+  # For each variable whose shape depends on the number of classes: the axis that does.
   axes = {
     path: axis
     for path, like in few.items()
@@ -180,20 +153,49 @@ def classes_in(
   return found.pop() if len(found) == 1 else None
 
 
+def module_path(name: str, torch_names: TorchNames) -> str | None:
+  r"""The path of the Flax module for the name of a PyTorch module; None if no pattern matches.
+
+  Args:
+    name: name of the PyTorch module: a key of the state dict without its last part.
+    torch_names: a model's patterns, see StagedModel; the first one that matches the whole name
+      counts.
+
+  >>> module_path("layer1.0.conv2", ((r"layer(\d)\.(\d+)\.conv(\d)", r"stage\1_\2/conv\3"),))
+  'stage1_0/conv2'
+  """
+  for pattern, path in torch_names:
+    if match := re.fullmatch(pattern, name):
+      return match.expand(path) if isinstance(path, str) else path(match)
+  return None
+
+
+def prefix_paths(part: str, torch_names: TorchNames) -> TorchNames:
+  """The same patterns for a network that is the submodule `part` of a larger one."""
+
+  def nested(path: str | Callable[[Any], str]) -> Callable[[Any], str]:
+    def nested_path(match: re.Match[str]) -> str:
+      return f"{part}/{match.expand(path) if isinstance(path, str) else path(match)}"
+
+    return nested_path
+
+  return tuple((pattern, nested(path)) for pattern, path in torch_names)
+
+
 def _state_dict(where: str, value: Any) -> Mapping[str, Any]:
-  """The mapping of names to tensors, which may lie one level down."""
+  """The mapping of names to tensors: `value` or one of its entries."""
   if not isinstance(value, Mapping):
     raise ConfigError(f"{where}: holds a {type(value).__name__}, not a mapping of names to tensors")
   wrapped = [key for key in _WRAPPERS if _is_state_dict(value.get(key))]
   if len(wrapped) > 1:
-    raise ConfigError(f"{where}: several state dicts, {', '.join(wrapped)}: {_HOW_TO_PICK}")
+    raise ConfigError(f"{where}: several state dicts, {', '.join(wrapped)}: {_HOW_TO_SELECT}")
   if wrapped:
     return value[wrapped[0]]
   if not _is_state_dict(value):
     keys = ", ".join(repr(key) for key in list(value)[:_LISTED]) or "nothing"
     raise ConfigError(
       f"{where}: no mapping of names to tensors, by itself or as {', '.join(_WRAPPERS)}; it has "
-      f"{keys}: {_HOW_TO_PICK}"
+      f"{keys}: {_HOW_TO_SELECT}"
     )
   return value
 
@@ -211,13 +213,14 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _without_prefix(state: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Without the "module." that DataParallel puts before every name."""
+  """Remove the "module." with which all names of a DataParallel start."""
   if all(name.startswith("module.") for name in state):
     return {name.removeprefix("module."): value for name, value in state.items()}
   return state
 
 
 def _variable(module: str | None, leaf: str, ndim: int) -> tuple[str, ...]:
+  """The path of the Flax variable for a leaf of a PyTorch module; () if the module is unknown."""
   if module is None:
     return ()
   if leaf in _STATISTICS:
@@ -227,11 +230,11 @@ def _variable(module: str | None, leaf: str, ndim: int) -> tuple[str, ...]:
 
 
 def _described(leaf: str, value: Any) -> tuple[int, ...] | str:
-  """The shape that a tensor has in our layout, or what keeps it from being a weight."""
-  # Stands in for the tensor, which may be large, and may be PyTorch's.
-  stand_in = np.broadcast_to(np.float32(0), tuple(value.shape))
+  """The shape of a tensor in Flax's layout; its dtype if that is no floating dtype."""
+  # A placeholder for the tensor, which may be large and may be PyTorch's.
+  placeholder = np.broadcast_to(np.float32(0), tuple(value.shape))
   kind = str(value.dtype)
-  return _layout(leaf, stand_in).shape if "float" in kind else kind
+  return _layout(leaf, placeholder).shape if "float" in kind else kind
 
 
 def _layout(name: str, value: np.ndarray) -> np.ndarray:
@@ -242,7 +245,7 @@ def _layout(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _numpy(value: Any) -> np.ndarray:
-  # numpy knows no bfloat16, and PyTorch hands it none.
+  # numpy has no bfloat16, so PyTorch tensors are widened to float32.
   return value.detach().cpu().float().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
@@ -252,6 +255,7 @@ def _listed(what: str, names: list[str]) -> str:
 
 
 def _classes() -> Iterable[str]:
-  from jaxkd import models  # which imports this module
+  """The public model classes that have `torch_names`."""
+  from jaxkd import models  # here, because jaxkd.models imports this module
 
   return (name for name in models.__all__ if getattr(getattr(models, name), "torch_names", ()))

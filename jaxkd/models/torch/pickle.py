@@ -1,7 +1,7 @@
-"""Unpickling what PyTorch saves, without PyTorch, and without running what a pickle asks to run.
+"""An unpickler for PyTorch's files that needs no PyTorch and runs no code of the pickle.
 
-A pickle is a program: it names functions and calls them. Here it gets nothing but what the fixed
-list below holds, all of it harmless, and whatever else it names is refused.
+A pickle is a program: it names functions and calls them. Here a name is looked up in the fixed list
+below, whose entries are harmless, and any other name is refused.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _STORAGES = {
   "ComplexFloatStorage": "complex64",
   "ComplexDoubleStorage": "complex128",
 }
-# Published checkpoints hold these beside the weights: options, accuracies, schedules.
-_INERT = (
+# Classes of other entries of published checkpoints: options, accuracies, schedules.
+_IGNORED = (
   ("argparse", "Namespace"),
   ("collections", "Counter"),
   ("torch", "device"),
@@ -43,7 +43,7 @@ _INERT = (
   *(("torch", name) for name in ("int64", "int32", "int16", "int8", "uint8", "bool")),
   *(("torch", name) for name in ("double", "float", "half", "long", "int", "short")),
   *(("torch", name) for name in ("complex64", "complex128")),
-  # A numpy scalar is its function, its dtype, and its bytes, which old protocols spell as text.
+  # A numpy scalar is pickled as a function, a dtype, and bytes (as text in old protocols).
   ("numpy", "dtype"),
   ("numpy.core.multiarray", "scalar"),
   ("numpy._core.multiarray", "scalar"),
@@ -52,13 +52,13 @@ _INERT = (
 
 
 class Storage(NamedTuple):
-  """What a pickle says of the memory of some tensors.
+  """A pickle's description of the memory of one or several tensors.
 
   Attributes:
-    dtype: of its elements.
-    key: its name in the file.
-    size: elements.
-    view: (first element, elements) of the part that is meant; None for all of it.
+    dtype: dtype of the elements.
+    key: name of the storage in the file.
+    size: number of elements.
+    view: (first element, number of elements) of the part that is referred to; None for all of it.
   """
 
   dtype: np.dtype
@@ -70,37 +70,37 @@ class Storage(NamedTuple):
 def unpickle(
   file: IO[bytes], source: Path, storage: Callable[[Storage], np.ndarray] | None = None
 ) -> Any:
-  """The next pickled object of a file.
+  """Read the next pickled object of a file.
 
   Args:
-    file: where to read; it is left after the object.
-    source: the file that error messages name.
-    storage: what gives the elements of a storage, as a flat array; None where no tensors are.
+    file: the open file; its position is then after the object.
+    source: the path for error messages.
+    storage: function from a storage to its elements, a flat array; None if no tensors are expected.
 
   Returns:
-    The object. Tensors are read-only arrays over their storages; values of other classes are
-    stand-ins that hold nothing.
+    The object. Tensors are read-only views of their storages; values of other classes are empty
+    placeholders.
 
   Raises:
-    ConfigError: for a pickle that names anything but what PyTorch needs for tensors.
-    Exception: of many kinds, for a damaged pickle.
+    ConfigError: for a pickle with a name that PyTorch does not need for tensors.
+    Exception: of any class, for a damaged pickle.
   """
   _check_memo(file)
   return _Unpickler(file, source, storage).load()
 
 
 def _check_memo(file: IO[bytes]) -> None:
-  """Raises for an object kept under a number so large that the table of them fills all memory."""
+  """Check that no memo index is so large that the memo table would fill the memory."""
   start = file.tell()
   for opcode, argument, position in pickletools.genops(file):
-    # Those that Python writes count from 0: less than the bytes that say so.
+    # Python numbers memo entries from 0, so that an index is less than its position in the file.
     if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > (position or 0):
-      raise pickle.UnpicklingError(f"its memo goes to {argument} within {position} bytes")
+      raise pickle.UnpicklingError(f"its memo has index {argument} within {position} bytes")
   file.seek(start)
 
 
-class _Inert:
-  """Stands for a value that weights do not need; takes and drops whatever it is made of."""
+class _Placeholder:
+  """A placeholder for a value that weights do not need; it ignores all arguments and state."""
 
   def __init__(self, *args: Any, **kwargs: Any) -> None:
     pass
@@ -110,7 +110,7 @@ class _Inert:
 
 
 class _Function:
-  """A function that a pickle may call, but not change: pickles can set attributes."""
+  """A function that a pickle may call but cannot modify: pickles can set attributes."""
 
   __slots__ = ("_function",)
 
@@ -125,7 +125,7 @@ class _Function:
 
 
 class _StorageKind:
-  """The class of a storage, which says what dtype its elements have."""
+  """The class of a storage, which determines the dtype of its elements."""
 
   __slots__ = ("dtype",)
 
@@ -137,9 +137,11 @@ class _StorageKind:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.ndarray:
-  """A view of a storage, all of it inside; `rest` is about gradients."""
+  """A view of a storage, checked to lie inside it; `rest` describes gradients."""
   if not isinstance(storage, np.ndarray) or len(size) != len(stride):
-    raise pickle.UnpicklingError("a tensor without a storage, or with a stride too many or too few")
+    raise pickle.UnpicklingError(
+      "a tensor without a storage, or whose strides and sizes differ in number"
+    )
   numbers = (offset, *size, *stride)
   if not all(type(number) is int and number >= 0 for number in numbers):
     raise pickle.UnpicklingError(f"a tensor of offset, size and stride {numbers}")
@@ -148,7 +150,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np
     raise pickle.UnpicklingError(
       f"a tensor reaches element {last} of a storage of {storage.size} elements"
     )
-  # An empty tensor may start anywhere: it reads nothing.
+  # An empty tensor may have any offset: it reads no element.
   elements = storage[:0] if 0 in size else storage[offset:]
   strides = [step * storage.itemsize for step in stride]
   return as_strided(elements, size, strides, writeable=False)
@@ -158,7 +160,7 @@ def _parameter(data: Any, *rest: Any) -> Any:
   return data
 
 
-_ADMITTED: Mapping[tuple[str, str], Any] = MappingProxyType(
+_ALLOWED: Mapping[tuple[str, str], Any] = MappingProxyType(
   {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): _Function(tuple),
@@ -171,7 +173,7 @@ _ADMITTED: Mapping[tuple[str, str], Any] = MappingProxyType(
     for name, dtype in _STORAGES.items()
     for module in ("torch", "torch.cuda")
   }
-  | dict.fromkeys(_INERT, _Inert)
+  | dict.fromkeys(_IGNORED, _Placeholder)
 )
 
 
@@ -184,17 +186,17 @@ class _Unpickler(pickle.Unpickler):
     self._storage = storage
 
   def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in _ADMITTED:
+    if (module, name) not in _ALLOWED:
       raise ConfigError(
-        f"{self._source}: refused: its pickle names {module}.{name}, which tensors do not need, "
-        "and which could run any code; nothing of it was run. Save the model's state_dict() alone, "
-        "or as safetensors, where the file can be trusted"
+        f"{self._source}: refused: its pickle names {module}.{name}, which tensors do not need "
+        "and which could run any code; no code was run. If you trust the file, save only the "
+        "model's state_dict(), or save it as safetensors"
       )
-    return _ADMITTED[module, name]
+    return _ALLOWED[module, name]
 
   def persistent_load(self, pid: Any) -> Any:
     if self._storage is None:
-      raise pickle.UnpicklingError("a storage where none can be")
+      raise pickle.UnpicklingError("an unexpected storage")
     kind, storage_kind, key, _, size, *views = pid
     if kind != "storage" or not isinstance(storage_kind, _StorageKind) or not isinstance(key, str):
       raise pickle.UnpicklingError("a reference to something other than a storage")

@@ -1,1 +1,1 @@
-"""Architectures."""
+"""Network architectures, one file per family."""

@@ -1,4 +1,4 @@
-"""Dense layers on flattened images."""
+"""A multi-layer perceptron on flattened images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from jaxkd.types import Array
 
 
 class MLP(StagedModel):
-  """A multi-layer perceptron: every pixel of an image is one input.
+  """A multi-layer perceptron; every value of an image is one input.
 
-  Dense layers with ReLU, one per stage, and a linear classifier. The first layer's variables fix
-  the size of the images. Variables: hidden_0, hidden_1, ..., classifier.
+  Dense layers with ReLU, one per stage, and a linear classifier. The shape of the first layer's
+  kernel fixes the size of the images. Variables: hidden_0, hidden_1, ..., classifier.
 
   Features, all vectors: stage1 (B, widths[0]), stage2 (B, widths[1]), ..., after ReLU, and pooled,
-  which is the last stage's once more. Preactivations: the same without the ReLU; pooled has none.
+  equal to the last of them. Preactivations: the same before the ReLU; pooled has none.
 
   Attributes:
-    widths: units of the hidden layers, at least one.
-    num_classes: classes.
-    axis_name: not used, as there are no batch statistics; every model has one.
-    dtype: what the layers compute in, and what logits and features come out in; None follows the
-      images. Parameters stay float32.
+    widths: units of each hidden layer; at least one layer.
+    num_classes: number of classes.
+    axis_name: not used, since there are no batch statistics; here because every model takes it.
+    dtype: of the computation, the logits and the features; None takes that of the images.
+      Parameters stay float32.
 
   Initial values: He's normal ones by fan-in with biases of zero in the hidden layers, PyTorch's in
   the classifier.
@@ -40,7 +40,7 @@ class MLP(StagedModel):
   dtype: Any = None
 
   def setup(self) -> None:
-    """Names the layers; each makes its variables when it first runs."""
+    """Create the layers; their variables are created when they first run."""
     self.hidden = [
       nn.Dense(width, dtype=self.dtype, kernel_init=he_normal()) for width in self.widths
     ]
@@ -60,17 +60,13 @@ class MLP(StagedModel):
 
   @property
   def vectors(self) -> tuple[str, ...]:
-    """The stages whose features are (B, C): all."""
+    """The stages whose features are (B, C): all stages."""
     return self.stages
 
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
-    """One stage's feature, and its preactivation; see StagedModel."""
+    """The feature of one stage, and its preactivation; see StagedModel."""
     if stage == "pooled":
       return x, {}
     layer = self.hidden[self.stages.index(stage)]
     preactivation = layer(x.reshape(x.shape[0], -1))
     return nn.relu(preactivation), {stage: preactivation}
-
-  def classify(self, pooled: Array) -> Array:
-    """(B, C) -> logits (B, classes)."""
-    return self.classifier(pooled)

@@ -1,4 +1,4 @@
-"""Multi-scale dense networks: one network with an exit after every block."""
+"""MSDNet: a multi-scale dense network with an exit after every block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxkd.models.zoo.multiscale import (
 )
 from jaxkd.types import Array, Output
 
-# MSDNet-PyTorch numbers what runs one after the other: convolution, norm, ReLU, convolution, norm.
+# MSDNet-PyTorch numbers the modules in order: convolution, norm, ReLU, convolution, norm.
 _NET = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
 _TORCH_NAMES: TorchNames = (
   (
@@ -40,53 +40,53 @@ _TORCH_NAMES: TorchNames = (
 
 
 class MSDNet(nn.Module):
-  """A network that classifies after each of its `blocks`, each time with more layers behind it.
+  """A dense network of several scales with a classifier after each of its `blocks`.
 
-  Every layer keeps maps of several scales, each half as large as the one before, and adds to each
-  what it makes of that scale and of the finer one. An exit reads the coarsest map alone. Finer
-  scales end on the way (`prune`), since no later exit needs them. For images of any size from
-  2^(scales - 1) on.
+  Every layer has maps of several scales, each half as large as the previous one, and appends to
+  each map new channels computed from it and from the finer map. An exit reads the coarsest map
+  only. Finer scales end before the last layer (`prune`), since no later exit needs them. Images may
+  have any size from 2^(scales - 1).
 
-  Variables are named after PyTorch's by a plain rule: blocks.B.I -> block_B_I; in it layers.J.
-  conv_down, layers.J.conv_normal -> down_J, normal_J, layers.J, m.J -> scale_J (J = 0 is the finest
-  scale there); classifier.B -> exit_B; convolutions and norms conv1, bn1, conv2, bn2 in the order
-  they run.
+  Variables are named after PyTorch's modules: blocks.B.I -> block_B_I; inside,
+  layers.J.conv_down, layers.J.conv_normal -> down_J, normal_J, layers.J, m.J -> scale_J (J = 0 is
+  the finest scale there); classifier.B -> exit_B; convolutions and norms are conv1, bn1, conv2, bn2
+  in the order in which they run.
 
-  Features of the exit of every block, for images (B, H, W, C): "coarsest", the map it reads, after
-  ReLU, (B, h, w, c) with h = H / 2^(scales - 1), rounded up; "pooled", (B, exit_width), what its
-  linear classifier sees. No preactivations: the maps are concatenations of ReLUs' outputs.
+  Features of every exit, for images (B, H, W, C): "coarsest", the map that the exit reads, after
+  ReLU, (B, h, w, c) with h = H / 2^(scales - 1), rounded up; "pooled", (B, exit_width), the input
+  of its linear classifier. No preactivations: the maps are concatenations of outputs of ReLUs.
 
   Attributes:
-    num_classes: classes.
-    blocks: blocks, each with an exit.
-    base: layers of the first block.
-    step: layers of a later block, see `step_mode`.
+    num_classes: number of classes.
+    blocks: number of blocks, each with an exit.
+    base: number of layers of the first block.
+    step: number of layers of a later block, see `step_mode`.
     step_mode: "even": `step` layers in every later block; "lin_grow": b * step + 1 in block b.
-    channels: of the finest map before the first layer.
-    growth_rate: channels a layer adds to the finest map.
-    growth_factors: per scale, by how much `channels` and `growth_rate` are multiplied.
-    bottleneck_factors: per scale, the most channels a 1x1 convolution gives to a 3x3 convolution
-      that reads this scale, in multiples of what that one gives.
-    scales: how many scales there are at first.
-    prune: "max": a third of the layers (with 3 scales) for each number of scales left; "min": all
-      scales up to the last layers, of which each drops one.
-    bottleneck: whether a 1x1 convolution comes before every 3x3 convolution of a layer.
-    reduction: the share of channels that 1x1 convolutions keep, after a scale ended ("max") or
+    channels: channels of the finest map before the first layer.
+    growth_rate: channels that a layer adds to the finest map.
+    growth_factors: factor of `channels` and `growth_rate` for each scale.
+    bottleneck_factors: for each scale, the largest number of output channels of the 1x1 convolution
+      before a 3x3 convolution that reads this scale, in multiples of the latter's output channels.
+    scales: number of scales at the start.
+    prune: "max": each number of remaining scales gets an equal part of the layers (a third with 3
+      scales); "min": all scales up to the last layers, each of which drops one.
+    bottleneck: a 1x1 convolution precedes every 3x3 convolution of a layer.
+    reduction: the share of channels that 1x1 convolutions keep, after a scale has ended ("max") or
       after one and two thirds of the layers ("min"); 0 for no such convolutions.
     axis_name: the device axis over which batch normalisation shares its statistics in training;
       None keeps them per device.
-    dtype: what convolutions and classifiers compute in; None follows the images. Parameters and
-      running statistics stay float32.
+    dtype: of the computation; None takes that of the images. Parameters and running statistics stay
+      float32.
     exit_width: channels of the two convolutions of an exit.
 
   Raises:
-    ConfigError: when constructed, for a field that is out of range or does not fit the others.
+    ConfigError: at construction, for a field that is out of range or inconsistent with others.
 
-  Source: Huang et al., ICLR 2018, as MSDNet-PyTorch's models/msdnet.py has it for CIFAR. An exit
-  takes the mean of its last map, where that code pools 2x2, which for 32x32 images is all of it.
-  Convolutions start as in the authors' Lua code, normal with variance 2 / (k * k * width);
-  MSDNet-PyTorch says so too, but its code never reaches a convolution. Classifiers start as
-  PyTorch's.
+  Source: Huang et al., ICLR 2018, as in MSDNet-PyTorch's models/msdnet.py for CIFAR. An exit takes
+  the mean of its last map; that code pools 2x2, which is the whole map for 32x32 images. Initial
+  values of convolutions are those of the authors' Lua code, normal with variance 2 / (k * k *
+  width); MSDNet-PyTorch has the same rule, but its code reaches no convolution. Classifiers have
+  PyTorch's initial values.
   """
 
   torch_names: ClassVar[TorchNames] = _TORCH_NAMES
@@ -109,16 +109,16 @@ class MSDNet(nn.Module):
   exit_width: int = 128
 
   def __post_init__(self) -> None:
-    """Checks the fields, so that a mistake shows where it is made."""
+    """Check the fields at construction."""
     self._check_fields()
     for field in ("growth_factors", "bottleneck_factors"):
-      # A module with lists in its fields could not be hashed.
+      # A module with lists in its fields is not hashable.
       object.__setattr__(self, field, tuple(getattr(self, field)))
     self._plan()
     super().__post_init__()
 
   def setup(self) -> None:
-    """Names the layers; each makes its variables when it first runs."""
+    """Create the layers; their variables are created when they first run."""
     common = {"axis_name": self.axis_name, "dtype": self.dtype}
 
     def widths(units: int, finest: int = 0) -> tuple[int, ...]:
@@ -138,7 +138,7 @@ class MSDNet(nn.Module):
 
   @property
   def num_exits(self) -> int:
-    """How many exits, one per block."""
+    """Number of exits, one per block."""
     return self.blocks
 
   @property
@@ -148,7 +148,7 @@ class MSDNet(nn.Module):
 
   @property
   def layers_per_block(self) -> tuple[int, ...]:
-    """Layers of each block."""
+    """Number of layers of each block."""
     return layers_per_block(self.blocks, self.base, self.step, self.step_mode)
 
   def __call__(self, images: Array, train: bool = False) -> tuple[Output, ...]:
@@ -170,19 +170,19 @@ class MSDNet(nn.Module):
     return tuple(outputs)
 
   def run_block(self, carry: Any, block: int, train: bool = False) -> tuple[Maps, Output]:
-    """One block and its exit; touches only their layers.
+    """Run one block and its exit, and no other layers.
 
     Args:
-      carry: the images for block 0, else what the block before gave.
-      block: which, from 0.
+      carry: the images for block 0, else the maps that the previous block returned.
+      block: index of the block, from 0.
       train: as in `__call__`.
 
     Returns:
-      The maps for the next block, the finest that is left first, and the Output of the exit.
+      The maps for the next block, the finest first, and the Output of the exit.
 
     Raises:
-      ConfigError: for a block that the model does not have, and as `__call__`.
-      ValueError: for another number of maps than the block takes, and as `__call__`.
+      ConfigError: for an index out of range, and as `__call__`.
+      ValueError: for a wrong number of maps, and as `__call__`.
     """
     if not 0 <= block < self.blocks:
       raise ConfigError(f"block {block}: this model has blocks 0 to {self.blocks - 1}")
@@ -228,7 +228,7 @@ class MSDNet(nn.Module):
           f"{field}={factors!r}: expected {self.scales} whole numbers of at least 1, one per scale"
         )
     for factor in self.growth_factors[1:]:
-      # Half of a scale's new channels come from the finer scale.
+      # Half of a scale's new channels are computed from the finer scale.
       if self.growth_rate * factor % 2:
         raise ConfigError(
           f"growth_rate={self.growth_rate} times {factor} of growth_factors="

@@ -1,4 +1,4 @@
-"""The layers of a multi-scale network, and the plan of their widths."""
+"""Layers of MSDNet, and the plan: which scales every layer has, and where maps are narrowed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from jaxkd.types import Array
 
 Maps = tuple[Array, ...]  # the finest first
 Convolution = tuple[int, int, int]  # width, kernel size, stride
+_STEP_MODES = ("even", "lin_grow")
+_PRUNINGS = ("max", "min")
 
 
 class Convolutions(nn.Module):
-  """Convolution, batch normalisation and ReLU, any number of times.
+  """A chain of convolutions, each followed by batch normalisation and ReLU.
 
   Attributes:
     layers: (width, kernel size, stride) of each convolution.
-    axis_name: see MSDNet.
-    dtype: see MSDNet.
+    axis_name: as in MSDNet.
+    dtype: as in MSDNet.
   """
 
   layers: tuple[Convolution, ...]
@@ -32,7 +34,7 @@ class Convolutions(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
-    """(B, H, W, C) -> (B, H / strides, W / strides, last width), rounded up."""
+    """(B, H, W, C) -> (B, H / s, W / s, last width), rounded up; s: product of the strides."""
     for i, (width, size, stride) in enumerate(self.layers, start=1):
       x = convolution(width, size, self.dtype, stride, name=f"conv{i}")(x)
       norm = batch_norm(self.axis_name, self.dtype, name=f"bn{i}")
@@ -41,12 +43,12 @@ class Convolutions(nn.Module):
 
 
 class Stem(nn.Module):
-  """The first maps: each but the finest a strided convolution of the one before.
+  """The first maps: a convolution of the image, then strided convolutions of the previous map.
 
   Attributes:
     widths: channels of each scale.
-    axis_name: see MSDNet.
-    dtype: see MSDNet.
+    axis_name: as in MSDNet.
+    dtype: as in MSDNet.
   """
 
   widths: tuple[int, ...]
@@ -55,7 +57,7 @@ class Stem(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Maps:
-    """(B, H, W, C) -> one map for each width, of H, H / 2, H / 4, ... rounded up."""
+    """(B, H, W, C) -> one map per width, with H, H / 2, H / 4, ... rows, rounded up."""
     maps, x = [], images
     for scale, width in enumerate(self.widths):
       layers = ((width, 3, 2 if scale else 1),)
@@ -65,15 +67,15 @@ class Stem(nn.Module):
 
 
 class DenseLayer(nn.Module):
-  """Adds channels to every map: half from the finer map, half from the map itself.
+  """Append channels to every map: half computed from the finer map, half from the map itself.
 
   Attributes:
-    widths: channels added to each map that it gives, the finest first.
-    drops: whether the finest map it takes is only read, not given on.
-    bottlenecks: of each map that it takes, the factor of MSDNet.bottleneck_factors; None for no
-      1x1 convolutions.
-    axis_name: see MSDNet.
-    dtype: see MSDNet.
+    widths: channels added to each output map, the finest first.
+    drops: the finest input map is read, but is not among the output maps.
+    bottlenecks: the factor of MSDNet.bottleneck_factors for each input map; None for no 1x1
+      convolutions.
+    axis_name: as in MSDNet.
+    dtype: as in MSDNet.
   """
 
   widths: tuple[int, ...]
@@ -84,7 +86,7 @@ class DenseLayer(nn.Module):
 
   @nn.compact
   def __call__(self, maps: Maps, train: bool = False) -> Maps:
-    """The maps that stay, each followed by what the finer map and it itself give."""
+    """The maps that are kept, each with the new channels appended."""
 
     def path(name: str, source: int, width: int, stride: int = 1) -> Array:
       x = maps[source]
@@ -93,9 +95,9 @@ class DenseLayer(nn.Module):
         layers = ((min(x.shape[-1], self.bottlenecks[source] * width), 1, 1), *layers)
       return Convolutions(layers, self.axis_name, self.dtype, name=name)(x, train)
 
-    given = []
+    outputs = []
     for scale, width in enumerate(self.widths):
-      same = scale + self.drops
+      same = scale + self.drops  # index of this scale among the input maps
       if same == 0:
         new = [path(f"normal_{scale}", same, width)]
       else:
@@ -103,17 +105,17 @@ class DenseLayer(nn.Module):
           path(f"down_{scale}", same - 1, width // 2, stride=2),
           path(f"normal_{scale}", same, width // 2),
         ]
-      given.append(jnp.concatenate([maps[same], *new], axis=-1))
-    return tuple(given)
+      outputs.append(jnp.concatenate([maps[same], *new], axis=-1))
+    return tuple(outputs)
 
 
 class Transition(nn.Module):
-  """Narrows every map by a 1x1 convolution.
+  """Reduce the channels of every map by a 1x1 convolution.
 
   Attributes:
     widths: channels of each map afterwards.
-    axis_name: see MSDNet.
-    dtype: see MSDNet.
+    axis_name: as in MSDNet.
+    dtype: as in MSDNet.
   """
 
   widths: tuple[int, ...]
@@ -129,19 +131,15 @@ class Transition(nn.Module):
     )
 
 
-STEP_MODES = ("even", "lin_grow")
-PRUNINGS = ("max", "min")
-
-
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One layer of the plan. Scales are counted from 0, the images' own size.
+  """One layer of the plan. Scale 0 has the size of the images.
 
   Attributes:
-    finest: the finest scale it gives.
-    drops: whether it also takes the scale finer than that, which ends there.
+    finest: the finest scale of the layer's output.
+    drops: the layer also reads the next finer scale, which ends there.
     reduced: channels, in units of the scales' growth factors, to which a 1x1 convolution after the
-      layer narrows every scale; None for no such convolution.
+      layer reduces every scale; None for no such convolution.
   """
 
   finest: int
@@ -150,7 +148,7 @@ class Layer:
 
 
 def layers_per_block(blocks: int, base: int, step: int, step_mode: str) -> tuple[int, ...]:
-  """Layers of each block: `base` in the first, then `step` ("even") or b * step + 1 ("lin_grow").
+  """Number of layers of each block: `base`, then `step` ("even") or b * step + 1 ("lin_grow").
 
   Raises:
     ConfigError: for an unknown `step_mode`.
@@ -160,8 +158,8 @@ def layers_per_block(blocks: int, base: int, step: int, step_mode: str) -> tuple
   >>> layers_per_block(4, base=1, step=2, step_mode="lin_grow")
   (1, 3, 5, 7)
   """
-  if step_mode not in STEP_MODES:
-    raise unknown_name("step_mode", step_mode, STEP_MODES)
+  if step_mode not in _STEP_MODES:
+    raise unknown_name("step_mode", step_mode, _STEP_MODES)
   later = (step if step_mode == "even" else step * block + 1 for block in range(1, blocks))
   return (base, *later)
 
@@ -177,17 +175,17 @@ def plan(
 ) -> tuple[tuple[Layer, ...], ...]:
   """The layers of every block.
 
-  With n layers in all, "max" keeps scale s for the first (s + 1) * ceil(n / scales) of them and
-  narrows after the first layer without it; "min" drops a scale at each of the last layers, so that
-  one is left at the end, and narrows after layers n // 3 and 2n // 3.
+  With n layers in total, "max" keeps scale s for the first (s + 1) * ceil(n / scales) layers and
+  reduces the channels after the first layer without it; "min" drops a scale at each of the last
+  layers, so that one is left at the end, and reduces the channels after layers n // 3 and 2n // 3.
 
   Args:
-    counts: layers of each block.
-    scales: how many there are at the start.
-    channels: of scale 0 before the first layer, in units of its growth factor.
-    growth_rate: channels a layer adds, in the same units.
+    counts: number of layers of each block.
+    scales: number of scales at the start.
+    channels: channels of scale 0 before the first layer, in units of its growth factor.
+    growth_rate: channels that a layer adds, in the same units.
     prune: "max" or "min".
-    reduction: the share of channels kept where the network narrows; 0 never narrows.
+    reduction: the share of channels kept at a reduction; 0 for no reductions.
 
   Raises:
     ConfigError: for an unknown `prune`, fewer layers than "min" needs to drop all scales but one,
@@ -197,8 +195,8 @@ def plan(
   >>> layer
   Layer(finest=0, drops=False, reduced=None)
   """
-  if prune not in PRUNINGS:
-    raise unknown_name("prune", prune, PRUNINGS)
+  if prune not in _PRUNINGS:
+    raise unknown_name("prune", prune, _PRUNINGS)
   total = sum(counts)
   if prune == "min" and total < scales - 1:
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""ShuffleNets of the first and the second version."""
+"""ShuffleNetV1 and ShuffleNetV2 for small images."""
 
 from __future__ import annotations
 
@@ -9,42 +9,51 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError
-from jaxkd.models.layers import batch_norm, channel_shuffle, convolution, linear, torch_uniform
-from jaxkd.models.staged import StagedModel, TorchNames
+from jaxkd.models.layers import (
+  batch_norm,
+  channel_shuffle,
+  convolution,
+  linear,
+  run_blocks,
+  torch_uniform,
+)
+from jaxkd.models.staged import RectifiedModel, StagedModel, TorchNames
 from jaxkd.types import Array
 
-STAGES = ("stem", "stage1", "stage2", "stage3", "pooled")
+_STAGES = ("stem", "stage1", "stage2", "stage3", "pooled")
 _V1_TORCH_NAMES: TorchNames = (
   (r"conv1", "stem_conv"),
   (r"bn1", "stem_bn"),
   (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stage\1_\2/\3\4"),
   (r"linear", "classifier"),
 )
+_V2_TORCH_NAMES: TorchNames = (*_V1_TORCH_NAMES, (r"conv2", "last_conv"), (r"bn2", "last_bn"))
 
 
-class ShuffleNetV1(StagedModel):
-  """ShuffleNet for small images, of any size from 8x8: a 1x1 stem and three stages that halve.
+class ShuffleNetV1(RectifiedModel):
+  """ShuffleNetV1 for small images, of any size from 8x8: a 1x1 stem and three halving stages.
 
-  Variables are named after PyTorch's by a plain rule: conv1, bn1 -> stem_conv, stem_bn;
+  Variables are named after PyTorch's modules: conv1, bn1 -> stem_conv, stem_bn;
   layer1.0.conv1 -> stage1_0/conv1; linear -> classifier.
 
   Features, for images (B, H, W, C), sizes rounded up, all after ReLU:
     stem (B, H, W, stem), stage1 (B, H/2, W/2, widths[0]), stage2 (B, H/4, W/4, widths[1]),
     stage3 (B, H/8, W/8, widths[2]), and pooled (B, widths[2]), its mean over the image.
-  Preactivations: the same without the last ReLU; pooled has none.
+  Preactivations: the same before the last ReLU; pooled has none.
 
   Attributes:
-    stem: channels of the stem.
-    widths: channels of the three stages; these and `stem` are multiples of 4 * groups.
-    blocks: blocks of the three stages, the one that halves included.
-    groups: groups of the 1x1 convolutions; the very first, from the stem, has one.
-    num_classes: classes.
+    stem: channels of the stem, a multiple of 4 * groups.
+    widths: channels of the three stages, multiples of 4 * groups.
+    blocks: number of blocks of the three stages, with the one that halves the image.
+    groups: groups of the 1x1 convolutions, but for the first one after the stem, which has one
+      group.
+    num_classes: number of classes.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
 
-  Source: Zhang et al., CVPR 2018, as RepDistiller's models/ShuffleNetv1.py has it (stem 24, widths
+  Source: Zhang et al., CVPR 2018, as in RepDistiller's models/ShuffleNetv1.py (stem 24, widths
   240-480-960, blocks 4-8-4, groups 3): a 1x1 stem without the paper's stride and max-pool, ReLU
-  after the depthwise convolution, and a bottleneck of a quarter of what the block's branch gives,
+  after the depthwise convolution, and a bottleneck of a quarter of the branch's output channels,
   rounded down. Initial values are PyTorch's defaults.
   """
 
@@ -60,7 +69,7 @@ class ShuffleNetV1(StagedModel):
   dtype: Any = None
 
   def setup(self) -> None:
-    """Names the layers; each makes its variables when it first runs."""
+    """Create the layers; their variables are created when they first run."""
     for channels in (self.stem, *self.widths):
       if channels % (4 * self.groups):
         raise ConfigError(
@@ -77,25 +86,13 @@ class ShuffleNetV1(StagedModel):
   @property
   def channels(self) -> Mapping[str, int]:
     """Stage -> channels of its features, shallow to deep."""
-    return dict(zip(STAGES, (self.stem, *self.widths, self.widths[2]), strict=True))
+    return dict(zip(_STAGES, (self.stem, *self.widths, self.widths[2]), strict=True))
 
-  def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
-    """One stage's feature, and its preactivation; see StagedModel."""
-    if stage == "pooled":
-      return jnp.mean(x, axis=(1, 2)), {}
+  def preactivation(self, stage: str, x: Array, train: bool) -> Array:
+    """The output of a stage before its last ReLU; see RectifiedModel."""
     if stage == "stem":
-      preactivation = self.stem_bn(self.stem_conv(x), use_running_average=not train)
-    else:
-      blocks = {"stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}[stage]
-      *earlier, last = blocks
-      for block in earlier:
-        x = nn.relu(block(x, train))
-      preactivation = last(x, train)
-    return nn.relu(preactivation), {stage: preactivation}
-
-  def classify(self, pooled: Array) -> Array:
-    """(B, C) -> logits (B, classes)."""
-    return self.classifier(pooled)
+      return self.stem_bn(self.stem_conv(x), use_running_average=not train)
+    return run_blocks(getattr(self, stage), x, train)
 
   def _blocks(self, stage: int) -> list[GroupedBlock]:
     common = {"axis_name": self.axis_name, "dtype": self.dtype}
@@ -106,85 +103,31 @@ class ShuffleNetV1(StagedModel):
     ]
 
 
-class GroupedBlock(nn.Module):
-  """Grouped 1x1, BN, ReLU, shuffle, depthwise 3x3, BN, ReLU, grouped 1x1, BN, and the input.
-
-  The input is added; where the block halves the image, its average over 3x3 pixels (of which those
-  outside the image count as zeros) follows the branch as further channels. No last ReLU.
-
-  Attributes:
-    width: output channels, those of the input included where they are appended.
-    groups_in: groups of the first 1x1 convolution, and of the shuffle.
-    groups_out: groups of the last 1x1 convolution.
-    halve: whether the block has stride 2.
-    axis_name: as in CifarResNet.
-    dtype: as in CifarResNet.
-  """
-
-  width: int
-  groups_in: int
-  groups_out: int
-  halve: bool = False
-  axis_name: str | None = None
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> Array:
-    """(B, H, W, C) -> (B, H, W, width), or half the rows and columns, rounded up."""
-
-    def layer(i: int, x: Array, width: int, size: int, groups: int, stride: int = 1) -> Array:
-      conv = convolution(
-        width, size, self.dtype, stride, f"conv{i}", groups=groups, kernel_init=torch_uniform
-      )
-      norm = batch_norm(self.axis_name, self.dtype, f"bn{i}")
-      return norm(conv(x), use_running_average=not train)
-
-    branch = self.width - x.shape[-1] if self.halve else self.width
-    inner = branch // 4
-    y = nn.relu(layer(1, x, inner, 1, self.groups_in))
-    y = channel_shuffle(y, self.groups_in)
-    y = nn.relu(layer(2, y, inner, 3, inner, 2 if self.halve else 1))
-    y = layer(3, y, branch, 1, self.groups_out)
-    if not self.halve:
-      return y + x
-    averaged = nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    return jnp.concatenate([y, averaged], axis=-1)
-
-
-_V2_TORCH_NAMES: TorchNames = (
-  (r"conv1", "stem_conv"),
-  (r"bn1", "stem_bn"),
-  (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stage\1_\2/\3\4"),
-  (r"conv2", "last_conv"),
-  (r"bn2", "last_bn"),
-  (r"linear", "classifier"),
-)
-
-
 class ShuffleNetV2(StagedModel):
   """ShuffleNetV2 for small images, of any size from 8x8: a 1x1 stem, three stages, a last 1x1.
 
-  Variables are named after PyTorch's by a plain rule: conv1, bn1 -> stem_conv, stem_bn;
+  Variables are named after PyTorch's modules: conv1, bn1 -> stem_conv, stem_bn;
   layer1.0.conv1 -> stage1_0/conv1; conv2, bn2 -> last_conv, last_bn; linear -> classifier.
 
   Features, for images (B, H, W, C), sizes rounded up, none negative:
     stem (B, H, W, stem), stage1 (B, H/2, W/2, widths[0]), stage2 (B, H/4, W/4, widths[1]),
     stage3 (B, H/8, W/8, widths[2]); pooled (B, last_width), the mean over the image of a 1x1
     convolution, BN and ReLU of stage3.
-  Preactivations: of the stem before its ReLU. Of the stages as published, before the last block's
-  ReLU and also before its shuffle: the half that the block left alone, then the other before its
-  ReLU. So feature = channel_shuffle(relu(preactivation), 2), and their channels differ in order.
+  Preactivations: the stem before its ReLU. For the stages, as published, the output of the last
+  block before its ReLU and its shuffle: the unchanged half of the channels, then the other half
+  before its ReLU. So feature = channel_shuffle(relu(preactivation), 2), and their channels differ
+  in order.
 
   Attributes:
     stem: channels of the stem.
     widths: channels of the three stages, even numbers.
-    blocks: blocks of the three stages, the one that halves the image included.
+    blocks: number of blocks of the three stages, with the one that halves the image.
     last_width: channels of the last convolution.
-    num_classes: classes.
+    num_classes: number of classes.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
 
-  Source: Ma et al., ECCV 2018, as RepDistiller's models/ShuffleNetv2.py has it (stem 24, size 1:
+  Source: Ma et al., ECCV 2018, as in RepDistiller's models/ShuffleNetv2.py (stem 24, size 1:
   widths 116-232-464, last_width 1024, blocks 4-8-4): a 1x1 stem without the paper's stride and
   max-pool. Initial values are PyTorch's defaults.
   """
@@ -201,7 +144,7 @@ class ShuffleNetV2(StagedModel):
   dtype: Any = None
 
   def setup(self) -> None:
-    """Names the layers; each makes its variables when it first runs."""
+    """Create the layers; their variables are created when they first run."""
     for width in self.widths:
       if width % 2:
         raise ConfigError(f"widths of ShuffleNetV2 must be even numbers, not {width}")
@@ -217,24 +160,19 @@ class ShuffleNetV2(StagedModel):
   @property
   def channels(self) -> Mapping[str, int]:
     """Stage -> channels of its features, shallow to deep."""
-    return dict(zip(STAGES, (self.stem, *self.widths, self.last_width), strict=True))
+    return dict(zip(_STAGES, (self.stem, *self.widths, self.last_width), strict=True))
 
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
-    """One stage's feature, and its preactivation; see StagedModel."""
+    """The feature of one stage, and its preactivation; see StagedModel."""
     if stage == "stem":
       preactivation = self.stem_bn(self.stem_conv(x), use_running_average=not train)
       return nn.relu(preactivation), {stage: preactivation}
     if stage == "pooled":
       x = nn.relu(self.last_bn(self.last_conv(x), use_running_average=not train))
       return jnp.mean(x, axis=(1, 2)), {}
-    blocks = {"stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}[stage]
-    for block in blocks:
+    for block in getattr(self, stage):
       x, preactivation = block(x, train)
     return x, {stage: preactivation}
-
-  def classify(self, pooled: Array) -> Array:
-    """(B, C) -> logits (B, classes)."""
-    return self.classifier(pooled)
 
   def _blocks(self, stage: int) -> list[SplitBlock]:
     common = {"axis_name": self.axis_name, "dtype": self.dtype}
@@ -243,15 +181,54 @@ class ShuffleNetV2(StagedModel):
     return [halving] + [SplitBlock(width, **common) for _ in range(self.blocks[stage] - 1)]
 
 
-class SplitBlock(nn.Module):
-  """Half of the channels untouched, the other half 1x1, depthwise 3x3, 1x1; both shuffled.
+class GroupedBlock(nn.Module):
+  """A block of ShuffleNetV1: grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, and the input.
 
-  Where the block halves the image, both halves are made of the whole input: the first by a
-  depthwise 3x3 and a 1x1. BN follows every convolution, and ReLU every 1x1.
+  BN follows every convolution, ReLU the first two; the last ReLU is left to the stage. The input is
+  added to the branch. In a block that halves the image, the 3x3 average of the input (pixels
+  outside the image count as zeros) is appended to the branch as further channels instead.
 
   Attributes:
-    width: output channels; without `halve` also those of the input.
-    halve: whether the block has stride 2.
+    width: output channels, with those of the appended input.
+    groups_in: groups of the first 1x1 convolution, and of the shuffle.
+    groups_out: groups of the last 1x1 convolution.
+    halve: the block has stride 2.
+    axis_name: as in CifarResNet.
+    dtype: as in CifarResNet.
+  """
+
+  width: int
+  groups_in: int
+  groups_out: int
+  halve: bool = False
+  axis_name: str | None = None
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """(B, H, W, C) -> (B, H, W, width), or half the rows and columns, rounded up."""
+    branch = self.width - x.shape[-1] if self.halve else self.width
+    inner = branch // 4
+    y = nn.relu(_pointwise(self, 1, x, inner, train, groups=self.groups_in))
+    y = channel_shuffle(y, self.groups_in)
+    y = nn.relu(_depthwise(self, 2, y, train))
+    y = _pointwise(self, 3, y, branch, train, groups=self.groups_out)
+    if not self.halve:
+      return y + x
+    averaged = nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    return jnp.concatenate([y, averaged], axis=-1)
+
+
+class SplitBlock(nn.Module):
+  """A block of ShuffleNetV2: half of the channels unchanged, half convolved, then both shuffled.
+
+  The convolutions are 1x1, depthwise 3x3, 1x1. In a block that halves the image, both halves are
+  computed from the whole input, the first by a depthwise 3x3 and a 1x1. BN follows every
+  convolution, ReLU every 1x1.
+
+  Attributes:
+    width: output channels; without `halve` also the input channels.
+    halve: the block has stride 2.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
   """
@@ -264,29 +241,36 @@ class SplitBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> tuple[Array, Array]:
     """(B, H, W, C) -> the feature (B, H, W, width) and the same before ReLU and shuffle."""
-
-    def layer(i: int, x: Array, size: int) -> Array:
-      depthwise = size > 1
-      conv = convolution(
-        x.shape[-1] if depthwise else half,
-        size,
-        self.dtype,
-        2 if depthwise and self.halve else 1,
-        f"conv{i}",
-        groups=x.shape[-1] if depthwise else 1,
-        kernel_init=torch_uniform,
-      )
-      norm = batch_norm(self.axis_name, self.dtype, f"bn{i}")
-      return norm(conv(x), use_running_average=not train)
-
     half = self.width // 2
     if self.halve:
-      kept = layer(2, layer(1, x, 3), 1)
+      kept = _pointwise(self, 2, _depthwise(self, 1, x, train), half, train)
       left, right, first = nn.relu(kept), x, 3
     else:
       left, right, first = x[..., :half], x[..., half:], 1
       kept = left
-    right = nn.relu(layer(first, right, 1))
-    right = layer(first + 2, layer(first + 1, right, 3), 1)
+    right = nn.relu(_pointwise(self, first, right, half, train))
+    right = _depthwise(self, first + 1, right, train)
+    right = _pointwise(self, first + 2, right, half, train)
     feature = channel_shuffle(jnp.concatenate([left, nn.relu(right)], axis=-1), 2)
     return feature, jnp.concatenate([kept, right], axis=-1)
+
+
+def _pointwise(
+  block: GroupedBlock | SplitBlock, i: int, x: Array, width: int, train: bool, *, groups: int = 1
+) -> Array:
+  """The submodules conv{i}, 1x1 to `width` channels, and bn{i} of a block."""
+  conv = convolution(
+    width, 1, block.dtype, name=f"conv{i}", groups=groups, kernel_init=torch_uniform
+  )
+  norm = batch_norm(block.axis_name, block.dtype, f"bn{i}")
+  return norm(conv(x), use_running_average=not train)
+
+
+def _depthwise(block: GroupedBlock | SplitBlock, i: int, x: Array, train: bool) -> Array:
+  """The submodules conv{i}, depthwise 3x3 with the block's stride, and bn{i} of a block."""
+  width, stride = x.shape[-1], 2 if block.halve else 1
+  conv = convolution(
+    width, 3, block.dtype, stride, f"conv{i}", groups=width, kernel_init=torch_uniform
+  )
+  norm = batch_norm(block.axis_name, block.dtype, f"bn{i}")
+  return norm(conv(x), use_running_average=not train)

@@ -17,21 +17,21 @@ from jaxkd.models.staged import StagedModel
 from jaxkd.types import Array
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "pooled")
-_RATIO = 4  # of the perceptron's width to the tokens'
-_PERIOD = 10_000  # of the slowest wave of the positions, over 2 pi
+_RATIO = 4  # hidden width of the perceptron / width of a token
+_PERIOD = 10_000  # period of the slowest position wave, divided by 2 pi
 
 
 class VisionTransformer(StagedModel):
-  """A vision transformer without class token, for any image that `patch` divides.
+  """A vision transformer without class token, for images whose sides are multiples of `patch`.
 
   A convolution of stride `patch` and fixed sine-cosine positions, sum(depths) pre-norm blocks
   (self-attention, then a perceptron of 4 x `width` with GELU), LayerNorm, the mean over the
-  tokens, a linear classifier. Nothing depends on the size of the grid, so that one set of
-  variables takes images of every size.
+  tokens, a linear classifier. No variable depends on the size of the grid, so that one set of
+  variables fits images of every size.
 
-  Tokens stay in their grid. Features, for images (B, H, W, C):
-    stem (B, H/patch, W/patch, width), patches with their positions, stage1, stage2, stage3 alike,
-    and pooled (B, width). All have both signs, and there are no preactivations.
+  Tokens keep their grid. Features, for images (B, H, W, C):
+    stem (B, H/patch, W/patch, width), patches with their positions; stage1, stage2, stage3 of the
+    same shape; and pooled (B, width). All have both signs, and there are no preactivations.
 
   Variables: patch_embedding; stage1_0/attention_norm, attention/query, key, value, out, mlp_norm,
   mlp_in, mlp_out, ...; final_norm; classifier.
@@ -39,16 +39,16 @@ class VisionTransformer(StagedModel):
   Attributes:
     patch: rows and columns of a patch.
     width: channels of a token, a multiple of 4 (and at least 8) and of `heads`.
-    heads: of self-attention.
-    depths: blocks of stage1, stage2 and stage3.
-    num_classes: classes.
-    axis_name: not used, as there are no batch statistics; every model has one.
-    dtype: what the layers compute in, and what logits and features come out in; None follows the
-      images. Parameters, and the softmax of attention, stay float32.
+    heads: number of self-attention heads.
+    depths: number of blocks of stage1, stage2 and stage3.
+    num_classes: number of classes.
+    axis_name: not used, since there are no batch statistics; here because every model takes it.
+    dtype: of the computation, the logits and the features; None takes that of the images.
+      Parameters, and the softmax of attention, stay float32.
 
   Source: Beyer, Zhai and Kolesnikov, "Better plain ViT baselines for ImageNet-1k", 2022. Initial
   values are Flax's for the patches, Xavier's uniform ones with biases of zero in the blocks, and
-  PyTorch's in the classifier, which they start from zero.
+  PyTorch's in the classifier (zeros in the paper).
   """
 
   signed_stages: ClassVar[tuple[str, ...]] = STAGES
@@ -62,7 +62,7 @@ class VisionTransformer(StagedModel):
   dtype: Any = None
 
   def setup(self) -> None:
-    """Names the layers; each makes its variables when it first runs."""
+    """Create the layers; their variables are created when they first run."""
     if self.width < 8 or self.width % 4 or self.width % self.heads:
       raise ConfigError(
         f"VisionTransformer: width is {self.width}: it must be at least 8, and a multiple of 4 and "
@@ -82,22 +82,18 @@ class VisionTransformer(StagedModel):
     return dict.fromkeys(STAGES, self.width)
 
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
-    """One stage's feature; see StagedModel.
+    """The feature of one stage; see StagedModel.
 
     Raises:
-      ConfigError: from "stem", for images that `patch` does not divide.
+      ConfigError: in "stem", for images whose sides are not multiples of `patch`.
     """
     if stage == "stem":
       return self._embedded(x), {}
     if stage == "pooled":
       return jnp.mean(self.final_norm(x), axis=(1, 2)), {}
-    for block in {"stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}[stage]:
+    for block in getattr(self, stage):
       x = block(x)
     return x, {}
-
-  def classify(self, pooled: Array) -> Array:
-    """(B, C) -> logits (B, classes)."""
-    return self.classifier(pooled)
 
   def _embedded(self, images: Array) -> Array:
     rows, columns = images.shape[1:3]
@@ -114,7 +110,7 @@ class Block(nn.Module):
   """x + attention(norm(x)), then x + perceptron(norm(x)).
 
   Attributes:
-    heads: of self-attention.
+    heads: number of self-attention heads.
     dtype: as in VisionTransformer.
   """
 
@@ -133,10 +129,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-  """Self-attention of several heads among all tokens of a grid.
+  """Multi-head self-attention among all tokens of a grid.
 
   Attributes:
-    heads: which share the channels out among them.
+    heads: number of heads; each has an equal part of the channels.
     dtype: as in VisionTransformer.
   """
 
@@ -160,7 +156,7 @@ class Attention(nn.Module):
 
 
 def _positions(rows: int, columns: int, width: int) -> np.ndarray:
-  """(rows, columns, width): sines and cosines of the column, then of the row."""
+  """Sines and cosines of the column, then of the row: (rows, columns, width)."""
   slowness = np.linspace(0, 1, width // 4)
   y, x = (np.arange(size)[:, None] / _PERIOD**slowness for size in (rows, columns))
   shape = (rows, columns, width // 4)
@@ -173,5 +169,5 @@ def _dense(width: int, dtype: Any, name: str) -> nn.Dense:
 
 
 def _norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
-  # The fast variance cancels in float32 where |mean| >> deviation.
+  # The fast variance cancels in float32 if |mean| >> deviation.
   return nn.LayerNorm(dtype=dtype, use_fast_variance=False, name=name)

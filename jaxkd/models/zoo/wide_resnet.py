@@ -25,31 +25,32 @@ _TORCH_NAMES: TorchNames = (
 class WideResNet(StagedModel):
   """A wide residual network of 6 x `blocks` + 4 layers for small images, of any size from 4x4.
 
-  A 3x3 stem, three stages of `blocks` blocks that normalise before they convolve (the second and
-  third stage halve the image), BN and ReLU, a mean over the image, a linear classifier. Variables
-  are named after PyTorch's by a plain rule: conv1 -> stem_conv; block1.layer.0.conv1 ->
+  A 3x3 stem, three stages of `blocks` pre-activation blocks (the second and third stage halve the
+  image), BN and ReLU, a mean over the image, a linear classifier. Variables
+  are named after PyTorch's modules: conv1 -> stem_conv; block1.layer.0.conv1 ->
   stage1_0/conv1; convShortcut -> shortcut_conv; bn1 -> last_bn; fc -> classifier.
 
   Features, for images (B, H, W, C), sizes rounded up:
     stem (B, H, W, widths[0]), stage1 (B, H, W, widths[1]), stage2 (B, H/2, W/2, widths[2]),
-    stage3 (B, H/4, W/4, widths[3]), all raw: the stem's convolution and the residual sums, with
-    neither BN nor ReLU, of both signs; and pooled (B, widths[3]), after BN and ReLU.
-  Preactivations: the features after the BN that the next stage opens with ("pooled" the last), so
-    that they are the next stage's to give: `encode(..., to_stage="stage1")` has that of the stem,
-    not of stage1, and `resume(..., "stage1")` begins with that of stage1. pooled has none.
+    stage3 (B, H/4, W/4, widths[3]), all of both signs: the stem's convolution and the residual sums
+    without BN and ReLU; and pooled (B, widths[3]), after BN and ReLU.
+  Preactivations: each feature after the BN at the start of the next stage ("pooled" for the last),
+  so
+    that the next stage returns it: `encode(..., to_stage="stage1")` has the preactivation of the
+    stem, not of stage1, and `resume(..., "stage1")` starts with that of stage1. pooled has none.
 
   Attributes:
     blocks: blocks per stage; the depth is 6 * blocks + 4.
     widths: channels of the stem and of the three stages; 16, 16 k, 32 k, 64 k for a width of k.
-    num_classes: classes.
-    dropout: share of the values between a block's convolutions that training drops.
+    num_classes: number of classes.
+    dropout: dropout rate between the two convolutions of a block.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
 
-  Source: Zagoruyko and Komodakis, BMVC 2016, as RepDistiller's models/wrn.py has it.
-  Where a block changes the shape, its shortcut is a 1x1 convolution of its BN and ReLU's
-  output; else it is the block's input as it is. Initial values are that code's: convolutions
-  normal with variance 2 / (k * k * width), the classifier PyTorch's default without its bias.
+  Source: Zagoruyko and Komodakis, BMVC 2016, as in RepDistiller's models/wrn.py. If a block changes
+  the shape, its shortcut is a 1x1 convolution of the output of its first BN and ReLU; otherwise it
+  is the unchanged input. Initial values are those of that code: convolutions normal with variance 2
+  / (k * k * width), the classifier PyTorch's default with a bias of zero.
   """
 
   smallest: ClassVar[int] = 4  # two stages halve the image, and each output must cover a pixel
@@ -64,7 +65,7 @@ class WideResNet(StagedModel):
   dtype: Any = None
 
   def setup(self) -> None:
-    """Names the layers; each makes its variables when it first runs."""
+    """Create the layers; their variables are created when they first run."""
     self.stem_conv = convolution(self.widths[0], 3, self.dtype)
     self.stage1 = self._blocks(1)
     self.stage2 = self._blocks(2)
@@ -78,7 +79,7 @@ class WideResNet(StagedModel):
     return dict(zip(_STAGES, (*self.widths, self.widths[3]), strict=True))
 
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
-    """One stage's feature, and the preactivation of the stage before; see StagedModel."""
+    """The feature of one stage, and the preactivation of the previous one; see StagedModel."""
     if stage == "stem":
       return self.stem_conv(x), {}
     before = _STAGES[_STAGES.index(stage) - 1]
@@ -90,10 +91,6 @@ class WideResNet(StagedModel):
     for block in later:
       x, _ = block(x, train)
     return x, {before: normalised}
-
-  def classify(self, pooled: Array) -> Array:
-    """(B, C) -> logits (B, classes)."""
-    return self.classifier(pooled)
 
   def _blocks(self, stage: int) -> list[_Block]:
     common = {"dropout": self.dropout, "axis_name": self.axis_name, "dtype": self.dtype}

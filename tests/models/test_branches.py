@@ -38,7 +38,7 @@ def shapes(variables):
   return jax.tree.map(np.shape, variables)
 
 
-def test_only_what_runs_has_variables(variables):
+def test_trunk_and_branches_have_variables_of_their_own_layers_only(variables):
   params, statistics = variables["params"], variables["batch_stats"]
   assert set(params) == set(statistics) == {"trunk", "branches_0", "branches_1", "branches_2"}
   assert set(params["trunk"]) == {"conv1", "bn1"}
@@ -47,7 +47,7 @@ def test_only_what_runs_has_variables(variables):
     assert set(statistics[f"branches_{k}"]) == {"bn2"}
 
 
-def test_one_branch_has_exactly_the_plain_network_s_variables(images):
+def test_one_branch_has_the_variables_of_the_plain_network(images):
   module = Branched(NETWORK, 1, "stage2")
   variables = drawn(module, images)
   network, merged = branch_network(module, variables, 0)
@@ -57,14 +57,14 @@ def test_one_branch_has_exactly_the_plain_network_s_variables(images):
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_an_exported_branch_computes_the_branch_bit_by_bit(variables, outputs, images, index):
+def test_branch_network_equals_the_branch_bit_by_bit(variables, outputs, images, index):
   network = branch_network(BRANCHED, variables, index)
   assert_same(outputs[index], optimized_jit(network.module.apply)(network.variables, images))
   kernel = variables["params"]["trunk"]["conv1"]["kernel"]
   assert network.variables["params"]["conv1"]["kernel"] is kernel
 
 
-def test_branches_share_the_trunk_s_features_and_have_their_own(outputs):
+def test_branches_share_trunk_features_and_differ_after_the_trunk(outputs):
   for output in outputs:
     assert set(output.features) == set(BRANCHED.stages) == {"stage1", "stage2", "pooled"}
     assert set(output.preactivations) == {"stage1", "stage2"}
@@ -73,7 +73,7 @@ def test_branches_share_the_trunk_s_features_and_have_their_own(outputs):
   assert not np.allclose(outputs[0].logits, outputs[1].logits)
 
 
-def test_every_copy_starts_from_its_own_values(images):
+def test_branches_have_different_initial_values(images):
   @jit
   def kernels(key):
     params = BRANCHED.init(key, images)["params"]
@@ -85,7 +85,7 @@ def test_every_copy_starts_from_its_own_values(images):
 
 @pytest.fixture(scope="module")
 def trained(variables, images):
-  """What a loss of branch 1 alone gives in training: gradients and new statistics."""
+  """Gradients and new batch statistics of a loss on branch 1 only."""
 
   def loss(params):
     changed = {**variables, "params": params}
@@ -95,7 +95,7 @@ def trained(variables, images):
   return jit(jax.grad(loss, has_aux=True))(variables["params"])
 
 
-def test_training_moves_every_statistic_and_the_trunk_s_once(variables, images, trained):
+def test_training_updates_every_batch_statistic_once(variables, images, trained):
   _, moved = trained
   assert_all_moved(variables["batch_stats"], moved)
   plain = branch_network(BRANCHED, variables, 1).variables
@@ -106,7 +106,7 @@ def test_training_moves_every_statistic_and_the_trunk_s_once(variables, images, 
     np.testing.assert_allclose(found["mean"], expected["batch_stats"][norm]["mean"], rtol=1e-4)
 
 
-def test_a_branch_teaches_the_trunk_and_itself_alone(trained):
+def test_loss_of_a_branch_has_gradients_for_trunk_and_that_branch_only(trained):
   found, _ = trained
   assert np.any(found["trunk"]["conv1"]["kernel"] != 0)
   assert np.any(found["branches_1"]["conv2"]["kernel"] != 0)
@@ -129,14 +129,14 @@ class Wrapped(nn.Module):
     return self.network.resume(features, from_stage, train, to_stage)
 
 
-def test_copies_of_a_network_that_holds_modules_share_nothing(images):
+def test_branches_of_a_network_with_submodule_fields_share_no_variables(images):
   variables = drawn(Branched(Wrapped(NETWORK), 2, "stage1"), images)
   assert set(variables["params"]) == {"trunk", "branches_0", "branches_1"}
   network = branch_network(Branched(Wrapped(NETWORK), 2, "stage1"), variables, 1)
   assert shapes(network.variables) == shapes(drawn(Wrapped(NETWORK), images))
 
 
-def test_a_branch_is_kept_in_a_bundle(variables, images, tmp_path):
+def test_branch_network_survives_a_bundle(variables, images, tmp_path):
   tiny = {"TinyNet": TinyNet}
   network = branch_network(BRANCHED, variables, 2)
   save_bundle(tmp_path / "b", network, {"image_shape": list(IMAGE)}, modules=tiny)
@@ -146,7 +146,7 @@ def test_a_branch_is_kept_in_a_bundle(variables, images, tmp_path):
 
 
 class Tied(Wrapped):
-  """Whose later layers use the first one's weights again."""
+  """A network whose later layers reuse the weights of the first layer."""
 
   def resume(self, features, from_stage, train=False, to_stage=None):
     output = self.network.resume(features, from_stage, train, to_stage)
@@ -161,14 +161,14 @@ class Tied(Wrapped):
     (Branched(NETWORK, 0, "stage1"), "branches is 0: it must be at least 1"),
   ],
 )
-def test_what_cannot_branch_is_named(module, message, variables, images):
+def test_invalid_fields_of_branched_raise_config_errors(module, message, variables, images):
   with pytest.raises(ConfigError, match=message):
     jax.eval_shape(module.init, jax.random.key(0), images)
   with pytest.raises(ConfigError, match=message):
     branch_network(module, variables, 0)
 
 
-def test_a_branch_that_cannot_be_exported_is_named(variables, images):
+def test_branch_network_rejects_bad_index_missing_variables_and_tied_weights(variables, images):
   for index in (-1, 3):
     with pytest.raises(ConfigError, match=f"branch {index}: there are branches 0 to 2"):
       branch_network(BRANCHED, variables, index)
@@ -179,6 +179,6 @@ def test_a_branch_that_cannot_be_exported_is_named(variables, images):
     branch_network(tied, drawn(tied, images), 0)
 
 
-def test_a_trunk_may_end_before_the_classifier(images):
+def test_trunk_may_extend_to_the_pooled_stage(images):
   variables = drawn(Branched(NETWORK, 2, "pooled"), images)
   assert set(variables["params"]["branches_1"]) == {"classifier"}

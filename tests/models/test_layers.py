@@ -10,7 +10,7 @@ from jaxkd.models.layers import convolution
 
 
 def both(stride, groups, width, dtype=None):
-  """A layer with groups, and what XLA computes for it with the same kernel."""
+  """A convolution with groups, and XLA's convolution with the same kernel."""
   layer = convolution(width, 3, dtype, stride, groups=groups)
 
   def ours(x, kernel):
@@ -34,7 +34,7 @@ def inputs(groups, width):
 @pytest.mark.parametrize(
   ("stride", "groups", "width"), [(1, 4, 4), (2, 4, 4), (1, 4, 8), (2, 2, 2)]
 )
-def test_values_and_gradients_are_those_of_xla(stride, groups, width):
+def test_grouped_convolution_has_the_values_and_gradients_of_xla(stride, groups, width):
   x, kernel = inputs(groups, width)
 
   @jax.jit
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_xla(stride, groups, width):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_rounds_the_sum_only():
+def test_grouped_convolution_in_bfloat16_rounds_the_sum_only():
   ours, _ = both(1, 4, 4, jnp.bfloat16)
   x, kernel = inputs(4, 4)
   found = jax.jit(ours)(x, kernel)
@@ -61,6 +61,6 @@ def test_bfloat16_rounds_the_sum_only():
 
 
 @pytest.mark.parametrize(("platform", "convolves"), [("cpu", False), ("cuda", True)])
-def test_other_devices_than_a_cpu_convolve(platform, convolves):
+def test_depthwise_convolution_is_xlas_on_every_device_but_a_cpu(platform, convolves):
   program = jax.jit(both(1, 4, 4)[0]).trace(*inputs(4, 4)).lower(lowering_platforms=(platform,))
   assert ("stablehlo.convolution" in program.as_text()) == convolves

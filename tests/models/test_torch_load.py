@@ -52,7 +52,7 @@ class Norm(nn.Module):
 
 
 class Tensor:
-  """What of PyTorch's tensors can be used without PyTorch; in bfloat16, which numpy lacks."""
+  """A stub of a PyTorch tensor in bfloat16, which numpy does not have."""
 
   def __init__(self, values, on="parameter"):
     self.values, self.on = values, on
@@ -84,7 +84,7 @@ def converted(source, model=None, image_shape=(8, 8, 2)):
   return from_torch(source, model or Small(), image_shape=image_shape)
 
 
-def test_every_kind_of_value_lands_in_its_place(state):
+def test_every_kind_of_value_is_converted(state):
   variables = converted(state)
   params, statistics = variables["params"], variables["batch_stats"]
   assert set(variables) == {"params", "batch_stats"}
@@ -130,20 +130,20 @@ def test_half_precision_is_widened(state):
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", "net", "model_state_dict"])
-def test_weights_may_lie_beside_other_things(state, key):
+def test_weights_may_be_an_entry_of_a_checkpoint(state, key):
   checkpoint = {"epoch": 3, "best_acc": np.float32(0.5), "optimizer": {"state": {}}}
   parallel = OrderedDict((f"module.{name}", value) for name, value in state.items())
   variables = converted({**checkpoint, key: parallel})
   np.testing.assert_array_equal(variables["params"]["classifier"]["bias"], state["fc.bias"])
 
 
-def test_prefix_that_only_some_names_have_is_not_dropped(state):
+def test_prefix_of_only_some_names_is_not_dropped(state):
   state["module.conv.weight"] = state.pop("conv.weight")
   with pytest.raises(ConfigError, match=r"1 unknown \(module\.conv\.weight\); 1 missing"):
     converted(state)
 
 
-def test_several_state_dicts_are_an_error_that_names_them(state):
+def test_several_state_dicts_raise_config_error_with_their_names(state):
   with pytest.raises(ConfigError, match=r"several state dicts, model, net: .*read_torch_file"):
     converted({"net": state, "model": state})
 
@@ -157,12 +157,12 @@ def test_several_state_dicts_are_an_error_that_names_them(state):
     ({3: np.ones(3)}, "it has 3"),
   ],
 )
-def test_source_without_a_state_dict_is_an_error_that_says_what_there_is(source, message):
+def test_source_without_a_state_dict_raises_config_error_with_its_keys(source, message):
   with pytest.raises(ConfigError, match=f"the given state dict: no mapping .*{message}"):
     converted(source)
 
 
-def test_all_that_is_wrong_is_said_at_once(state):
+def test_one_error_lists_all_mismatches(state):
   state["fc.weight"] = np.ones((4, 4), np.float32)
   state["layer1.bn.weight"] = state["head.bias"] = np.ones(4, np.float32)
   state["conv.weight"] = np.ones((4, 1, 3, 5), np.int8)
@@ -179,19 +179,19 @@ def test_all_that_is_wrong_is_said_at_once(state):
   )
 
 
-def test_long_lists_are_cut():
+def test_long_lists_in_errors_are_shortened():
   state = {f"extra{i}.weight": np.ones(1) for i in range(20)}
   with pytest.raises(ConfigError, match=r"20 unknown \(extra0\.weight, .*extra7\S+, and 12 more\)"):
     converted(state)
 
 
-def test_two_values_for_one_variable_are_an_error(state):
+def test_two_values_for_one_variable_are_refused(state):
   state["linear.bias"] = state["fc.bias"]
   with pytest.raises(ConfigError, match=r"1 for one variable \(fc\.bias and linear\.bias\)"):
     converted(state)
 
 
-def test_first_layer_depends_on_the_channels_of_images():
+def test_image_shape_sets_the_shape_of_the_first_layer():
   state = {"conv.weight": np.ones((4, 1, 3, 5), np.float32)}
   assert from_torch(state, Convolution(), image_shape=(8, 8, 1))
   with pytest.raises(ConfigError, match=r"\(3, 5, 1, 4\) from conv\.weight, expected \(3, 5, 3, "):
@@ -206,7 +206,7 @@ class Convolution(nn.Module):
     return nn.Conv(4, (3, 5), use_bias=False, name="conv")(images)
 
 
-def test_model_without_torch_names_is_an_error_that_names_those_with():
+def test_error_for_a_model_without_torch_names_lists_the_models_with_them():
   with pytest.raises(ConfigError, match=r"this Dense; they are for .*CifarResNet.*MSDNet"):
     from_torch({"weight": np.ones((3, 4))}, nn.Dense(3))
   with pytest.raises(ConfigError, match="no PyTorch names are known for this Branched"):
@@ -220,7 +220,7 @@ def test_error_names_the_file():
     from_torch("absent.pth", create("resnet8_w4", num_classes=3))
 
 
-def test_file_gives_what_the_mapping_in_it_gives():
+def test_file_and_its_mapping_give_equal_variables():
   class Linear(nn.Module):
     torch_names = (("", "layer"),)
 
@@ -248,7 +248,7 @@ def test_file_gives_what_the_mapping_in_it_gives():
     ("control_v2", None),
   ],
 )
-def test_names_of_one_are_its_trunks_branches_and_gate(name, path):
+def test_names_of_one_map_to_trunk_branches_and_gate(name, path):
   model = GatedBranches(Branched(CifarResNet(5, (16, 16, 32, 64), 100), 3), Gate(3))
   assert module_path(name, model.torch_names) == path
 

@@ -1,4 +1,4 @@
-"""Ensembles, cut exits and gated branches as ordinary networks."""
+"""Ensembles, cut exits and gated branches as networks with one output."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run(network, images):
 
 
 def reloaded(network, directory):
-  """The network after a bundle, whose variables are the same."""
+  """The network after saving and loading a bundle; its variables are unchanged."""
   save_bundle(directory / "b", network, {"image_shape": list(IMAGE)}, modules=TINY)
   loaded, _ = load_bundle(directory / "b", modules=TINY)
   assert_same(loaded.variables, network.variables)
@@ -89,7 +89,7 @@ def test_the_softmax_of_mean_log_probabilities_is_the_mean_of_the_softmaxes(valu
   np.testing.assert_allclose(weighted, 0.25 * each[0] + 0.75 * each[2], atol=1e-6)
 
 
-def test_mean_log_probabilities_stay_finite_where_probabilities_vanish():
+def test_mean_log_probabilities_stay_finite_at_zero_probabilities():
   logits = [np.float32([[1e4, 0.0, -1e4]]), np.float32([[2e4, 0.0, 1.0]])]
   value, gradients = jit(jax.value_and_grad(lambda z: mean_log_probabilities(z).sum()))(logits)
   assert np.isfinite(value)
@@ -109,21 +109,21 @@ def test_mean_log_probabilities_stay_finite_where_probabilities_vanish():
     ([np.ones((2, 3))] * 2, [1.0, float("nan")], "finite"),
   ],
 )
-def test_a_mean_that_cannot_be_taken_is_named(logits, weights, message):
+def test_invalid_logits_or_weights_of_a_mean_raise_config_errors(logits, weights, message):
   with pytest.raises(ConfigError, match=message):
     mean_log_probabilities(logits, weights)
 
 
-def test_an_ensemble_predicts_the_mean_of_its_members_probabilities(members, images, tmp_path):
+def test_ensemble_predicts_the_mean_of_its_members_probabilities(members, images, tmp_path):
   networks, logits = members
   network = reloaded(ensemble_of(networks), tmp_path)
-  # "a" and "b" are one module with two sets of weights.
+  # "a" and "b" are one module instance with two sets of weights.
   assert set(network.variables["params"]) == {"members_a", "members_b", "members_wide"}
   expected = np.mean([softmax(z) for z in logits.values()], axis=0)
   np.testing.assert_allclose(softmax(run(network, images)), expected, rtol=1e-4)
 
 
-def test_an_ensemble_s_weights_are_by_name(members, images, tmp_path):
+def test_ensemble_weights_are_by_member_name(members, images, tmp_path):
   networks, logits = members
   weights = {"a": 1.0, "b": 0.0, "wide": 3.0}
   network = reloaded(ensemble_of(networks, weights=weights, combine="logits"), tmp_path)
@@ -131,7 +131,7 @@ def test_an_ensemble_s_weights_are_by_name(members, images, tmp_path):
   np.testing.assert_allclose(run(network, images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_ensemble_that_cannot_be_made_is_named(members):
+def test_invalid_ensembles_raise_config_errors(members):
   networks, _ = members
   for message, options in {
     "unknown way to combine an ensemble 'logit': did you": {"combine": "logit"},
@@ -160,7 +160,7 @@ def test_an_ensemble_that_cannot_be_made_is_named(members):
     ),
   ],
 )
-def test_a_cut_network_is_its_exit_bit_by_bit_and_holds_nothing_deeper(exit, own, exits, images):
+def test_cut_network_equals_its_exit_and_has_no_deeper_variables(exit, own, exits, images):
   variables, outputs = exits
   network = cut_at_exit(EXITS, variables, exit, IMAGE)
   found = {part: set(tree) for part, tree in network.variables["params"]["network"].items()}
@@ -168,14 +168,14 @@ def test_a_cut_network_is_its_exit_bit_by_bit_and_holds_nothing_deeper(exit, own
   assert_same(optimized_jit(network.module.apply)(network.variables, images), outputs[exit])
 
 
-def test_the_deepest_exit_can_be_cut_at_too(exits, images, tmp_path):
+def test_deepest_exit_can_be_cut(exits, images, tmp_path):
   variables, outputs = exits
   network = reloaded(cut_at_exit(EXITS, variables, 2, IMAGE), tmp_path)
   found = optimized_jit(network.module.apply)(network.variables, images)
   np.testing.assert_array_equal(found.logits, outputs[2].logits)
 
 
-def test_a_dense_network_can_be_cut():
+def test_msdnet_can_be_cut():
   module = MSDNet(3, blocks=2, base=1, step=1, channels=2, growth_rate=1, exit_width=2)
   images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -186,7 +186,7 @@ def test_a_dense_network_can_be_cut():
   assert "exit_1" not in kept
 
 
-def test_exits_that_there_are_not_are_named(exits):
+def test_missing_exits_raise_config_errors(exits):
   for exit in (-1, 3):
     with pytest.raises(ConfigError, match=f"exit {exit}: there are exits 0 to 2"):
       cut_at_exit(EXITS, exits[0], exit, IMAGE)
@@ -196,14 +196,14 @@ def test_exits_that_there_are_not_are_named(exits):
     cut_at_exit(EXITS, {}, 1, IMAGE)
 
 
-def test_exits_predict_together(exits, images, tmp_path):
+def test_exit_ensemble_predicts_the_mean_of_the_exits_probabilities(exits, images, tmp_path):
   variables, outputs = exits
   network = reloaded(exit_ensemble(EXITS, variables), tmp_path)
   expected = np.mean([softmax(output.logits) for output in outputs], axis=0)
   np.testing.assert_allclose(softmax(run(network, images)), expected, rtol=1e-4)
 
 
-def test_gated_branches_weigh_each_image_s_logits(images, tmp_path):
+def test_gate_weighs_the_branches_for_each_image(images, tmp_path):
   variables = drawn(BRANCHED, images)
   gate = drawn(GATE, jnp.ones((4, 6, 6, 4)), train=False, seed=1)
   network = reloaded(gated_branches(BRANCHED, GATE, variables, gate), tmp_path)
@@ -221,7 +221,7 @@ def test_gated_branches_weigh_each_image_s_logits(images, tmp_path):
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_gates_that_do_not_fit_are_named(images):
+def test_mismatched_gates_raise_config_errors(images):
   for stage in ("stage2", "stage7"):
     with pytest.raises(ConfigError, match=f"unknown gate_stage '{stage}'.* known: stage1$"):
       gated_branches(BRANCHED, GATE, {}, {}, gate_stage=stage)
