@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxkd import losses
-from tests.golden_adapters.connecting import stages_of
+from tests.golden_adapters.case_outputs import stages_of
 from tests.golden_cases import Arrays, Case
 
 

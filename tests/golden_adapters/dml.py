@@ -11,7 +11,7 @@ from jaxkd import losses
 from jaxkd.adapters import Gate
 from jaxkd.schemes import ramp
 from jaxkd.types import Output
-from tests.golden_adapters.connecting import run_connector, several_logits
+from tests.golden_adapters.case_outputs import run_connector, several_logits
 from tests.golden_cases import Arrays, Case
 
 

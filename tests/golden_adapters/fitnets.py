@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxkd import losses
 from jaxkd.adapters import Projector, Regressor
 from jaxkd.types import Output
-from tests.golden_adapters.connecting import run_connector
+from tests.golden_adapters.case_outputs import run_connector
 from tests.golden_cases import Arrays, Case
 
 

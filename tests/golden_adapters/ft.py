@@ -9,7 +9,7 @@ import jax
 from jaxkd import losses
 from jaxkd.adapters import FactorDecoder, FactorEncoder
 from jaxkd.types import Output
-from tests.golden_adapters.connecting import run_connector
+from tests.golden_adapters.case_outputs import run_connector
 from tests.golden_cases import Arrays, Case
 
 
