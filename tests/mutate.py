@@ -164,9 +164,9 @@ MUTATIONS = [
   ),
   Mutation(
     "RKD's gradient stopped at what other devices gathered",
-    "rkd.py",
-    "everyone = lax.all_gather(x, axis_name, tiled=True)",
-    "everyone = lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True))",
+    "_rkd_distances.py",
+    "gathered = lax.all_gather(x, axis_name, tiled=True)",
+    "gathered = lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True))",
     "test_rkd.py",
     "",
   ),
