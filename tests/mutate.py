@@ -71,7 +71,7 @@ MUTATIONS = [
     "cross_entropy.py",
     "total = jnp.sum(weights)",
     "total = jnp.float32(weights.shape[0])",
-    "test_kd.py",
+    "test_cross_entropy.py",
     "",
   ),
   Mutation(
@@ -183,7 +183,7 @@ MUTATIONS = [
     "_resize.py",
     "pooled = jnp.mean(pooled.reshape(blocks), axis=(2, 4))",
     "pooled = jnp.max(pooled.reshape(blocks), axis=(2, 4))",
-    "test_fitnets.py",
+    "test_resize.py",
     "at",
   ),
   Mutation(

@@ -30,7 +30,7 @@ weighted = jit(jax.value_and_grad(confidence_weighted_cross_entropy, (0, 1)))
 permuted = jit(permute_wrong_classes)
 
 
-def test_examples_weigh_by_the_teachers_largest_probability():
+def test_examples_are_weighted_by_the_teachers_largest_probability():
   p = np.exp(TEACHER.astype("float64"))
   sure = (p / p.sum(1, keepdims=True)).max(1)
   log_p = np.asarray(jax.nn.log_softmax(STUDENT), np.float64)
@@ -41,7 +41,7 @@ def test_examples_weigh_by_the_teachers_largest_probability():
   assert not np.any(theirs)
 
 
-def test_an_evenly_confident_teacher_leaves_the_cross_entropy():
+def test_equal_confidence_gives_the_plain_cross_entropy():
   # The same values in another order: another class, but equally sure.
   even = np.stack([np.roll(TEACHER[0], shift) for shift in range(8)])
   for weights in (None, np.float32([1, 0, 1, 1, 0, 2, 1, 1])):
@@ -49,7 +49,7 @@ def test_an_evenly_confident_teacher_leaves_the_cross_entropy():
     np.testing.assert_allclose(value, cross_entropy(STUDENT, LABELS, weights), rtol=1e-6)
 
 
-def test_masked_examples_have_no_weight_and_take_none():
+def test_masked_examples_add_nothing_to_value_or_normalisation():
   mask = np.float32([1, 1, 1, 0, 0, 1, 1, 0])
   there = mask > 0
   unlabelled = np.where(there, LABELS, -1)
@@ -75,7 +75,7 @@ def test_confidence_is_normalised_over_the_global_batch():
   np.testing.assert_allclose(gradients.reshape(8, 4) / 4, gradient, rtol=1e-5, atol=1e-8)
 
 
-def test_permuting_keeps_the_largest_in_its_class_and_all_values():
+def test_permutation_keeps_the_largest_logit_and_the_set_of_values():
   for seed in range(5):
     dealt = permuted(TEACHER, jax.random.key(seed))
     np.testing.assert_array_equal(dealt.argmax(1), TEACHER.argmax(1))
@@ -83,13 +83,13 @@ def test_permuting_keeps_the_largest_in_its_class_and_all_values():
     np.testing.assert_array_equal(np.sort(dealt, 1), np.sort(TEACHER, 1))
 
 
-def test_of_several_largest_the_first_stays():
+def test_first_of_equal_largest_logits_stays():
   z = np.float32([[1.0, 5.0, 5.0, 2.0]])
   for seed in range(5):
     assert permuted(z, jax.random.key(seed))[0, 1] == 5
 
 
-def test_every_example_draws_its_own_permutation_evenly():
+def test_every_example_gets_its_own_uniform_permutation():
   # Three wrong classes have six permutations.
   z = np.tile(np.float32([3.0, 0.0, 1.0, 2.0]), (600, 1))
   dealt = np.asarray(permuted(z, jax.random.key(0)))
@@ -99,7 +99,7 @@ def test_every_example_draws_its_own_permutation_evenly():
   assert (abs(counts - 100) < 37).all()
 
 
-def test_permuted_targets_of_two_classes_are_the_plain_ones():
+def test_permuted_targets_of_two_classes_equal_plain_targets():
   @jit
   def both(s, t):
     dealt = permuted_soft_target_kl(s, t, jax.random.key(1), temperature=2.0)
@@ -111,7 +111,7 @@ def test_permuted_targets_of_two_classes_are_the_plain_ones():
 
 
 @pytest.mark.parametrize("squared", [True, False])
-def test_permuted_targets_are_those_of_the_key(squared):
+def test_permuted_targets_depend_on_the_key_alone(squared):
   options = {"temperature": 3.0, "squared_temperature": squared}
 
   @jit
@@ -126,7 +126,7 @@ def test_permuted_targets_are_those_of_the_key(squared):
   assert found[0][0] == found[1][0] != found[2][0]
 
 
-def test_what_does_not_belong_together_is_named():
+def test_error_for_arguments_that_do_not_fit_names_them():
   with pytest.raises(ConfigError, match=r"weights \(3,\) do not belong to logits \(8, 4\)"):
     confidence_weighted_cross_entropy(STUDENT, TEACHER, LABELS, jnp.ones(3))
   with pytest.raises(ConfigError, match=r"student \(8, 4\) and teacher \(8, 3\) differ"):

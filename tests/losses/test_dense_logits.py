@@ -69,7 +69,7 @@ def draw(leading):
 
 @each_case
 @SHAPES
-def test_dense_logits_are_as_many_rows(call, leading):
+def test_dense_logits_equal_their_flattened_rows(call, leading):
   s, t = draw(leading)
   value, gradient = jit(jax.value_and_grad(call))(s, t)
   flat, slope = jit(jax.value_and_grad(call))(s.reshape(-1, 4), t.reshape(-1, 4))
@@ -80,7 +80,7 @@ def test_dense_logits_are_as_many_rows(call, leading):
 @each_case
 @SHAPES
 @pytest.mark.long
-def test_where_is_of_any_of_the_leading_axes(call, leading):
+def test_where_may_have_any_number_of_leading_axes(call, leading):
   if call is CASES["mean_log_probabilities"]:
     return
   s, t = draw(leading)
@@ -94,7 +94,7 @@ def test_where_is_of_any_of_the_leading_axes(call, leading):
 
 
 @SHAPES
-def test_weights_are_of_any_of_the_leading_axes(leading):
+def test_weights_may_have_any_number_of_leading_axes(leading):
   z, t = draw(leading)
   labels = t.argmax(-1)
   weights = np.random.default_rng(1).random(leading).astype("float32")
@@ -118,7 +118,7 @@ def test_weights_are_of_any_of_the_leading_axes(leading):
 
 
 @SHAPES
-def test_permuting_dense_logits_keeps_every_position_its_largest(leading):
+def test_permutation_of_dense_logits_keeps_the_largest_at_every_position(leading):
   z = draw(leading)[0]
   dealt = jit(losses.permute_wrong_classes)(z, KEY)
   assert dealt.shape == z.shape
@@ -129,7 +129,7 @@ def test_permuting_dense_logits_keeps_every_position_its_largest(leading):
 
 
 @SHAPES
-def test_a_gate_is_of_any_of_the_leading_axes(leading):
+def test_gate_may_have_any_number_of_leading_axes(leading):
   branches = [Output(z) for z in draw(leading)]
   gate = np.random.default_rng(1).random((*leading, 2)).astype("float32")
   for axes in range(1, len(leading) + 1):
@@ -145,7 +145,7 @@ def test_a_gate_is_of_any_of_the_leading_axes(leading):
     losses.gated_logits(branches, np.ones((3, 2)))
 
 
-def test_what_does_not_belong_to_dense_logits_is_named_with_both_shapes():
+def test_error_for_arguments_that_do_not_fit_dense_logits_names_both_shapes():
   z = jnp.zeros((2, 3, 4))
   with pytest.raises(
     ConfigError, match=r"weights \(3,\) do not belong to logits \(2, 3, 4\).*\(2,\)"

@@ -218,7 +218,7 @@ ON_DEVICES = [
 @pytest.mark.parametrize(
   ("subject", "transform"), ON_DEVICES, ids=["-".join(case) for case in ON_DEVICES]
 )
-def test_mean_over_devices_is_that_of_the_whole_batch(subject, transform):
+def test_mean_over_devices_equals_the_whole_batch(subject, transform):
   subject = SUBJECTS[subject]
   s, t = draw(subject)
 
@@ -238,7 +238,7 @@ def test_mean_over_devices_is_that_of_the_whole_batch(subject, transform):
 
 
 @each_loss
-def test_gradient_is_that_of_finite_differences(subject):
+def test_gradient_equals_finite_differences(subject):
   with jax.enable_x64(True):
     s, t = draw(subject, "float64")
     direction, _ = draw(subject, "float64", seed=1)
@@ -274,7 +274,7 @@ def test_bfloat16_is_computed_in_float32(subject):
 
 
 @each_loss
-def test_float64_stays_and_float32_is_not_widened_by_constants(subject):
+def test_float64_and_float32_inputs_keep_their_dtype(subject):
   with jax.enable_x64(True):
     for dtype in ("float64", "float32"):
       s, t = draw(subject, dtype)
@@ -317,9 +317,7 @@ KINDS = ["as drawn", "zero", "one example zero", "one channel zero", "constant",
   dtype=st.sampled_from(["float32", "bfloat16"]),
   kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
 )
-def test_whatever_is_drawn_gives_finite_values_of_the_right_sign(
-  subject, seed, scale, batch, dtype, kinds
-):
+def test_random_inputs_give_finite_nonnegative_values(subject, seed, scale, batch, dtype, kinds):
   s, t = (
     distort((scale * np.asarray(x)[:batch]).astype(dtype), kind)
     for x, kind in zip(draw(subject, "float32", seed), kinds, strict=True)
@@ -339,14 +337,14 @@ def test_constant_inputs_give_finite_values_and_gradients(subject):
     chex.assert_tree_all_finite(compiled(subject.loss)(s, t))
 
 
-def test_losses_read_only_what_they_need_of_an_output():
+def test_losses_need_only_the_fields_they_use():
   z, x = jnp.ones((2, 3)), jnp.ones((2, 2, 2, 3))
   bare, full = Output(features={"stage3": x}), Output(logits=z, features={"stage3": x, "other": z})
   assert losses.simkd(bare, full).total == 0.0
   assert losses.knowledge_distillation(Output(logits=z), full).total == 0.0
 
 
-def test_losses_put_their_value_in_the_right_term():
+def test_losses_return_their_value_in_the_right_term():
   s, t = Output(jnp.eye(2), {"x": jnp.ones((2, 2, 2, 1))}), Output(-jnp.eye(2), {})
   t = Output(t.logits, {"x": jnp.arange(8.0).reshape(2, 2, 2, 1)})
   assert losses.knowledge_distillation(s, t).logit > 0
@@ -357,7 +355,7 @@ def test_losses_put_their_value_in_the_right_term():
 
 
 @pytest.mark.parametrize("name", losses.__all__)
-def test_public_name_says_what_it_is_and_where_it_comes_from(name):
+def test_public_docstring_has_args_returns_and_source(name):
   function = getattr(losses, name)
   text = inspect.getdoc(function)
   for section in ("Args:", "Returns:", "Source:"):
@@ -366,14 +364,14 @@ def test_public_name_says_what_it_is_and_where_it_comes_from(name):
     assert f"\n  {parameter}:" in text, f"{name} does not document {parameter}"
 
 
-def test_package_page_lists_every_public_name():
+def test_package_docstring_lists_every_public_name():
   public = {name for name in vars(losses) if inspect.isfunction(getattr(losses, name))}
   assert public == set(losses.__all__)
   for name in losses.__all__:
     assert f"`{name}`" in losses.__doc__
 
 
-def test_losses_need_jax_and_numpy_alone():
+def test_losses_import_only_jax_and_numpy():
   code = (
     "import sys, jax; before = set(sys.modules); import jaxkd.losses;"
     "print(*{m.split('.')[0] for m in set(sys.modules) - before})"

@@ -134,7 +134,7 @@ def compiled(call):
 
 @each_case
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_classes_impossible_to_all_cost_nothing_and_take_no_gradient(case, dtype):
+def test_classes_impossible_for_all_add_nothing_and_have_zero_gradient(case, dtype):
   with jax.enable_x64(True):
     # A logit of -1e5 has a probability of 0, too, and is a number.
     far = [jnp.maximum(x.astype("float64"), -1e5) for x in draw(dtype)]
@@ -154,7 +154,7 @@ def test_classes_impossible_to_all_cost_nothing_and_take_no_gradient(case, dtype
 
 @each_case
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_a_class_impossible_to_the_student_alone_costs_inf_and_never_nan(case, dtype):
+def test_class_impossible_for_the_student_alone_gives_inf_and_not_nan(case, dtype):
   with jax.enable_x64(dtype == "float64"):
     s, t = draw(dtype, np.zeros_like(SHARED))
     s = s.at[0, 2].set(-jnp.inf)
@@ -167,7 +167,7 @@ def test_a_class_impossible_to_the_student_alone_costs_inf_and_never_nan(case, d
 
 
 @each_case
-def test_a_class_impossible_to_the_teacher_alone_is_one_of_probability_zero(case):
+def test_class_impossible_for_the_teacher_alone_has_probability_zero(case):
   s, t = draw(impossible=np.zeros_like(SHARED))
   expected, (exact, *_) = compiled(case.call)(s, t.at[0, 2].set(-1e5), 2.0)
   value, (*slopes, by_temperature) = compiled(case.call)(s, t.at[0, 2].set(-jnp.inf), 2.0)
@@ -180,7 +180,7 @@ def test_a_class_impossible_to_the_teacher_alone_is_one_of_probability_zero(case
     np.testing.assert_allclose(slopes[0], exact, rtol=1e-4, atol=1e-6)
 
 
-def test_a_label_on_an_impossible_class_costs_inf_whatever_its_form():
+def test_label_of_an_impossible_class_gives_inf():
   z = jnp.array([[0.0, -jnp.inf], [1.0, 2.0]])
   for labels in (jnp.array([1, 0]), jnp.array([[0.5, 0.5], [1.0, 0.0]])):
     for options in ({}, {"label_smoothing": 0.1}):
@@ -192,7 +192,7 @@ def test_a_label_on_an_impossible_class_costs_inf_whatever_its_form():
   assert np.isfinite(losses.cross_entropy(z, jnp.array([0, 0])))
 
 
-def test_a_probability_that_rounds_to_zero_is_not_zero():
+def test_probability_that_rounds_to_zero_is_not_an_impossible_class():
   # exp(-200) is 0 in float32, and its class is possible all the same.
   s, t = jnp.array([[0.0, -jnp.inf]]), jnp.array([[0.0, -200.0]])
   assert losses.soft_target_kl(s, t, temperature=1.0) == np.inf
@@ -205,7 +205,7 @@ divergence = jit(lambda s, t: relative_entropy(*map(log_probabilities, (s, t))))
 
 
 @given(WITH_IMPOSSIBLE, WITH_IMPOSSIBLE)
-def test_divergence_is_inf_where_it_is_and_else_a_number_that_is_not_negative(s, t):
+def test_divergence_is_inf_for_impossible_targets_and_else_finite_and_nonnegative(s, t):
   value = np.asarray(divergence(s, t))
   infinite = ((s == -np.inf) & (t > -np.inf)).any(axis=1)
   assert (value[infinite] == np.inf).all()
@@ -219,7 +219,7 @@ def test_entropy_of_a_certain_class_is_zero():
   assert value == 0 and np.isfinite(slope).all()
 
 
-def test_an_ensemble_calls_impossible_what_all_its_members_do():
+def test_ensemble_gives_minus_inf_only_where_all_members_do():
   one, other = jnp.array([[0.0, -jnp.inf, -jnp.inf]]), jnp.array([[0.0, 0.0, -jnp.inf]])
   joined, slope = jax.value_and_grad(lambda z: jnp.exp(mean_log_probabilities([z, other])).sum())(
     one
@@ -230,7 +230,7 @@ def test_an_ensemble_calls_impossible_what_all_its_members_do():
   np.testing.assert_allclose(p, [[0.75, 0.25, 0.0]], rtol=1e-6)
 
 
-def test_a_gate_leaves_out_what_a_branch_without_a_share_calls_impossible():
+def test_gate_ignores_minus_inf_of_a_branch_of_weight_zero():
   branches = [Output(jnp.array([[1.0, -jnp.inf]])), Output(jnp.array([[2.0, 4.0]]))]
   np.testing.assert_array_equal(
     losses.gated_logits(branches, jnp.array([[0.0, 1.0]])), [[2.0, 4.0]]
@@ -239,7 +239,7 @@ def test_a_gate_leaves_out_what_a_branch_without_a_share_calls_impossible():
   np.testing.assert_array_equal(shared, [[1.5, -np.inf]])
 
 
-def test_accuracy_of_impossible_classes():
+def test_score_of_impossible_classes():
   z = jnp.array([[0.0, 0.0, -jnp.inf], [0.0, -jnp.inf, -jnp.inf]])
   found = score(z, jnp.array([1, 0]), jnp.ones(2))
   np.testing.assert_allclose(found["cross_entropy"][0], np.log(2.0), rtol=1e-6)

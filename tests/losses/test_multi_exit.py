@@ -75,7 +75,7 @@ def lessons(teachers):
   ]
 
 
-def test_soft_cross_entropy_is_the_kl_and_the_teachers_entropy():
+def test_soft_cross_entropy_is_kl_plus_the_teachers_entropy():
   s, t = EXITS[:2]
   p = softmax(t / 2)
   entropy = -(p * np.log(p)).sum(-1).mean()
@@ -87,7 +87,7 @@ def test_soft_cross_entropy_is_the_kl_and_the_teachers_entropy():
   np.testing.assert_allclose(4 * plain, value, rtol=1e-6)
 
 
-def test_soft_cross_entropy_pulls_a_teacher_that_is_not_detached():
+def test_soft_cross_entropy_gives_a_gradient_to_a_teacher_that_is_not_detached():
   with jax.enable_x64(True):
     pair, moves = np.float64(EXITS[:2]), np.float64(EXITS[1:])
 
@@ -106,7 +106,7 @@ def test_soft_cross_entropy_pulls_a_teacher_that_is_not_detached():
 
 
 @MULTIPLE
-def test_exits_are_summed_or_averaged_as_stated(teachers):
+def test_sum_and_mean_over_exits_equal_the_definition(teachers):
   each, ours = lessons(teachers), compiled(teachers)(EXITS)
   np.testing.assert_allclose(ours["cross-entropy"][0], sum(map(sum, each)), rtol=1e-5)
   expected = sum(sum(found) / len(found) for found in each if found) / 3
@@ -121,7 +121,7 @@ def test_kl_has_the_gradient_of_cross_entropy(teachers):
 
 
 @MULTIPLE
-def test_exits_that_agree_get_no_gradient(teachers):
+def test_exits_that_agree_have_zero_gradient(teachers):
   agreed = np.broadcast_to(EXITS[:1], EXITS.shape)
   for way, (value, gradient) in compiled(teachers)(agreed).items():
     # The mean of all exits is rounded.
@@ -130,7 +130,7 @@ def test_exits_that_agree_get_no_gradient(teachers):
 
 
 @MULTIPLE
-def test_exits_gradient_is_that_of_constant_teachers(teachers):
+def test_gradient_treats_teachers_as_constant(teachers):
   _, gradient = compiled(teachers)(EXITS)["cross-entropy"]
   # d/dz of T^2 * cross-entropy is T * (softmax(z / T) - target), a mean over the batch.
   p = softmax(EXITS / 2)
@@ -142,7 +142,7 @@ def test_exits_gradient_is_that_of_constant_teachers(teachers):
 
 
 @pytest.mark.parametrize("teachers", ["later", "ensemble"])
-def test_teachers_that_are_not_detached_are_pulled_too(teachers):
+def test_teachers_that_are_not_detached_get_a_gradient(teachers):
   with jax.enable_x64(True):
     exits, moves = EXITS.astype("float64"), EXITS[::-1, ::-1].astype("float64")
 
@@ -156,7 +156,7 @@ def test_teachers_that_are_not_detached_are_pulled_too(teachers):
   np.testing.assert_allclose(pulled, finite, rtol=1e-6)
 
 
-def test_one_exit_has_no_teacher():
+def test_single_exit_gives_zero_terms():
   assert multi_exit([Output(EXITS[0])], teachers="ensemble") == Terms()
 
 
@@ -176,7 +176,7 @@ def test_temperature_grows_only_above_the_confidence():
   assert adapt(1.0, logits, confidence=0.9) == 1.0
 
 
-def test_temperature_never_falls_and_settles_at_the_confidence():
+def test_temperature_grows_monotonically_until_the_confidence_is_reached():
   logits = 8.0 * EXITS[2]
 
   def step(temperature, _):
@@ -197,7 +197,7 @@ def test_temperature_takes_no_gradient_and_keeps_its_dtype():
   assert adapted_temperature(jnp.float32(1), EXITS[0].astype(jnp.bfloat16)).dtype == jnp.float32
 
 
-def test_temperature_follows_the_global_batch():
+def test_temperature_depends_on_the_global_batch():
   # Sure and unsure devices: the mean decides, the same for both.
   logits = np.stack([np.float32([[9.0, 0.0]]), np.zeros((1, 2), np.float32)])
   for confidence, expected in ((0.7, 1.05), (0.8, 1.0)):
@@ -206,7 +206,7 @@ def test_temperature_follows_the_global_batch():
     np.testing.assert_allclose(found, [expected, expected], rtol=1e-6)
 
 
-def test_exits_that_do_not_belong_together_are_named():
+def test_error_for_arguments_that_do_not_fit_names_them():
   with pytest.raises(ConfigError, match=r"exit 1: student \(5, 2\) and the deepest exit \(5, 4\)"):
     multi_exit([Output(EXITS[0]), Output(EXITS[1][:, :2]), Output(EXITS[2])])
   with pytest.raises(ConfigError, match="exit 0's Output has no logits"):

@@ -94,7 +94,7 @@ def gaussian_by_hand(x, y, union):
 
 
 @pytest.mark.parametrize("shapes", [((2, 3, 3, 3), (2, 3, 3, 4)), ((2, 1, 2, 5), (2, 1, 2, 4))])
-def test_mmd_is_that_of_a_loop_over_pairs_of_channels(shapes):
+def test_mmd_equals_a_loop_over_pairs_of_channels(shapes):
   cases = [
     (polynomial_mmd, {}, lambda x, y, _: (x @ y) ** 2),
     (polynomial_mmd, {"degree": 3, "offset": 1.0}, lambda x, y, _: (x @ y + 1) ** 3),
@@ -113,7 +113,7 @@ def test_mmd_is_that_of_a_loop_over_pairs_of_channels(shapes):
 
 
 @given(MAPS, MAPS)
-def test_mmd_is_not_negative_and_its_gradient_is_finite(student, teacher):
+def test_mmd_is_nonnegative_with_a_finite_gradient(student, teacher):
   for name, (value, gradient) in mmds(student, teacher).items():
     assert value > -ROUNDING and np.isfinite(gradient).all(), name
 
@@ -135,7 +135,7 @@ def test_mmd_of_equal_sets_is_zero_with_a_zero_gradient(x, order):
     assert abs(value) < ROUNDING and np.abs(gradient).max() < 1e-5, name
 
 
-def test_mmd_sees_which_places_are_selected():
+def test_mmd_depends_on_the_active_positions():
   x = np.zeros((2, 3, 3, 4), np.float32)
   moved = x.copy()
   x[:, 0, 0], moved[:, 0, 1] = 1.0, 1.0
@@ -151,7 +151,7 @@ def test_constant_maps_give_finite_gradients(fill):
       assert np.isfinite(value) and np.isfinite(gradient).all(), name
 
 
-def test_dead_channels_take_no_gradient_and_leave_the_others_theirs():
+def test_dead_channels_have_zero_gradient_and_do_not_affect_others():
   s, t = random_maps((2, 3, 3, 4), (2, 3, 3, 4))
   s[:, :, :, 1] = 0.0
   for name, (_, gradient) in mmds(s, t).items():
@@ -159,7 +159,7 @@ def test_dead_channels_take_no_gradient_and_leave_the_others_theirs():
     assert np.abs(gradient).max() < 10, name
 
 
-def test_leaving_out_the_teacher_term_changes_the_value_alone():
+def test_teacher_term_changes_only_the_value():
   s, t = random_maps((2, 3, 3, 4), (2, 3, 3, 4))
 
   @jit
@@ -176,7 +176,7 @@ def test_leaving_out_the_teacher_term_changes_the_value_alone():
       np.testing.assert_allclose(constant, -less_at_equality[name][0], rtol=1e-4, err_msg=name)
 
 
-def test_variance_taken_from_the_data_is_a_constant_to_the_gradient():
+def test_variance_from_the_data_takes_no_gradient():
   x, y = random_maps((1, 3, 3, 4), (1, 3, 3, 4))
   union = np.concatenate([x, y], axis=3).reshape(9, 8)
   union = union / np.linalg.norm(union, axis=0)
@@ -206,7 +206,7 @@ def naive_polynomial_mmd(s, t):
   return jax.jit(lambda: mean(s, s) - 2 * mean(s, t) + mean(t, t))()
 
 
-def test_no_array_has_places_and_pairs_of_channels():
+def test_no_array_has_positions_and_pairs_of_channels():
   for height, width, channels in ((4, 4, 8), (2, 3, 16)):
     batch, places = 2, height * width
     x = jnp.ones((batch, height, width, channels))
@@ -222,7 +222,7 @@ def test_no_array_has_places_and_pairs_of_channels():
       assert largest(polynomial_mmd) == batch * places * channels
 
 
-def test_the_larger_map_is_pooled_to_the_smaller():
+def test_larger_map_is_pooled_to_the_smaller():
   @jit
   def pairs(large, small):
     pooled = adaptive_average_pool(large, 2, 2)
@@ -235,7 +235,7 @@ def test_the_larger_map_is_pooled_to_the_smaller():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_options_reach_the_kernels_through_the_loss():
+def test_loss_passes_its_options_to_the_kernels():
   s, t = random_maps((2, 3, 3, 3), (2, 3, 3, 4))
   options = [
     ("polynomial", polynomial_mmd, {}),
@@ -270,7 +270,7 @@ def test_options_reach_the_kernels_through_the_loss():
     ({"arrays": "preactivations"}, "no preactivations, so no stage 'stage3'"),
   ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_raise_an_error_that_names_them(options, message):
   x = Output(features={"stage3": jnp.ones((1, 2, 2, 1))})
   with pytest.raises(ConfigError, match=message):
     neuron_selectivity_transfer(x, x, **options)
@@ -280,7 +280,7 @@ def test_wrong_options_are_named(options, message):
 @pytest.mark.parametrize(
   ("student", "teacher"), [((2, 3), (2, 2, 2, 3)), ((2, 2, 2, 3), (3, 2, 2, 3))]
 )
-def test_shapes_that_cannot_be_compared_are_named_with_the_stage(kernel, student, teacher):
+def test_error_for_incompatible_shapes_names_the_stage(kernel, student, teacher):
   s, t = (Output(features={"x": jnp.ones(shape)}) for shape in (student, teacher))
   with pytest.raises(ConfigError, match=rf"stage 'x': {kernel}_mmd: .*student \(2"):
     neuron_selectivity_transfer(s, t, stages=["x"], kernel=kernel)

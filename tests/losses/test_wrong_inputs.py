@@ -53,7 +53,7 @@ ARRAYS = [
 ]
 
 
-def test_every_loss_names_its_kernels():
+def test_kernels_table_lists_every_loss_on_outputs():
   assert set(KERNELS) == set(LOSSES) - {"gated_logits"}
   for kernels in KERNELS.values():
     assert set(kernels) <= set(losses.__all__) - set(LOSSES)
@@ -61,7 +61,7 @@ def test_every_loss_names_its_kernels():
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("value", "described"), ARRAYS)
-def test_arrays_in_place_of_outputs_name_the_kernel(name, value, described):
+def test_error_for_arrays_in_place_of_outputs_names_the_kernels(name, value, described):
   call = CALLS.get(name, getattr(losses, name))
   call(GOOD, GOOD)
   taker = name
@@ -76,7 +76,7 @@ def test_arrays_in_place_of_outputs_name_the_kernel(name, value, described):
       assert f"call {' or '.join(KERNELS[name])} for arrays" in message
 
 
-def test_the_whole_message():
+def test_error_message_for_an_array_in_full():
   with pytest.raises(ConfigError) as found:
     losses.knowledge_distillation(Z, Z)
   assert str(found.value) == (
@@ -85,7 +85,7 @@ def test_the_whole_message():
   )
 
 
-def test_the_outputs_of_several_exits_are_not_one_output():
+def test_error_for_a_tuple_of_outputs_advises_one_of_them():
   with pytest.raises(
     ConfigError, match=r"got a tuple of 2 as the teacher: give one of the Outputs"
   ):
@@ -102,7 +102,7 @@ def test_the_outputs_of_several_exits_are_not_one_output():
     lambda x: losses.gated_logits(x, jnp.ones((2, 1))),
   ],
 )
-def test_what_is_not_a_list_of_outputs_is_an_error(call):
+def test_error_for_a_wrong_list_of_outputs_describes_it(call):
   with pytest.raises(ConfigError, match=r"must be a list of Outputs, got one: write \[output\]"):
     call(GOOD)
   for value, described in ((Z, "an array"), (None, "None"), ({"a": GOOD}, "a dict of 1")):
@@ -127,7 +127,7 @@ ONE_SIDED = {
 
 @pytest.mark.parametrize("name", sorted(set(losses.__all__) - set(LOSSES)))
 @pytest.mark.parametrize("value", [GOOD, Output(features={"stage2": X}), None, [GOOD, GOOD]])
-def test_outputs_in_place_of_arrays_name_the_loss_and_the_array(name, value):
+def test_error_for_outputs_in_place_of_arrays_names_loss_and_array(name, value):
   call, more = getattr(losses, name), MORE.get(name, ())
   sides = [(value,)] if name in ONE_SIDED else [(value, value), (X, value), (value, X)]
   if name == "adapted_temperature":
@@ -145,7 +145,7 @@ def test_outputs_in_place_of_arrays_name_the_loss_and_the_array(name, value):
         assert name in str(found.value) and loss in str(found.value)
 
 
-def test_what_has_the_attributes_of_an_output_is_one():
+def test_objects_with_the_attributes_of_an_output_are_accepted():
   class Found:
     logits = Z
 
