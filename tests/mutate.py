@@ -1,10 +1,9 @@
-"""Breaks the losses on purpose, one way at a time, and tells which test notices.
+"""Mutation tests of the losses: break the code in one place, report the first test that fails.
 
     python -m tests.mutate [--output FILE]
 
-Each mutation is made in a copy of the working tree, on which the tests of the losses then run up
-to the first that fails. A mutation that no test notices is a failure of the tests: the exit
-status is then 1.
+Each mutation is applied to a copy of the working tree, where the tests of the losses then run up
+to the first failure. If no property test fails for some mutation, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -23,10 +22,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Mutation(NamedTuple):
-  """One thing broken: `old` becomes `new` in a file of jaxkd/losses.
+  """One mutation: `old` becomes `new` in a file of jaxkd/losses.
 
-  `tests` are those of tests/losses that are about it, beside test_every_loss.py; `parity` is the
-  method whose golden cases are, "" where no published code has it.
+  Attributes:
+    what: description of the mutation, for the table.
+    file: name of the file.
+    old: text that occurs exactly once in the file.
+    new: its replacement.
+    tests: file in tests/losses that runs, besides test_every_loss.py.
+    parity: method whose golden cases run; "" if there is no published code.
   """
 
   what: str
@@ -39,7 +43,7 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
   Mutation(
-    "KL the other way round",
+    "KL with the arguments exchanged",
     "kd.py",
     """  log_p_student = log_probabilities(student, temperature)
   log_p_teacher = log_probabilities(teacher, temperature)
@@ -67,7 +71,7 @@ MUTATIONS = [
     "kd",
   ),
   Mutation(
-    "padding counted in the cross-entropy",
+    "cross-entropy divided by the batch size, not the sum of weights",
     "cross_entropy.py",
     "total = jnp.sum(weights)",
     "total = jnp.float32(weights.shape[0])",
@@ -115,7 +119,7 @@ MUTATIONS = [
     "nst",
   ),
   Mutation(
-    "NST's cross term once, not twice",
+    "NST's cross term with factor 1, not 2",
     "nst.py",
     "- 2.0 * mean_kernel(across, s_scale, t_scale)",
     "- mean_kernel(across, s_scale, t_scale)",
@@ -123,7 +127,7 @@ MUTATIONS = [
     "nst",
   ),
   Mutation(
-    "FSP not divided by the number of places",
+    "FSP not divided by the number of positions",
     "fsp.py",
     "return products / (rows * columns)",
     "return products",
@@ -147,7 +151,7 @@ MUTATIONS = [
     "ab",
   ),
   Mutation(
-    "boundaries' stages weighed in reverse",
+    "boundaries' stage weights reversed",
     "ab.py",
     "2.0 ** (i - count + 1)",
     "2.0 ** -i",
@@ -163,7 +167,7 @@ MUTATIONS = [
     "rkd",
   ),
   Mutation(
-    "RKD's gradient stopped at what other devices gathered",
+    "RKD's gradient stopped at samples gathered from other devices",
     "_rkd_distances.py",
     "gathered = lax.all_gather(x, axis_name, tiled=True)",
     "gathered = lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True))",
@@ -187,7 +191,7 @@ MUTATIONS = [
     "at",
   ),
   Mutation(
-    "peers' KL the other way round",
+    "peers' KL with the arguments exchanged",
     "dml.py",
     """  log_p = log_probabilities(student, temperature)
   log_q = log_probabilities(peer, temperature)
@@ -199,7 +203,7 @@ MUTATIONS = [
     "dml",
   ),
   Mutation(
-    "detached peers pulled all the same",
+    "detached peers with a gradient",
     "dml.py",
     "lax.stop_gradient(peer) if detached else peer",
     "peer",
@@ -223,7 +227,7 @@ MUTATIONS = [
     "one",
   ),
   Mutation(
-    "the shallowest exit teaches, not the deepest",
+    "the shallowest exit is the teacher, not the deepest",
     "multi_exit.py",
     "return [log_ps[-1:]] * (len(log_ps) - 1) + [[]]",
     "return [[]] + [log_ps[:1]] * (len(log_ps) - 1)",
@@ -231,7 +235,7 @@ MUTATIONS = [
     "multi_exit",
   ),
   Mutation(
-    "temperature grows while the teacher is unsure",
+    "temperature grows below the confidence, not above",
     "multi_exit.py",
     "found > confidence",
     "found < confidence",
@@ -271,7 +275,7 @@ MUTATIONS = [
     "",
   ),
   Mutation(
-    "labels that are no class unseen",
+    "invalid labels not detected",
     "cross_entropy.py",
     "known | ~weighed, 1.0, jnp.nan)",
     "known | ~weighed, 1.0, 1.0)",
@@ -279,7 +283,7 @@ MUTATIONS = [
     "",
   ),
   Mutation(
-    "rounding taken for a distance",
+    "rounding counted as a distance",
     "_numerics.py",
     "return jnp.where(distance > rounding, distance, 0.0)",
     "return distance",
@@ -305,19 +309,29 @@ MUTATIONS = [
 ]
 
 
+def mutated(mutation: Mutation, root: pathlib.Path = ROOT) -> tuple[pathlib.Path, str]:
+  """Return the path of the file to mutate and its mutated text.
+
+  Raises:
+    ValueError: unless `old` occurs exactly once in the file.
+  """
+  path = root / "jaxkd" / "losses" / mutation.file
+  text = path.read_text()
+  if text.count(mutation.old) != 1:
+    raise ValueError(f"{mutation.what}: {mutation.old!r} must occur once in {mutation.file}")
+  return path, text.replace(mutation.old, mutation.new)
+
+
 def catch(mutation: Mutation, arguments: list[str]) -> str:
-  """The first test that fails with the mutation made; "" if none does."""
+  """Return the name of the first test that fails under the mutation; "" if none does."""
   with tempfile.TemporaryDirectory() as folder:
     copy = pathlib.Path(folder)
     for part in ("jaxkd", "tests"):
       shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    path = copy / "jaxkd" / "losses" / mutation.file
-    text = path.read_text()
-    if text.count(mutation.old) != 1:
-      sys.exit(f"{mutation.what}: {mutation.old!r} is not there exactly once, in {mutation.file}")
-    path.write_text(text.replace(mutation.old, mutation.new))
-    # pytest puts the copy before the installed package (pyproject's pythonpath).
+    path, text = mutated(mutation, copy)
+    path.write_text(text)
+    # pytest finds the copy before the installed package (pyproject's pythonpath).
     done = subprocess.run(
       [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *arguments],
       cwd=copy,
@@ -334,7 +348,7 @@ def catch(mutation: Mutation, arguments: list[str]) -> str:
 
 
 def catch_both(mutation: Mutation) -> tuple[str, str]:
-  """What the properties say, and what the golden cases say."""
+  """Return the first property test that fails, and the first golden case."""
   properties = catch(
     mutation, [f"tests/losses/{mutation.tests}", "tests/losses/test_every_loss.py"]
   )
@@ -345,13 +359,13 @@ def catch_both(mutation: Mutation) -> tuple[str, str]:
 
 
 def main() -> None:
-  """Tries every mutation and prints the table."""
+  """Run every mutation and print the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--output", type=pathlib.Path, help="also write the table to this file")
   output = parser.parse_args().output
   with ThreadPoolExecutor(2) as pool:
     caught = list(pool.map(catch_both, MUTATIONS))
-  lines = ["| mutation | caught by, of the properties | caught by, of the golden cases |"]
+  lines = ["| mutation | first property test that fails | first golden case that fails |"]
   lines += ["|---|---|---|"]
   for mutation, tests in zip(MUTATIONS, caught, strict=True):
     cells = [test if test == "not published" else f"`{test}`" if test else "-" for test in tests]
@@ -362,7 +376,7 @@ def main() -> None:
     output.write_text(f"Written by `python -m tests.mutate`.\n\n{text}\n")
   missed = [m.what for m, (properties, _) in zip(MUTATIONS, caught, strict=True) if not properties]
   if missed:
-    sys.exit(f"no property notices: {', '.join(missed)}")
+    sys.exit(f"no property test fails for: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

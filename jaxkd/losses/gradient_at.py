@@ -152,8 +152,8 @@ def gradient_attention_transfer(
   the defaults are the paper's formula, at the input. There is no published code.
   `normalize`, `reduce`, norm="mse" and other stages than "images" are additions.
 
-  >>> seen = Output(gradients={"images": jnp.ones((2, 4, 4, 3))})
-  >>> float(gradient_attention_transfer(seen, seen).total)
+  >>> output = Output(gradients={"images": jnp.ones((2, 4, 4, 3))})
+  >>> float(gradient_attention_transfer(output, output).total)
   0.0
   """
   kernels = {"l2": gradient_l2, "mse": gradient_mse}

@@ -48,7 +48,7 @@ def byot(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
 
 
 def _terms_alone(exits: list[Output], i: int, options: dict[str, Any]) -> Any:
-  """What the exit `i` learns from the deepest, unweighted."""
+  """The terms of exit `i` with the deepest, with weights 1."""
   compared = [0] if exits[i].features else []
   return losses.be_your_own_teacher(
     [exits[i], exits[-1]], soft_weight=1.0, feature_weight=1.0, feature_exits=compared, **options
@@ -56,7 +56,7 @@ def _terms_alone(exits: list[Output], i: int, options: dict[str, Any]) -> Any:
 
 
 def _one_term(case: Case, arrays: Arrays, options: dict[str, Any]) -> jax.Array:
-  """The soft term alone, or the feature term alone, of one exit."""
+  """The soft term or the feature term of one exit."""
   both = arrays["student"], arrays["teacher"]
   if arrays["student"].ndim == 4 or "feature" in case.word("desc"):
     later = options["feature"] == "distance"
@@ -66,7 +66,7 @@ def _one_term(case: Case, arrays: Arrays, options: dict[str, Any]) -> jax.Array:
 
 
 def _hinted_exits(arrays: Arrays, *, deepest_first: bool) -> list[Output]:
-  """Shallowest first, with the features that are compared, brought to the deepest's shape."""
+  """Exits, shallowest first, with compared features projected to the deepest's shape."""
   count = sum(name.startswith("logits_") for name in arrays)
   exits = []
   for i in range(count):
@@ -77,7 +77,7 @@ def _hinted_exits(arrays: Arrays, *, deepest_first: bool) -> list[Output]:
       projected = hints["hint"] @ arrays[f"adapt_{i}_kernel"]
       hints["hint"] = projected + arrays[f"adapt_{i}_bias"][None]
     elif deepest_first and i > 0:
-      # Its features are given, but they are neither adapted nor compared.
+      # The case has its features, which are neither projected nor compared.
       hints = {}
     exits.append(Output(arrays[f"logits_{i}"], hints))
   return exits[::-1] if deepest_first else exits

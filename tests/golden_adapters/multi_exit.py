@@ -18,9 +18,9 @@ def multi_exit(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   temperature = jnp.asarray(1.0)
   temperatures, confidences, step_losses = [temperature], [], []
   for s in range(int(case.number("n_steps", 0))):
-    who = f"step{s}_exit"
-    step_losses.append(_step(case, arrays, who, arrays[f"labels_{s}"], temperature))
-    deepest = several_logits(who, arrays)[-1].logits
+    name = f"step{s}_exit"
+    step_losses.append(_step(case, arrays, name, arrays[f"labels_{s}"], temperature))
+    deepest = several_logits(name, arrays)[-1].logits
     confidences.append(losses.mean_confidence(deepest, temperature=temperature))
     temperature = losses.adapted_temperature(
       temperature,
@@ -37,9 +37,9 @@ def multi_exit(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   return sum(step_losses[1:], step_losses[0]), aux
 
 
-def _step(case: Case, arrays: Arrays, who: str, labels: jax.Array, temperature: Any) -> jax.Array:
-  """Without C, the labels alone."""
-  exits = several_logits(who, arrays)
+def _step(case: Case, arrays: Arrays, name: str, labels: jax.Array, temperature: Any) -> jax.Array:
+  """The loss of one training step; a case without C has label terms only."""
+  exits = several_logits(name, arrays)
   soft_weight = case.number("C", 0.0)
   label_term = sum(losses.cross_entropy(output.logits, labels) for output in exits)
   terms = losses.multi_exit(exits, temperature=temperature)

@@ -12,7 +12,7 @@ from tests.golden_adapters.case_outputs import stages_of
 from tests.golden_cases import Arrays, Case
 
 
-def selectivity(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+def nst(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   student, teacher = stages_of("student", arrays), stages_of("teacher", arrays)
   stages = list(student.features)
   per_stage = [

@@ -1,4 +1,4 @@
-"""Activation boundaries: of the teacher only which neurons are on, and published variants."""
+"""Activation boundaries: margin loss, disagreement and published variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.losses import activation_boundaries, boundary_disagreement, boundary_margin
 from jaxkd.types import Output
 
-# Everything here runs once or a few times: the compiler's time is what counts.
+# Each program runs a few times only, so compile time dominates.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 SHAPE = (3, 2, 2, 4)
@@ -28,7 +28,7 @@ margin_and_gradient = jit(jax.value_and_grad(boundary_margin))
 
 
 def by_hand(s, t, m=1.0):
-  """Element by element, as the paper writes it."""
+  """The margin loss of every element, by the paper's formula."""
   off = (s + m) ** 2 * ((s > -m) & (t <= 0))
   on = (s - m) ** 2 * ((s <= m) & (t > 0))
   return off + on
@@ -106,7 +106,7 @@ def test_default_stage_weights_double_with_depth():
   names = ("stage1", "stage2", "stage3")
   value = boundary_margin(s, t, reduction="batch")
   for changed, weight in zip(names, (0.25, 0.5, 1.0), strict=True):
-    # The student agrees everywhere but at one stage.
+    # The student differs at one stage only.
     student = Output(preactivations={n: s if n == changed else 9 * np.sign(t) for n in names})
     teacher = Output(preactivations=dict.fromkeys(names, t))
     terms = activation_boundaries(student, teacher, stages=names)

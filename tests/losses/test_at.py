@@ -1,4 +1,4 @@
-"""Attention maps: what the paper states, and what the published variants are."""
+"""Attention transfer: maps, distances and published variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.losses import attention_map, attention_map_l2, attention_map_mse, attention_transfer
 from jaxkd.types import Output
 
-# Quarters, so that activations are 0 or far from where their squares vanish in float32.
+# Multiples of 1/4: activations are 0, or large enough that squares do not underflow in float32.
 MAPS = hnp.arrays(np.int8, (2, 2, 3, 4), elements=st.integers(-40, 40)).map(
   lambda x: x.astype(np.float32) / 4
 )
@@ -66,7 +66,7 @@ def test_attention_depends_on_the_position_in_the_image():
 
 
 def defined_map(x, power, reduce):
-  """The definition in float64 of the map that powers of |x| give."""
+  """The attention map of powers of |x| by definition, in float64."""
   energy = {"mean": np.mean, "sum": np.sum, "max": np.max}[reduce](np.abs(x) ** power, axis=-1)
   return energy / np.sqrt((energy**2).sum(axis=(1, 2), keepdims=True))
 
@@ -121,7 +121,7 @@ def test_map_ignores_the_scale_of_the_features_at_every_power(power, absolute, d
   x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
   options = {"power": power, "absolute": absolute}
   small = jnp.asarray(x, dtype)
-  # Powers of two, so that the scaled values are exactly the others scaled.
+  # Powers of two scale without rounding.
   for scale in (1 / 16, 2.0**14):
     large = map_of(small * scale, **options)
     np.testing.assert_allclose(large, map_of(small, **options), rtol=1e-4, atol=1e-6)
@@ -129,7 +129,7 @@ def test_map_ignores_the_scale_of_the_features_at_every_power(power, absolute, d
 
 @pytest.mark.parametrize("eps_added", [False, True])
 def test_eps_has_the_same_effect_at_high_powers(eps_added):
-  # Values above 1 are taken apart from their scale, and eps with them.
+  # Values above 1 are divided by their scale, and eps accordingly.
   x = jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1)
   energy, eps = np.array([1.0, 8.0]), 32.0
   norm = np.linalg.norm(energy)

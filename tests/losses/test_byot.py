@@ -1,4 +1,4 @@
-"""Be your own teacher: what the definitions state."""
+"""Be your own teacher: definitions and published variants."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KERNELS = pytest.mark.parametrize("kernel", [masked_sum_of_squares, euclidean_di
 
 
 def soft(logits):
-  """Cross-entropy with the deepest exit at T = 3."""
+  """Cross-entropy with the deepest exit at T = 3, by definition."""
   p, q = (np.exp(z.astype("float64") / 3) for z in (LOGITS[-1], logits))
   return -(p / p.sum(1, keepdims=True) * np.log(q / q.sum(1, keepdims=True))).sum(1).mean()
 

@@ -1,4 +1,4 @@
-"""`where`: what does not count is in no value, no statistic and no gradient, whatever it holds."""
+"""Masks (`where`): masked examples affect no value, statistic or gradient, whatever they hold."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from jaxkd.types import Output
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-# Three examples among five, of which two may hold anything.
+# Three examples count, two are padding.
 COUNTED = np.array([True, False, True, True, False])
 REAL = int(COUNTED.sum())
 
-# Functions of each example by itself, whose caller leaves examples out.
+# Functions without `where` that work per example: the caller drops examples.
 BY_EXAMPLE = {
   "adaptive_average_pool",
   "adaptive_max_pool",
@@ -47,7 +47,7 @@ def kernel(name, *shapes, **options):
 
 
 def of_one(name, *shapes, **options):
-  """A function of one side, whose values are made a scalar that depends on all of them."""
+  """A case of a function of one side, with its values reduced to a scalar."""
 
   def call(s, t, **where):
     value = getattr(losses, name)(s, **options, **where)
@@ -60,8 +60,8 @@ def of_outputs(name, *shapes, field="features", stages=("x",), **options):
   def call(s, t, **where):
     if field == "logits":
       return getattr(losses, name)(Output(logits=s), Output(logits=t), **options, **where).total
-    ours, theirs = (Output(**{field: {"x": x, "y": x[..., :1]}}) for x in (s, t))
-    return getattr(losses, name)(ours, theirs, stages=stages, **options, **where).total
+    student, teacher = (Output(**{field: {"x": x, "y": x[..., :1]}}) for x in (s, t))
+    return getattr(losses, name)(student, teacher, stages=stages, **options, **where).total
 
   return Case(name, call, *shapes)
 
@@ -80,7 +80,7 @@ def of_labels(name, **options):
 
 
 def of_permuted(name):
-  # Of two classes, there is one wrong one: nothing is drawn.
+  # With two classes there is one wrong class, so the permutation is trivial.
   def call(s, t, **where):
     key = jax.random.key(0)
     if name == "permuted_soft_target_kl":
@@ -273,7 +273,7 @@ def test_where_as_string_selects_arrays_in_losses_and_fails_in_kernels():
   assert named.feature == loss(x, y, stages=["x"], arrays="preactivations").feature != 0
   with pytest.raises(ConfigError, match="unknown where 'preactivation'"):
     loss(x, y, stages=["x"], where="preactivation")
-  with pytest.raises(ConfigError, match=r"it says which examples count.*arrays='preactivations'"):
+  with pytest.raises(ConfigError, match=r"mask of the examples.*arrays='preactivations'"):
     losses.hint_mse(jnp.ones((2, 3)), jnp.ones((2, 3)), where="preactivations")
 
 
@@ -283,8 +283,7 @@ def test_where_as_string_selects_arrays_in_losses_and_fails_in_kernels():
   ids=lambda case: case.name,
 )  # fmt: skip
 def test_masked_mean_over_devices_equals_that_of_the_global_batch(case):
-  # Two devices: one has nothing that counts but its first example, the other has nothing at all
-  # in the second round.
+  # Two devices; in the second round no example of the second device counts.
   s, t = (np.concatenate([x, x[::-1]]) for x in draw(case))
   for where in ([1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0]):
     where = np.array(where, bool)

@@ -1,4 +1,4 @@
-"""Logits with any leading axes: (B, T, C) and (B, H, W, C) are as many rows."""
+"""Logits with any leading axes: (B, T, C) and (B, H, W, C) equal their flattened rows."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_weights_may_have_any_number_of_leading_axes(leading):
     found = losses.confidence_weighted_cross_entropy(z, t, labels, some)
     flat = losses.confidence_weighted_cross_entropy(z.reshape(-1, 4), t.reshape(-1, 4), *rows)
     np.testing.assert_allclose(found, flat, rtol=1e-5)
-    # Every position is scored.
+    # score() covers every position.
     expected = score(z.reshape(-1, 4), *rows)
     for classes in (labels, np.eye(4, dtype="float32")[labels]):
       for name, pair in score(z, classes, some).items():
@@ -120,12 +120,12 @@ def test_weights_may_have_any_number_of_leading_axes(leading):
 @SHAPES
 def test_permutation_of_dense_logits_keeps_the_largest_at_every_position(leading):
   z = draw(leading)[0]
-  dealt = jit(losses.permute_wrong_classes)(z, KEY)
-  assert dealt.shape == z.shape
-  np.testing.assert_array_equal(dealt.argmax(-1), z.argmax(-1))
-  np.testing.assert_array_equal(np.sort(dealt, -1), np.sort(z, -1))
+  shuffled = jit(losses.permute_wrong_classes)(z, KEY)
+  assert shuffled.shape == z.shape
+  np.testing.assert_array_equal(shuffled.argmax(-1), z.argmax(-1))
+  np.testing.assert_array_equal(np.sort(shuffled, -1), np.sort(z, -1))
   flat = losses.permute_wrong_classes(z.reshape(-1, 4), KEY)
-  np.testing.assert_array_equal(dealt.reshape(-1, 4), flat)
+  np.testing.assert_array_equal(shuffled.reshape(-1, 4), flat)
 
 
 @SHAPES

@@ -1,4 +1,4 @@
-"""Networks that teach each other: what the definitions state."""
+"""Deep mutual learning and native ensembles: definitions and published smoothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def softmax(z):
 
 
 def by_hand(student, target, temperature=1.0):
-  """KL(target || student), T^2 times, with probabilities as target."""
+  """T^2 * KL(target || student), with probabilities as target."""
   terms = target * (np.log(target) - np.log(softmax(student / temperature)))
   return temperature**2 * terms.sum(-1).mean()
 
@@ -34,7 +34,7 @@ def mutually(student, *peers, **options):
 
 
 def together(*branches, **options):
-  """The last is the ensemble."""
+  """The native-ensemble loss; the last argument is the ensemble."""
   *branches, ensemble = (Output(z) for z in branches)
   return native_ensemble(branches, ensemble, **options).total
 
@@ -71,11 +71,11 @@ def test_value_and_gradient_are_zero_for_equal_networks():
 
 def test_smoothing_equals_the_published_formulas():
   p, q = softmax(SELF), softmax(PEERS[0])
-  eps = 0.01  # large enough to be seen
-  ours = peer_kl(SELF, PEERS[0], ratio_smoothing=eps)
-  np.testing.assert_allclose(ours, (q * np.log(eps + q / (p + eps))).sum(-1).mean(), rtol=1e-5)
-  ours = peer_kl(SELF, PEERS[0], target_smoothing=eps)
-  np.testing.assert_allclose(ours, by_hand(SELF, q + eps), rtol=1e-5)
+  eps = 0.01  # large enough to change the value
+  value = peer_kl(SELF, PEERS[0], ratio_smoothing=eps)
+  np.testing.assert_allclose(value, (q * np.log(eps + q / (p + eps))).sum(-1).mean(), rtol=1e-5)
+  value = peer_kl(SELF, PEERS[0], target_smoothing=eps)
+  np.testing.assert_allclose(value, by_hand(SELF, q + eps), rtol=1e-5)
   with pytest.raises(ConfigError, match=r"target_smoothing is 0\.1 and ratio_smoothing 0\.2"):
     peer_kl(SELF, SELF, target_smoothing=0.1, ratio_smoothing=0.2)
 
@@ -87,17 +87,17 @@ def test_peer_gets_a_gradient_only_if_not_detached(options):
 
     @jit
     def slopes(pair):
-      detached, pulled = (
+      detached, attached = (
         jax.grad(lambda x, d=d: peer_kl(*x, detached=d, **options))(pair) for d in (True, False)
       )
       moved = jnp.stack([pair + 1e-5 * moves, pair - 1e-5 * moves])
       up, down = jax.vmap(lambda x: peer_kl(*x, **options))(moved)
-      return detached, pulled, (up - down) / 2e-5
+      return detached, attached, (up - down) / 2e-5
 
-    detached, pulled, finite = slopes(pair)
-  assert np.abs(pulled).max() > 0.01
-  np.testing.assert_array_equal(detached, [pulled[0], np.zeros_like(SELF)])
-  np.testing.assert_allclose(np.vdot(pulled, moves), finite, rtol=1e-7)
+    detached, attached, finite = slopes(pair)
+  assert np.abs(attached).max() > 0.01
+  np.testing.assert_array_equal(detached, [attached[0], np.zeros_like(SELF)])
+  np.testing.assert_allclose(np.vdot(attached, moves), finite, rtol=1e-7)
 
 
 def test_extreme_logits_give_finite_values_and_gradients():

@@ -1,4 +1,4 @@
-"""Hints, the sizes of maps, and the names of stages."""
+"""FitNets and SimKD: hint loss, sizes of maps and names of stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flow matrices and the pooling in front of them."""
+"""FSP: flow matrices, their distances and the sum over stages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random_arrays(*shapes, seed=0):
 
 
 def network(*shapes, seed=0):
-  """An Output with a stage "0", "1", ... of every shape."""
+  """An Output with stages "0", "1", ... of the given shapes."""
   return Output(features={str(i): x for i, x in enumerate(random_arrays(*shapes, seed=seed))})
 
 
@@ -61,7 +61,7 @@ def test_larger_layer_is_pooled_to_the_smaller(pool):
 
 def test_each_axis_is_pooled_to_the_smaller_size():
   high, wide = np.ones((1, 4, 2, 1)), np.arange(8.0).reshape(1, 2, 4, 1)
-  # Of the pairs (0, 1), (2, 3), (4, 5), (6, 7) in a row: the maxima 1, 3, 5, 7.
+  # The maxima of the pairs (0, 1), (2, 3), (4, 5), (6, 7) of a row are 1, 3, 5, 7.
   assert jit(functools.partial(flow_matrix, pool="max"))(high, wide).item() == 4.0
 
 
@@ -145,20 +145,23 @@ def test_columns_equal_up_to_rounding_have_zero_gradient():
   s[0, 0] = 1 + 1e-6, 1 + 1e-5
   gradient = jit(jax.grad(fsp_column_norm))
   np.testing.assert_allclose(gradient(s, t)[0], [[0, 1], [0, 0], [0, 0]], atol=1e-6)
-  # Nothing is small beside a teacher's column of zeros.
+  # Beside a teacher's column of zeros no difference is rounding.
   assert jnp.abs(gradient(np.float32(1e-10) * s, 0 * t)).max() > 0.1
 
 
 def test_flows_of_adjacent_stages_are_weighted_and_summed():
   @jit
-  def both(ours, theirs):
-    student = Output(features=dict(zip("012", ours, strict=True)))
-    teacher = Output(features=dict(zip("abc", theirs, strict=True)))
+  def both(student_maps, teacher_maps):
+    student = Output(features=dict(zip("012", student_maps, strict=True)))
+    teacher = Output(features=dict(zip("abc", teacher_maps, strict=True)))
     terms = functools.partial(
       flow_of_solution, student, teacher, stages=[("0", "a"), ("1", "b"), ("2", "c")]
     )
     first, second = (
-      fsp_mse(flow_matrix(ours[i], ours[i + 1]), flow_matrix(theirs[i], theirs[i + 1]))
+      fsp_mse(
+        flow_matrix(student_maps[i], student_maps[i + 1]),
+        flow_matrix(teacher_maps[i], teacher_maps[i + 1]),
+      )
       for i in (0, 1)
     )
     return [
@@ -166,9 +169,9 @@ def test_flows_of_adjacent_stages_are_weighted_and_summed():
       (terms(stage_weights=[2.0, 0.5]), 2 * first + second / 2),
     ]
 
-  ours = random_arrays((2, 4, 4, 3), (2, 4, 4, 2), (2, 2, 2, 5), seed=1)
-  theirs = random_arrays((2, 3, 3, 3), (2, 2, 2, 2), (2, 2, 2, 5))
-  for terms, expected in both(ours, theirs):
+  student_maps = random_arrays((2, 4, 4, 3), (2, 4, 4, 2), (2, 2, 2, 5), seed=1)
+  teacher_maps = random_arrays((2, 3, 3, 3), (2, 2, 2, 2), (2, 2, 2, 5))
+  for terms, expected in both(student_maps, teacher_maps):
     assert isinstance(terms, Terms) and terms.logit == 0
     np.testing.assert_allclose(terms.feature, expected, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Factor transfer: what the paper states, and what the published variants are."""
+"""Factor transfer: definitions, reconstruction and published variants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jaxkd.losses import (
 )
 from jaxkd.types import Output
 
-# Everything here runs once or a few times: the compiler's time is what counts.
+# Each program runs a few times only, so compile time dominates.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 KERNELS = (factor_l1, factor_lp, factor_map_lp)
@@ -64,7 +64,7 @@ def test_value_and_gradient_are_zero_for_equal_factors(kernel, x):
 
 @every_kernel
 def test_value_and_gradient_are_zero_for_equal_factors_in_optimised_programs(kernel):
-  # Optimised, one side's normalisation is fused into the subtraction.
+  # The optimising compiler fuses one side's normalisation into the subtraction.
   value, gradient = jax.jit(jax.value_and_grad(kernel))(factors(), factors())
   assert value == 0 and (gradient == 0).all()
 
@@ -87,7 +87,7 @@ def test_gradient_of_the_distance_is_tangent_to_the_unit_sphere():
   norm = np.linalg.norm(s, axis=1, keepdims=True)
   a, b = s / norm, t / np.linalg.norm(t, axis=1, keepdims=True)
   cosine = (a * b).sum(1, keepdims=True)
-  # |a - b| = sqrt(2 - 2 cos), and a moves at right angles to itself.
+  # |a - b| = sqrt(2 - 2 cos), and the derivative of a unit vector is orthogonal to it.
   slope = (cosine * a - b) / norm / np.sqrt(2 - 2 * cosine) / 2
   _, gradient = compiled[factor_lp](factors(0), factors(1))
   np.testing.assert_allclose(gradient.reshape(2, -1), slope, rtol=1e-4, atol=1e-6)

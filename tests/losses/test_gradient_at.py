@@ -1,4 +1,4 @@
-"""Matching gradients: the paper's distances, and what its options add."""
+"""Gradient-based attention transfer: distances, options and symmetry."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jaxkd.losses import gradient_l2 as eager_l2
 from jaxkd.losses import gradient_mse as eager_mse
 from jaxkd.types import Output, Terms
 
-# Compiled as a whole, which is quicker than operation by operation.
+# Compiled as a whole, which is faster than eager operations.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 gradient_l2, gradient_mse = (
   jit(kernel, static_argnames=("normalize", "reduce", "eps")) for kernel in (eager_l2, eager_mse)
 )
 
-# Quarters, so that gradients are 0 or far from where their squares vanish in float32.
+# Multiples of 1/4: gradients are 0, or large enough that squares do not underflow in float32.
 GRADIENTS = hnp.arrays(np.int8, (2, 2, 3, 2), elements=st.integers(-40, 40)).map(
   lambda x: x.astype(np.float32) / 4
 )
@@ -37,7 +37,7 @@ def drawn(*shapes, seed=0):
   return [rng.normal(size=shape).astype("float32") for shape in shapes]
 
 
-def seen(**gradients):
+def gradients_at(**gradients):
   return Output(gradients=gradients)
 
 
@@ -60,7 +60,7 @@ def test_normalized_distance_ignores_the_size_of_gradients(s, t, a, b):
 @given(GRADIENTS)
 def test_normalized_distance_of_equal_gradients_is_zero_with_a_finite_gradient(x):
   value, gradient = normalized_l2(x, x)
-  # Compilers may round the two sides differently, which a norm does not forgive.
+  # Compilers may round the two sides differently.
   assert value < 1e-6 and np.isfinite(gradient).all()
 
 
@@ -82,12 +82,12 @@ def test_distance_depends_on_the_size_of_gradients_unless_normalized():
 @each_kernel
 def test_normalized_zero_gradients_stay_zero_and_have_zero_gradient(kernel):
   zero, (some,) = jnp.zeros((2, 2, 2, 1)), drawn((2, 2, 2, 1))
-  # Where l2_normalize would have a slope of 1e12.
+  # l2_normalize would have a slope of 1e12 here.
   normalized = functools.partial(kernel.__wrapped__, normalize=True)
   value, gradient = jit(jax.value_and_grad(normalized))(zero, some)
   np.testing.assert_allclose(value, 1.0 if kernel is gradient_l2 else 0.25, rtol=1e-6)
   assert (gradient == 0).all()
-  # Those of a very confident network are small, and still have a direction.
+  # Small gradients, as of a very confident network, still have a direction.
   np.testing.assert_allclose(kernel(1e-9 * some, some, normalize=True), 0.0, atol=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_reduce_gives_maps_of_absolute_values(reduce, numpy):
 
 @each_kernel
 def test_reduce_makes_stages_of_different_channels_and_sizes_comparable(kernel):
-  # The larger map's values cancel within each pooled bin; their absolute values do not.
+  # Values of the larger map cancel within each pooled bin; absolute values do not.
   signs = np.tile(np.array([1.0, -1.0], np.float32), (2, 4, 2))[..., None]
   s, t = np.repeat(signs, 3, axis=-1), jnp.ones((2, 2, 2, 5))
   assert kernel(s, t, reduce="abs_mean") == 0
@@ -130,8 +130,8 @@ def test_loss_sums_weighted_stages_with_its_options(norm, kernel):
   s, t, a, b = drawn((2, 4, 4, 3), (2, 4, 4, 3), (2, 4, 4, 2), (2, 2, 2, 5))
   options = {"normalize": True, "reduce": "abs_max", "eps": 0.125}
   terms = gradient_attention_transfer(
-    seen(images=s, stage1=a),
-    seen(images=t, stage2=b),
+    gradients_at(images=s, stage1=a),
+    gradients_at(images=t, stage2=b),
     stages=["images", ("stage1", "stage2")],
     stage_weights=[0.5, 2.0],
     norm=norm,
@@ -144,27 +144,27 @@ def test_loss_sums_weighted_stages_with_its_options(norm, kernel):
 
 def test_defaults_equal_the_paper_formula():
   s, t = drawn((2, 4, 4, 3), (2, 4, 4, 3))
-  terms = gradient_attention_transfer(seen(images=s), seen(images=t))
+  terms = gradient_attention_transfer(gradients_at(images=s), gradients_at(images=t))
   np.testing.assert_allclose(terms.feature, gradient_l2(s, t), rtol=1e-6)
 
 
 def test_symmetry_is_the_distance_between_original_and_mirrored_gradients():
   x, y = drawn((2, 4, 4, 3), (2, 4, 4, 3))
-  mirrored = seen(images=x, flipped_images=y)
+  mirrored = gradients_at(images=x, flipped_images=y)
   for options in ({}, {"normalize": True, "eps": 0.5}):
     found = gradient_symmetry(mirrored, **options).feature
     np.testing.assert_allclose(found, gradient_l2(x, y, **options), rtol=1e-6)
-  assert gradient_symmetry(seen(images=x, flipped_images=x)).total == 0
+  assert gradient_symmetry(gradients_at(images=x, flipped_images=x)).total == 0
 
 
 def test_symmetry_gives_gradients_to_both_sides():
   x, y = drawn((2, 2, 2, 1), (2, 2, 2, 1))
 
   def loss(x, y):
-    return gradient_symmetry(seen(images=x, flipped_images=y)).total
+    return gradient_symmetry(gradients_at(images=x, flipped_images=y)).total
 
-  pulls = jit(jax.grad(loss, (0, 1)))
-  left, right = pulls(x, y)
+  gradients = jit(jax.grad(loss, (0, 1)))
+  left, right = gradients(x, y)
   assert np.abs(left).max() > 0.01
   np.testing.assert_allclose(left, -right, rtol=1e-6)
 
@@ -172,9 +172,9 @@ def test_symmetry_gives_gradients_to_both_sides():
 def test_symmetry_error_names_what_is_missing_or_differs():
   x = jnp.ones((2, 2, 2, 1))
   with pytest.raises(ConfigError, match=r"unknown student stage 'flipped_images'.*known: images"):
-    gradient_symmetry(seen(images=x))
+    gradient_symmetry(gradients_at(images=x))
   with pytest.raises(ConfigError, match=r"images \(2, 2, 2, 1\) and flipped_images \(1, 2, 2, 1"):
-    gradient_symmetry(seen(images=x, flipped_images=x[:1]))
+    gradient_symmetry(gradients_at(images=x, flipped_images=x[:1]))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_symmetry_error_names_what_is_missing_or_differs():
   ],
 )
 def test_wrong_options_raise_an_error_that_names_them(options, message):
-  x = seen(images=jnp.ones((1, 2, 2, 1)))
+  x = gradients_at(images=jnp.ones((1, 2, 2, 1)))
   with pytest.raises(ConfigError, match=message):
     gradient_attention_transfer(x, x, **options)
 
@@ -204,7 +204,7 @@ def test_wrong_options_raise_an_error_that_names_them(options, message):
   ],
 )
 def test_error_for_incompatible_shapes_names_the_stage(student, teacher, reduce, message):
-  s, t = seen(images=jnp.ones(student)), seen(images=jnp.ones(teacher))
+  s, t = gradients_at(images=jnp.ones(student)), gradients_at(images=jnp.ones(teacher))
   with pytest.raises(ConfigError, match=f"^stage 'images': .*{message}"):
     gradient_attention_transfer(s, t, reduce=reduce)
 

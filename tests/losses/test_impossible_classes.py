@@ -1,4 +1,4 @@
-"""A logit of -inf is a class that is impossible: 0 log 0 = 0, on either side."""
+"""Logits of -inf are impossible classes: 0 log 0 = 0, on either side."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 LABELS = np.array([0, 1, 3], np.int32)
 FINITE = np.random.default_rng(1).normal(size=(3, 4)).astype("float32")
-# Classes that are impossible to all networks, for three examples with these labels.
+# Classes that are impossible for all networks, for three examples with these labels.
 SHARED = np.array([[0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], bool)
 
 
 class Case(NamedTuple):
   """A function of a student's and a teacher's logits, and the temperature.
 
-  `infinite`: a class that is impossible to the student alone costs inf. `teacher_learns`: so does
-  one that is impossible to the teacher alone.
+  Attributes:
+    infinite: a class that is impossible for the student alone gives inf.
+    teacher_learns: a class that is impossible for the teacher alone gives inf, too.
   """
 
   call: Callable
@@ -75,7 +76,7 @@ def of_branches(s, t, T):
 
 
 def gated(s, t, T):
-  # The student's share is 0: what it calls impossible does not matter.
+  # The student's weight is 0, so its logits of -inf have no effect.
   gate = jnp.array([[0.0, 0.5]] * 3) * T
   return losses.cross_entropy(losses.gated_logits([Output(s), Output(t)], gate), LABELS)
 
@@ -85,7 +86,7 @@ CASES = {
   "knowledge_distillation": Case(distilled),
   "peer_kl": kernel("peer_kl", detached=False),
   "peer_kl, ratio": kernel("peer_kl", False, detached=False, ratio_smoothing=1e-8),
-  # A smoothed target has some of every class, and a permuted one has its zeros anywhere.
+  # Finite student: a smoothed target is positive everywhere, a permuted one has zeros anywhere.
   "peer_kl, target": Case(
     lambda s, t, T: losses.peer_kl(FINITE, t, temperature=T, detached=False, target_smoothing=1e-3),
     False,
@@ -136,7 +137,7 @@ def compiled(call):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_classes_impossible_for_all_add_nothing_and_have_zero_gradient(case, dtype):
   with jax.enable_x64(True):
-    # A logit of -1e5 has a probability of 0, too, and is a number.
+    # Reference: a finite logit of -1e5 has probability 0, too.
     far = [jnp.maximum(x.astype("float64"), -1e5) for x in draw(dtype)]
     expected, (*exact, _) = jax.tree.map(np.asarray, compiled(case.call)(*far, 2.0))
   with jax.enable_x64(dtype == "float64"):
@@ -187,13 +188,13 @@ def test_label_of_an_impossible_class_gives_inf():
       value, slope = jax.value_and_grad(losses.cross_entropy)(z, labels, **options)
       assert value == np.inf and np.isfinite(slope).all() and slope[0, 1] == 0
     assert np.isfinite(losses.cross_entropy(z, labels, jnp.array([0.0, 1.0])))
-  # Smoothing gives some of the label to every class.
+  # Smoothing gives every class a part of the label.
   assert losses.cross_entropy(z, jnp.array([0, 0]), label_smoothing=0.1) == np.inf
   assert np.isfinite(losses.cross_entropy(z, jnp.array([0, 0])))
 
 
 def test_probability_that_rounds_to_zero_is_not_an_impossible_class():
-  # exp(-200) is 0 in float32, and its class is possible all the same.
+  # exp(-200) is 0 in float32, but its class is possible.
   s, t = jnp.array([[0.0, -jnp.inf]]), jnp.array([[0.0, -200.0]])
   assert losses.soft_target_kl(s, t, temperature=1.0) == np.inf
 

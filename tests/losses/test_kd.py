@@ -1,4 +1,4 @@
-"""Soft targets and labels: what the definitions state."""
+"""Knowledge distillation: the KL divergence with soft targets, and its mix with labels."""
 
 from __future__ import annotations
 

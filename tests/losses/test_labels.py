@@ -1,4 +1,4 @@
-"""Labels that count and are no class give NaN, in place of a 0 that says nothing."""
+"""Invalid labels that count give NaN, not a silent 0."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_invalid_label_that_counts_gives_nan(loss, labels):
 def test_label_that_does_not_count_may_be_invalid(loss, labels):
   weights = np.float32([1, 0, 2])
   z = LOGITS.copy()
-  # So may its logits.
+  # Its logits may be invalid, too.
   z[1] = np.nan
   value, gradient = compiled[loss](z, labels, weights)
   right = labels.copy()

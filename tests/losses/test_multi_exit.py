@@ -1,4 +1,4 @@
-"""Exits that learn from deeper ones: what the definitions state."""
+"""Multi-exit distillation: definitions, gradients and the adapted temperature."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def softmax(z):
 
 
 def exits_loss(exits, **options):
-  """Of an array (M, B, C)."""
+  """The multi-exit loss of an array (M, B, C)."""
   return multi_exit([Output(z) for z in exits], **options).total
 
 
 @functools.cache
 def compiled(teachers):
-  """Values and gradients at T = 2, of what exits learn in all ways but the teachers."""
+  """Values and gradients at T = 2 under every option but `teachers`."""
   ways = {
     "cross-entropy": {},
     "mean": {"average": "mean"},
@@ -58,7 +58,7 @@ def compiled(teachers):
 
 
 def targets(teachers):
-  """For every exit, its teachers' probabilities at T = 2."""
+  """The probabilities of every exit's teachers at T = 2."""
   p = softmax(EXITS / 2)
   return {
     "last": [[p[2]], [p[2]], []],
@@ -67,8 +67,8 @@ def targets(teachers):
   }[teachers]
 
 
-def lessons(teachers):
-  """For every exit, its divergences from each of its teachers, 2^2 times, by hand."""
+def divergences(teachers):
+  """2^2 times the cross-entropy of every exit with each of its teachers, by definition."""
   return [
     [4 * -(t * np.log(own)).sum(-1).mean() for t in found]
     for own, found in zip(softmax(EXITS / 2), targets(teachers), strict=True)
@@ -93,38 +93,38 @@ def test_soft_cross_entropy_gives_a_gradient_to_a_teacher_that_is_not_detached()
 
     @jit
     def slopes(pair):
-      detached, pulled = (
+      detached, attached = (
         jax.grad(lambda x, d=d: soft_cross_entropy(*x, detached=d))(pair) for d in (True, False)
       )
       moved = jnp.stack([pair + 1e-5 * moves, pair - 1e-5 * moves])
       up, down = jax.vmap(lambda x: soft_cross_entropy(*x))(moved)
-      return detached, pulled, (up - down) / 2e-5
+      return detached, attached, (up - down) / 2e-5
 
-    detached, pulled, finite = slopes(pair)
-  np.testing.assert_array_equal(detached, [pulled[0], np.zeros_like(pulled[1])])
-  np.testing.assert_allclose(np.vdot(pulled, moves), finite, rtol=1e-7)
+    detached, attached, finite = slopes(pair)
+  np.testing.assert_array_equal(detached, [attached[0], np.zeros_like(attached[1])])
+  np.testing.assert_allclose(np.vdot(attached, moves), finite, rtol=1e-7)
 
 
 @MULTIPLE
 def test_sum_and_mean_over_exits_equal_the_definition(teachers):
-  each, ours = lessons(teachers), compiled(teachers)(EXITS)
-  np.testing.assert_allclose(ours["cross-entropy"][0], sum(map(sum, each)), rtol=1e-5)
+  each, found = divergences(teachers), compiled(teachers)(EXITS)
+  np.testing.assert_allclose(found["cross-entropy"][0], sum(map(sum, each)), rtol=1e-5)
   expected = sum(sum(found) / len(found) for found in each if found) / 3
-  np.testing.assert_allclose(ours["mean"][0], expected, rtol=1e-5)
+  np.testing.assert_allclose(found["mean"][0], expected, rtol=1e-5)
 
 
 @MULTIPLE
 def test_kl_has_the_gradient_of_cross_entropy(teachers):
-  ours = compiled(teachers)(EXITS)
-  np.testing.assert_allclose(ours["kl"][1], ours["cross-entropy"][1], rtol=1e-5, atol=1e-7)
-  assert 0 < ours["kl"][0] < ours["cross-entropy"][0]
+  found = compiled(teachers)(EXITS)
+  np.testing.assert_allclose(found["kl"][1], found["cross-entropy"][1], rtol=1e-5, atol=1e-7)
+  assert 0 < found["kl"][0] < found["cross-entropy"][0]
 
 
 @MULTIPLE
 def test_exits_that_agree_have_zero_gradient(teachers):
   agreed = np.broadcast_to(EXITS[:1], EXITS.shape)
   for way, (value, gradient) in compiled(teachers)(agreed).items():
-    # The mean of all exits is rounded.
+    # The mean over exits is rounded.
     np.testing.assert_allclose(gradient, 0, atol=1e-6 if teachers == "ensemble" else 0)
     assert (abs(value) < 1e-6) == (way == "kl")
 
@@ -152,8 +152,8 @@ def test_teachers_that_are_not_detached_get_a_gradient(teachers):
       up, down = jax.vmap(loss)(jnp.stack([exits + 1e-5 * moves, exits - 1e-5 * moves]))
       return jnp.vdot(jax.grad(loss)(exits), moves), (up - down) / 2e-5
 
-    pulled, finite = slopes(exits)
-  np.testing.assert_allclose(pulled, finite, rtol=1e-6)
+    attached, finite = slopes(exits)
+  np.testing.assert_allclose(attached, finite, rtol=1e-6)
 
 
 def test_single_exit_gives_zero_terms():
@@ -198,7 +198,7 @@ def test_temperature_takes_no_gradient_and_keeps_its_dtype():
 
 
 def test_temperature_depends_on_the_global_batch():
-  # Sure and unsure devices: the mean decides, the same for both.
+  # One confident and one uncertain device: both use the mean.
   logits = np.stack([np.float32([[9.0, 0.0]]), np.zeros((1, 2), np.float32)])
   for confidence, expected in ((0.7, 1.05), (0.8, 1.0)):
     adapt = functools.partial(adapted_temperature, 1.0, confidence=confidence, axis_name="batch")

@@ -86,7 +86,7 @@ def test_match_sizes_leaves_vectors_unchanged_and_rejects_a_vector_with_a_map():
 
 
 def maxima_by_hand(x, height, width):
-  """The maximum of each bin, and how often each position is the first to reach one."""
+  """The maximum of each bin, and for each position the number of bins whose first maximum it is."""
   out = np.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
   chosen = np.zeros_like(x)
   for b, c in np.ndindex(x.shape[0], x.shape[3]):
@@ -101,11 +101,11 @@ def maxima_by_hand(x, height, width):
 
 @functools.cache
 def max_pool(height, width):
-  """The pooled maps and the gradient of their sum."""
+  """A compiled function that returns the pooled maps and the gradient of their sum."""
 
   def both(x):
-    out, pull = jax.vjp(lambda x: adaptive_max_pool(x, height, width), x)
-    return out, pull(jnp.ones_like(out))[0]
+    out, vjp = jax.vjp(lambda x: adaptive_max_pool(x, height, width), x)
+    return out, vjp(jnp.ones_like(out))[0]
 
   return jit(both)
 
@@ -113,7 +113,7 @@ def max_pool(height, width):
 @given(st.sampled_from([(4, 6, 2, 3), (5, 4, 3, 3), (3, 2, 5, 2), (4, 3, 1, 1)]), st.integers(0, 9))
 def test_max_pooling_and_its_gradient_use_the_first_maximum_of_each_bin(sizes, seed):
   rows, columns, height, width = sizes
-  # Four values only, so that most bins have several maxima.
+  # Four distinct values, so that most bins have several maxima.
   x = np.random.default_rng(seed).integers(-3, 1, (2, rows, columns, 3)).astype("float32")
   pooled, gradient = max_pool(height, width)(x)
   expected, chosen = maxima_by_hand(x, height, width)

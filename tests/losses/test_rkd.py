@@ -1,4 +1,4 @@
-"""Relations: what the paper states, the whole batch over devices, and memory."""
+"""RKD: definitions, invariances, the global batch over devices, and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rkd(student, teacher, **options):
 
 @jit
 def both(student, teacher):
-  """Distance and angle kernel, each with the gradient."""
+  """Value and gradient of the distance and the angle kernel."""
   return [jax.value_and_grad(f)(student, teacher) for f in (pairwise_distance_huber, angle_huber)]
 
 
@@ -37,7 +37,7 @@ def draw(*shape, seed=0):
 
 
 def plain(student, teacher):
-  """The angle term as the paper has it: all triples at once."""
+  """The angle term by the paper's formula, over all triples at once."""
 
   def cosines(x):
     away = x[None] - x[:, None]
@@ -63,19 +63,20 @@ def test_angles_in_blocks_equal_all_triples_at_once(batch, size):
 
 
 def test_opposed_angles_are_in_the_linear_part_of_the_huber_loss():
-  """Three samples on a line against a right angle, by hand: 0 against 1, and 1 against 1/sqrt 2."""
+  # Three samples on a line against a right angle: cosines 0 against 1, and 1 against 1/sqrt(2).
   line, bent = jnp.array([[0.0], [1.0], [-1.0]]), jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-  # At the middle -1 meets 0, at both ends 1 meets 1/sqrt(2), each as (j, k) and (k, j).
+  # The corner in the middle has -1 against 0, those at the ends 1 against 1/sqrt(2); each counts as
+  # (j, k) and (k, j).
   expected = 2 * (0.5 + 2 * (1 - 0.5**0.5) ** 2 / 2) / 27
   np.testing.assert_allclose(both(line, bent)[1][0], expected, rtol=1e-5)
-  # Angles of 180 degrees against 0: the gap of 2 counts 1.5.
+  # 180 against 0 degrees: the difference of 2 gives a Huber loss of 1.5.
   same = jnp.array([[0.0], [1.0], [2.0]])
   np.testing.assert_allclose(both(line, same)[1][0], 2 * (1.5 + 1.5) / 27, rtol=1e-5)
 
 
 def test_distances_are_divided_by_their_mean_over_pairs():
   s, t = jnp.array([[0.0], [1.0], [3.0]]), jnp.array([[0.0], [1.0], [2.0]])
-  # 1, 2, 3 over their mean 2, against 1, 1, 2 over 4/3; each pair twice, of 9.
+  # Distances 1, 2, 3 over their mean 2 against 1, 1, 2 over 4/3; each pair twice among 9.
   gaps = np.array([0.5 - 0.75, 1.0 - 0.75, 1.5 - 1.5])
   np.testing.assert_allclose(pairwise_distance_huber(s, t), (gaps**2).sum() / 9, rtol=1e-5)
   squares = np.array([1, 4, 9]) / (14 / 3) - np.array([1, 1, 4]) / 2
@@ -202,7 +203,7 @@ WEIGHTS, INPUTS, TARGETS = draw(4, 3), draw(16, 4, seed=1), draw(16, 5, seed=2)
 
 
 def per_device(weights, inputs, targets, axis_name="batch"):
-  """The recipe of every step: the gradient of the local loss, averaged over the devices."""
+  """Gradient of the local loss, averaged over devices, as in a training step."""
   value, gradient = jax.value_and_grad(lambda w: rkd(inputs @ w, targets, axis_name=axis_name))(
     weights
   )

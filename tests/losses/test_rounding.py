@@ -1,4 +1,4 @@
-"""Networks that agree up to rounding: no distance, and no gradient of full size beside a kink."""
+"""Networks that agree up to rounding: losses with a kink have value 0 and gradient 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def symmetry(s, t, **options):
   ).total
 
 
-# What has a kink where both sides agree.
+# Kernels with a kink where both sides agree.
 KERNELS = {
   "attention_map_l2": losses.attention_map_l2,
   "attention_map_l2, power 4": functools.partial(losses.attention_map_l2, power=4),
@@ -54,7 +54,7 @@ def compiled(kernel):
 @SCALES
 def test_value_and_gradient_are_zero_if_sides_differ_by_rounding(kernel, scale):
   x = scale * draw((4, 6, 5, 3))
-  # Errors of the size of the rounding of a typical value, also where the value itself is small.
+  # Errors of the size of a typical value's rounding, also where the value is small.
   error = np.sqrt(np.mean(np.square(x))) * np.finfo("float32").eps * draw(x.shape, 1)
   value, gradient = compiled(kernel)(x + error, x)
   assert value == 0 and not np.any(gradient)
@@ -70,7 +70,7 @@ def test_differences_beyond_rounding_are_accurate(kernel, scale):
     wide = compiled(kernel)(*(jnp.asarray(np.asarray(z), "float64") for z in (s, x)))
     exact, slope = jax.tree.map(np.asarray, wide)
   if kernel is KERNELS["attention_map_l2, power 4"] and scale == 1e-12:
-    return  # Maps of such powers are below the norm's eps, and zeros, on purpose.
+    return  # The norm of such maps is below eps, so they are zeros by design.
   np.testing.assert_allclose(value, exact, rtol=1e-4)
   assert np.linalg.norm(gradient - slope) <= 1e-3 * np.linalg.norm(slope)
 
@@ -87,7 +87,7 @@ def test_value_and_gradient_are_zero_for_a_network_compiled_twice_in_one_program
     return jax.nn.relu(maps).reshape(batch, 4, 2, 4, 2, 6).mean((2, 4))
 
   def loss(w, scale):
-    # The same function of the same numbers, which the compiler may fuse in two ways.
+    # The same function of the same values, which the compiler may fuse differently.
     return kernel(network(w, images), network(weights * scale / 3.0, images * 3.0))
 
   value, gradient = jax.jit(jax.value_and_grad(loss))(weights, jnp.float32(1))
@@ -113,8 +113,8 @@ def test_distance_equals_numpy_or_is_zero_within_rounding(seed, scale, gap):
 
 @jax.jit
 def distances(x, y):
-  value, pull = jax.vjp(lambda x: l2_distance(x, y, 1), x)
-  return value, pull(jnp.ones_like(value))[0]
+  value, vjp = jax.vjp(lambda x: l2_distance(x, y, 1), x)
+  return value, vjp(jnp.ones_like(value))[0]
 
 
 def test_distance_to_zero_is_not_zero():
@@ -126,7 +126,7 @@ def test_distance_to_zero_is_not_zero():
 
 
 def test_distance_over_devices_is_compared_with_the_global_norm():
-  # One device's share differs by much of its own norm, and by nothing of the whole one.
+  # The difference on one device is large beside its own norm, and rounding beside the global one.
   t = jnp.stack([jnp.full((1, 4), 1e8), jnp.ones((1, 4))])
   s = t.at[1].add(0.5)
   pooled = functools.partial(losses.euclidean_distance, axis_name="batch")

@@ -1,4 +1,4 @@
-"""Arrays handed to a loss on Outputs, and Outputs handed to a kernel, are named with the remedy."""
+"""Errors for arrays given to losses and Outputs given to kernels, with the remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = Output(
   dict.fromkeys(["images", "flipped_images"], X),
 )
 
-# How the losses on Outputs are called, where not with a student and a teacher.
+# Calls of the losses whose arguments are not (student, teacher).
 CALLS = {
   "be_your_own_teacher": lambda s, t: losses.be_your_own_teacher([s, t]),
   "confidence_weighted_by_teacher_max": lambda s, t: losses.confidence_weighted_by_teacher_max(
@@ -110,7 +110,7 @@ def test_error_for_a_wrong_list_of_outputs_describes_it(call):
       call(value)
 
 
-# What else a kernel is called with.
+# Further positional arguments of kernels.
 MORE = {
   "adaptive_average_pool": (2, 2),
   "adaptive_max_pool": (2, 2),
