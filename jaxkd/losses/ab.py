@@ -196,7 +196,7 @@ def _sum_of_squared_hinges_jvp(primals, tangents):
 
 
 def _signed_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
-  """Signed excess of each student neuron: positive where it must fall, negative where rise."""
+  """Signed hinge of each student neuron: positive where its value must decrease."""
   hinges = jnp.maximum(margin - jnp.where(on, s, -s), 0)
   return jnp.where(on, -hinges, hinges)
 
