@@ -1,10 +1,9 @@
-"""Breaks the losses on purpose, one way at a time, and tells which test notices.
+"""Mutation tests of the losses: break the code in one place, report the first test that fails.
 
     python -m tests.mutate [--output FILE]
 
-Each mutation is made in a copy of the working tree, on which the tests of the losses then run up
-to the first that fails. A mutation that no test notices is a failure of the tests: the exit
-status is then 1.
+Each mutation is applied to a copy of the working tree, where the tests of the losses then run up
+to the first failure. If no property test fails for some mutation, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -23,10 +22,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Mutation(NamedTuple):
-  """One thing broken: `old` becomes `new` in a file of jaxkd/losses.
+  """One mutation: `old` becomes `new` in a file of jaxkd/losses.
 
-  `tests` are those of tests/losses that are about it, beside test_every_loss.py; `parity` is the
-  method whose golden cases are, "" where no published code has it.
+  Attributes:
+    what: description of the mutation, for the table.
+    file: name of the file.
+    old: text that occurs exactly once in the file.
+    new: its replacement.
+    tests: file in tests/losses that runs, besides test_every_loss.py.
+    parity: method whose golden cases run; "" if there is no published code.
   """
 
   what: str
@@ -39,248 +43,248 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
   Mutation(
-    "KL the other way round",
-    "logits.py",
+    "KL with the arguments exchanged",
+    "kd.py",
     """  log_p_student = log_probabilities(student, temperature)
   log_p_teacher = log_probabilities(teacher, temperature)
 """,
     """  log_p_teacher = log_probabilities(student, temperature)
   log_p_student = log_probabilities(teacher, temperature)
 """,
-    "test_soft_targets.py",
+    "test_kd.py",
     "kd",
   ),
   Mutation(
     "T^2 dropped",
-    "logits.py",
+    "kd.py",
     "scale = temperature * temperature if squared_temperature else 1.0",
     "scale = 1.0",
-    "test_soft_targets.py",
+    "test_kd.py",
     "kd",
   ),
   Mutation(
     "teacher's logits not constant",
-    "logits.py",
+    "kd.py",
     "widen(student, lax.stop_gradient(teacher), what",
     "widen(student, teacher, what",
-    "test_soft_targets.py",
+    "test_kd.py",
     "kd",
   ),
   Mutation(
-    "padding counted in the cross-entropy",
-    "supervised.py",
+    "cross-entropy divided by the batch size, not the sum of weights",
+    "cross_entropy.py",
     "total = jnp.sum(weights)",
     "total = jnp.float32(weights.shape[0])",
-    "test_soft_targets.py",
+    "test_cross_entropy.py",
     "",
   ),
   Mutation(
     "hints summed, not averaged",
-    "hints.py",
+    "fitnets.py",
     "return mean(jnp.square(student - teacher), counted)",
     "return jnp.sum(jnp.square(student - teacher))",
-    "test_hints_and_sizes.py",
+    "test_fitnets.py",
     "fitnet",
   ),
   Mutation(
     "attention maps not normalised",
-    "attention.py",
+    "at.py",
     "return (energy / scale) / (norm + bound if eps_added else jnp.maximum(norm, bound))",
     "return energy",
-    "test_attention.py",
+    "test_at.py",
     "at",
   ),
   Mutation(
     "attention maps' distance squared in the paper's norm",
-    "attention.py",
+    "at.py",
     "return mean(l2_distance(student_map, teacher_map, (1, 2)), counted)",
     "return mean(jnp.square(l2_distance(student_map, teacher_map, (1, 2))), counted)",
-    "test_attention.py",
+    "test_at.py",
     "at",
   ),
   Mutation(
     "teacher's gradient not constant in gradient attention",
-    "gradients.py",
+    "gradient_at.py",
     """"gradient_l2", student, lax.stop_gradient(teacher), where""",
     """"gradient_l2", student, teacher, where""",
-    "test_gradients.py",
+    "test_gradient_at.py",
     "",
   ),
   Mutation(
     "NST's channels not normalised",
-    "selectivity.py",
+    "nst.py",
     "cosines = products * x_scale[:, :, None] * y_scale[:, None, :]",
     "cosines = products",
-    "test_selectivity.py",
+    "test_nst.py",
     "nst",
   ),
   Mutation(
-    "NST's cross term once, not twice",
-    "selectivity.py",
+    "NST's cross term with factor 1, not 2",
+    "nst.py",
     "- 2.0 * mean_kernel(across, s_scale, t_scale)",
     "- mean_kernel(across, s_scale, t_scale)",
-    "test_selectivity.py",
+    "test_nst.py",
     "nst",
   ),
   Mutation(
-    "FSP not divided by the number of places",
-    "flow.py",
+    "FSP not divided by the number of positions",
+    "fsp.py",
     "return products / (rows * columns)",
     "return products",
-    "test_flow.py",
+    "test_fsp.py",
     "fsp",
   ),
   Mutation(
     "factors not normalised",
-    "factors.py",
+    "ft.py",
     "s, t = (l2_normalize(f, (1, 2), eps=eps) for f in (s, t))",
     "s, t = s, t",
-    "test_factors.py",
+    "test_ft.py",
     "ft",
   ),
   Mutation(
     "boundaries on the wrong side",
-    "boundaries.py",
+    "ab.py",
     "jnp.where(on, s, -s)",
     "jnp.where(on, -s, s)",
-    "test_boundaries.py",
+    "test_ab.py",
     "ab",
   ),
   Mutation(
-    "boundaries' stages weighed in reverse",
-    "boundaries.py",
+    "boundaries' stage weights reversed",
+    "ab.py",
     "2.0 ** (i - count + 1)",
     "2.0 ** -i",
-    "test_boundaries.py",
+    "test_ab.py",
     "ab",
   ),
   Mutation(
     "RKD's distances not divided by their mean",
-    "relations.py",
+    "rkd.py",
     "return distances / (jnp.where(total > 0, total, 1.0) / jnp.maximum(count * (count - 1), 1))",
     "return distances",
-    "test_relations.py",
+    "test_rkd.py",
     "rkd",
   ),
   Mutation(
-    "RKD's gradient stopped at what other devices gathered",
-    "relations.py",
-    "everyone = lax.all_gather(x, axis_name, tiled=True)",
-    "everyone = lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True))",
-    "test_relations.py",
+    "RKD's gradient stopped at samples gathered from other devices",
+    "_rkd_distances.py",
+    "gathered = lax.all_gather(x, axis_name, tiled=True)",
+    "gathered = lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True))",
+    "test_rkd.py",
     "",
   ),
   Mutation(
     "RKD's angles from the wrong slope",
-    "triangles.py",
+    "_rkd_angles.py",
     "by_inverse = _add(by_inverse, shift, slope * (d_j - u_j * square))",
     "by_inverse = _add(by_inverse, shift, slope * (d_k - u_k * square))",
-    "test_relations.py",
+    "test_rkd.py",
     "rkd",
   ),
   Mutation(
     "larger maps not pooled by the mean",
-    "spatial.py",
+    "_resize.py",
     "pooled = jnp.mean(pooled.reshape(blocks), axis=(2, 4))",
     "pooled = jnp.max(pooled.reshape(blocks), axis=(2, 4))",
-    "test_hints_and_sizes.py",
+    "test_resize.py",
     "at",
   ),
   Mutation(
-    "peers' KL the other way round",
-    "peers.py",
+    "peers' KL with the arguments exchanged",
+    "dml.py",
     """  log_p = log_probabilities(student, temperature)
   log_q = log_probabilities(peer, temperature)
 """,
     """  log_q = log_probabilities(student, temperature)
   log_p = log_probabilities(peer, temperature)
 """,
-    "test_peers.py",
+    "test_dml.py",
     "dml",
   ),
   Mutation(
-    "detached peers pulled all the same",
-    "peers.py",
+    "detached peers with a gradient",
+    "dml.py",
     "lax.stop_gradient(peer) if detached else peer",
     "peer",
-    "test_peers.py",
+    "test_dml.py",
     "dml",
   ),
   Mutation(
     "peers always averaged",
-    "peers.py",
+    "dml.py",
     """total / len(divergences) if over_peers == "mean" else total""",
     "total / len(divergences)",
-    "test_peers.py",
+    "test_dml.py",
     "dml",
   ),
   Mutation(
     "a smoothed target scaled to sum to 1",
-    "peers.py",
+    "dml.py",
     " + student.shape[-1] * target_smoothing",
     "",
-    "test_peers.py",
+    "test_dml.py",
     "one",
   ),
   Mutation(
-    "the shallowest exit teaches, not the deepest",
-    "exits.py",
+    "the shallowest exit is the teacher, not the deepest",
+    "multi_exit.py",
     "return [log_ps[-1:]] * (len(log_ps) - 1) + [[]]",
     "return [[]] + [log_ps[:1]] * (len(log_ps) - 1)",
-    "test_exits.py",
+    "test_multi_exit.py",
     "multi_exit",
   ),
   Mutation(
-    "temperature grows while the teacher is unsure",
-    "exits.py",
+    "temperature grows below the confidence, not above",
+    "multi_exit.py",
     "found > confidence",
     "found < confidence",
-    "test_exits.py",
+    "test_multi_exit.py",
     "multi_exit",
   ),
   Mutation(
     "BYOT's hints compared where both are active",
-    "own_teacher.py",
+    "byot.py",
     "(student > 0) | (teacher > 0)",
     "(student > 0) & (teacher > 0)",
-    "test_own_teacher.py",
+    "test_byot.py",
     "byot",
   ),
   Mutation(
     "BYOT's distance squared",
-    "own_teacher.py",
+    "byot.py",
     "distance, norm = l2_norm((student - teacher).reshape(-1), 0),",
     "distance, norm = jnp.sum(jnp.square(student - teacher)),",
-    "test_own_teacher.py",
+    "test_byot.py",
     "byot",
   ),
   Mutation(
     "BYOT's distance per device",
-    "own_teacher.py",
+    "byot.py",
     "if axis_name is not None:",
     "if False:",
-    "test_own_teacher.py",
+    "test_byot.py",
     "",
   ),
   Mutation(
     "padding counted in means",
-    "counting.py",
+    "_counting.py",
     "return size if counted is None else jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1)",
     "return size",
     "test_counting.py",
     "",
   ),
   Mutation(
-    "labels that are no class unseen",
-    "supervised.py",
+    "invalid labels not detected",
+    "cross_entropy.py",
     "known | ~weighed, 1.0, jnp.nan)",
     "known | ~weighed, 1.0, 1.0)",
     "test_labels.py",
     "",
   ),
   Mutation(
-    "rounding taken for a distance",
-    "norms.py",
+    "rounding counted as a distance",
+    "_numerics.py",
     "return jnp.where(distance > rounding, distance, 0.0)",
     "return distance",
     "test_rounding.py",
@@ -305,19 +309,29 @@ MUTATIONS = [
 ]
 
 
+def mutated(mutation: Mutation, root: pathlib.Path = ROOT) -> tuple[pathlib.Path, str]:
+  """Return the path of the file to mutate and its mutated text.
+
+  Raises:
+    ValueError: unless `old` occurs exactly once in the file.
+  """
+  path = root / "jaxkd" / "losses" / mutation.file
+  text = path.read_text()
+  if text.count(mutation.old) != 1:
+    raise ValueError(f"{mutation.what}: {mutation.old!r} must occur once in {mutation.file}")
+  return path, text.replace(mutation.old, mutation.new)
+
+
 def catch(mutation: Mutation, arguments: list[str]) -> str:
-  """The first test that fails with the mutation made; "" if none does."""
+  """Return the name of the first test that fails under the mutation; "" if none does."""
   with tempfile.TemporaryDirectory() as folder:
     copy = pathlib.Path(folder)
     for part in ("jaxkd", "tests"):
       shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    path = copy / "jaxkd" / "losses" / mutation.file
-    text = path.read_text()
-    if text.count(mutation.old) != 1:
-      sys.exit(f"{mutation.what}: {mutation.old!r} is not there exactly once, in {mutation.file}")
-    path.write_text(text.replace(mutation.old, mutation.new))
-    # pytest puts the copy before the installed package (pyproject's pythonpath).
+    path, text = mutated(mutation, copy)
+    path.write_text(text)
+    # pytest finds the copy before the installed package (pyproject's pythonpath).
     done = subprocess.run(
       [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *arguments],
       cwd=copy,
@@ -334,7 +348,7 @@ def catch(mutation: Mutation, arguments: list[str]) -> str:
 
 
 def catch_both(mutation: Mutation) -> tuple[str, str]:
-  """What the properties say, and what the golden cases say."""
+  """Return the first property test that fails, and the first golden case."""
   properties = catch(
     mutation, [f"tests/losses/{mutation.tests}", "tests/losses/test_every_loss.py"]
   )
@@ -345,13 +359,13 @@ def catch_both(mutation: Mutation) -> tuple[str, str]:
 
 
 def main() -> None:
-  """Tries every mutation and prints the table."""
+  """Run every mutation and print the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--output", type=pathlib.Path, help="also write the table to this file")
   output = parser.parse_args().output
   with ThreadPoolExecutor(2) as pool:
     caught = list(pool.map(catch_both, MUTATIONS))
-  lines = ["| mutation | caught by, of the properties | caught by, of the golden cases |"]
+  lines = ["| mutation | first property test that fails | first golden case that fails |"]
   lines += ["|---|---|---|"]
   for mutation, tests in zip(MUTATIONS, caught, strict=True):
     cells = [test if test == "not published" else f"`{test}`" if test else "-" for test in tests]
@@ -362,7 +376,7 @@ def main() -> None:
     output.write_text(f"Written by `python -m tests.mutate`.\n\n{text}\n")
   missed = [m.what for m, (properties, _) in zip(MUTATIONS, caught, strict=True) if not properties]
   if missed:
-    sys.exit(f"no property notices: {', '.join(missed)}")
+    sys.exit(f"no property test fails for: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What is matched between student and teacher, as pure functions; needs jax and numpy alone.
+"""Distillation losses as pure functions; they import jax and numpy alone.
 
-Two levels. Kernels take arrays and give a scalar, named after the mathematics. Losses take
-`Output`s and give `Terms`, named after the method. The student comes first, the teacher second
-and takes no gradient; all else is keyword-only, with the authors' defaults.
+There are two levels. Kernels, named after the mathematics, take arrays and return a scalar.
+Losses, named after the method, take `Output`s and return `Terms`. The student is the first
+argument, the teacher the second; the teacher takes no gradient. Options are keyword-only and
+default to the authors' values.
 
-| what is matched | losses | kernels |
+| compared | losses | kernels |
 |---|---|---|
 | labels | | `cross_entropy` |
 | logits | `knowledge_distillation` | `soft_target_kl` |
@@ -22,7 +23,7 @@ and takes no gradient; all else is keyword-only, with the authors' defaults.
 | confidence | `confidence_weighted_by_teacher_max` | `confidence_weighted_cross_entropy` |
 | permuted logits | `dark_knowledge_permuted` | `permuted_soft_target_kl`, `permute_wrong_classes` |
 
-`adaptive_average_pool`, `adaptive_max_pool` and `match_sizes` bring feature maps to one size.
+`adaptive_average_pool`, `adaptive_max_pool` and `match_sizes` resize feature maps.
 """
 
 from jaxkd.losses._resize import adaptive_average_pool, adaptive_max_pool, match_sizes

@@ -1,4 +1,4 @@
-"""Checks of the arguments of losses, and which stages a loss compares."""
+"""Argument checks of the losses, and the stage arrays that a loss compares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from jax.typing import ArrayLike
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.types import Output
 
-# By loss on Outputs, the kernels that compute it from arrays.
+# A stage's name where student and teacher share it, else (student's stage, teacher's stage).
+Stage = str | tuple[str, str]
+Stages = Sequence[Stage]
+# The fields of an Output that hold stage arrays.
+Arrays = Literal["features", "preactivations", "gradients"]
+
+_ARRAYS: tuple[str, ...] = get_args(Arrays)
+
+# For each loss on Outputs, the kernels on arrays that compute it; error messages name them.
 KERNELS: dict[str, tuple[str, ...]] = {
   "activation_boundaries": ("boundary_margin",),
   "attention_transfer": ("attention_map_mse", "attention_map_l2"),
@@ -37,7 +45,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
 
 
 def is_number(value: Any) -> bool:
-  """Whether `value` is known now: a Python or numpy number, not a (traced) JAX array."""
+  """Check whether `value` is a Python or numpy number, not a (traced) JAX array."""
   return isinstance(value, numbers.Real)
 
 
@@ -56,59 +64,28 @@ def check_fraction(name: str, value: Any) -> None:
 def check_same_shape(
   what: str, student: jax.Array, teacher: jax.Array, hint: str = "", *, other: str = "teacher"
 ) -> None:
-  """Raise a ConfigError with both shapes if they differ; `other` is what the second is called."""
+  """Raise a ConfigError with both shapes if they differ; `other` names the second array."""
   if student.shape != teacher.shape:
     message = f"{what}: student {student.shape} and {other} {teacher.shape} differ in shape"
     raise ConfigError(f"{message}; {hint}" if hint else message)
 
 
-def logits_of(output: Output, *, what: str, who: str) -> jax.Array:
-  """The logits of an Output.
-
-  Raises:
-    ConfigError: if `output` is no Output, or has no logits; it names `who`'s it is.
-  """
-  check_output(what, output, who=who, part="logits")
-  if output.logits is None:
-    raise ConfigError(f"{what}: the {who}'s Output has no logits")
-  return output.logits
-
-
-def check_output(what: str, output: Any, *, who: str, part: str) -> None:
-  """Raise a ConfigError that names the kernels for arrays if `output` has no attribute `part`."""
-  if hasattr(output, part):
-    return
-  named = "logits=..." if part == "logits" else f'{part}={{"stage": ...}}'
-  kernels = " or ".join(KERNELS.get(what, ()))
-  call = f"call {kernels} for arrays, or " if kernels else ""
-  advice = f"{call}wrap it as Output({named})"
-  if isinstance(output, Sequence) and any(isinstance(x, Output) for x in output):
-    advice = "give one of the Outputs it holds"
-  elif output is None:
-    advice = f"give an Output({named})"
-  taker = f"{what} takes Outputs" if what else "a loss takes Outputs"
-  raise ConfigError(f"{taker}, got {_described(output)} as the {who}: {advice}")
-
-
-def check_outputs(what: str, outputs: Any, *, who: str) -> None:
-  """Raise a ConfigError unless `outputs` is a list or tuple, of which each is checked by itself."""
-  if isinstance(outputs, Sequence) and not isinstance(outputs, str):
-    return
-  if isinstance(outputs, Output):
-    raise ConfigError(f"{what}: the {who} must be a list of Outputs, got one: write [output]")
-  kernels = " or ".join(KERNELS.get(what, ()))
-  call = f"; call {kernels} for arrays" if kernels else ""
-  raise ConfigError(
-    f"{what} takes a list of Outputs, got {_described(outputs)} as the {who}: wrap each as "
-    f"Output(logits=...){call}"
-  )
+def check_maps(what: str, student: jax.Array, teacher: jax.Array) -> None:
+  """Raise a ConfigError unless both are feature maps (B, H, W, C) of equal batch size."""
+  for name, x in (("student", student), ("teacher", teacher)):
+    if x.ndim != 4:
+      raise ConfigError(f"{what}: {name} {x.shape} is not a feature map (B, H, W, C)")
+  if student.shape[0] != teacher.shape[0]:
+    raise ConfigError(
+      f"{what}: student {student.shape} and teacher {teacher.shape} differ in batch size"
+    )
 
 
 def check_arrays(what: str, *values: Any) -> None:
-  """Raise a ConfigError for an Output, or None, among what should be arrays."""
+  """Raise a ConfigError if an Output, a list of Outputs or None is given as an array."""
   for value in values:
-    held = isinstance(value, (list, tuple)) and any(isinstance(x, Output) for x in value)
-    if not (value is None or held or isinstance(value, Output)):
+    has_outputs = isinstance(value, (list, tuple)) and any(isinstance(x, Output) for x in value)
+    if not (value is None or has_outputs or isinstance(value, Output)):
       continue
     losses = " or ".join(loss for loss, kernels in KERNELS.items() if what in kernels)
     advice = [f"call {losses} for Outputs"] if losses else []
@@ -121,51 +98,53 @@ def check_arrays(what: str, *values: Any) -> None:
     )
 
 
-def check_maps(what: str, student: jax.Array, teacher: jax.Array) -> None:
-  """Raise a ConfigError unless both are feature maps (B, H, W, C) of one batch."""
-  for name, x in (("student", student), ("teacher", teacher)):
-    if x.ndim != 4:
-      raise ConfigError(f"{what}: {name} {x.shape} is not a feature map (B, H, W, C)")
-  if student.shape[0] != teacher.shape[0]:
-    raise ConfigError(
-      f"{what}: student {student.shape} and teacher {teacher.shape} differ in batch size"
-    )
+def check_output(what: str, output: Any, *, role: str, part: str) -> None:
+  """Raise a ConfigError that names the kernels for arrays if `output` has no attribute `part`."""
+  if hasattr(output, part):
+    return
+  field = "logits=..." if part == "logits" else f'{part}={{"stage": ...}}'
+  kernels = " or ".join(KERNELS.get(what, ()))
+  call = f"call {kernels} for arrays, or " if kernels else ""
+  advice = f"{call}wrap it as Output({field})"
+  if isinstance(output, Sequence) and any(isinstance(x, Output) for x in output):
+    advice = "give one of the Outputs it holds"
+  elif output is None:
+    advice = f"give an Output({field})"
+  caller = f"{what} takes Outputs" if what else "a loss takes Outputs"
+  raise ConfigError(f"{caller}, got {_described(output)} as the {role}: {advice}")
 
 
-def _described(value: Any) -> str:
-  if value is None:
-    return "None"
-  if isinstance(value, Output):
-    return "an Output"
-  if hasattr(value, "shape"):
-    return f"an array {tuple(value.shape)}"
-  if isinstance(value, (list, tuple, Mapping)):
-    return f"a {type(value).__name__} of {len(value)}"
-  return f"a {type(value).__name__}"
+def check_outputs(what: str, outputs: Any, *, role: str) -> None:
+  """Raise a ConfigError unless `outputs` is a list or tuple; its elements are not checked."""
+  if isinstance(outputs, Sequence) and not isinstance(outputs, str):
+    return
+  if isinstance(outputs, Output):
+    raise ConfigError(f"{what}: the {role} must be a list of Outputs, got one: write [output]")
+  kernels = " or ".join(KERNELS.get(what, ()))
+  call = f"; call {kernels} for arrays" if kernels else ""
+  raise ConfigError(
+    f"{what} takes a list of Outputs, got {_described(outputs)} as the {role}: wrap each as "
+    f"Output(logits=...){call}"
+  )
 
 
-def _array_of(output: Output) -> str:
-  """How to write one of the arrays that an Output holds."""
-  for part in ("features", "preactivations", "gradients"):
-    if output.logits is None and (arrays := getattr(output, part)):
-      return f'output.{part}["{next(iter(arrays))}"]'
-  return "output.logits"
+def logits_of(output: Output, *, what: str, role: str) -> jax.Array:
+  """Return the logits of an Output.
 
-
-# A stage's name where student and teacher share it, else (student's stage, teacher's stage).
-Stage = str | tuple[str, str]
-Stages = Sequence[Stage]
-# The arrays of an Output that a loss may compare.
-Arrays = Literal["features", "preactivations", "gradients"]
-
-_ARRAYS: tuple[str, ...] = get_args(Arrays)
+  Raises:
+    ConfigError: if `output` is not an Output or has no logits; the message names its `role`.
+  """
+  check_output(what, output, role=role, part="logits")
+  if output.logits is None:
+    raise ConfigError(f"{what}: the {role}'s Output has no logits")
+  return output.logits
 
 
 def stage_pairs(stages: Stages) -> list[tuple[str, str]]:
-  """(student's stage, teacher's stage) for every entry.
+  """Return (student's stage, teacher's stage) for every entry.
 
   Raises:
-    ConfigError: if `stages` is a bare string, is empty, or an entry is neither name nor pair.
+    ConfigError: if `stages` is a bare string or empty, or an entry is neither a name nor a pair.
 
   >>> stage_pairs(["stage1", ("stage2", "stage3")])
   [('stage1', 'stage1'), ('stage2', 'stage3')]
@@ -186,12 +165,12 @@ def stage_pairs(stages: Stages) -> list[tuple[str, str]]:
 def mask_and_arrays(
   where: ArrayLike | str | None, arrays: Arrays
 ) -> tuple[ArrayLike | None, Arrays]:
-  """`where` as a mask, and the arrays that are compared.
+  """Return `where` as a mask, and the name of the arrays to compare.
 
-  Before there were masks, `where` was the name of what is `arrays` now. As text it still is.
+  Before masks were added, `where` was the name of what `arrays` is now; a string is still read so.
 
   Raises:
-    ConfigError: for a text that names no arrays.
+    ConfigError: if `where` is a string that names no arrays.
 
   >>> mask_and_arrays("preactivations", "features")
   (None, 'preactivations')
@@ -204,22 +183,29 @@ def mask_and_arrays(
 
 
 def stage_arrays(
-  output: Output, stage: str, *, who: str, arrays: Arrays = "features", what: str = ""
+  output: Output, stage: str, *, role: str, arrays: Arrays = "features", what: str = ""
 ) -> jax.Array:
-  """One stage's array; `who` ("student", "teacher") is named where it is missing.
+  """Return one stage's array of an Output.
+
+  Args:
+    output: Output that holds the stage.
+    stage: name of the stage.
+    role: "student", "teacher" and so on, for the error.
+    arrays: field of the Output.
+    what: the loss's name, for the error.
 
   Raises:
-    ConfigError: naming the kernels that `what`, a loss, has for arrays, if `output` is no Output;
-      listing the stages there are, if there is none of that name.
+    ConfigError: if `output` is not an Output, naming the kernels of `what` for arrays; if it has
+      no such stage, listing those it has.
   """
   if arrays not in _ARRAYS:
     raise unknown_name("arrays", arrays, _ARRAYS)
-  check_output(what, output, who=who, part=arrays)
+  check_output(what, output, role=role, part=arrays)
   found = getattr(output, arrays)
   if not found:
-    raise ConfigError(f"the {who}'s Output has no {arrays}, so no stage {stage!r}")
+    raise ConfigError(f"the {role}'s Output has no {arrays}, so no stage {stage!r}")
   if stage not in found:
-    raise unknown_name(f"{who} stage", stage, found)
+    raise unknown_name(f"{role} stage", stage, found)
   return found[stage]
 
 
@@ -233,32 +219,62 @@ def over_stages(
   arrays: Arrays = "features",
   what: str = "",
 ) -> jax.Array:
-  """The sum over stages of weight * `kernel(student's array, teacher's array)`.
+  """Sum weight * `kernel(student's array, teacher's array)` over stages.
 
   Args:
-    kernel: of two arrays, a scalar.
+    kernel: function from two arrays to a scalar.
     student: Output.
     teacher: Output.
     stages: names or pairs.
-    weights: one per stage; None weighs them all 1.
-    arrays: which arrays of an Output are meant.
+    weights: one per stage; None weights every stage by 1.
+    arrays: field of the Outputs that is compared.
     what: the loss's name, for the error.
 
   Raises:
-    ConfigError: for arrays in place of Outputs; the kernel's own, with the stage put in front; for
-      a stage that is missing; if the weights are not as many as the stages.
+    ConfigError: for arrays in place of Outputs; if a stage is missing; if there are not as many
+      weights as stages; and the kernel's own errors, with the stage put in front.
   """
   pairs = stage_pairs(stages)
   if weights is not None and len(weights) != len(pairs):
     raise ConfigError(f"stage_weights are {len(weights)}, stages {len(pairs)}: give one for each")
   total = jnp.float32(0)
-  for i, (ours, theirs) in enumerate(pairs):
-    s = stage_arrays(student, ours, who="student", arrays=arrays, what=what)
-    t = stage_arrays(teacher, theirs, who="teacher", arrays=arrays, what=what)
+  for i, pair in enumerate(pairs):
+    s = stage_arrays(student, pair[0], role="student", arrays=arrays, what=what)
+    t = stage_arrays(teacher, pair[1], role="teacher", arrays=arrays, what=what)
     try:
       value = kernel(s, t)
     except ConfigError as error:
-      place = f"stage {ours!r}" if ours == theirs else f"stages {ours!r} and {theirs!r}"
-      raise ConfigError(f"{place}: {error}") from error
+      raise ConfigError(f"{stage_label(pair)}: {error}") from error
     total = total + (value if weights is None else weights[i] * value)
   return total
+
+
+def stage_label(pair: tuple[str, str]) -> str:
+  """Return the text that names a pair of stages in an error.
+
+  >>> stage_label(("stage1", "stage1")), stage_label(("stage1", "stage2"))
+  ("stage 'stage1'", "stages 'stage1' and 'stage2'")
+  """
+  student, teacher = pair
+  return f"stage {student!r}" if student == teacher else f"stages {student!r} and {teacher!r}"
+
+
+def _described(value: Any) -> str:
+  """Return a short text for a value in an error: its type, and its shape or length."""
+  if value is None:
+    return "None"
+  if isinstance(value, Output):
+    return "an Output"
+  if hasattr(value, "shape"):
+    return f"an array {tuple(value.shape)}"
+  if isinstance(value, (list, tuple, Mapping)):
+    return f"a {type(value).__name__} of {len(value)}"
+  return f"a {type(value).__name__}"
+
+
+def _array_of(output: Output) -> str:
+  """Return the expression of one array that an Output holds."""
+  for part in ("features", "preactivations", "gradients"):
+    if output.logits is None and (arrays := getattr(output, part)):
+      return f'output.{part}["{next(iter(arrays))}"]'
+  return "output.logits"

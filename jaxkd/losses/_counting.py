@@ -1,7 +1,7 @@
-"""Which examples count: padding is out of values, statistics and gradients alike.
+"""Masks of the examples that count: padding is excluded from values, statistics and gradients.
 
-A kernel first replaces what does not count by zeros (`keep`), because 0 * NaN would poison values
-and gradients, and then leaves its values out (`mean`, `number`).
+A kernel first replaces examples that do not count by zeros (`keep`), because 0 * NaN is NaN in
+values and gradients, and then excludes them from its reductions (`mean`, `number`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from jaxkd.errors import ConfigError
 
 
 def counted_examples(what: str, where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
-  """(B,), True for the examples of x (B, ...) that count; None where all do.
+  """Return a mask (B,), True for the examples of x (B, ...) that count; None if all count.
 
   Args:
     what: the function's name, for the error.
-    where: (B,), nonzero for what counts; or (B, ...), where an example counts if any position
-      of it does. None counts all.
+    where: mask (B,), nonzero where an example counts; or (B, ...), where an example counts if any
+      of its positions does. None: all count.
     x: features (B, ...).
 
   Raises:
-    ConfigError: with both shapes, if `where` does not have the B of x.
+    ConfigError: with both shapes, if the first axis of `where` is not that of x.
 
   >>> counted_examples("hint_mse", [[1, 0], [0, 0]], jnp.ones((2, 8, 8, 3)))
   Array([ True, False], dtype=bool)
@@ -43,16 +43,16 @@ def counted_examples(what: str, where: ArrayLike | None, x: jax.Array) -> jax.Ar
 
 
 def counted_positions(what: str, where: ArrayLike | None, logits: jax.Array) -> jax.Array | None:
-  """`where` with all leading axes of logits (..., C), as bool; None where all positions count.
+  """Return `where` as bool with all leading axes of logits (..., C); None if all count.
 
   Args:
     what: the function's name, for the error.
-    where: nonzero for what counts, of the first of the logits' leading axes or of all of them:
-      (B,) or (B, T) for (B, T, C). None counts all.
+    where: nonzero where a position counts, with the first or all of the logits' leading axes:
+      (B,) or (B, T) for (B, T, C). None: all count.
     logits: (..., C).
 
   Raises:
-    ConfigError: with both shapes, if they do not belong together.
+    ConfigError: with both shapes, if they do not match.
 
   >>> counted_positions("soft_target_kl", [1, 0], jnp.ones((2, 3, 5))).sum(1)
   Array([3, 0], dtype=int32)
@@ -64,10 +64,10 @@ def counted_positions(what: str, where: ArrayLike | None, logits: jax.Array) -> 
 
 
 def over_positions(problem: str, given: jax.Array, logits: jax.Array) -> jax.Array:
-  """An array of the first of the logits' leading axes, repeated over all of them.
+  """Broadcast an array with the first of the logits' leading axes over all of them.
 
   Raises:
-    ConfigError: `problem` and the logits' shape, if `given` has other axes.
+    ConfigError: with `problem` and the logits' shape, if `given` has other axes.
   """
   leading = logits.shape[:-1]
   if given.shape != leading[: given.ndim] or (leading and not given.ndim):
@@ -77,7 +77,7 @@ def over_positions(problem: str, given: jax.Array, logits: jax.Array) -> jax.Arr
 
 
 def keep(counted: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """The arrays with zeros for all that does not count, whatever it holds, NaN included.
+  """Replace the values that do not count by zeros, NaN included.
 
   >>> keep(jnp.array([True, False]), jnp.array([[1.0], [jnp.nan]]))
   (Array([[1.], [0.]], dtype=float32),)
@@ -88,16 +88,16 @@ def keep(counted: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]
 
 
 def number(counted: jax.Array | None, size: int) -> int | jax.Array:
-  """How many count, at least 1: what a sum over them is divided by. `size` where all do."""
+  """Return the number that count, at least 1, as a divisor of sums; `size` if all count."""
   return size if counted is None else jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1)
 
 
 def mean(values: jax.Array, counted: jax.Array | None) -> jax.Array:
-  """The mean over every element of what counts; 0 if nothing does.
+  """Mean over every element that counts; 0 if none does.
 
   Args:
     values: (B, ...), finite where they count.
-    counted: of the first axes of `values`, or None.
+    counted: mask with the first axes of `values`, or None.
 
   >>> mean(jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), jnp.array([True, False]))
   Array(1.5, dtype=float32)
@@ -110,10 +110,10 @@ def mean(values: jax.Array, counted: jax.Array | None) -> jax.Array:
 
 
 def share(counted: jax.Array | None, axis_name: str | None) -> ArrayLike:
-  """What a device's mean is multiplied by, for `lax.pmean` to be the mean over all devices.
+  """Factor of a device's mean that makes `lax.pmean` the mean over all devices.
 
-  It is the number that count on this device over the mean number of all devices; 1 where all
-  count, or without a device axis; 0 where nothing counts on any of them.
+  It is the number that count on this device, divided by the mean of that number over devices; 1
+  if all count or there is no device axis; 0 if nothing counts on any device.
   """
   if counted is None or axis_name is None:
     return 1.0
@@ -123,16 +123,17 @@ def share(counted: jax.Array | None, axis_name: str | None) -> ArrayLike:
 
 
 def _truth(what: str, where: ArrayLike | None) -> jax.Array | None:
+  """Return `where` as bool, or None."""
   if where is None:
     return None
   if isinstance(where, str):
     raise ConfigError(
-      f"{what}: where is {where!r}: it says which examples count; which arrays of an Output are "
-      f"compared is `arrays={where!r}`"
+      f"{what}: where is {where!r}: it must be a mask of the examples that count; the arrays of "
+      f"an Output to compare are chosen by `arrays={where!r}`"
     )
   return jnp.asarray(where) != 0
 
 
 def _expanded(x: jax.Array, ndim: int) -> jax.Array:
-  """With axes of length 1 at the end, up to `ndim` of them."""
+  """Append axes of length 1 up to `ndim` axes in all."""
   return x.reshape(x.shape + (1,) * (ndim - x.ndim))

@@ -1,4 +1,4 @@
-"""Bringing feature maps of different sizes to one size."""
+"""Pooling of feature maps to a given size, and of two maps to one size."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxkd.losses._numerics import widen
 
 
 def adaptive_average_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
-  """Average pooling to a given size, whatever the size of the map.
+  """Average-pool maps of any size to a given size.
 
   Output row i is the mean of input rows floor(i*H/height) .. ceil((i+1)*H/height) - 1, columns
   likewise. Bins overlap where the sizes do not divide, and rows repeat where the output is larger.
 
   Args:
     x: feature maps (B, H, W, C).
-    height: rows wanted.
-    width: columns wanted.
+    height: rows of the output.
+    width: columns of the output.
 
   Returns:
     (B, height, width, C) in the dtype of x, accumulated in at least float32.
@@ -51,8 +51,8 @@ def adaptive_average_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
     blocks = (batch, height, rows // height, width, columns // width, channels)
     pooled = jnp.mean(pooled.reshape(blocks), axis=(2, 4))
   else:
-    # Two small matrices are exact and fast, forwards and backwards. HIGHEST, because GPUs and
-    # TPUs would otherwise round the operands.
+    # Products with two small matrices are exact and fast, forwards and backwards. HIGHEST: GPUs
+    # and TPUs would otherwise round the operands.
     pooled = jnp.einsum(
       "hy,wx,byxc->bhwc",
       jnp.asarray(_averaging_matrix(rows, height), pooled.dtype),
@@ -64,18 +64,18 @@ def adaptive_average_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
 
 
 def adaptive_max_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
-  """Max pooling to a given size, whatever the size of the map.
+  """Max-pool maps of any size to a given size.
 
   The bins are those of `adaptive_average_pool`. Of equal maxima in a bin, the first in row-major
   order takes the whole gradient.
 
   Args:
     x: feature maps (B, H, W, C).
-    height: rows wanted.
-    width: columns wanted.
+    height: rows of the output.
+    width: columns of the output.
 
   Returns:
-    (B, height, width, C) in the dtype of x. A bin with a NaN gives NaN.
+    (B, height, width, C) in the dtype of x. A bin that holds a NaN gives NaN.
 
   Raises:
     ConfigError: if x is not (B, H, W, C) or the size is not positive.
@@ -94,15 +94,15 @@ def adaptive_max_pool(x: ArrayLike, height: int, width: int) -> jax.Array:
   rows, columns = x.shape[1:3]
   if rows % height == 0 and columns % width == 0:
     return _max_of_blocks(height, width, x)
-  # Columns first: of equal maxima, the first of the first row is then the one that is left.
+  # Columns first: of equal maxima, the first of the first row then takes the gradient.
   return _max_of_bins(_max_of_bins(x, 2, width), 1, height)
 
 
 def match_sizes(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
-  """Student and teacher maps at one size: the larger one is average-pooled.
+  """Bring student and teacher maps to one size by average-pooling the larger one.
 
-  The number of rows decides. A student with more rows is pooled to the teacher's size; otherwise
-  the teacher is pooled to the student's. Maps of equal size, and features (B, D), are untouched.
+  A student with more rows is pooled to the teacher's size; otherwise the teacher is pooled to the
+  student's. Maps of equal size, and features (B, D), are unchanged.
 
   Args:
     student: (B, H, W, C) or (B, D).
@@ -114,9 +114,9 @@ def match_sizes(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.
   Raises:
     ConfigError: if one is a map and the other is not.
 
-  Source: RepDistiller, mdistiller and SimKD look at H alone and pool both axes to it. This is
-  the same wherever their shapes then agree, and goes on to non-square maps, to which they give
-  no value: both axes take the smaller map's own size.
+  Source: RepDistiller, mdistiller and SimKD compare H alone and pool both axes to it. Where their
+  shapes then agree, this is the same. It extends to non-square maps, where theirs fail: both axes
+  take the size of the map with fewer rows.
 
   >>> s, t = match_sizes(jnp.ones((2, 8, 4, 3)), jnp.ones((2, 4, 2, 5)))
   >>> s.shape, t.shape
@@ -138,7 +138,7 @@ def match_sizes(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.
 
 
 def _averaging_matrix(size: int, bins: int) -> np.ndarray:
-  """(bins, size) matrix whose row i averages input positions floor(i*s/n) .. ceil((i+1)*s/n)."""
+  """Matrix (bins, size) whose row i averages the input positions of bin i."""
   matrix = np.zeros((bins, size))
   for row, (start, stop) in zip(matrix, _bins(size, bins), strict=True):
     row[start:stop] = 1.0 / (stop - start)
@@ -147,7 +147,7 @@ def _averaging_matrix(size: int, bins: int) -> np.ndarray:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _max_of_blocks(height: int, width: int, x: jax.Array) -> jax.Array:
-  """The maximum of each of height x width equal blocks; the first of equal ones counts."""
+  """Maximum of each of height x width blocks; of equal maxima the first takes the gradient."""
   return _largest(_blocks(height, width, x))[0]
 
 
@@ -157,52 +157,52 @@ def _max_of_blocks_jvp(height, width, primals, tangents):
   largest, which = _largest(_blocks(height, width, x))
   moved = _blocks(height, width, dx)
   columns = moved.shape[4]
-  # The place in the block of every element, in row-major order.
-  places = columns * lax.broadcasted_iota(which.dtype, moved.shape, 2)
-  places = places + lax.broadcasted_iota(which.dtype, moved.shape, 4)
-  there = places == which[:, :, None, :, None]
-  return largest, jnp.sum(jnp.where(there, moved, 0), (2, 4), dtype=x.dtype)
+  # The row-major index of every element within its block.
+  indices = columns * lax.broadcasted_iota(which.dtype, moved.shape, 2)
+  indices = indices + lax.broadcasted_iota(which.dtype, moved.shape, 4)
+  chosen = indices == which[:, :, None, :, None]
+  return largest, jnp.sum(jnp.where(chosen, moved, 0), (2, 4), dtype=x.dtype)
 
 
 def _blocks(height: int, width: int, x: jax.Array) -> jax.Array:
-  """(B, H, W, C) -> (B, height, H / height, width, W / width, C)."""
+  """Reshape (B, H, W, C) to (B, height, H / height, width, W / width, C)."""
   batch, rows, columns, channels = x.shape
   return x.reshape(batch, height, rows // height, width, columns // width, channels)
 
 
 def _largest(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The first of the largest elements of each block, and its place; a NaN is larger than all."""
+  """Largest element of each block and its first index; a NaN is larger than any number."""
   rows, columns = blocks.shape[2], blocks.shape[4]
-  # Slice by slice: an argmax costs XLA's CPU several times as much.
+  # Slice by slice: on XLA's CPU an argmax takes several times as long.
   largest = blocks[:, :, 0, :, 0]
   which = jnp.zeros(largest.shape, jnp.int32)
-  for place in range(1, rows * columns):
-    other = blocks[:, :, place // columns, :, place % columns]
+  for index in range(1, rows * columns):
+    other = blocks[:, :, index // columns, :, index % columns]
     larger = (other > largest) | ((other != other) & (largest == largest))
-    largest, which = jnp.where(larger, other, largest), jnp.where(larger, place, which)
+    largest, which = jnp.where(larger, other, largest), jnp.where(larger, index, which)
   return largest, which
 
 
 def _max_of_bins(x: jax.Array, axis: int, bins: int) -> jax.Array:
-  """The maximum of each bin along one axis; the first of equal ones takes the gradient."""
+  """Maximum of each bin along one axis; of equal maxima the first takes the gradient."""
   size = x.shape[axis]
   if size == bins:
     return x
   if size % bins == 0:
     windows = x.reshape(*x.shape[:axis], bins, size // bins, *x.shape[axis + 1 :])
   else:
-    # Bins have different lengths: the shorter ones repeat their last position.
+    # Bins differ in length: shorter ones repeat their last position.
     longest = max(stop - start for start, stop in _bins(size, bins))
     positions = [
       [min(start + i, stop - 1) for i in range(longest)] for start, stop in _bins(size, bins)
     ]
     windows = jnp.take(x, np.array(positions), axis=axis)
-  # The gradient of jnp.max is shared out among equal maxima, and zeros after a ReLU are many.
+  # Not jnp.max: it divides the gradient among equal maxima, such as the many zeros after a ReLU.
   first = jnp.argmax(windows, axis + 1, keepdims=True)
-  places = lax.broadcasted_iota(first.dtype, windows.shape, axis + 1)
-  return jnp.sum(jnp.where(places == first, windows, 0), axis + 1)
+  indices = lax.broadcasted_iota(first.dtype, windows.shape, axis + 1)
+  return jnp.sum(jnp.where(indices == first, windows, 0), axis + 1)
 
 
 def _bins(size: int, bins: int) -> list[tuple[int, int]]:
-  """The (start, stop) of every bin: floor(i*s/n), ceil((i+1)*s/n)."""
+  """Return (start, stop) of every bin: floor(i*size/bins), ceil((i+1)*size/bins)."""
   return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]

@@ -1,17 +1,17 @@
-"""Distances of all pairs and angles of all triples of a batch, in memory of the pairs alone.
+"""Angles of all triples of samples of a batch, in O(B^2) memory.
 
-The sides of a triangle give its angles. At the corner i, with d_j = |x_j - x_i|, u_j = 1 / d_j
+Angles follow from the sides of a triangle. At the corner i, with d_j = |x_j - x_i|, u_j = 1 / d_j
 and D_jk = |x_k - x_j|^2, the law of cosines reads
 
   cos_ijk = (d_j u_k + u_j d_k - u_j u_k D_jk) / 2,
 
-so after the distances nothing depends on the width of the embeddings, and every triple costs a few
-multiplications. Triples are walked by the shift s = k - j (mod B): one step holds (j, corner)
-matrices, and half of the shifts meet every pair {j, k}. Corners are taken in blocks that fit a
-processor's cache. Arrays have the corner last.
+so the cost does not depend on the width of the embeddings: every triple takes
+a few multiplications. A scan goes over the shifts s = k - j (mod B): one step holds (j, corner)
+matrices, and half of the shifts cover every pair {j, k}. Corners are processed in blocks that fit
+a processor's cache. Arrays have the corner as last axis.
 
-Where one side is r times shorter than the others, a cosine is off by about r roundings. That is
-what rounding the embeddings themselves does to it.
+Where one side is r times shorter than the others, a cosine has an error of about r roundings, as
+it has from rounding the embeddings.
 """
 
 from __future__ import annotations
@@ -24,39 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Numbers held at a time where all differences of two samples are formed.
-_BLOCK_ELEMENTS = 1 << 22
-# (j, corner) pairs at a time; with more the matrices of a step leave the cache.
+# (j, corner) pairs at a time; with more, the matrices of a step do not fit the cache.
 _BLOCK_PAIRS = 1 << 16
 
 
-@jax.custom_jvp
-def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
-  """|x_i - y_j|^2 for x (A, D) and y (B, D), as (A, B): exactly 0 for equal samples.
-
-  From the differences themselves, which keeps close samples apart where a Gram matrix would
-  lose them to rounding. The derivative is that of the Gram form, two matrix products.
-  """
-  rows = max(1, min(x.shape[0], _BLOCK_ELEMENTS // max(1, y.size)))
-  return lax.map(lambda row: jnp.sum(jnp.square(y - row[None]), axis=1), x, batch_size=rows)
-
-
-@squared_distances.defjvp
-def _squared_distances_jvp(primals, tangents):
-  (x, y), (dx, dy) = primals, tangents
-  # (x - y).(dx - dy) does not change with the origin; from the middle it rounds least.
-  origin = jnp.mean(y, axis=0, keepdims=True)
-  xs, ys = x - origin, y - origin
-  own = jnp.sum(xs * dx, axis=1)[:, None] + jnp.sum(ys * dy, axis=1)[None, :]
-  return squared_distances(x, y), 2.0 * (own - _products(xs, dy) - _products(dx, ys))
-
-
 class Corners(NamedTuple):
-  """What the angles at some corners need: A corners, B samples, H = B // 2.
+  """Distances that give the angles at A corners of triangles of B samples; H = B // 2.
 
   Attributes:
     sides: (B + H, A), distance of sample j (mod B) to the corner.
-    inverses: (B + H, A), 1 / sides; 0 where the side is 0, which then has no direction.
+    inverses: (B + H, A), 1 / sides; 0 where the side is 0 and has no direction.
     opposite: (H + 1, B), squared distance of the samples j and j + s (mod B) at [s, j].
   """
 
@@ -66,13 +43,13 @@ class Corners(NamedTuple):
 
 
 def corners(to_samples: jax.Array, between: jax.Array) -> Corners:
-  """Corners from their squared distances to all samples (A, B), and between samples (B, B)."""
+  """Return Corners from squared distances: corners to samples (A, B), between samples (B, B)."""
   count = between.shape[0]
   half = count // 2
   squares = to_samples.T
   apart = squares > 0
   inverses = jnp.where(apart, lax.rsqrt(jnp.where(apart, squares, 1.0)), 0.0)
-  # Row j of the flattened matrix, made one longer, starts at its diagonal.
+  # Reshaped to rows one element longer, row j starts at the diagonal.
   wrapped = _wrap(between.T, half).T.ravel()
   skewed = jnp.pad(wrapped, (0, count)).reshape(count, count + half + 1)
   return Corners(_wrap(squares * inverses, half), _wrap(inverses, half), skewed[:, : half + 1].T)
@@ -82,42 +59,44 @@ def corners(to_samples: jax.Array, between: jax.Array) -> Corners:
 def sum_of_angle_hubers(
   student: Corners, teacher: Corners, block_size: int | None = None
 ) -> jax.Array:
-  """Sum over corners i and all j, k of huber(cos_ijk of student - of teacher); teacher constant.
+  """Sum over corners i and all j, k of huber(student's cos_ijk - teacher's cos_ijk).
 
-  The slopes come with the value in one walk, so differentiating costs no second one and stores
-  (B, A) matrices only.
+  One scan computes the value and its slopes, so a gradient needs no second scan and stores (B, A)
+  matrices only. The teacher is constant.
 
   Args:
-    student: of A corners and B samples.
-    teacher: of as many.
+    student: Corners, A of B samples.
+    teacher: Corners of the same shapes.
     block_size: corners at a time; None chooses.
   """
-  return _walk(student, teacher, block_size)[0]
+  return _value_and_slopes(student, teacher, block_size)[0]
 
 
 @sum_of_angle_hubers.defjvp
 def _sum_of_angle_hubers_jvp(block_size, primals, tangents):
   student, teacher = primals
-  value, slopes = _walk(student, teacher, block_size)
+  value, slopes = _value_and_slopes(student, teacher, block_size)
   products = [jnp.sum(slope * move) for slope, move in zip(slopes, tangents[0], strict=True)]
   return value, sum(products[1:], products[0])
 
 
-def _walk(student: Corners, teacher: Corners, block_size: int | None) -> tuple[jax.Array, Corners]:
-  """The sum, and its slopes with respect to the student's Corners."""
+def _value_and_slopes(
+  student: Corners, teacher: Corners, block_size: int | None
+) -> tuple[jax.Array, Corners]:
+  """Return the sum, and its derivatives with respect to the student's Corners."""
   count, among = student.opposite.shape[1], student.sides.shape[1]
   size = min(among, block_size or max(1, _BLOCK_PAIRS // count))
   if size == among:
-    return _walk_block(student, teacher)
+    return _of_block(student, teacher)
 
   def blocks(rows: jax.Array) -> jax.Array:
-    # Corners that only fill up have no sides, and so no angles.
+    # The corners that fill up the last block have no sides, so their cosines are 0.
     rows = jnp.pad(rows, ((0, 0), (0, -among % size)))
     return jnp.moveaxis(rows.reshape(rows.shape[0], -1, size), 1, 0)
 
   def step(carry, block):
     sides, inverses, teacher_sides, teacher_inverses = block
-    total, slopes = _walk_block(
+    total, slopes = _of_block(
       Corners(sides, inverses, student.opposite),
       Corners(teacher_sides, teacher_inverses, teacher.opposite),
     )
@@ -132,11 +111,12 @@ def _walk(student: Corners, teacher: Corners, block_size: int | None) -> tuple[j
   return total, Corners(by_side, by_inverse, by_opposite)
 
 
-def _walk_block(student: Corners, teacher: Corners) -> tuple[jax.Array, Corners]:
-  """`_walk` over all corners at once."""
+def _of_block(student: Corners, teacher: Corners) -> tuple[jax.Array, Corners]:
+  """Compute `_value_and_slopes` for all corners at once."""
   count = student.opposite.shape[1]
   half = count // 2
-  # Pairs {j, k} count twice, except j = k, and the longest shift, which meets each from both ends.
+  # Pairs {j, k} count twice, except j = k and, if B is even, the longest shift, which has both
+  # (j, k) and (k, j).
   weights = np.full(half + 1, 2.0)
   weights[0] = 1.0
   weights[half] = 1.0 if count % 2 == 0 or half == 0 else 2.0
@@ -144,8 +124,8 @@ def _walk_block(student: Corners, teacher: Corners) -> tuple[jax.Array, Corners]
   def step(carry, shifted):
     total, by_side, by_inverse = carry
     shift, weight, opposite, teacher_opposite = shifted
-    d_j, u_j, d_k, u_k, square, cosine = _meet(student, shift, opposite)
-    *_, target = _meet(teacher, shift, teacher_opposite)
+    d_j, u_j, d_k, u_k, square, cosine = _cosines(student, shift, opposite)
+    *_, target = _cosines(teacher, shift, teacher_opposite)
     gap = cosine - target
     # Below 1 the Huber loss is gap^2 / 2, above |gap| - 1/2; its slope is the clipped gap.
     slope = jnp.clip(gap, -1.0, 1.0)
@@ -168,8 +148,8 @@ def _walk_block(student: Corners, teacher: Corners) -> tuple[jax.Array, Corners]
   return jnp.sum(total), Corners(by_side, by_inverse, by_opposite)
 
 
-def _meet(at: Corners, shift: jax.Array, opposite: jax.Array) -> tuple[jax.Array, ...]:
-  """d_j, u_j, d_k, u_k, D_jk and cos_ijk for all j and corners i, with k = j + shift."""
+def _cosines(at: Corners, shift: jax.Array, opposite: jax.Array) -> tuple[jax.Array, ...]:
+  """Return d_j, u_j, d_k, u_k, D_jk and cos_ijk for all j and corners i, with k = j + shift."""
   count = opposite.shape[0]
   d_j, u_j = at.sides[:count], at.inverses[:count]
   d_k, u_k = (lax.dynamic_slice_in_dim(a, shift, count) for a in (at.sides, at.inverses))
@@ -178,16 +158,11 @@ def _meet(at: Corners, shift: jax.Array, opposite: jax.Array) -> tuple[jax.Array
 
 
 def _add(rows: jax.Array, start: jax.Array | int, more: jax.Array) -> jax.Array:
-  """`rows` with `more` added from row `start` on."""
+  """Add `more` to `rows` from row `start` on."""
   there = lax.dynamic_slice_in_dim(rows, start, more.shape[0])
   return lax.dynamic_update_slice_in_dim(rows, there + more, start, axis=0)
 
 
 def _wrap(rows: jax.Array, count: int) -> jax.Array:
-  """The rows, and the first `count` of them again."""
+  """Append the first `count` rows again."""
   return jnp.concatenate([rows, rows[:count]])
-
-
-def _products(x: jax.Array, y: jax.Array) -> jax.Array:
-  # GPUs and TPUs would otherwise round the operands.
-  return jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""Activation boundaries: what is matched is which neurons are on, not how strongly."""
+"""Activation boundaries: which neurons are active, not how strongly."""
 
 from __future__ import annotations
 
@@ -39,32 +39,31 @@ def boundary_margin(
   reduction: Reduction = "sum",
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Squared hinge by which each neuron of the student is on the teacher's side of 0.
+  """Squared hinge loss that puts each student neuron on the teacher's side of 0.
 
-  Where the teacher's neuron is on (t > 0) it is max(m - s, 0)^2, where it is off (t <= 0) it is
-  max(s + m, 0)^2. Of the teacher, signs alone matter.
+  max(m - s, 0)^2 where the teacher's neuron is on (t > 0), max(s + m, 0)^2 where it is off
+  (t <= 0). Only the signs of the teacher are used.
 
   Args:
     student: values before the activation, of any shape (B, ...).
     teacher: values of the same shape, constant.
-    margin: m > 0, how far beyond the boundary the student is wanted.
-    reduction: "sum" over every element, "batch" for that sum over B, "mean" over every element; all
-      of what counts.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    margin: m > 0, distance from the boundary at which the loss becomes 0.
+    reduction: over the elements that count: their "sum", that sum over B ("batch"), or their
+      "mean".
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider. 0, with a gradient of 0, where every neuron of the
-    student lies at least m beyond 0 on the teacher's side.
+    The loss, a scalar, float32 or wider. Value and gradient are 0 if every student neuron lies on
+    the teacher's side, at least m from 0.
 
   Raises:
-    ConfigError: if the shapes differ, `where` does not belong to them, margin is not positive or
+    ConfigError: if the shapes differ, `where` does not fit them, margin is not positive or
       reduction is unknown.
 
   Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by
-  Hidden Neurons", AAAI 2019. "sum" is the authors' criterion (their trainer divides by
-  B), "batch" torchdistill's, "mean" the Zoo's. What it stands in for is
-  `boundary_disagreement`.
+  Hidden Neurons", AAAI 2019. "sum" is the authors' criterion (their trainer divides by B),
+  "batch" torchdistill's, "mean" the Zoo's. It is a surrogate of `boundary_disagreement`.
 
   >>> boundary_margin(jnp.array([[0.5, -3.0]]), jnp.array([[2.0, -0.1]]))
   Array(0.25, dtype=float32)
@@ -73,10 +72,10 @@ def boundary_margin(
   if reduction not in _REDUCTIONS:
     raise unknown_name("reduction", reduction, _REDUCTIONS)
   s, t, counted = _sides("boundary_margin", student, teacher, where)
-  # What is left of the teacher is one bit a neuron, before anything meets the student.
+  # From here on the teacher is one bit per neuron.
   on = t > 0
   if counted is not None:
-    # Neurons that are on, and beyond any margin, have neither a loss nor a gradient.
+    # A neuron that is on and beyond any margin has loss 0 and gradient 0.
     inside = counted.reshape(-1, *(1,) * (s.ndim - 1))
     s, on = jnp.where(inside, s, jnp.inf), on | ~inside
   total = _sum_of_squared_hinges(s, on, margin)
@@ -89,25 +88,25 @@ def boundary_margin(
 def boundary_disagreement(
   student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
-  """The share of neurons that are on in one network and off in the other.
+  """Share of neurons that are on in one network and off in the other.
 
-  mean over every element of |1[s > 0] - 1[t > 0]|. It has no gradient worth the name: it is what
-  to report, `boundary_margin` is what to train.
+  mean over every element of |1[s > 0] - 1[t > 0]|. Its gradient is 0 everywhere: it is a metric to
+  report; `boundary_margin` is the loss to train with.
 
   Args:
     student: values before the activation, of any shape.
     teacher: values of the same shape.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
     A scalar in [0, 1], float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the shapes differ, or `where` does not belong to them.
+    ConfigError: if the shapes differ, or `where` does not fit them.
 
-  Source: Heo et al., AAAI 2019, the activation transfer loss, as the share of neurons that the
-  authors' code reports.
+  Source: Heo et al., AAAI 2019, the activation transfer loss, as the share that the authors' code
+  reports.
 
   >>> boundary_disagreement(jnp.array([[0.5, -3.0]]), jnp.array([[2.0, 0.1]]))
   Array(0.5, dtype=float32)
@@ -128,33 +127,33 @@ def activation_boundaries(
   arrays: Arrays = "preactivations",
   where: ArrayLike | str | None = None,
 ) -> Terms:
-  """Activation boundaries: the student's neurons are on where the teacher's are.
+  """Activation boundaries: match which neurons are on, at every stage.
 
-  scale * the sum over stages of weight * `boundary_margin`.
+  scale * sum over stages of weight * `boundary_margin`.
 
   Args:
-    student: Output with pre-activations of the teacher's shape at `stages`, if need be through
-      a connector that ends without an activation.
+    student: Output with pre-activations of the teacher's shape at `stages`, if necessary through a
+      connector that ends without an activation.
     teacher: Output likewise, constant.
     stages: names, or (student's, teacher's) pairs of names, shallowest first.
     stage_weights: one weight per stage; None gives 1 to the last and half as much to each before
       it, 2^(i - n + 1) for i = 0 .. n - 1.
     margin: see `boundary_margin`.
-    scale: of the whole.
+    scale: factor of the whole loss.
     reduction: within a stage, "sum", "batch" or "mean".
-    arrays: those that are compared; "features" are those after the activation.
-    where: (B,), the examples that count; see `boundary_margin`. A text is taken for
-      `arrays`, its earlier name.
+    arrays: which arrays are compared; "features" are those after the activation.
+    where: mask (B,) of the examples that count; see `boundary_margin`. A string is
+      read as `arrays`, whose earlier name was `where`.
 
   Returns:
     Terms(feature=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, the stages there
-      are, or the option's value.
+    ConfigError: for arrays in place of Outputs, an unknown stage or option, or shapes that do not
+      fit; it names the stage and both shapes.
 
   Source: Heo et al., AAAI 2019. The defaults are the authors' trainer on CIFAR-10 and
-  RepDistiller: a first stage of training by this loss alone. torchdistill: `stage_weights` of
+  RepDistiller: a first phase of training with this loss alone. torchdistill: `stage_weights` of
   1, `scale=1`; its sample configurations compare features. The Zoo: `margin=2,
   reduction="mean", scale=1` and `stage_weights` of 1/3.
 
@@ -184,20 +183,20 @@ def activation_boundaries(
 
 @jax.custom_jvp
 def _sum_of_squared_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
-  """The sum over every element of max(m - s, 0)^2 where `on` and max(m + s, 0)^2 elsewhere."""
+  """Sum over every element of max(m - s, 0)^2 where `on` and max(m + s, 0)^2 elsewhere."""
   return jnp.sum(jnp.square(_signed_hinges(s, on, margin)))
 
 
 @_sum_of_squared_hinges.defjvp
 def _sum_of_squared_hinges_jvp(primals, tangents):
-  # One array gives value and gradient; the derivatives of `where` and `maximum` are four.
+  # One array gives value and gradient; differentiating `where` and `maximum` would store four.
   hinges = _signed_hinges(*primals)
   moved = jnp.sum(hinges * tangents[0]) + jnp.sum(jnp.abs(hinges)) * tangents[2]
   return jnp.sum(jnp.square(hinges)), 2.0 * moved
 
 
 def _signed_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
-  """By how much each neuron of the student is too large."""
+  """Signed hinge of each student neuron: positive where its value must decrease."""
   hinges = jnp.maximum(margin - jnp.where(on, s, -s), 0)
   return jnp.where(on, -hinges, hinges)
 
@@ -205,7 +204,7 @@ def _signed_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
 def _sides(
   what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Both sides and which examples count; the teacher takes no gradient."""
+  """Return both sides and the mask of examples; the teacher takes no gradient."""
   s, t = widen(student, lax.stop_gradient(teacher), what=what)
   check_same_shape(what, s, t, _HINT)
   counted = counted_examples(what, where, s)

@@ -1,4 +1,4 @@
-"""Attention: what is matched is where in the image the channels are active."""
+"""Attention transfer: spatial maps of how active the channels are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REDUCTIONS: dict[str, Callable[..., jax.Array]] = {
   "max": jnp.max,
 }
 
-# The default: the norm of such maps fits into float32 for activations up to 1e8.
+# Up to this power (the default) the norm of a map fits into float32 for activations up to 1e8.
 _SAFE_POWER = 2
 
 
@@ -40,26 +40,27 @@ def attention_map(
   eps_added: bool = False,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Where a feature map is active: channels reduced to one map of unit norm per example.
+  """Attention map of features: channels reduced to one map of unit norm per example.
 
   A = q / max(|q|_2, eps) with q[b, h, w] = mean_c x[b, h, w, c]^power, the norm over h and w.
 
   Args:
     features: (B, H, W, C).
-    power: exponent > 0. Larger ones weigh the strongest activations more.
-    reduce: over channels, "mean", "sum" or "max". "mean" and "sum" differ through eps alone.
-    absolute: take |x|^power, which matters for odd powers of negative values. Powers that are
-      not integers always do.
-    eps: lower bound of the norm: an all-zero map gives zeros.
+    power: exponent > 0. A larger one gives the strongest activations more weight.
+    reduce: reduction over channels, "mean", "sum" or "max". "mean" and "sum" differ through eps
+      alone.
+    absolute: take |x|^power, which differs for odd powers of negative values. Powers that are not
+      integers always use |x|.
+    eps: lower bound of the norm, so that an all-zero map gives zeros.
     eps_added: divide by |q|_2 + eps instead.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
     (B, H, W), float32 or wider; zeros for examples that do not count.
 
   Raises:
-    ConfigError: if features are not (B, H, W, C), `where` does not belong to them, power is not a
+    ConfigError: if features are not (B, H, W, C), `where` does not fit them, power is not a
       positive number, or reduce is unknown.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, eq. 1, as the
@@ -77,13 +78,14 @@ def attention_map(
   (features,) = keep(counted_examples("attention_map", where, features), features)
   if not is_number(power) or power <= _SAFE_POWER:
     energy = _REDUCTIONS[reduce](_power(features, power, absolute), axis=-1)
-    # Slopes of the norm are as large as 1 / |q|^2, which float32 does not hold for |q| > 1e19.
+    # The derivative of the norm has terms of size 1 / |q|^2, which underflow in float32 for
+    # |q| > 1e19.
     scale = power_of_two(jnp.max(jnp.abs(energy), axis=(1, 2), keepdims=True))
     norm = l2_norm(energy / scale, (1, 2), keepdims=True)
     bound = eps / scale
     return (energy / scale) / (norm + bound if eps_added else jnp.maximum(norm, bound))
-  # The map does not change with the features' scale if eps follows it, so that a high power is
-  # taken of values up to 1 and does not overflow.
+  # The map does not depend on the scale of the features if eps is scaled likewise: a high power of
+  # values up to 1 does not overflow.
   largest = jnp.max(jnp.abs(features), axis=(1, 2, 3), keepdims=True)
   scale = lax.stop_gradient(jnp.maximum(largest, 1.0))
   energy = _REDUCTIONS[reduce](_power(features / scale, power, absolute), axis=-1)
@@ -109,15 +111,15 @@ def attention_map_mse(
     student: (B, H, W, C).
     teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
       (`match_sizes`); channels may differ.
-    power: see `attention_map`, as for all that follow.
-    reduce: over channels.
-    absolute: of negative values.
+    power: exponent of the activations; see `attention_map` for this and the next four.
+    reduce: reduction over channels.
+    absolute: take |x|^power.
     eps: lower bound of the norm.
-    eps_added: eps is added to the norm.
+    eps_added: add eps to the norm instead.
     where: (B,), the examples that count.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not change with the scale of
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not depend on the scale of
     either side.
 
   Raises:
@@ -147,23 +149,23 @@ def attention_map_l2(
   eps_added: bool = False,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Distance of two attention maps: mean over B of |A_s - A_t|_2, not squared.
+  """Euclidean distance of two attention maps: mean over B of |A_s - A_t|_2, not squared.
 
   Args:
     student: (B, H, W, C).
     teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
       (`match_sizes`); channels may differ.
-    power: see `attention_map`, as for all that follow.
-    reduce: over channels.
-    absolute: of negative values.
+    power: exponent of the activations; see `attention_map` for this and the next four.
+    reduce: reduction over channels.
+    absolute: take |x|^power.
     eps: lower bound of the norm.
-    eps_added: eps is added to the norm.
+    eps_added: add eps to the norm instead.
     where: (B,), the examples that count.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. Like any norm it has a kink where
-    the maps agree: the gradient is 0 there, and of full size beside it. Maps that agree up to
-    rounding, 16 machine epsilons of their norm, count as equal.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. A norm has a kink where the maps
+    agree: its gradient is 0 there and has norm 1 beside it. Maps that agree up to rounding, 16
+    machine epsilons of their norm, count as equal.
 
   Raises:
     ConfigError: as `attention_map`, or if the batch sizes differ.
@@ -191,7 +193,7 @@ def attention_transfer(
   eps_added: bool = False,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """Attention transfer: the student looks where the teacher looks, at every stage.
+  """Attention transfer: match the attention maps of student and teacher at every stage.
 
   The sum over stages of `attention_map_mse` (norm="code") or `attention_map_l2` (norm="paper").
 
@@ -199,21 +201,21 @@ def attention_transfer(
     student: Output with features (B, H, W, C) at `stages`.
     teacher: Output likewise, constant. Channels and sizes may differ.
     stages: names, or (student's, teacher's) pairs of names.
-    stage_weights: one weight per stage; None weighs them all 1.
+    stage_weights: one weight per stage; None weights all by 1.
     power: exponent of the activations.
-    norm: how two maps are compared: "code" as the authors programmed it, "paper" as they wrote it.
-    reduce: over channels, "mean", "sum" or "max".
+    norm: how two maps are compared: "code" as in the authors' code, "paper" as in their paper.
+    reduce: reduction over channels, "mean", "sum" or "max".
     absolute: take |x|^power also where the power is an integer.
     eps: lower bound of the norm that maps are divided by.
     eps_added: add eps to that norm instead.
-    where: (B,), the examples that count; see `attention_map`.
+    where: mask (B,) of the examples that count; see `attention_map`.
 
   Returns:
     Terms(feature=...), float32 or wider. The authors' weight is 1000 (their beta).
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the stage and the shapes, the stages there
-      are, or the option's value.
+    ConfigError: for arrays in place of Outputs, an unknown stage or option, or shapes that do not
+      fit; it names the stage and both shapes.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, activation-based.
   The defaults are the authors' code, RepDistiller, mdistiller and torchdistill's "code" mode.
@@ -256,7 +258,7 @@ def _maps(
   eps: float,
   eps_added: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Both attention maps at one size, and what counts; the teacher's map takes no gradient."""
+  """Return both attention maps at one size, and the mask; the teacher's takes no gradient."""
   student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
   check_maps("attention_map", student, teacher)
   counted = counted_examples(what, where, student)
@@ -273,7 +275,7 @@ def _maps(
 
 
 def _power(x: jax.Array, power: float, absolute: bool) -> jax.Array:
-  """x^power or |x|^power, with gradient 0 at 0 also where the power is below 1."""
+  """Return x^power or |x|^power, with gradient 0 at 0 also for powers below 1."""
   check_positive("power", power)
   if not isinstance(power, numbers.Real):
     raise ConfigError(f"power is {power!r}: it must be a Python number")

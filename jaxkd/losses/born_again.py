@@ -1,7 +1,8 @@
-"""Born-again controls: what is matched is how sure the previous generation was, or of what.
+"""Control losses of born-again networks: CWTM and DKPP.
 
-Two ways to take a part of the teacher's knowledge away and see what is left: its confidence
-without the wrong classes, and the wrong classes' probabilities without the classes.
+Each removes a part of the teacher's information: CWTM (confidence weighted by teacher max) keeps
+its confidence without the wrong classes, DKPP (dark knowledge with permuted predictions) keeps the
+wrong classes' probabilities without their classes.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ def confidence_weighted_cross_entropy(
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Cross-entropy with the labels, examples weighted by how sure the teacher is of them.
+  """Cross-entropy with the labels, each example weighted by the teacher's largest probability.
 
-  sum_b w_b * ce_b with w_b = m_b * max_c softmax(teacher_b)_c, divided by their sum over the
-  batch, where m are the `weights`. A teacher that is equally sure of all gives `cross_entropy`.
+  sum_b w_b * ce_b / sum_b w_b, with w_b = m_b * max_c softmax(teacher_b)_c, where m are the
+  `weights`. A teacher of equal confidence for all examples gives `cross_entropy`.
 
   Args:
     student: logits (..., C), with any leading axes.
     teacher: logits of the same shape, constant. Only the largest probability of each is used.
-    labels: class numbers of the leading axes, or probabilities (..., C).
-    weights: (B,), or all leading axes; 0 leaves a label out. None weighs all alike.
-    axis_name: the device axis of a mapped step; the weights then sum to 1 over the global batch,
-      and `lax.pmean` of value and gradient is that of the global batch, as in `cross_entropy`.
-    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
-      and may hold anything. None counts all.
+    labels: class numbers with the leading axes, or probabilities (..., C).
+    weights: (B,) or with all leading axes; 0 leaves a label out. None weights all by 1.
+    axis_name: device axis of a mapped step; the weights then sum to 1 over the global batch, and
+      `lax.pmean` of value and gradient is that of the global batch, as in `cross_entropy`.
+    where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
+      rest is padding and may hold any values. None: all count.
 
   Returns:
-    The loss, a scalar, float32 or wider; NaN if a label that counts is no class, as in
+    The loss, a scalar, float32 or wider; NaN if a label that counts is not a class, as in
     `cross_entropy`.
 
   Raises:
-    ConfigError: if the shapes do not belong together.
+    ConfigError: if the shapes do not fit together.
 
   Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018, confidence weighted by
   teacher max (CWTM). Only the abstract could be sourced, and no code is published: this follows
@@ -72,15 +73,15 @@ def confidence_weighted_cross_entropy(
 
 
 def permute_wrong_classes(logits: ArrayLike, rng: jax.Array) -> jax.Array:
-  """Every example's logits, all but the largest dealt out at random among their classes.
+  """Permute each example's logits at random, except the largest.
 
   Args:
-    logits: (..., C), with any leading axes. Of several largest, the first stays.
-    rng: a PRNG key; every example, or position, draws its own permutation, uniformly.
+    logits: (..., C), with any leading axes. Of equal largest logits, the first stays in place.
+    rng: PRNG key; every example (or position) gets its own uniformly drawn permutation.
 
   Returns:
-    (..., C), of the same dtype. The largest logit keeps its class; every row keeps its values, so
-    softmax at any temperature keeps its probabilities.
+    (..., C), of the same dtype. The largest logit keeps its class. Every row keeps its values, so
+    softmax at any temperature keeps its set of probabilities.
 
   Raises:
     ConfigError: if logits are not (..., C) with one leading axis or more.
@@ -95,14 +96,14 @@ def permute_wrong_classes(logits: ArrayLike, rng: jax.Array) -> jax.Array:
   if logits.ndim < 2:
     raise ConfigError(f"permute_wrong_classes: logits {logits.shape} are not (B, C) or (B, ..., C)")
   rows = logits.reshape(-1, logits.shape[-1])
-  # Rows are turned until the largest comes first, and back.
+  # Rotate each row until its largest logit is first, permute the others, and rotate back.
   first = jnp.argmax(rows, axis=-1)[:, None]
-  places = jnp.arange(rows.shape[-1])[None]
-  turned = jnp.take_along_axis(rows, (places + first) % rows.shape[-1], axis=-1)
-  others = jax.random.permutation(rng, turned[:, 1:], axis=1, independent=True)
-  turned = jnp.concatenate([turned[:, :1], others], axis=1)
-  turned = jnp.take_along_axis(turned, (places - first) % rows.shape[-1], axis=-1)
-  return turned.reshape(logits.shape)
+  indices = jnp.arange(rows.shape[-1])[None]
+  rotated = jnp.take_along_axis(rows, (indices + first) % rows.shape[-1], axis=-1)
+  others = jax.random.permutation(rng, rotated[:, 1:], axis=1, independent=True)
+  rotated = jnp.concatenate([rotated[:, :1], others], axis=1)
+  rotated = jnp.take_along_axis(rotated, (indices - first) % rows.shape[-1], axis=-1)
+  return rotated.reshape(logits.shape)
 
 
 def permuted_soft_target_kl(
@@ -114,29 +115,29 @@ def permuted_soft_target_kl(
   squared_temperature: bool = True,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Divergence from the teacher's distribution with the wrong classes' probabilities permuted.
+  """KL divergence to the teacher's distribution with permuted wrong classes.
 
   `soft_target_kl(student, permute_wrong_classes(teacher))`.
 
   Args:
     student: logits (..., C), with any leading axes.
     teacher: logits of the same shape, constant.
-    rng: a PRNG key; draw a new one every step.
+    rng: PRNG key; use a new one in every step.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
-    where: what counts at all; see `soft_target_kl`. The draws of what counts depend on the shape
-      of the logits, padding included.
+    where: mask of what counts; see `soft_target_kl`. The permutations drawn depend on the shape of
+      the logits, padding included.
 
   Returns:
-    The loss, a scalar, float32 or wider. With two classes it is `soft_target_kl`.
+    The loss, a scalar, float32 or wider. With two classes it equals `soft_target_kl`.
 
   Raises:
     ConfigError: if the shapes differ, or the temperature is a number that is not positive.
 
   Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018, dark knowledge with permuted
-  predictions (DKPP). Only the abstract could be sourced, and no code is published: that the
-  largest probability stays and each example has its own permutation is the definition commonly
-  given. The KL differs from a cross-entropy by a constant.
+  predictions (DKPP). Only the abstract could be sourced, and no code is published: this follows
+  the definition commonly given, in which the largest probability stays and each example has its
+  own permutation. The KL differs from a cross-entropy by a constant.
 
   >>> z = jnp.array([[2.0, 0.0]])
   >>> permuted_soft_target_kl(z, z, jax.random.key(0))
@@ -162,24 +163,23 @@ def confidence_weighted_by_teacher_max(
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """CWTM: the labels alone, examples weighted by how sure the previous generation was of them.
+  """CWTM: cross-entropy with the labels, weighted by the previous generation's confidence.
 
-  `confidence_weighted_cross_entropy`, in place of the label term.
+  `confidence_weighted_cross_entropy`, which replaces the label term.
 
   Args:
-    student: its logits (..., C) are used.
-    teacher: its logits (..., C) are used; constant.
-    labels: class numbers of the leading axes, or probabilities (..., C).
-    weights: (B,), or all leading axes; 0 leaves a label out.
-    axis_name: the device axis of a mapped step: the weights are normalised over the global batch.
-    where: what counts at all; see `confidence_weighted_cross_entropy`.
+    student: Output with logits (..., C).
+    teacher: Output with logits (..., C), constant.
+    labels: class numbers with the leading axes, or probabilities (..., C).
+    weights: (B,) or with all leading axes; 0 leaves a label out.
+    axis_name: device axis of a mapped step: the weights are normalised over the global batch.
+    where: mask of what counts; see `confidence_weighted_cross_entropy`.
 
   Returns:
     Terms(logit=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, if logits are missing or the shapes do not belong
-      together.
+    ConfigError: for arrays in place of Outputs, missing logits, or shapes that do not fit.
 
   Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018; see
   `confidence_weighted_cross_entropy` for what could be sourced.
@@ -190,8 +190,8 @@ def confidence_weighted_by_teacher_max(
   """
   what = "confidence_weighted_by_teacher_max"
   value = confidence_weighted_cross_entropy(
-    logits_of(student, what=what, who="student"),
-    logits_of(teacher, what=what, who="teacher"),
+    logits_of(student, what=what, role="student"),
+    logits_of(teacher, what=what, role="teacher"),
     labels,
     weights,
     axis_name=axis_name,
@@ -209,24 +209,24 @@ def dark_knowledge_permuted(
   squared_temperature: bool = True,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """DKPP: soft targets whose wrong classes are permuted, so that they say nothing of likeness.
+  """DKPP: soft targets with permuted wrong classes, without information on class similarity.
 
-  `permuted_soft_target_kl`, in place of the soft term.
+  `permuted_soft_target_kl`, which replaces the soft term.
 
   Args:
-    student: its logits (..., C) are used.
-    teacher: its logits (..., C) are used; constant.
-    rng: a PRNG key, as of `Context.rng`.
+    student: Output with logits (..., C).
+    teacher: Output with logits (..., C), constant.
+    rng: PRNG key, such as `Context.rng`.
     temperature: T > 0.
     squared_temperature: multiply by T^2.
-    where: what counts at all; see `permuted_soft_target_kl`.
+    where: mask of what counts; see `permuted_soft_target_kl`.
 
   Returns:
     Terms(logit=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, or the
-      temperature is not positive.
+    ConfigError: for arrays in place of Outputs, logits that are missing or differ in shape, or a
+      temperature that is not positive.
 
   Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018; see
   `permuted_soft_target_kl` for what could be sourced.
@@ -237,8 +237,8 @@ def dark_knowledge_permuted(
   """
   what = "dark_knowledge_permuted"
   value = permuted_soft_target_kl(
-    logits_of(student, what=what, who="student"),
-    logits_of(teacher, what=what, who="teacher"),
+    logits_of(student, what=what, role="student"),
+    logits_of(teacher, what=what, role="teacher"),
     rng,
     temperature=temperature,
     squared_temperature=squared_temperature,

@@ -1,4 +1,4 @@
-"""Be your own teacher: what is matched is the deepest exit, its logits and its features."""
+"""Be your own teacher (BYOT): exits learn the logits and features of the deepest exit."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def masked_sum_of_squares(
   Args:
     student: features of any shape.
     teacher: features of the same shape, constant.
-    axis_name: the device axis of a mapped step. The sum is then multiplied by the number of
-      devices, so that `lax.pmean` of the value, and of its gradient, is that of the global batch.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    axis_name: device axis of a mapped step. The sum is then multiplied by the number of devices,
+      so that `lax.pmean` of the value, and of its gradient, is that of the global batch.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
     The loss, a scalar, float32 or wider. It grows with the batch.
 
   Raises:
-    ConfigError: if the shapes differ, or `where` does not belong to them.
+    ConfigError: if the shapes differ, or `where` does not fit them.
 
   Source: luanyunteng's implementation of Zhang et al., "Be Your Own Teacher", ICCV 2019.
 
@@ -63,26 +63,26 @@ def euclidean_distance(
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """The Euclidean norm of s - t over every element, the batch included: not squared, no mean.
+  """Euclidean norm of s - t over every element, the batch included; not squared, no mean.
 
   Args:
     student: features of any shape.
     teacher: features of the same shape, constant.
-    axis_name: the device axis of a mapped step; the norm is then that over the global batch, the
-      same on every device, and `lax.pmean` of its gradient is the global one.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    axis_name: device axis of a mapped step; the norm is then over the global batch, the same on
+      every device, and `lax.pmean` of its gradient is that of the global batch.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider. It has a kink where both agree: the gradient is 0 there,
-    and of full size beside it. Sides that agree up to rounding, 16 machine epsilons of their norm,
-    count as equal.
+    The loss, a scalar, float32 or wider. A norm has a kink where both agree: its gradient is 0
+    there and has norm 1 beside it. Sides that agree up to rounding, 16 machine epsilons of their
+    norm, count as equal.
 
   Raises:
-    ConfigError: if the shapes differ, or `where` does not belong to them.
+    ConfigError: if the shapes differ, or `where` does not fit them.
 
-  Source: the later code of the authors of "Be Your Own Teacher" (self-distillation-final), which
-  takes torch.dist of two batches.
+  Source: the later code of the authors of "Be Your Own Teacher" (self-distillation-final), as
+  torch.dist of two batches.
 
   >>> euclidean_distance(jnp.array([[3.0], [0.0]]), jnp.array([[0.0], [4.0]]))
   Array(5., dtype=float32)
@@ -107,34 +107,34 @@ def be_your_own_teacher(
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """Be your own teacher: the exits of a network learn from its deepest one.
+  """Be your own teacher: match the exits of a network to its deepest exit.
 
   logit: soft_weight * sum over exits before the deepest of `soft_cross_entropy(exit, deepest)`;
   feature: feature_weight * sum over exits of the distance of their hints from the deepest's.
 
   Args:
     exits: Outputs, shallowest first, with logits (..., C) and, where they are compared, features
-      at `feature_stage`, of one shape. The deepest is constant. Fewer than two give 0.
-    temperature: T > 0, for the logits.
+      at `feature_stage`, all of one shape. The deepest is constant. Fewer than two give 0.
+    temperature: T > 0, of the soft term.
     squared_temperature: multiply the soft term by T^2.
-    soft_weight: alpha; the exits' own cross-entropies, which the scheme adds, then have 1 - alpha.
-    feature_weight: beta. The number 0 leaves the features unread.
+    soft_weight: alpha; the exits' cross-entropies, which the scheme adds, then have 1 - alpha.
+    feature_weight: beta. With the number 0 no features are needed.
     feature: "masked_squares", `masked_sum_of_squares`; or "distance", `euclidean_distance`.
-    feature_stage: the hint's name among the features.
-    feature_exits: the exits whose hints are compared, from 0. None means as published: all before
-      the deepest for "masked_squares", all of these but the deepest one for "distance", which
-      then needs no hint.
-    axis_name: the device axis of a mapped step: both distances are over the whole global batch.
-      With `where`, so is the mean of the soft term: `lax.pmean` of both terms is the global value.
-    where: (B,), or all leading axes of the logits, nonzero for what counts. Of features, an example
-      counts if any position of it does.
+    feature_stage: name of the hint among the features.
+    feature_exits: indices of the exits whose hints are compared, from 0. None follows the published
+      code: all before the deepest for "masked_squares"; the same without the last of them, which
+      then needs no hint, for "distance".
+    axis_name: device axis of a mapped step: both distances are over the global batch. With `where`,
+      so is the mean of the soft term: `lax.pmean` of both terms is the global value.
+    where: mask (B,) or with all leading axes of the logits, nonzero where a position counts. For
+      features, an example counts if any of its positions does.
 
   Returns:
     Terms(feature=..., logit=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the exit and the shapes, the stages there
-      are, or the option's value.
+    ConfigError: for arrays in place of Outputs, an unknown stage or option, or shapes that do not
+      fit; it names the exit and both shapes.
 
   Source: Zhang et al., "Be Your Own Teacher", ICCV 2019. The defaults are luanyunteng's
   implementation. The authors' later code (self-distillation-final): `squared_temperature=False,
@@ -149,15 +149,15 @@ def be_your_own_teacher(
   kernels = {"masked_squares": masked_sum_of_squares, "distance": euclidean_distance}
   if feature not in kernels:
     raise unknown_name("feature", feature, kernels)
-  check_outputs("be_your_own_teacher", exits, who="exits")
+  check_outputs("be_your_own_teacher", exits, role="exits")
   if len(exits) < 2:
     return Terms()
-  *taught, deepest = exits
-  count = len(taught)
-  target = logits_of(deepest, what="be_your_own_teacher", who="deepest exit")
+  *students, deepest = exits
+  count = len(students)
+  target = logits_of(deepest, what="be_your_own_teacher", role="deepest exit")
   soft = jnp.float32(0)
-  for i, output in enumerate(taught):
-    logits = logits_of(output, what="be_your_own_teacher", who=f"exit {i}")
+  for i, output in enumerate(students):
+    logits = logits_of(output, what="be_your_own_teacher", role=f"exit {i}")
     check_same_shape(f"be_your_own_teacher: exit {i}", logits, target, other="the deepest exit")
     soft = soft + soft_cross_entropy(
       logits,
@@ -177,10 +177,10 @@ def be_your_own_teacher(
     logit = logit * share(counted_positions("be_your_own_teacher", where, target), axis_name)
   if not feature_exits or (is_number(feature_weight) and feature_weight == 0):
     return Terms(logit=logit)
-  hint = stage_arrays(deepest, feature_stage, who="deepest exit", what="be_your_own_teacher")
+  hint = stage_arrays(deepest, feature_stage, role="deepest exit", what="be_your_own_teacher")
   distance = jnp.float32(0)
   for i in feature_exits:
-    own = stage_arrays(taught[i], feature_stage, who=f"exit {i}", what="be_your_own_teacher")
+    own = stage_arrays(students[i], feature_stage, role=f"exit {i}", what="be_your_own_teacher")
     try:
       distance = distance + kernels[feature](own, hint, axis_name=axis_name, where=where)
     except ConfigError as error:
@@ -191,7 +191,7 @@ def be_your_own_teacher(
 def _kept(
   what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, ...]:
-  """Both sides with zeros for the examples that do not count; the teacher takes no gradient."""
+  """Return both sides with zeros where examples do not count; the teacher takes no gradient."""
   student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
   check_same_shape(what, student, teacher, _HINT)
   return keep(counted_examples(what, where, student), student, teacher)

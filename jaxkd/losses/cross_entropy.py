@@ -1,4 +1,4 @@
-"""Labels: the cross-entropy that every method adds its own terms to."""
+"""Cross-entropy with the labels, to which every method adds its own terms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxkd.losses._checks import check_fraction, is_number
 from jaxkd.losses._counting import counted_positions, keep, over_positions
 from jaxkd.losses._numerics import log_probabilities, widen
 
-# By how much the class probabilities of an example may miss a sum of 1, in float32.
+# Allowed deviation from 1 of the sum of an example's class probabilities, in float32.
 _TOLERANCE = 1e-3
 
 
@@ -27,30 +27,30 @@ def cross_entropy(
 ) -> jax.Array:
   """Weighted mean cross-entropy between logits and labels.
 
-  sum_b w_b * ce_b / sum_b w_b with ce_b = -sum_c y_bc * log softmax(logits_b)_c, where
+  sum_b w_b * ce_b / sum_b w_b, with ce_b = -sum_c y_bc * log softmax(logits_b)_c, where
   y = (1 - label_smoothing) * label + label_smoothing / C. It is 0 if every weight is 0.
 
   Args:
-    logits: (..., C), with any leading axes: (B, C), (B, T, C), (B, H, W, C). +-1e4 are fine; -inf
-      is a class that is impossible, which costs nothing as long as no label has it.
-    labels: class numbers, integer, of the leading axes; or class probabilities (..., C).
-    weights: how much a label counts, 0 for one that is not known: of the first of the leading
-      axes, (B,), or of all of them. None weighs all alike.
-    label_smoothing: the share of the target spread evenly over the classes.
-    axis_name: the device axis of a mapped step. The weights are then summed over all devices
-      and divided by their number, so that `lax.pmean` of the value, and of its gradient, is
-      exactly the weighted mean of the global batch, however the weights are spread.
-    where: what counts at all, of the shapes of `weights`, nonzero for what does. The rest is
-      padding and may hold anything, NaN included. The effective weight is weights * where.
+    logits: (..., C), with any leading axes: (B, C), (B, T, C), (B, H, W, C). Values of +-1e4 do
+      not overflow; -inf is an impossible class, which adds nothing unless a label has it.
+    labels: integer class numbers with the leading axes, or class probabilities (..., C).
+    weights: weight of each label, 0 for an unknown one, with the first of the leading axes, (B,),
+      or all of them. None weights all by 1.
+    label_smoothing: share of the target spread evenly over the classes.
+    axis_name: device axis of a mapped step. The weights are then summed over all devices and
+      divided by their number, so that `lax.pmean` of the value, and of its gradient, is exactly
+      the weighted mean of the global batch, for any distribution of the weights over devices.
+    where: mask of what counts, of the shapes allowed for `weights`, nonzero where it does. The rest
+      is padding and may hold any values, NaN included. The effective weight is weights * where.
 
   Returns:
-    The loss, a scalar, float32 or wider. It is NaN, and so is its gradient, if a label that
-    counts is no class: a number outside 0 to C - 1, or probabilities that are negative or do not
-    sum to 1 (up to 1e-3, or two roundings of bfloat16). It is inf if a label that counts has a
-    class whose logit is -inf.
+    The loss, a scalar, float32 or wider. Value and gradient are NaN if a label that counts is not
+    a class: a number outside 0 to C - 1, or probabilities that are negative or do not sum to 1
+    (up to 1e-3, or two roundings of bfloat16). The value is inf if a label that counts has a class
+    whose logit is -inf.
 
   Raises:
-    ConfigError: if the shapes do not belong together, or label_smoothing is outside [0, 1].
+    ConfigError: if the shapes do not fit together, or label_smoothing is outside [0, 1].
 
   Source: the common definition; label smoothing as Szegedy et al., CVPR 2016, and as torch's
   cross_entropy, which spreads the share over all classes, the true one included.
@@ -66,7 +66,7 @@ def cross_entropy(
   (logits,) = widen(logits, what="cross_entropy")
   labels = jnp.asarray(labels)
   if labels.dtype.itemsize < 4 and jnp.issubdtype(labels.dtype, jnp.integer):
-    # Which may not hold the number of classes.
+    # A narrower dtype may not hold the number of classes.
     labels = labels.astype(jnp.int32)
   hard = labels.shape == logits.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer)
   if not hard and labels.shape != logits.shape:
@@ -81,7 +81,7 @@ def cross_entropy(
   if hard:
     labels = jnp.where(known, labels, 0)
   losses = -_log_likelihoods(log_probabilities(logits), labels, hard, label_smoothing)
-  # A factor, not a value, so that the gradient is NaN as well.
+  # A factor, not a value: the gradient is then NaN, too.
   losses = losses * jnp.where(known if weighed is None else known | ~weighed, 1.0, jnp.nan)
   if weights is None:
     return jnp.mean(losses)
@@ -94,10 +94,10 @@ def cross_entropy(
 def effective_weights(
   what: str, logits: jax.Array, weights: ArrayLike | None, where: ArrayLike | None
 ) -> jax.Array | None:
-  """Weights * where over all leading axes of the logits; None where neither is given.
+  """Return weights * where over all leading axes of the logits; None if neither is given.
 
   Raises:
-    ConfigError: with both shapes, if one of them does not belong to the logits.
+    ConfigError: with both shapes, if one of them does not fit the logits.
   """
   counted = counted_positions(what, where, logits)
   if weights is None:
@@ -110,14 +110,14 @@ def effective_weights(
 def _log_likelihoods(
   log_p: jax.Array, labels: jax.Array, hard: bool, label_smoothing: float
 ) -> jax.Array:
-  """The sum over classes of target * log p, where 0 * -inf is 0."""
+  """Sum over classes of target * log p, with 0 * -inf = 0."""
   classes = log_p.shape[-1]
   if hard:
     numbers = lax.broadcasted_iota(jnp.int32, log_p.shape, log_p.ndim - 1)
     chosen = labels[..., None].astype(jnp.int32) == numbers
     if is_number(label_smoothing) and label_smoothing == 0:
       likelihoods = jnp.sum(jnp.where(chosen, log_p, 0.0), axis=-1)
-      # Of an impossible class: a constant, which has no gradient.
+      # The likelihood of an impossible class is a constant without a gradient.
       return jnp.where(likelihoods == -jnp.inf, -jnp.inf, likelihoods)
     targets = chosen.astype(log_p.dtype)
   else:
@@ -129,7 +129,7 @@ def _log_likelihoods(
 
 
 def _are_classes(labels: jax.Array, hard: bool, classes: int) -> jax.Array:
-  """Which labels are a class, or probabilities of classes."""
+  """Mask of the labels that are class numbers or probability distributions."""
   if hard:
     return (labels >= 0) & (labels < classes)
   dtype = labels.dtype

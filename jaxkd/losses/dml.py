@@ -1,4 +1,4 @@
-"""Peers: what is matched is what networks that learn at the same time predict."""
+"""Deep mutual learning (DML) and native ensembles (ONE): networks trained together."""
 
 from __future__ import annotations
 
@@ -46,29 +46,29 @@ def peer_kl(
   T^2 * mean_b sum_c q * (log q - log p), with p = softmax(student / T), q = softmax(peer / T).
 
   Args:
-    student: logits (..., C) of the network that learns, with any leading axes. A logit of -inf is
-      a class that is impossible, on either side: 0 log 0 = 0.
-    peer: logits of the same shape that it learns from.
+    student: logits (..., C), with any leading axes. A logit of -inf is an impossible class, on
+      either side: 0 log 0 = 0.
+    peer: logits of the same shape, the target.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
     target_smoothing: a number s >= 0 added to every q, which then sums to 1 + C * s.
     ratio_smoothing: a number s >= 0; the terms become q * log(s + q / (p + s)).
-    detached: the peer takes no gradient. False pulls it towards the student, too.
-    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
-      and may hold anything. None counts all.
+    detached: the peer takes no gradient. False also trains it towards the student.
+    where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
+      rest is padding and may hold any values. None: all count.
 
   Returns:
     The loss, a scalar, float32 or wider: sum over classes, mean over what counts, 0 if nothing
     does. Without smoothing it is never negative, and value and gradient are exactly 0 where the
-    logits agree. Smoothing leaves a value and a gradient of the size of s there. The value is inf
-    where q > 0 and p = 0, unless the ratio is smoothed.
+    logits agree; with smoothing they are of size s there. The value is inf if q > 0 and p = 0,
+    unless the ratio is smoothed.
 
   Raises:
-    ConfigError: if the shapes differ, `where` does not belong to them, an option is out of its
-      range, or both kinds of smoothing are asked for.
+    ConfigError: if the shapes differ, `where` does not fit them, an option is out of its range, or
+      both kinds of smoothing are given.
 
-  Source: Zhang et al., "Deep Mutual Learning", CVPR 2018. Without smoothing as the Zoo, which
-  detaches, and as `soft_target_kl`. The authors' code is `ratio_smoothing=1e-8`. OKDDip's KL_Loss
+  Source: Zhang et al., "Deep Mutual Learning", CVPR 2018. Without smoothing it is the Zoo's, which
+  detaches, and `soft_target_kl`. The authors' code is `ratio_smoothing=1e-8`. OKDDip's KL_Loss
   (AAAI 2020) is `target_smoothing=1e-7, detached=False`, ONE's (NeurIPS 2018)
   `target_smoothing=1e-7`, both with T = 3 and T^2.
 
@@ -94,7 +94,7 @@ def peer_kl(
     divergence = jnp.sum(q * jnp.log(ratio), axis=-1)
   elif target_smoothing:
     log_q = jnp.logaddexp(log_q, math.log(target_smoothing))
-    # The relative entropy has subtracted what q sums to beyond 1.
+    # relative_entropy subtracts sum q - sum p, which is C * s here: add it again.
     divergence = relative_entropy(log_p, log_q) + student.shape[-1] * target_smoothing
   else:
     divergence = relative_entropy(log_p, log_q)
@@ -115,29 +115,29 @@ def mutual(
   detached: bool = True,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """Deep mutual learning: a network learns what its peers predict while they learn, too.
+  """Deep mutual learning: match a network to peers that are trained at the same time.
 
-  The sum (or mean) over peers of `peer_kl(student, peer)`: what one network adds to its
+  The sum (or mean) over peers of `peer_kl(student, peer)`, to be added to the network's
   cross-entropy. The order of the peers does not matter.
 
   Args:
-    student: its logits (..., C) are used.
-    peers: the other networks' Outputs, without the student's own. None of them gives 0.
+    student: Output with logits (..., C).
+    peers: the other networks' Outputs, without the student's own. An empty list gives 0.
     temperature: T > 0.
     squared_temperature: multiply by T^2.
     over_peers: "sum", or "mean" over the peers.
-    target: "pairwise", every peer is a target; "ensemble", their mean logits are the only one.
+    target: "pairwise", every peer is a target; "ensemble", their mean logits are the only target.
     target_smoothing: see `peer_kl`.
     ratio_smoothing: see `peer_kl`.
     detached: the peers take no gradient.
-    where: what counts at all; see `peer_kl`.
+    where: mask of what counts; see `peer_kl`.
 
   Returns:
     Terms(logit=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, naming
-      the peer, or for an option.
+    ConfigError: for arrays in place of Outputs, missing logits or shapes that differ, naming the
+      peer, or for an invalid option.
 
   Source: Zhang et al., "Deep Mutual Learning", CVPR 2018. The authors' code sums over the peers,
   with T = 1 and `ratio_smoothing=1e-8`. OKDDip (AAAI 2020): `temperature=3.0, over_peers="mean",
@@ -152,13 +152,13 @@ def mutual(
     raise unknown_name("over_peers", over_peers, _OVER_PEERS)
   if target not in _TARGETS:
     raise unknown_name("target", target, _TARGETS)
-  check_outputs("mutual", peers, who="peers")
+  check_outputs("mutual", peers, role="peers")
   if not peers:
     return Terms()
-  # Widened here, so that what many peers ask for is not rounded before it is added up.
+  # Widened here, so that the gradients from several peers are summed before they are rounded.
   own, *others = widen(
-    logits_of(student, what="mutual", who="student"),
-    *(logits_of(peer, what="mutual", who=f"peer {i}") for i, peer in enumerate(peers)),
+    logits_of(student, what="mutual", role="student"),
+    *(logits_of(peer, what="mutual", role=f"peer {i}") for i, peer in enumerate(peers)),
   )
   for i, other in enumerate(others):
     check_same_shape("mutual", own, other, "all must score the same classes", other=f"peer {i}")
@@ -191,26 +191,26 @@ def native_ensemble(
   detached: bool = True,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """ONE: every branch learns what the gated ensemble of all branches predicts.
+  """ONE: match every branch to the gated ensemble of all branches.
 
   The sum over branches of `peer_kl(branch, ensemble)`.
 
   Args:
-    branches: their logits (..., C) are used.
-    ensemble: its logits (..., C) are used: `gated_logits` of the branches.
+    branches: Outputs with logits (..., C).
+    ensemble: Output with logits (..., C), the `gated_logits` of the branches.
     temperature: T > 0.
     squared_temperature: multiply by T^2.
     target_smoothing: see `peer_kl`.
-    detached: the ensemble takes no gradient, so that the gate learns from the labels alone.
-    where: what counts at all; see `peer_kl`.
+    detached: the ensemble takes no gradient; the gate is then trained by the labels alone.
+    where: mask of what counts; see `peer_kl`.
 
   Returns:
     Terms(logit=...), float32 or wider. The authors' weight grows to 1 over 80 epochs
     (`jaxkd.methods.ramp("exponential", ...)`).
 
   Raises:
-    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, naming
-      the branch, or for an option.
+    ConfigError: for arrays in place of Outputs, missing logits or shapes that differ, naming the
+      branch, or for an invalid option.
 
   Source: Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, as
   the authors' code. OKDDip's ONE (AAAI 2020) is `detached=False`.
@@ -219,13 +219,13 @@ def native_ensemble(
   >>> float(native_ensemble([z, z], z, target_smoothing=0.0).total)
   0.0
   """
-  check_outputs("native_ensemble", branches, who="branches")
+  check_outputs("native_ensemble", branches, role="branches")
   if not branches:
     return Terms()
-  (target,) = widen(logits_of(ensemble, what="native_ensemble", who="ensemble"))
+  (target,) = widen(logits_of(ensemble, what="native_ensemble", role="ensemble"))
   divergences = []
   for i, branch in enumerate(branches):
-    logits = logits_of(branch, what="native_ensemble", who=f"branch {i}")
+    logits = logits_of(branch, what="native_ensemble", role=f"branch {i}")
     check_same_shape(f"native_ensemble: branch {i}", logits, target, other="ensemble")
     divergences.append(
       peer_kl(
@@ -242,20 +242,20 @@ def native_ensemble(
 
 
 def gated_logits(branches: Sequence[Output], gate: ArrayLike) -> jax.Array:
-  """The logits of a gated ensemble: sum_k gate[:, k] * logits of branch k.
+  """Logits of a gated ensemble: sum_k gate[:, k] * logits of branch k.
 
   Args:
-    branches: K Outputs whose logits (..., C) are used, with any leading axes.
-    gate: (B, K), how far each example trusts each branch; `jaxkd.adapters.Gate` gives it. Dense
-      logits (B, T, C) may have a gate of every position, (B, T, K).
+    branches: K Outputs with logits (..., C), with any leading axes.
+    gate: (B, K), weight of each branch for each example, as from `jaxkd.adapters.Gate`. Dense
+      logits (B, T, C) may have a gate for every position, (B, T, K).
 
   Returns:
-    (..., C), float32 or wider. Branches and gate take gradients. A class that one branch calls
-    impossible, by a logit of -inf, is impossible where that branch has a share above 0.
+    (..., C), float32 or wider. Branches and gate take gradients. A class to which a branch of
+    weight above 0 gives a logit of -inf has a logit of -inf.
 
   Raises:
     ConfigError: for arrays in place of Outputs, if there is no branch, logits are missing or
-      differ in shape, or the gate does not belong to them.
+      differ in shape, or the gate does not fit them.
 
   Source: Lan et al., NeurIPS 2018.
 
@@ -263,10 +263,10 @@ def gated_logits(branches: Sequence[Output], gate: ArrayLike) -> jax.Array:
   >>> gated_logits(branches, jnp.array([[0.25, 0.75]]))
   Array([[0.25, 1.5 ]], dtype=float32)
   """
-  check_outputs("gated_logits", branches, who="branches")
+  check_outputs("gated_logits", branches, role="branches")
   if not branches:
     raise ConfigError("gated_logits: there is no branch")
-  found = [logits_of(b, what="gated_logits", who=f"branch {i}") for i, b in enumerate(branches)]
+  found = [logits_of(b, what="gated_logits", role=f"branch {i}") for i, b in enumerate(branches)]
   gate, *logits = widen(gate, *found)
   for i, other in enumerate(logits):
     check_same_shape("gated_logits: branch 0 and its like", logits[0], other, other=f"branch {i}")
@@ -285,11 +285,12 @@ def gated_logits(branches: Sequence[Output], gate: ArrayLike) -> jax.Array:
 
 
 def _scaled(share: jax.Array, logits: jax.Array) -> jax.Array:
-  """Share * logits, where 0 * -inf is 0 and neither gets a gradient from a logit of -inf."""
+  """Return share * logits, with 0 * -inf = 0 and no gradient from a logit of -inf."""
   impossible = logits == -jnp.inf
   product = share * jnp.where(impossible, 0.0, logits)
   return jnp.where(impossible & (share > 0), -jnp.inf, product)
 
 
 def _total(values: Sequence[jax.Array]) -> jax.Array:
+  """Sum a nonempty sequence of arrays."""
   return sum(values[1:], start=values[0])

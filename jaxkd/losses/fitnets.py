@@ -1,4 +1,4 @@
-"""Hints: what is matched is the features themselves."""
+"""FitNets and SimKD: mean squared difference of features."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def hint_mse(
   """Mean squared difference of two features: mean over every element of (s - t)^2.
 
   Args:
-    student: features of any shape, usually after a connector.
+    student: features of any shape, usually the output of a connector.
     teacher: features of the same shape, constant: they take no gradient.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
     The loss, a scalar, float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the shapes differ, or `where` does not belong to them.
+    ConfigError: if the shapes differ, or `where` does not fit them.
 
   Source: Romero et al., "FitNets", ICLR 2015, eq. 3, with the mean over every element of
   RepDistiller, mdistiller and SimKD. The authors' own code has 1/2 and sums over one axis.
@@ -56,25 +56,25 @@ def fitnets(
   stage_weights: Sequence[ArrayLike] | None = None,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """FitNets: the student's (regressed) features hit the teacher's.
+  """FitNets: mean squared difference of the student's (regressed) and the teacher's features.
 
-  The sum over stages of `hint_mse`. Where the teacher's map is larger than the student's, it is
-  first average-pooled to the student's size; a student's map that is larger is an error.
+  The sum over stages of `hint_mse`. A teacher's map that is larger than the student's is first
+  average-pooled to the student's size; a larger student's map is an error.
 
   Args:
     student: Output whose features at `stages` have the teacher's channels, as
       `jaxkd.adapters.Regressor` gives them. (B, H, W, C) or (B, D).
     teacher: Output with the same stages, constant.
     stages: names, or (student's, teacher's) pairs of names.
-    stage_weights: one weight per stage; None weighs them all 1.
-    where: (B,), the examples that count; see `hint_mse`.
+    stage_weights: one weight per stage; None weights all by 1.
+    where: mask (B,) of the examples that count; see `hint_mse`.
 
   Returns:
     Terms(feature=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, or the stages
-      there are.
+    ConfigError: for arrays in place of Outputs, an unknown stage, or shapes that do not fit; it
+      names the stage and both shapes.
 
   Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, as the one-stage form of
   RepDistiller and mdistiller, which use one middle stage and weight 100. Pooling the teacher is
@@ -103,27 +103,26 @@ def simkd(
   stage_weights: Sequence[ArrayLike] | None = None,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """SimKD: the student's projected last feature becomes the teacher's.
+  """SimKD: mean squared difference of the student's projected and the teacher's last features.
 
   The sum over stages of `hint_mse`, the larger of two maps average-pooled to the smaller
-  (`match_sizes`). It is the whole training signal of SimKD: no labels, no logits; the student
-  predicts through the teacher's classifier.
+  (`match_sizes`). It is the only training signal of SimKD, which uses neither labels nor logits:
+  the student predicts through the teacher's classifier.
 
   Args:
-    student: Output whose features at `stages` have the teacher's channels, as
-      `jaxkd.adapters.Projector` gives them, which pools a larger student before it projects:
-      (B, H, W, C), or (B, C) where the teacher's are.
+    student: Output whose features at `stages` have the teacher's channels and rank, (B, H, W, C)
+      or (B, C), as `jaxkd.adapters.Projector` gives them (it pools larger maps before projecting).
     teacher: Output with the same stages, constant.
     stages: names, or (student's, teacher's) pairs of names.
-    stage_weights: one weight per stage; None weighs them all 1.
-    where: (B,), the examples that count; see `hint_mse`.
+    stage_weights: one weight per stage; None weights all by 1.
+    where: mask (B,) of the examples that count; see `hint_mse`.
 
   Returns:
     Terms(feature=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, or the stages
-      there are.
+    ConfigError: for arrays in place of Outputs, an unknown stage, or shapes that do not fit; it
+      names the stage and both shapes.
 
   Source: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
   eq. 2, as the authors' code.

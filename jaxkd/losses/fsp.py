@@ -1,4 +1,4 @@
-"""Flow: what is matched is how one layer's channels go with the next one's."""
+"""Flow of solution procedure (FSP): Gram matrices between the channels of two layers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from jaxkd.losses._checks import (
   check_same_shape,
   mask_and_arrays,
   stage_arrays,
+  stage_label,
   stage_pairs,
 )
 from jaxkd.losses._counting import counted_examples, keep, mean, number
@@ -41,22 +42,22 @@ def flow_matrix(
   pool: Pool = "average",
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """The FSP matrix of two layers: G[b, i, j] = mean over (h, w) of x[b, h, w, i] y[b, h, w, j].
+  """FSP matrix of two layers: G[b, i, j] = mean over (h, w) of x[b, h, w, i] y[b, h, w, j].
 
   Args:
-    first: x, a layer's feature maps (B, H, W, C).
-    second: y, a later layer's (B, H', W', C'). Where sizes differ, the larger one is pooled to
-      the smaller, in each axis.
-    pool: "average" or "max", how it is pooled.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    first: x, feature maps (B, H, W, C) of a layer.
+    second: y, feature maps (B, H', W', C') of a later layer. Where sizes differ, the larger map is
+      pooled to the smaller, in each axis.
+    pool: pooling of the larger map, "average" or "max".
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
-    (B, C, C'), float32 or wider; zeros for examples that do not count. It does not change if both
-    layers' places are shuffled alike.
+    (B, C, C'), float32 or wider; zeros for examples that do not count. It does not depend on the
+    order of positions, if that is the same in both layers.
 
   Raises:
-    ConfigError: if either is not (B, H, W, C), the batch sizes differ, `where` does not belong to
+    ConfigError: if either is not (B, H, W, C), the batch sizes differ, `where` does not fit
       them, or pool is unknown.
 
   Source: Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization
@@ -89,14 +90,14 @@ def fsp_mse(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None =
   Args:
     student: (B, C, C'), as `flow_matrix` gives it.
     teacher: (B, C, C'), constant.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
     The loss, a scalar, float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the shapes differ, or `where` does not belong to them.
+    ConfigError: if the shapes differ, or `where` does not fit them.
 
   Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017, with the mean over the matrix
   of RepDistiller and the Zoo. The paper sums over the matrix: C C' times this.
@@ -114,23 +115,23 @@ def fsp_mse(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None =
 def fsp_column_norm(
   student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
-  """Distance of two flow matrices: mean over B of the sum over columns j of |G_s - G_t|_2.
+  """Column-wise distance of two flow matrices: mean over B of sum_j |G_s[:, j] - G_t[:, j]|_2.
 
   The norm of a column is over the first layer's channels, and is not squared.
 
   Args:
     student: (B, C, C'), as `flow_matrix` gives it.
     teacher: (B, C, C'), constant.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. A norm has a kink at 0, where its
-    gradient is 0 and of full size beside it. Columns that differ by less than rounding, 16 machine
-    epsilons of the teacher's norm, count as equal, so that equal networks have no gradient.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. A norm has a kink at 0: its gradient
+    is 0 there and has norm 1 beside it. Columns that differ by at most 16 machine epsilons of the
+    teacher's norm count as equal, so that equal networks have gradient 0.
 
   Raises:
-    ConfigError: if the shapes are not (B, C, C') or differ, or `where` does not belong to them.
+    ConfigError: if the shapes are not (B, C, C') or differ, or `where` does not fit them.
 
   Source: torchdistill's FSPLoss. Yim et al., "A Gift from Knowledge Distillation", CVPR 2017,
   square the difference (`fsp_mse`).
@@ -158,29 +159,29 @@ def flow_of_solution(
   arrays: Arrays = "features",
   where: ArrayLike | str | None = None,
 ) -> Terms:
-  """Flow of solution procedure: the student goes from layer to layer as the teacher does.
+  """Flow of solution procedure: match the Gram matrices of adjacent stages.
 
   The sum over adjacent `stages` of `fsp_mse` (norm="mse") or `fsp_column_norm` (norm="columns")
   of the two networks' `flow_matrix`.
 
   Args:
     student: Output whose maps at `stages` have the teacher's channels, (B, H, W, C).
-    teacher: Output likewise, constant. Sizes may differ: a flow matrix has none.
+    teacher: Output likewise, constant. Sizes may differ: a flow matrix does not depend on them.
     stages: two or more names in the order of the network, or (student's, teacher's) pairs of
       names. n stages make n - 1 flows.
-    stage_weights: one weight per flow; None weighs them all 1.
-    pool: "average" or "max", how the larger layer of a flow is pooled.
+    stage_weights: one weight per flow; None weights all by 1.
+    pool: pooling of the larger layer of a flow, "average" or "max".
     norm: how two flow matrices are compared.
     arrays: "features", or "preactivations", the same stages before their last activation.
-    where: (B,), the examples that count; see `flow_matrix`. A text is taken for
-      `arrays`, its earlier name.
+    where: mask (B,) of the examples that count; see `flow_matrix`. A string is
+      read as `arrays`, whose earlier name was `where`.
 
   Returns:
     Terms(feature=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, the stages there
-      are, or the option's value.
+    ConfigError: for arrays in place of Outputs, an unknown stage or option, or shapes that do not
+      fit; it names the stage and both shapes.
 
   Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017. The defaults are
   RepDistiller's, which also starts from the stem's output; the Zoo divides the sum by its three
@@ -203,7 +204,7 @@ def flow_of_solution(
       f"stage_weights are {len(stage_weights)}, flows between stages {len(pairs) - 1}: "
       "give one for each"
     )
-  layers = [_layer(student, teacher, ours, theirs, arrays) for ours, theirs in pairs]
+  layers = [_layer(student, teacher, pair, arrays) for pair in pairs]
   total = jnp.float32(0)
   for i, ((s, t), (next_s, next_t)) in enumerate(itertools.pairwise(layers)):
     matrices = (flow_matrix(*pair, pool=pool, where=where) for pair in ((s, next_s), (t, next_t)))
@@ -213,17 +214,17 @@ def flow_of_solution(
 
 
 def _layer(
-  student: Output, teacher: Output, ours: str, theirs: str, arrays: Arrays
+  student: Output, teacher: Output, pair: tuple[str, str], arrays: Arrays
 ) -> tuple[jax.Array, jax.Array]:
-  """Both networks' maps at one stage, checked to have the same channels."""
+  """Return both networks' maps at one stage, checked to have the same channels."""
   what = "flow_of_solution"
-  s = stage_arrays(student, ours, who="student", arrays=arrays, what=what)
-  t = stage_arrays(teacher, theirs, who="teacher", arrays=arrays, what=what)
-  place = f"stage {ours!r}" if ours == theirs else f"stages {ours!r} and {theirs!r}"
-  check_maps(f"{place}: flow_of_solution", s, t)
+  s = stage_arrays(student, pair[0], role="student", arrays=arrays, what=what)
+  t = stage_arrays(teacher, pair[1], role="teacher", arrays=arrays, what=what)
+  label = stage_label(pair)
+  check_maps(f"{label}: flow_of_solution", s, t)
   if s.shape[3] != t.shape[3]:
     raise ConfigError(
-      f"{place}: flow_of_solution: student {s.shape} and teacher {t.shape} differ in channels; "
+      f"{label}: flow_of_solution: student {s.shape} and teacher {t.shape} differ in channels; "
       "a connector (jaxkd.adapters) brings the student's to the teacher's"
     )
   return s, t

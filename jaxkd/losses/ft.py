@@ -1,4 +1,4 @@
-"""Factors: what is matched is the direction of the teacher's compressed feature map."""
+"""Factor transfer: distances between normalised factors, the compressed feature maps."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def factor_l1(
 ) -> jax.Array:
   """Mean absolute difference of two normalised factors: mean over B*D of |n(f_s) - n(f_t)|.
 
-  n(f) = f / max(|f|_2, eps), of each example's whole factor, flattened to D = H*W*C numbers.
+  n(f) = f / max(|f|_2, eps), over each example's whole factor, flattened to D = H*W*C numbers.
 
   Args:
     student: factors (B, H, W, C) or (B, D).
     teacher: factors of the same shape, constant.
     eps: lower bound of the norm. A zero factor stays zero, and its gradient is 1/eps times that
-      of the normalised one: finite, but about 1e10 with the authors' eps. A larger one tames it.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+      of the normalised one: finite, but about 1e10 with the authors' eps; a larger eps limits it.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not change with the scale of
-    either side. Differences no larger than rounding, 32 machine epsilons of the elements or of
-    their root mean square, count as 0 and have no gradient.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not depend on the scale of
+    either side. Differences of at most 32 machine epsilons of the elements or of their root mean
+    square count as 0, with gradient 0.
 
   Raises:
-    ConfigError: if the shapes differ, or `where` does not belong to them.
+    ConfigError: if the shapes differ, or `where` does not fit them.
 
   Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer",
   NeurIPS 2018, as the authors' code (also the Zoo, and torchdistill with p=1, which has no eps
-  and gives NaN for a zero factor). The paper's own formula is `factor_lp`.
+  and gives NaN for a zero factor). The paper's formula is `factor_lp`.
 
   >>> round(float(factor_l1(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0]]))), 4)
   0.6
@@ -71,25 +71,23 @@ def factor_lp(
   eps: float = 1e-12,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Distance of two normalised factors: mean over B of |n(f_s) - n(f_t)|_p.
+  """p-norm distance of two normalised factors: mean over B of |n(f_s) - n(f_t)|_p.
 
   Args:
     student: factors (B, H, W, C) or (B, D).
     teacher: factors of the same shape, constant.
-    order: p >= 1 of the norm of the difference; the factors themselves always have Euclidean
-      norm 1.
+    order: p >= 1 of the norm of the difference; n always divides by the Euclidean norm.
     eps: see `factor_l1`.
-    where: (B,), the examples that count; see `factor_l1`.
+    where: mask (B,) of the examples that count; see `factor_l1`.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. Where two factors agree, up to
-    rounding as in `factor_l1`, its gradient is 0. Order 1 is D times `factor_l1`.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. Its gradient is 0 where two factors
+    agree up to rounding, as in `factor_l1`. Order 1 is D times `factor_l1`.
 
   Raises:
-    ConfigError: if the shapes differ, `where` does not belong to them, or order is not a number >=
-      1.
+    ConfigError: if the shapes differ, `where` does not fit them, or order is not a number >= 1.
 
-  Source: Kim et al., NeurIPS 2018, L_FT, as torchdistill has it for p other than 1.
+  Source: Kim et al., NeurIPS 2018, L_FT, as torchdistill for p other than 1.
 
   >>> round(float(factor_lp(jnp.array([[0.0, 5.0]]), jnp.array([[2.0, 0.0]]))), 4)
   1.4142
@@ -122,21 +120,21 @@ def factor_map_lp(
     student: factors (B, H, W, C).
     teacher: factors (B, H', W', C'), constant. The larger map is average-pooled to the other's
       size (`match_sizes`); channels may differ.
-    power: exponent > 0 of the factors. Powers that are not integers are of |f|.
+    power: exponent > 0 of the factors. Powers that are not integers use |f|.
     order: exponent >= 1 of the difference.
     eps: see `factor_l1`.
-    where: (B,), the examples that count; see `factor_l1`.
+    where: mask (B,) of the examples that count; see `factor_l1`.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not change with the scale of
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not depend on the scale of
     either side.
 
   Raises:
-    ConfigError: if one is not (B, H, W, C), the batch sizes differ, `where` does not belong to
+    ConfigError: if one is not (B, H, W, C), the batch sizes differ, `where` does not fit
       them, or an exponent is out of range.
 
-  Source: RepDistiller's form of factor transfer (p1 is `power`, p2 is `order`). It is another
-  quantity than the authors': where in the image the factor is large is all that is compared.
+  Source: RepDistiller's form of factor transfer (p1 is `power`, p2 is `order`). Unlike the authors'
+  loss it compares only where in the image the factor is large.
 
   >>> factors = jnp.arange(8.0).reshape(1, 2, 2, 2)
   >>> float(factor_map_lp(factors, 3.0 * factors))
@@ -159,23 +157,22 @@ def reconstruction_error(
   error: Literal["l1", "mse"] = "l1",
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """How far an auto-encoder's output is from its input: mean over every element.
+  """Reconstruction error of an auto-encoder: mean over every element of |r - f| or (r - f)^2.
 
   Args:
-    reconstruction: what the decoder made, any shape.
+    reconstruction: output of the decoder, of any shape.
     features: the teacher's features of the same shape, constant.
     error: "l1" for |r - f|, "mse" for (r - f)^2.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
     The loss, a scalar, float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the shapes differ, `where` does not belong to them, or error is unknown.
+    ConfigError: if the shapes differ, `where` does not fit them, or error is unknown.
 
-  Source: Kim et al., NeurIPS 2018: "l1" is the authors' code, "mse" RepDistiller's
-  trainer.
+  Source: Kim et al., NeurIPS 2018: "l1" is the authors' code, "mse" RepDistiller's trainer.
 
   >>> reconstruction_error(jnp.zeros((2, 3)), jnp.full((2, 3), -2.0), error="mse")
   Array(4., dtype=float32)
@@ -203,35 +200,35 @@ def factor_transfer(
   eps: float = 1e-12,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """Factor transfer: the student's translated factors point where the teacher's do.
+  """Factor transfer: match the student's translated factors to the teacher's factors.
 
   The sum over stages of `factor_l1` (normalization="official"; `factor_lp` if the order is not
-  1) or of `factor_map_lp` (normalization="repdistiller"). Of two sizes, the larger factor is
-  first average-pooled to the smaller (`match_sizes`).
+  1) or of `factor_map_lp` (normalization="repdistiller"). The larger of two factors is first
+  average-pooled to the size of the smaller (`match_sizes`).
 
   Args:
-    student: Output whose features at `stages` are factors, (B, H, W, C) or (B, D), as a
-      translator (`jaxkd.adapters.translator_for`) makes them.
-    teacher: Output likewise, constant, as a trained paraphraser's encoder
-      (`jaxkd.adapters.paraphraser_for`) makes them.
+    student: Output whose features at `stages` are factors, (B, H, W, C) or (B, D), as from a
+      translator (`jaxkd.adapters.translator_for`).
+    teacher: Output likewise, constant, as from the encoder of a trained paraphraser
+      (`jaxkd.adapters.paraphraser_for`).
     stages: names, or (student's, teacher's) pairs of names.
-    stage_weights: one weight per stage; None weighs them all 1.
+    stage_weights: one weight per stage; None weights all by 1.
     normalization: "official" compares whole factors of norm 1, "repdistiller" their attention
       maps, which may differ in channels.
-    order: >= 1. The norm by which official factors differ, the exponent of the difference of
-      RepDistiller's maps (its p2).
-    power: of the factors in RepDistiller's maps (its p1); not used by "official".
+    order: >= 1; the p of the norm ("official"), or the exponent of the difference of maps
+      ("repdistiller", its p2).
+    power: exponent of the factors in RepDistiller's maps (its p1); "official" ignores it.
     eps: lower bound of the norm that factors are divided by. The gradient of a zero factor is
       finite, but as large as 1/eps.
-    where: (B,), the examples that count; see `factor_l1`.
+    where: mask (B,) of the examples that count; see `factor_l1`.
 
   Returns:
     Terms(feature=...), float32 or wider. The authors' weight is 500 (their beta), RepDistiller's
     and the Zoo's 200.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the stage and both shapes, the stages there
-      are, or the option's value.
+    ConfigError: for arrays in place of Outputs, an unknown stage or option, or shapes that do not
+      fit; it names the stage and both shapes.
 
   Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer",
   NeurIPS 2018. The defaults are the authors' code, the Zoo, and torchdistill with p=1;
@@ -261,7 +258,7 @@ def factor_transfer(
 def _rows(
   what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Both sides' factors, (B, pieces, n), and what counts; the teacher's takes no gradient."""
+  """Return both sides' factors, (B, pieces, n), and the mask; the teacher takes no gradient."""
   s, t = widen(student, lax.stop_gradient(teacher), what=what)
   check_same_shape(what, s, t, _HINT)
   counted = counted_examples(what, where, s)
@@ -283,7 +280,7 @@ def _mean_absolute_gap_jvp(eps, primals, tangents):
   bound, t_bound = jnp.maximum(norm, eps), jnp.maximum(t_norm, eps)
   gap = _unit_gap(s, t, bound, t_bound, t_norm)
   along = jnp.sum(jnp.sign(gap) * s, (1, 2), keepdims=True) / bound
-  # Signs are taken anew: to write them all down and read them costs more.
+  # The barrier makes XLA compute the signs twice, which is cheaper than to store and load them.
   s, t, t_norm, bound, t_bound = lax.optimization_barrier((s, t, t_norm, bound, t_bound))
   sideways = jnp.where(norm > eps, along, 0) * (s / bound)
   slope = (jnp.sign(_unit_gap(s, t, bound, t_bound, t_norm)) - sideways) / bound
@@ -293,14 +290,16 @@ def _mean_absolute_gap_jvp(eps, primals, tangents):
 def _unit_gap(
   s: jax.Array, t: jax.Array, bound: jax.Array, t_bound: jax.Array, t_norm: jax.Array
 ) -> jax.Array:
+  """Return s / bound - t / t_bound, with 0 where they agree up to rounding."""
   return difference(s / bound, t / t_bound, t_norm / t_bound)
 
 
 def _absolute_power(x: jax.Array, order: float) -> jax.Array:
-  """|x|^order, an integer power where it is one: exact, and of slope 0 at 0 above order 1."""
+  """Return |x|^order; an integer order is exact and has slope 0 at 0 above order 1."""
   return jnp.abs(x) ** (int(order) if float(order).is_integer() else order)
 
 
 def _check_order(order: float) -> None:
+  """Raise a ConfigError unless order is a finite number of at least 1."""
   if not is_number(order) or not 1 <= order < float("inf"):
     raise ConfigError(f"order is {order!r}: it must be a finite number, 1 or greater")

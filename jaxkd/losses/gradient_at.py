@@ -1,4 +1,4 @@
-"""Gradients: what is matched is how the loss would change with the image, or with a stage."""
+"""Gradient-based attention transfer: gradients of the loss at the images or at a stage."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def gradient_l2(
   eps: float = 1e-12,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Distance of two gradients: mean over B of |J_s - J_t|_2, the norm over all other axes.
+  """Euclidean distance of gradients: mean over B of |J_s - J_t|_2, the norm over all other axes.
 
   Args:
     student: gradients (B, H, W, C) or (B, D).
-    teacher: likewise, constant. Of two maps the larger is average-pooled to the other's size
+    teacher: gradients, constant. The larger of two maps is average-pooled to the other's size
       (`match_sizes`), after `reduce`.
-    normalize: divide every example's gradient by its L2 norm first, so that a confident network,
-      whose gradients are small, compares with one that is not.
+    normalize: first divide every example's gradient by its L2 norm, so that a confident network,
+      whose gradients are small, is comparable with one that is not.
     reduce: "none" compares the whole gradients; "abs_mean", "abs_sum" and "abs_max" reduce |J| over
       channels to one map, as activation-based attention does, so that channels may differ.
     eps: with `normalize`, a gradient of at most this norm counts as 0, and takes no gradient.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. Like any norm it has a kink where
-    both agree; the gradient is 0 there. Gradients that agree up to rounding, 16 machine epsilons
-    of their norm, count as equal.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. A norm has a kink where both agree;
+    its gradient is 0 there. Gradients that agree up to rounding, 16 machine epsilons of their
+    norm, count as equal.
 
   Raises:
-    ConfigError: if the shapes cannot be compared, `where` does not belong to them, `reduce` is
-      unknown or meets features (B, D), or eps is not a positive number.
+    ConfigError: if the shapes cannot be compared, `where` does not fit them, `reduce` is
+      unknown or is not "none" for (B, D), or eps is not a positive number.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.2,
   which has one example and the factor beta / 2. There is no published code.
@@ -89,7 +89,7 @@ def gradient_mse(
     normalize: divide every example's gradient by its L2 norm first.
     reduce: over channels, as in `gradient_l2`.
     eps: with `normalize`, a gradient of at most this norm counts as 0.
-    where: (B,), the examples that count; see `gradient_l2`.
+    where: mask (B,) of the examples that count; see `gradient_l2`.
 
   Returns:
     The loss, a scalar, float32 or wider; 0 if nothing counts.
@@ -122,38 +122,38 @@ def gradient_attention_transfer(
   eps: float = 1e-12,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """Gradient-based attention transfer: the student's loss is sensitive where the teacher's is.
+  """Gradient-based attention transfer: match the gradients of the losses of both networks.
 
   The sum over stages of `gradient_l2` (norm="l2") or `gradient_mse` (norm="mse"). The gradients
-  are of the sum of the examples' cross-entropies, not of their mean, so that their size does not
-  depend on the batch's. The student is trained through them: gradients of gradients.
+  are those of the sum of the examples' cross-entropies, not of their mean, so that they do not
+  depend on the batch size. Training takes second derivatives: gradients of the student's gradients.
 
   Args:
     student: Output with `gradients` at `stages`, as
       `jaxkd.methods._gradients.learn_with_gradients` gives them.
     teacher: Output likewise, constant.
     stages: "images", names of stages, or (student's, teacher's) pairs of names.
-    stage_weights: one weight per stage; None weighs them all 1.
+    stage_weights: one weight per stage; None weights all by 1.
     norm: "l2" as the paper, mean over B of |J_s - J_t|_2; or "mse".
     normalize: divide every example's gradient by its L2 norm first.
-    reduce: over channels: "none", or "abs_mean", "abs_sum", "abs_max" of |gradient|, which compare
-      stages of different channels.
+    reduce: over channels: "none", or "abs_mean", "abs_sum", "abs_max" of |gradient|, with which
+      stages of different channels are comparable.
     eps: with `normalize`, a gradient of at most this norm counts as 0.
-    where: (B,), the examples that count; see `gradient_l2`.
+    where: mask (B,) of the examples that count; see `gradient_l2`.
 
   Returns:
     Terms(feature=...), float32 or wider. The paper's factor beta / 2 is left to the caller.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the stage and the shapes, the stages there
-      are, or the option's value.
+    ConfigError: for arrays in place of Outputs, an unknown stage or option, or shapes that do not
+      fit; it names the stage and both shapes.
 
   Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.2;
   the defaults are the paper's formula, at the input. There is no published code.
   `normalize`, `reduce`, norm="mse" and other stages than "images" are additions.
 
-  >>> seen = Output(gradients={"images": jnp.ones((2, 4, 4, 3))})
-  >>> float(gradient_attention_transfer(seen, seen).total)
+  >>> output = Output(gradients={"images": jnp.ones((2, 4, 4, 3))})
+  >>> float(gradient_attention_transfer(output, output).total)
   0.0
   """
   kernels = {"l2": gradient_l2, "mse": gradient_mse}
@@ -182,17 +182,18 @@ def gradient_symmetry(
   eps: float = 1e-12,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """Symmetry of the gradients: a mirrored image has the mirrored gradient. Needs no teacher.
+  """Symmetry of gradients: match the gradient at an image and that at its mirror image.
 
-  mean over B of |g(x) - flip(g(flip(x)))|_2 with g = dL/dx and flip horizontal.
+  Mean over B of |g(x) - flip(g(flip(x)))|_2 with g = dL/dx and a horizontal flip. It needs no
+  teacher.
 
   Args:
-    student: Output whose `gradients` have "images" and "flipped_images", (B, H, W, C), the latter
-      taken at the mirrored images and mirrored back, as
-      `jaxkd.methods._gradients.learn_with_gradients` gives them. Both take a gradient.
+    student: Output with `gradients` at "images" and "flipped_images", (B, H, W, C), the latter
+      computed at the mirrored images and mirrored back, as
+      `jaxkd.methods.gradients.learn_with_gradients` gives them. Both take a gradient.
     normalize: divide every example's gradients by their L2 norms first.
     eps: with `normalize`, a gradient of at most this norm counts as 0.
-    where: (B,), the examples that count; see `gradient_l2`.
+    where: mask (B,) of the examples that count; see `gradient_l2`.
 
   Returns:
     Terms(feature=...), float32 or wider. The paper's factor beta / 2 is left to the caller.
@@ -208,18 +209,20 @@ def gradient_symmetry(
   >>> float(gradient_symmetry(Output(gradients=mirrored)).total)
   0.0
   """
-  there, back = (
-    stage_arrays(student, name, who="student", arrays="gradients", what="gradient_symmetry")
+  original, mirrored = (
+    stage_arrays(student, name, role="student", arrays="gradients", what="gradient_symmetry")
     for name in ("images", "flipped_images")
   )
-  if there.shape != back.shape:
-    raise ConfigError(f"gradients at images {there.shape} and flipped_images {back.shape} differ")
-  sides = _comparable("gradient_symmetry", there, back, where, normalize, "none", eps)
+  if original.shape != mirrored.shape:
+    shapes = f"images {original.shape} and flipped_images {mirrored.shape}"
+    raise ConfigError(f"gradients at {shapes} differ in shape")
+  sides = _comparable("gradient_symmetry", original, mirrored, where, normalize, "none", eps)
   return Terms(feature=_mean_distance(*sides))
 
 
 def _mean_distance(a: jax.Array, b: jax.Array, counted: jax.Array | None) -> jax.Array:
-  # Three channels at a time are too few for a processor's registers.
+  """Mean over what counts of the distance of each example's gradients."""
+  # As rows: reductions over the three channels of images use vector registers badly.
   return mean(l2_distance(as_rows(a), as_rows(b), (1, 2)), counted)
 
 
@@ -232,7 +235,7 @@ def _comparable(
   reduce: GradientReduce,
   eps: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Both sides reduced, at one size, and normalised, in this order; and what counts."""
+  """Return both sides reduced, resized and normalised, in this order, and the mask."""
   check_positive("eps", eps)
   if reduce not in _REDUCE:
     raise unknown_name("reduce", reduce, _REDUCE)
@@ -240,7 +243,7 @@ def _comparable(
   counted = counted_examples(what, where, student)
   if student.shape[:1] == teacher.shape[:1]:
     student, teacher = keep(counted, student, teacher)
-  # Signs would cancel in pooling, so |gradient| comes before it.
+  # Reduce before pooling, in which values of opposite sign cancel.
   s, t = match_sizes(_reduced(student, reduce), _reduced(teacher, reduce))
   if s.shape != t.shape:
     raise ConfigError(
@@ -251,6 +254,7 @@ def _comparable(
 
 
 def _reduced(x: jax.Array, reduce: GradientReduce) -> jax.Array:
+  """Reduce |x| over channels, or return x for "none"."""
   if reduce == "none":
     return x
   if x.ndim != 4:
@@ -259,11 +263,11 @@ def _reduced(x: jax.Array, reduce: GradientReduce) -> jax.Array:
 
 
 def _unit(x: jax.Array, eps: float) -> jax.Array:
-  """Every example over its norm.
+  """Divide every example by its norm; one of norm at most eps becomes 0, with gradient 0.
 
-  Not `l2_normalize`: below eps its slope is 1 / eps, and a classifier that starts at zero has
-  gradients of exactly 0 that move with its weights.
+  `l2_normalize` does not fit here: below eps its slope is 1 / eps, and a classifier initialised to
+  zero has gradients of exactly 0 that depend on its weights.
   """
   norm = l2_norm(x, tuple(range(1, x.ndim)), keepdims=True)
-  seen = norm > eps
-  return jnp.where(seen, x / jnp.where(seen, norm, 1.0), 0.0)
+  large = norm > eps
+  return jnp.where(large, x / jnp.where(large, norm, 1.0), 0.0)

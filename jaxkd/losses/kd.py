@@ -1,4 +1,4 @@
-"""Soft targets: what is matched is the distribution over the classes."""
+"""Knowledge distillation: Kullback-Leibler divergence between softened class distributions."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def soft_target_kl(
 
   Args:
     student: logits (..., C), with any leading axes: (B, C), (B, T, C), (B, H, W, C). A logit of
-      -inf is a class that is impossible, on either side: 0 log 0 = 0.
-    teacher: logits of the same shape, constant: it takes no gradient.
+      -inf is an impossible class, on either side: 0 log 0 = 0.
+    teacher: logits of the same shape, constant: they take no gradient.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2, so that the gradient keeps its size as T changes.
-    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
-      and may hold anything. None counts all.
+    where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
+      rest is padding and may hold any values. None: all count.
 
   Returns:
     The loss, a scalar, float32 or wider: sum over classes, mean over what counts, 0 if nothing
-    does. It is inf where a class that is possible to the teacher is impossible to the student.
+    does. It is inf if a class is impossible for the student and possible for the teacher.
 
   Raises:
-    ConfigError: if the shapes differ, `where` does not belong to them, or the temperature is a
-      number that is not positive.
+    ConfigError: if the shapes differ, `where` does not fit them, or the temperature is a number
+      that is not positive.
 
   Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, as RepDistiller,
   mdistiller, SimKD and the Zoo. torchdistill without alpha is `squared_temperature=False`. Code
@@ -74,32 +74,32 @@ def knowledge_distillation(
   hard_weight: float | jax.Array = 0.0,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """Knowledge distillation: the student learns the teacher's softened class distribution.
+  """Knowledge distillation: match the teacher's softened class distribution.
 
   soft_weight * soft_target_kl(student, teacher) + hard_weight * cross_entropy(student, labels).
   The cross-entropy is off by default, because a scheme adds its own, with masked examples.
 
   Args:
-    student: its logits (..., C) are used.
-    teacher: its logits (..., C) are used; constant.
-    labels: class numbers of the leading axes, or probabilities (..., C); needed where hard_weight
+    student: Output with logits (..., C).
+    teacher: Output with logits (..., C), constant.
+    labels: class numbers with the leading axes, or probabilities (..., C); needed if hard_weight
       is not 0.
-    temperature: T > 0, for the soft term alone.
+    temperature: T > 0, of the soft term alone.
     squared_temperature: see `soft_target_kl`.
     soft_weight: weight of the divergence.
     hard_weight: weight of the cross-entropy.
-    where: what counts at all, in both terms; see `soft_target_kl`.
+    where: mask of what counts, in both terms; see `soft_target_kl`.
 
   Returns:
     Terms(logit=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, if logits are missing, differ in shape, the
-      temperature is not positive, or hard_weight is not 0 and there are no labels.
+    ConfigError: for arrays in place of Outputs; if logits are missing or differ in shape; if the
+      temperature is not positive; or if hard_weight is not 0 and there are no labels.
 
-  Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015. By default T^2 KL
-  alone, with RepDistiller's T = 4. "alpha" means opposite things: attention-transfer and
-  RepDistiller weigh the soft term by it (`soft_weight=a, hard_weight=1 - a`), torchdistill the
+  Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015. The default is T^2
+  KL alone, with RepDistiller's T = 4. "alpha" has opposite meanings: attention-transfer and
+  RepDistiller weight the soft term by it (`soft_weight=a, hard_weight=1 - a`), torchdistill the
   hard one (`soft_weight=1 - a, hard_weight=a`; without alpha, `squared_temperature=False`).
 
   >>> import jax.numpy as jnp
@@ -107,10 +107,10 @@ def knowledge_distillation(
   >>> float(knowledge_distillation(z, z).total)
   0.0
   """
-  student_logits = logits_of(student, what="knowledge_distillation", who="student")
+  student_logits = logits_of(student, what="knowledge_distillation", role="student")
   soft = soft_target_kl(
     student_logits,
-    logits_of(teacher, what="knowledge_distillation", who="teacher"),
+    logits_of(teacher, what="knowledge_distillation", role="teacher"),
     temperature=temperature,
     squared_temperature=squared_temperature,
     where=where,

@@ -1,4 +1,4 @@
-"""Exits: what is matched is what deeper exits of the same network predict."""
+"""Multi-exit distillation: exits of a network learn the predictions of deeper exits."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ def soft_cross_entropy(
 ) -> jax.Array:
   """Cross-entropy between two softened distributions: T^2 * mean_b sum_c -p_t * log p_s.
 
-  It is `soft_target_kl` and the teacher's entropy. The gradient is the same where the teacher is
-  detached, and exactly 0 where both agree.
+  Equal to `soft_target_kl` plus the teacher's entropy. With a detached teacher the gradient is
+  that of `soft_target_kl`, exactly 0 where both agree.
 
   Args:
-    student: logits (..., C), with any leading axes. A logit of -inf is a class that is impossible,
-      on either side: 0 log 0 = 0.
+    student: logits (..., C), with any leading axes. A logit of -inf is an impossible class, on
+      either side: 0 log 0 = 0.
     teacher: logits of the same shape.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
     detached: the teacher takes no gradient.
-    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
-      and may hold anything. None counts all.
+    where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
+      rest is padding and may hold any values. None: all count.
 
   Returns:
     The loss, a scalar, float32 or wider: sum over classes, mean over what counts, 0 if nothing
-    does. It is inf where a class that is possible to the teacher is impossible to the student.
+    does. It is inf if a class is impossible for the student and possible for the teacher.
 
   Raises:
-    ConfigError: if the shapes differ, `where` does not belong to them, or the temperature is a
-      number that is not positive.
+    ConfigError: if the shapes differ, `where` does not fit them, or the temperature is a number
+      that is not positive.
 
   Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019,
-  and Zhang et al., "Be Your Own Teacher", ICCV 2019, as their published codes; without T^2 in the
-  code of the latter's authors.
+  and Zhang et al., "Be Your Own Teacher", ICCV 2019, as their published code; that of the latter's
+  authors has no T^2.
 
   >>> soft_cross_entropy(jnp.zeros((1, 2)), jnp.zeros((1, 2))).round(4)
   Array(0.6931, dtype=float32)
@@ -99,7 +99,7 @@ def multi_exit(
   detached: bool = True,
   where: ArrayLike | None = None,
 ) -> Terms:
-  """Multi-exit distillation: exits learn what deeper exits predict.
+  """Multi-exit distillation: match the predictions of each exit to those of its teacher exits.
 
   With M exits, T(m) the teachers of exit m, and l(t, m) the softened divergence of exit m from
   its teacher t, at temperature T and multiplied by T^2:
@@ -108,29 +108,29 @@ def multi_exit(
       count in M and add 0.
 
   Args:
-    exits: Outputs, shallowest first, whose logits (..., C) are used. Fewer than two give 0.
+    exits: Outputs with logits (..., C), shallowest first. Fewer than two give 0.
     temperature: T > 0, a number or a traced scalar (`adapted_temperature`).
     squared_temperature: multiply by T^2.
-    teachers: who teaches exit m. "last": the deepest exit, all but itself. "later": every deeper
-      exit. "ensemble": one teacher for every exit, the deepest included, whose probabilities are
-      the mean of all exits' softmax(logits / T).
-    average: "sum", or the notes' "mean" over teachers and exits.
-    divergence: "cross_entropy", -sum_c p_t * log p_m; or "kl", which is 0 where exits agree.
-      Their gradients are the same where teachers are detached.
+    teachers: T(m). "last": the deepest exit, for all exits but itself. "later": every deeper exit.
+      "ensemble": for every exit, the deepest included, one teacher whose probabilities are the
+      mean of all exits' softmax(logits / T).
+    average: "sum", or "mean" over teachers and exits.
+    divergence: "cross_entropy", -sum_c p_t * log p_m; or "kl", which is 0 where exits agree. With
+      detached teachers their gradients are equal.
     detached: teachers take no gradient.
-    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
-      and may hold anything. None counts all.
+    where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
+      rest is padding and may hold any values. None: all count.
 
   Returns:
-    Terms(logit=...), float32 or wider. Exits that agree get no gradient. The authors weigh this
+    Terms(logit=...), float32 or wider. Exits that agree have gradient 0. The authors weight this
     by C = 1/2, the sum of all exits' cross-entropies by 1 - C, and their total by 10 / M.
 
   Raises:
-    ConfigError: for arrays in place of Outputs, if logits are missing or differ in shape, naming
-      the exit, or for an option.
+    ConfigError: for arrays in place of Outputs, missing logits or shapes that differ, naming the
+      exit, or for an invalid option.
 
   Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019.
-  The defaults are the authors' code, which knows the deepest exit as teacher alone. Other T(m)
+  The defaults are the authors' code, which has the deepest exit as the only teacher. Other T(m)
   and the averages are the paper's general form, as far as it could be sourced; no published code
   has them.
 
@@ -146,20 +146,20 @@ def multi_exit(
   ):
     if value not in known:
       raise unknown_name(name, value, known)
-  check_outputs("multi_exit", exits, who="exits")
+  check_outputs("multi_exit", exits, role="exits")
   if len(exits) < 2:
     return Terms()
-  logits = widen(*(logits_of(e, what="multi_exit", who=f"exit {i}") for i, e in enumerate(exits)))
+  logits = widen(*(logits_of(e, what="multi_exit", role=f"exit {i}") for i, e in enumerate(exits)))
   for i, z in enumerate(logits):
     check_same_shape(f"multi_exit: exit {i}", z, logits[-1], other="the deepest exit")
   counted = counted_positions("multi_exit", where, logits[-1])
   log_ps = [log_probabilities(z, temperature) for z in keep(counted, *logits)]
   targets = [lax.stop_gradient(log_p) for log_p in log_ps] if detached else log_ps
   total = jnp.zeros((), log_ps[0].dtype)
-  for log_p, taught_by in zip(log_ps, _taught_by(targets, teachers), strict=True):
-    if taught_by:
-      lesson = sum(_mean_divergence(log_p, t, divergence, counted) for t in taught_by)
-      total = total + (lesson / len(taught_by) if average == "mean" else lesson)
+  for log_p, its_teachers in zip(log_ps, _teachers_of(targets, teachers), strict=True):
+    if its_teachers:
+      divergences = sum(_mean_divergence(log_p, t, divergence, counted) for t in its_teachers)
+      total = total + (divergences / len(its_teachers) if average == "mean" else divergences)
   scale = temperature * temperature if squared_temperature else 1.0
   return Terms(logit=scale * total / (len(log_ps) if average == "mean" else 1))
 
@@ -171,21 +171,21 @@ def mean_confidence(
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """How sure a network is: mean_b max_c softmax(logits / T).
+  """Mean confidence of a network: mean_b max_c softmax(logits / T).
 
   Args:
     logits: (..., C), with any leading axes.
     temperature: T > 0, a number or a traced scalar.
     axis_name: the device axis of a mapped step; the mean is then over the global batch.
-    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
-      and may hold anything. None counts all.
+    where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
+      rest is padding and may hold any values. None: all count.
 
   Returns:
     A scalar between 1 / C and 1, float32 or wider; 0 if nothing counts.
 
   Raises:
-    ConfigError: if the temperature is a number that is not positive, or `where` does not belong
-      to the logits.
+    ConfigError: if the temperature is a number that is not positive, or `where` does not fit the
+      logits.
 
   Source: Phuong & Lampert, ICCV 2019, the authors' code.
 
@@ -213,29 +213,28 @@ def adapted_temperature(
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """The temperature of the next step: higher while the teacher is too sure of itself.
+  """Temperature of the next step: it grows while the teacher's confidence is too high.
 
   T * factor if mean_b max_c softmax(teacher_logits / T) > confidence, else T.
 
   Args:
     temperature: T > 0 of this step, a scalar. The authors start at 1.
-    teacher_logits: (..., C), those of the deepest exit, in training mode.
-    confidence: the mean confidence above which T grows, between 0 and 1.
-    factor: what it grows by.
+    teacher_logits: (..., C) of the deepest exit, in training mode.
+    confidence: mean confidence above which T grows, between 0 and 1.
+    factor: factor by which T grows.
     axis_name: the device axis of a mapped step; the mean is then over the global batch.
-    where: (B,), or all leading axes of the logits, nonzero for what counts; the rest is padding
-      and may hold anything. None counts all.
+    where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
+      rest is padding and may hold any values. None: all count.
 
   Returns:
-    The next temperature, a scalar of its own dtype, float32 or wider. It takes no gradient, and
-    stays if nothing counts.
+    The next temperature, a scalar of the same dtype, at least float32. It takes no gradient, and
+    does not change if nothing counts.
 
   Raises:
-    ConfigError: if an option is a number out of its range, or `where` does not belong to the
-      logits.
+    ConfigError: if an option is a number out of its range, or `where` does not fit the logits.
 
-  Source: Phuong & Lampert, ICCV 2019, the authors' DistillationBasedLoss, which adapts after
-  every training batch. It keeps T in Python alone, so that a resumed run starts at 1 again.
+  Source: Phuong & Lampert, ICCV 2019, the authors' DistillationBasedLoss, which adapts T after
+  every training batch. It keeps T in Python, so that a resumed run starts at 1 again.
 
   >>> adapted_temperature(2.0, jnp.array([[9.0, 0.0]]))
   Array(2.1, dtype=float32)
@@ -252,8 +251,8 @@ def adapted_temperature(
   return jnp.where(found > confidence, temperature * factor, temperature)
 
 
-def _taught_by(log_ps: list[jax.Array], teachers: Teachers) -> list[list[jax.Array]]:
-  """For every exit, the log-probabilities of its teachers."""
+def _teachers_of(log_ps: list[jax.Array], teachers: Teachers) -> list[list[jax.Array]]:
+  """Return the log-probabilities of every exit's teachers."""
   if teachers == "ensemble":
     return [[mean_log_probabilities(log_ps)]] * len(log_ps)
   if teachers == "later":
@@ -267,7 +266,8 @@ def _mean_divergence(
   divergence: Divergence,
   counted: jax.Array | None,
 ) -> jax.Array:
-  """Mean over what counts; as a sum with the entropy, its gradient does not round at equality."""
+  """Mean divergence over what counts."""
+  # Cross-entropy as divergence plus entropy: its gradient is exactly 0 where both agree.
   values = relative_entropy(log_p_student, log_p_teacher)
   if divergence == "cross_entropy":
     values = values + entropy(log_p_teacher)

@@ -1,7 +1,7 @@
-"""Selectivity: what is matched is the set of places that the channels select.
+"""Neuron selectivity transfer: maximum mean discrepancy (MMD) between sets of channel maps.
 
-Every channel is one sample, its map over the image, of unit length. Student and teacher are
-compared as two sets of samples, by the squared maximum mean discrepancy (MMD) of each example.
+Every channel is one sample: its map over the image, scaled to unit norm. Student and teacher are
+two sets of samples, compared by the squared MMD of each example.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from jaxkd.losses._counting import counted_examples, keep, mean, number
 from jaxkd.losses._numerics import (
   channel_gram,
   channel_products,
+  channel_squared_distances,
   l2_norm,
   mean_outer_product,
-  squared_distances,
   widen,
 )
 from jaxkd.losses._resize import match_sizes
@@ -40,9 +40,10 @@ from jaxkd.types import Output, Terms
 
 Kernel = Literal["polynomial", "gaussian", "linear"]
 
-# Where all maps coincide up to rounding, a smaller variance would turn the rounding into a signal.
+# Lower bound of the variance: where all maps agree up to rounding, a smaller one would amplify the
+# rounding errors.
 _SMALLEST_VARIANCE = 1e-4
-# A channel's map is divided by no less.
+# Lower bound of the norm that a channel's map is divided by.
 _SMALLEST_NORM = 1e-12
 
 
@@ -58,31 +59,31 @@ def polynomial_mmd(
   """Squared MMD of the channels' unit maps under the kernel k(x, y) = (x.y + offset)^degree.
 
   Per example mean_{i,i'} k(s_i, s_i') - 2 mean_{i,j} k(s_i, t_j) + mean_{j,j'} k(t_j, t_j'), where
-  s_i and t_j are the channels' maps divided by max(their L2 norm, 1e-12); the mean over the batch.
+  s_i and t_j are the channels' maps divided by max(L2 norm, 1e-12); then the mean over the batch.
   Memory is O(B (C^2 + H W C)): pairs are compared through their matrix of inner products.
 
   Args:
     student: (B, H, W, C).
     teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
       (`match_sizes`); channels may differ.
-    degree: of the polynomial, an integer > 0.
+    degree: integer > 0.
     offset: added to the inner product, >= 0.
-    teacher_term: add the teacher-teacher mean. It is constant: gradients do not depend on it, but
-      without it the value is not 0 at equality and may be negative.
-    where: (B,), nonzero for the examples that count; the others may hold anything. None counts
-      all. Of more axes, (B, T), an example counts if any position does.
+    teacher_term: add the teacher-teacher mean, a constant that changes no gradient. Without it the
+      value is not 0 at equality and may be negative.
+    where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
+      count. With more axes, (B, T), an example counts if any position does.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not change with the order of
-    the channels, nor with their positive scales. An all-zero map stays zero and its gradient is 0.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not depend on the order of
+    the channels or their positive scales. An all-zero map stays zero, with gradient 0.
 
   Raises:
-    ConfigError: if either is not (B, H, W, C), the batch sizes differ, `where` does not belong to
+    ConfigError: if either is not (B, H, W, C), the batch sizes differ, `where` does not fit
       them, or an option is out of range.
 
   Source: Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
-  2017, whose degree is 2 and offset 0. RepDistiller, mdistiller and the Zoo are the same. The
-  authors' MXNet code leaves the constant out: `teacher_term=False`.
+  2017, with degree 2 and offset 0, as RepDistiller, mdistiller and the Zoo. The authors' MXNet
+  code leaves the constant out: `teacher_term=False`.
 
   >>> x = jnp.eye(4).reshape(1, 2, 2, 4)
   >>> polynomial_mmd(x[..., :1], x[..., 1:2])
@@ -95,11 +96,11 @@ def polynomial_mmd(
   s, t, counted = _comparable("polynomial_mmd", student, teacher, where)
   positions, channels = s.shape[1] * s.shape[2], s.shape[3] + t.shape[3]
   if degree == 2 and is_number(offset) and offset == 0 and 2 * positions < channels:
-    # mean (x.y)^2 is the inner product of the sets' mean outer products x x': the same value from
-    # smaller matrices, without a difference of large means.
+    # mean (x.y)^2 is the inner product of the sets' mean outer products x x'. These matrices are
+    # smaller, and no large means are subtracted.
     means = mean_outer_product(_unit(s)), mean_outer_product(_unit(t))
     return _distance_of_means(*means, teacher_term, counted)
-  # The norms are on the matrices' diagonals, so the maps themselves need not be divided.
+  # The norms are on the diagonals, so the matrices are divided instead of the maps.
   within, across, constant = channel_gram(s), channel_products(s, t), channel_gram(t)
   s_scale, t_scale = _scales(within), _scales(constant)
 
@@ -121,29 +122,27 @@ def gaussian_mmd(
 ) -> jax.Array:
   """Squared MMD of the channels' unit maps under k(x, y) = exp(-|x - y|^2 / (2 variance)).
 
-  The three means of `polynomial_mmd` with this kernel, and as little memory.
+  The three means of `polynomial_mmd` with this kernel, in as little memory.
 
   Args:
     student: (B, H, W, C).
-    teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
-      (`match_sizes`); channels may differ.
-    variance: the kernel's sigma^2 > 0. None takes, in each example, the mean of |x - y|^2 over
-      all pairs of the student's and the teacher's channels taken together, at least 1e-4. It
-      then depends on the data but is a constant to the gradient: the kernel is chosen anew in
-      every step, and the student is not rewarded for making it wide.
+    teacher: (B, H', W', C'), constant; see `polynomial_mmd`.
+    variance: the kernel's sigma^2 > 0. None takes, for each example, the mean of |x - y|^2 over
+      all pairs of channels of both networks together, at least 1e-4. It is recomputed in every
+      step and takes no gradient, so a wider kernel does not lower the loss.
     teacher_term: add the constant teacher-teacher mean.
-    where: (B,), the examples that count; see `polynomial_mmd`.
+    where: mask (B,) of the examples that count; see `polynomial_mmd`.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. It is unchanged by the order and the
-    positive scales of the channels. An all-zero map is the origin and its gradient is 0.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not depend on the order of
+    the channels or their positive scales. An all-zero map is the origin, with gradient 0.
 
   Raises:
     ConfigError: as `polynomial_mmd`, or if variance is a number that is not positive.
 
   Source: Huang & Wang, "Like What You Like", 2017, with sigma^2 the mean squared distance of the
-  pairs. The paper leaves open which pairs; the three means share one kernel here, without which
-  the MMD could be negative. The code this library is checked against has no Gaussian kernel.
+  pairs. The paper does not define which pairs; here the three means share one kernel, else the
+  MMD could be negative. The code this library is checked against has no Gaussian kernel.
 
   >>> x = jnp.eye(4).reshape(1, 2, 2, 4)
   >>> gaussian_mmd(x[..., :1], x[..., 1:2], variance=1.0)
@@ -152,10 +151,10 @@ def gaussian_mmd(
   if variance is not None:
     check_positive("variance", variance)
   s, t, counted = _unit_maps("gaussian_mmd", student, teacher, where)
-  # Distances do not change with the origin, and near the maps their rounding errors are small.
+  # Distances do not depend on the origin; one near the maps keeps rounding errors small.
   origin = jnp.mean(t, axis=3, keepdims=True)
   s, t = s - origin, t - origin
-  within, across, constant = (squared_distances(x, y) for x, y in ((s, s), (s, t), (t, t)))
+  within, across, constant = (channel_squared_distances(x, y) for x, y in ((s, s), (s, t), (t, t)))
   if variance is None:
     pairs = (s.shape[3] + t.shape[3]) ** 2
     total = sum(jnp.sum(d, (1, 2), keepdims=True) for d in (within, across, across, constant))
@@ -177,22 +176,21 @@ def linear_mmd(
 ) -> jax.Array:
   """Squared MMD of the channels' unit maps under k(x, y) = x.y.
 
-  This is the mean over the batch of |mean_i s_i - mean_j t_j|^2, and costs O(B H W C).
+  Equal to the mean over the batch of |mean_i s_i - mean_j t_j|^2, at a cost of O(B H W C).
 
   Args:
     student: (B, H, W, C).
-    teacher: (B, H', W', C'), constant. The larger map is average-pooled to the other's size
-      (`match_sizes`); channels may differ.
-    teacher_term: count the constant |mean_j t_j|^2.
-    where: (B,), the examples that count; see `polynomial_mmd`.
+    teacher: (B, H', W', C'), constant; see `polynomial_mmd`.
+    teacher_term: add the constant |mean_j t_j|^2.
+    where: mask (B,) of the examples that count; see `polynomial_mmd`.
 
   Returns:
-    The loss, a scalar, float32 or wider; 0 if nothing counts. It is unchanged by the order and the
-    positive scales of the channels. An all-zero map stays zero and its gradient is 0.
+    The loss, a scalar, float32 or wider; 0 if nothing counts. It does not depend on the order of
+    the channels or their positive scales. An all-zero map stays zero, with gradient 0.
 
   Raises:
-    ConfigError: if either is not (B, H, W, C), the batch sizes differ, or `where` does not belong
-      to them.
+    ConfigError: if either is not (B, H, W, C), the batch sizes differ, or `where` does not fit
+      them.
 
   Source: Huang & Wang, "Like What You Like", 2017, which relates it to attention transfer: the
   mean over channels of the unit maps is an attention map.
@@ -219,7 +217,7 @@ def neuron_selectivity_transfer(
   arrays: Arrays = "features",
   where: ArrayLike | str | None = None,
 ) -> Terms:
-  """Neuron selectivity transfer: the student's channels select the places the teacher's do.
+  """Neuron selectivity transfer: match the sets of channel maps of student and teacher.
 
   The sum over stages of `polynomial_mmd`, `gaussian_mmd` or `linear_mmd`.
 
@@ -227,23 +225,22 @@ def neuron_selectivity_transfer(
     student: Output with maps (B, H, W, C) at `stages`.
     teacher: Output likewise, constant. Channels and sizes may differ.
     stages: names, or (student's, teacher's) pairs of names.
-    stage_weights: one weight per stage; None weighs them all 1.
+    stage_weights: one weight per stage; None weights all by 1.
     kernel: "polynomial", "gaussian" or "linear".
-    degree: of the polynomial kernel, an integer > 0.
-    offset: of the polynomial kernel, >= 0.
+    degree: integer > 0, of the polynomial kernel.
+    offset: >= 0, of the polynomial kernel.
     variance: of the Gaussian kernel; None takes it from the data, as a constant.
     teacher_term: add the constant teacher-teacher mean.
     arrays: "features", or "preactivations", the same stages before their last activation.
-    where: (B,), the examples that count; see `polynomial_mmd`. A text is taken for
-      `arrays`, its earlier name.
+    where: mask (B,) of the examples that count; see `polynomial_mmd`. A string is
+      read as `arrays`, whose earlier name was `where`.
 
   Returns:
-    Terms(feature=...), float32 or wider. Weights: 50 by the authors and RepDistiller, 10 in the
-    Zoo.
+    Terms(feature=...), float32 or wider. Weights: 50 (authors, RepDistiller), 10 (Zoo).
 
   Raises:
-    ConfigError: for arrays in place of Outputs, naming the stage and the shapes, the stages there
-      are, or the option's value.
+    ConfigError: for arrays in place of Outputs, an unknown stage or option, or shapes that do not
+      fit; it names the stage and both shapes.
 
   Source: Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
   2017. The defaults are the Zoo's. The authors' MXNet code takes the last block before its ReLU
@@ -278,7 +275,7 @@ def neuron_selectivity_transfer(
 def _unit_maps(
   what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Both sides' channel maps at one size, each divided by its norm over the image."""
+  """Return `_comparable` with each channel's map divided by its norm over the image."""
   s, t, counted = _comparable(what, student, teacher, where)
   return _unit(s), _unit(t), counted
 
@@ -286,7 +283,7 @@ def _unit_maps(
 def _comparable(
   what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Both sides' maps at one size, and which examples count; the teacher's takes no gradient."""
+  """Return both sides' maps at one size and the mask; the teacher takes no gradient."""
   s, t = widen(student, lax.stop_gradient(teacher), what=what)
   check_maps(what, s, t)
   counted = counted_examples(what, where, s)
@@ -295,15 +292,16 @@ def _comparable(
 
 
 def _unit(maps: jax.Array) -> jax.Array:
+  """Divide each channel's map by its norm; all-zero maps stay zero, with gradient 0."""
   norm = l2_norm(maps, (1, 2), keepdims=True)
-  # Dead channels are common after a ReLU. Under kernels that are not flat at 0 their gradient
-  # would be 1e12 times that of others.
+  # All-zero maps are common after a ReLU. Under a kernel with a slope at 0 their gradient would
+  # otherwise be 1e12 times that of the others.
   return jnp.where(norm > 0, maps / jnp.maximum(norm, _SMALLEST_NORM), 0.0)
 
 
 def _scales(gram: jax.Array) -> jax.Array:
-  """(B, C): 1 / norm of every channel, as `_unit` has it; 0 for an all-zero map."""
-  # A mask, because the derivative of `diagonal` is a scatter.
+  """Return 1 / norm of every channel, (B, C), bounded as in `_unit`; 0 for an all-zero map."""
+  # A mask: the derivative of `diagonal` would be a scatter.
   squares = jnp.sum(jnp.where(jnp.eye(gram.shape[1], dtype=bool), gram, 0), axis=2)
   positive = squares > 0
   norm = jnp.sqrt(jnp.where(positive, squares, 1.0))
@@ -313,9 +311,9 @@ def _scales(gram: jax.Array) -> jax.Array:
 def _distance_of_means(
   student: jax.Array, teacher: jax.Array, teacher_term: bool, counted: jax.Array | None
 ) -> jax.Array:
-  """The mean over B of |student - teacher|^2, less |teacher|^2 unless `teacher_term`.
+  """Mean over B of |student - teacher|^2, minus |teacher|^2 unless `teacher_term`.
 
-  What does not count is zeros on both sides.
+  Examples that do not count must be zeros on both sides.
   """
   count = number(counted, student.shape[0])
   value = jnp.sum(jnp.square(student - teacher)) / count

@@ -54,7 +54,7 @@ def autoencoder(
 
   def features_of(participants: Participants, images: Array) -> Array:
     output = infer(teacher, participants["teacher"], images)
-    return stage_arrays(output, stage, who="teacher")
+    return stage_arrays(output, stage, role="teacher")
 
   def init(rng: Array, batch: Batch) -> Participants:
     participants = {"teacher": initialize(teacher, rng, "teacher", batch.images)}

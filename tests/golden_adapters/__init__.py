@@ -1,33 +1,34 @@
-"""How each method of the reference files is said in jaxkd.
+"""Adapters: each method's reference cases, computed with jaxkd.
 
-An adapter is led by the keys a case has and by its `source`, never by its number.
+An adapter chooses options by a case's keys and its `source`, never by its number.
 """
 
 from __future__ import annotations
 
-from tests.golden_adapters.attention import attention
-from tests.golden_adapters.boundaries import activation_boundaries
-from tests.golden_adapters.exits import byot, multi_exit
-from tests.golden_adapters.factors import factor_transfer
-from tests.golden_adapters.flow import flow
-from tests.golden_adapters.hints import fitnet, simkd
-from tests.golden_adapters.logits import kd
-from tests.golden_adapters.peers import dml, one
-from tests.golden_adapters.relations import rkd
-from tests.golden_adapters.selectivity import selectivity
+from tests.golden_adapters.ab import ab
+from tests.golden_adapters.at import at
+from tests.golden_adapters.byot import byot
+from tests.golden_adapters.dml import dml, one
+from tests.golden_adapters.fitnets import fitnet, simkd
+from tests.golden_adapters.fsp import fsp
+from tests.golden_adapters.ft import ft
+from tests.golden_adapters.kd import kd
+from tests.golden_adapters.multi_exit import multi_exit
+from tests.golden_adapters.nst import nst
+from tests.golden_adapters.rkd import rkd
 from tests.golden_cases import Adapter
 
 ADAPTERS: dict[str, Adapter] = {
-  "ab": activation_boundaries,
-  "at": attention,
+  "ab": ab,
+  "at": at,
   "byot": byot,
   "dml": dml,
   "fitnet": fitnet,
-  "fsp": flow,
-  "ft": factor_transfer,
+  "fsp": fsp,
+  "ft": ft,
   "kd": kd,
   "multi_exit": multi_exit,
-  "nst": selectivity,
+  "nst": nst,
   "one": one,
   "rkd": rkd,
   "simkd": simkd,

@@ -1,4 +1,4 @@
-"""`where`: what does not count is in no value, no statistic and no gradient, whatever it holds."""
+"""Masks (`where`): masked examples affect no value, statistic or gradient, whatever they hold."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from jaxkd.types import Output
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-# Three examples among five, of which two may hold anything.
+# Three examples count, two are padding.
 COUNTED = np.array([True, False, True, True, False])
 REAL = int(COUNTED.sum())
 
-# Functions of each example by itself, whose caller leaves examples out.
+# Functions without `where` that work per example: the caller drops examples.
 BY_EXAMPLE = {
   "adaptive_average_pool",
   "adaptive_max_pool",
@@ -47,7 +47,7 @@ def kernel(name, *shapes, **options):
 
 
 def of_one(name, *shapes, **options):
-  """A function of one side, whose values are made a scalar that depends on all of them."""
+  """A case of a function of one side, with its values reduced to a scalar."""
 
   def call(s, t, **where):
     value = getattr(losses, name)(s, **options, **where)
@@ -60,8 +60,8 @@ def of_outputs(name, *shapes, field="features", stages=("x",), **options):
   def call(s, t, **where):
     if field == "logits":
       return getattr(losses, name)(Output(logits=s), Output(logits=t), **options, **where).total
-    ours, theirs = (Output(**{field: {"x": x, "y": x[..., :1]}}) for x in (s, t))
-    return getattr(losses, name)(ours, theirs, stages=stages, **options, **where).total
+    student, teacher = (Output(**{field: {"x": x, "y": x[..., :1]}}) for x in (s, t))
+    return getattr(losses, name)(student, teacher, stages=stages, **options, **where).total
 
   return Case(name, call, *shapes)
 
@@ -80,7 +80,7 @@ def of_labels(name, **options):
 
 
 def of_permuted(name):
-  # Of two classes, there is one wrong one: nothing is drawn.
+  # With two classes there is one wrong class, so the permutation is trivial.
   def call(s, t, **where):
     key = jax.random.key(0)
     if name == "permuted_soft_target_kl":
@@ -202,7 +202,7 @@ def padded(x, fill):
   return among
 
 
-def test_every_public_function_is_here():
+def test_every_public_function_has_a_case_or_works_per_example():
   assert {case.name for case in CASES} | BY_EXAMPLE == set(losses.__all__)
   for case in CASES:
     where = inspect.signature(getattr(losses, case.name)).parameters["where"]
@@ -210,7 +210,7 @@ def test_every_public_function_is_here():
 
 
 @each_case
-def test_what_does_not_count_is_as_if_it_were_not_there(case):
+def test_masked_examples_change_no_value_and_no_gradient(case):
   masked = jit(jax.value_and_grad(lambda s, t, w: case.call(s, t, where=w), (0, 1)))
   with jax.enable_x64(True):
     exact = jit(jax.value_and_grad(case.call, (0, 1)))(*draw(case, "float64"))
@@ -229,7 +229,7 @@ def test_what_does_not_count_is_as_if_it_were_not_there(case):
 
 @each_case
 @pytest.mark.long
-def test_numbers_tell_what_counts_without_a_compiler(case):
+def test_where_may_hold_numbers_and_is_correct_without_jit(case):
   numbers = np.where(COUNTED, 0.5, 0.0)
   pair = draw(case)
   value = case.call(*(padded(x, np.nan) for x in pair), where=numbers)
@@ -237,7 +237,7 @@ def test_numbers_tell_what_counts_without_a_compiler(case):
 
 
 @each_case
-def test_where_of_another_batch_is_an_error_with_both_shapes(case):
+def test_error_for_where_of_another_batch_names_both_shapes(case):
   pair = [padded(x, 0.0) for x in draw(case)]
   for where in (np.ones(3), np.ones(()), np.ones((3, 2))):
     shape = str(where.shape).replace("(", r"\(").replace(")", r"\)")
@@ -245,7 +245,7 @@ def test_where_of_another_batch_is_an_error_with_both_shapes(case):
       jax.eval_shape(functools.partial(case.call, where=where), *pair)
 
 
-def test_examples_with_a_position_that_counts_count():
+def test_example_counts_if_any_position_counts():
   x = jnp.ones((3, 4, 2))
   where = np.zeros((3, 4), int)
   where[1, 2] = 7
@@ -254,7 +254,7 @@ def test_examples_with_a_position_that_counts_count():
   np.testing.assert_array_equal(counted_examples("f", np.ones((0, 4)), x[:0]), [])
 
 
-def test_positions_that_count_are_those_of_dense_logits():
+def test_counted_positions_have_the_leading_axes_of_the_logits():
   z = jnp.ones((2, 3, 5))
   np.testing.assert_array_equal(counted_positions("f", [0, 1], z), [[False] * 3, [True] * 3])
   where = np.array([[1, 0, 1], [0, 0, 0]])
@@ -265,7 +265,7 @@ def test_positions_that_count_are_those_of_dense_logits():
     counted_positions("f", z, z)
 
 
-def test_where_as_text_names_the_arrays_of_three_losses_and_nothing_of_a_kernel():
+def test_where_as_string_selects_arrays_in_losses_and_fails_in_kernels():
   x = Output(preactivations={"x": jnp.arange(24.0).reshape(2, 2, 2, 3)})
   y = Output(preactivations={"x": -(x.preactivations["x"] ** 2)})
   loss = losses.neuron_selectivity_transfer
@@ -273,7 +273,7 @@ def test_where_as_text_names_the_arrays_of_three_losses_and_nothing_of_a_kernel(
   assert named.feature == loss(x, y, stages=["x"], arrays="preactivations").feature != 0
   with pytest.raises(ConfigError, match="unknown where 'preactivation'"):
     loss(x, y, stages=["x"], where="preactivation")
-  with pytest.raises(ConfigError, match=r"it says which examples count.*arrays='preactivations'"):
+  with pytest.raises(ConfigError, match=r"mask of the examples.*arrays='preactivations'"):
     losses.hint_mse(jnp.ones((2, 3)), jnp.ones((2, 3)), where="preactivations")
 
 
@@ -282,9 +282,8 @@ def test_where_as_text_names_the_arrays_of_three_losses_and_nothing_of_a_kernel(
            and c.name not in ("relational", "pairwise_distance_huber", "angle_huber")],
   ids=lambda case: case.name,
 )  # fmt: skip
-def test_what_counts_is_counted_over_all_devices(case):
-  # Two devices: one has nothing that counts but its first example, the other has nothing at all
-  # in the second round.
+def test_masked_mean_over_devices_equals_that_of_the_global_batch(case):
+  # Two devices; in the second round no example of the second device counts.
   s, t = (np.concatenate([x, x[::-1]]) for x in draw(case))
   for where in ([1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0]):
     where = np.array(where, bool)

@@ -1,4 +1,4 @@
-"""Logits with any leading axes: (B, T, C) and (B, H, W, C) are as many rows."""
+"""Logits with any leading axes: (B, T, C) and (B, H, W, C) equal their flattened rows."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def draw(leading):
 
 @each_case
 @SHAPES
-def test_dense_logits_are_as_many_rows(call, leading):
+def test_dense_logits_equal_their_flattened_rows(call, leading):
   s, t = draw(leading)
   value, gradient = jit(jax.value_and_grad(call))(s, t)
   flat, slope = jit(jax.value_and_grad(call))(s.reshape(-1, 4), t.reshape(-1, 4))
@@ -80,7 +80,7 @@ def test_dense_logits_are_as_many_rows(call, leading):
 @each_case
 @SHAPES
 @pytest.mark.long
-def test_where_is_of_any_of_the_leading_axes(call, leading):
+def test_where_may_have_any_number_of_leading_axes(call, leading):
   if call is CASES["mean_log_probabilities"]:
     return
   s, t = draw(leading)
@@ -94,7 +94,7 @@ def test_where_is_of_any_of_the_leading_axes(call, leading):
 
 
 @SHAPES
-def test_weights_are_of_any_of_the_leading_axes(leading):
+def test_weights_may_have_any_number_of_leading_axes(leading):
   z, t = draw(leading)
   labels = t.argmax(-1)
   weights = np.random.default_rng(1).random(leading).astype("float32")
@@ -107,7 +107,7 @@ def test_weights_are_of_any_of_the_leading_axes(leading):
     found = losses.confidence_weighted_cross_entropy(z, t, labels, some)
     flat = losses.confidence_weighted_cross_entropy(z.reshape(-1, 4), t.reshape(-1, 4), *rows)
     np.testing.assert_allclose(found, flat, rtol=1e-5)
-    # Every position is scored.
+    # score() covers every position.
     expected = score(z.reshape(-1, 4), *rows)
     for classes in (labels, np.eye(4, dtype="float32")[labels]):
       for name, pair in score(z, classes, some).items():
@@ -118,18 +118,18 @@ def test_weights_are_of_any_of_the_leading_axes(leading):
 
 
 @SHAPES
-def test_permuting_dense_logits_keeps_every_position_its_largest(leading):
+def test_permutation_of_dense_logits_keeps_the_largest_at_every_position(leading):
   z = draw(leading)[0]
-  dealt = jit(losses.permute_wrong_classes)(z, KEY)
-  assert dealt.shape == z.shape
-  np.testing.assert_array_equal(dealt.argmax(-1), z.argmax(-1))
-  np.testing.assert_array_equal(np.sort(dealt, -1), np.sort(z, -1))
+  shuffled = jit(losses.permute_wrong_classes)(z, KEY)
+  assert shuffled.shape == z.shape
+  np.testing.assert_array_equal(shuffled.argmax(-1), z.argmax(-1))
+  np.testing.assert_array_equal(np.sort(shuffled, -1), np.sort(z, -1))
   flat = losses.permute_wrong_classes(z.reshape(-1, 4), KEY)
-  np.testing.assert_array_equal(dealt.reshape(-1, 4), flat)
+  np.testing.assert_array_equal(shuffled.reshape(-1, 4), flat)
 
 
 @SHAPES
-def test_a_gate_is_of_any_of_the_leading_axes(leading):
+def test_gate_may_have_any_number_of_leading_axes(leading):
   branches = [Output(z) for z in draw(leading)]
   gate = np.random.default_rng(1).random((*leading, 2)).astype("float32")
   for axes in range(1, len(leading) + 1):
@@ -145,7 +145,7 @@ def test_a_gate_is_of_any_of_the_leading_axes(leading):
     losses.gated_logits(branches, np.ones((3, 2)))
 
 
-def test_what_does_not_belong_to_dense_logits_is_named_with_both_shapes():
+def test_error_for_arguments_that_do_not_fit_dense_logits_names_both_shapes():
   z = jnp.zeros((2, 3, 4))
   with pytest.raises(
     ConfigError, match=r"weights \(3,\) do not belong to logits \(2, 3, 4\).*\(2,\)"

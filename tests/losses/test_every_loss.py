@@ -1,4 +1,4 @@
-"""What every loss promises: transforms, precision, no gradient for the teacher, documentation."""
+"""Properties of every loss: transforms, precision, teacher without gradient, documentation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxkd import losses
 from jaxkd.types import Output, Terms
 
-# Everything here runs once or a few times: the compiler's time is what counts.
+# Each program runs a few times only, so compile time dominates.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 B = 8
@@ -34,9 +34,9 @@ class Subject(NamedTuple):
   loss: Callable
   student: tuple[int, ...]
   teacher: tuple[int, ...]
-  # How a mapped step calls it, where samples of several devices are compared with each other.
+  # Its form in a mapped step, if it compares samples of several devices.
   mapped: Callable | None = None
-  # How far below 0 it may round, relative to the largest input.
+  # Tolerance below 0 from rounding, relative to the largest input.
   rounding: float = 0.0
 
 
@@ -67,7 +67,7 @@ def of_flows(**options):
 
 
 def of_exits(loss, **options):
-  """Two exits of the student, and the deepest as teacher: three classes, hints of two channels."""
+  """Two student exits and the deepest as teacher, with three classes and hints of two channels."""
 
   def an_exit(x):
     return Output(x[:, :3], {"hint": x[:, 3:]})
@@ -81,8 +81,8 @@ def of_exits(loss, **options):
 def of_confidence(**options):
   def apply(s, t):
     labels = jax.lax.stop_gradient(jnp.argmax(t[:, ::-1], axis=-1))
-    ours, theirs = Output(logits=s), Output(logits=t)
-    return losses.confidence_weighted_by_teacher_max(ours, theirs, labels, **options).total
+    student, teacher = Output(logits=s), Output(logits=t)
+    return losses.confidence_weighted_by_teacher_max(student, teacher, labels, **options).total
 
   return apply
 
@@ -129,7 +129,7 @@ SUBJECTS = {
     (B, 2, 2, 4),
   ),
   "gradient_symmetry": Subject(
-    # It has no teacher, and both of its sides take a gradient.
+    # No teacher: both sides take a gradient.
     lambda s, t: (
       losses.gradient_symmetry(
         Output(gradients={"images": s[:, :2], "flipped_images": s[:, 2:]})
@@ -151,8 +151,8 @@ SUBJECTS = {
     lambda s, t: losses.native_ensemble([Output(s[:, :3]), Output(s[:, 3:])], Output(t)).total,
     (B, 6),
     (B, 3),
-    # XLA's log_softmax of logits divided by T sums to 1 up to their last bit; of a smoothed target,
-    # whose sum counts, that is what is left where both agree.
+    # XLA's log_softmax of logits / T sums to 1 up to the last bit. A smoothed target depends on
+    # that sum, so this rounding error remains where both agree.
     rounding=1e-6,
   ),
   "multi_exit": Subject(of_exits(losses.multi_exit), (B, 10), (B, 5)),
@@ -166,8 +166,8 @@ SUBJECTS = {
     of_confidence(), (B, 5), (B, 5), mapped=of_confidence(axis_name="batch")
   ),
   "dark_knowledge_permuted": Subject(
-    # Of two classes there is one wrong one, and nothing to permute: the order of the examples,
-    # and the devices they are on, do not change the draw.
+    # With two classes the permutation is trivial, so the result does not depend on the order of
+    # the examples or on their devices.
     lambda s, t: (
       losses.dark_knowledge_permuted(Output(s), Output(t), jax.random.key(0), temperature=2.0).total
     ),
@@ -202,13 +202,13 @@ def test_jit_vmap_and_checkpoint_agree_with_eager(subject):
   value, (gradient, _) = compiled(subject.loss)(s, t)
   assert_close(subject.loss(s, t), value)
 
-  # Both at once: what breaks one of them breaks both, and one program is compiled.
+  # All transforms in one program, to compile once.
   transformed = jit(jax.vmap(jax.value_and_grad(jax.checkpoint(subject.loss))))
   assert_close(transformed(s[None], t[None]), (value[None], gradient[None]))
 
 
-# pmap has come to be a shard_map: two losses show that it can be written so, too, one of them
-# comparing samples of several devices.
+# pmap is implemented by shard_map: two losses suffice to test shard_map, one of which compares
+# samples of several devices.
 ON_DEVICES = [
   *((subject, "pmap") for subject in SUBJECTS),
   *((name, "shard_map") for name in ("knowledge_distillation", "relational")),
@@ -218,7 +218,7 @@ ON_DEVICES = [
 @pytest.mark.parametrize(
   ("subject", "transform"), ON_DEVICES, ids=["-".join(case) for case in ON_DEVICES]
 )
-def test_mean_over_devices_is_that_of_the_whole_batch(subject, transform):
+def test_mean_over_devices_equals_the_whole_batch(subject, transform):
   subject = SUBJECTS[subject]
   s, t = draw(subject)
 
@@ -238,7 +238,7 @@ def test_mean_over_devices_is_that_of_the_whole_batch(subject, transform):
 
 
 @each_loss
-def test_gradient_is_that_of_finite_differences(subject):
+def test_gradient_equals_finite_differences(subject):
   with jax.enable_x64(True):
     s, t = draw(subject, "float64")
     direction, _ = draw(subject, "float64", seed=1)
@@ -274,7 +274,7 @@ def test_bfloat16_is_computed_in_float32(subject):
 
 
 @each_loss
-def test_float64_stays_and_float32_is_not_widened_by_constants(subject):
+def test_float64_and_float32_inputs_keep_their_dtype(subject):
   with jax.enable_x64(True):
     for dtype in ("float64", "float32"):
       s, t = draw(subject, dtype)
@@ -291,7 +291,7 @@ def test_order_of_the_examples_does_not_matter(subject):
 
 
 def distort(x, kind):
-  """The array with what breaks norms, distances and means; by numpy, which compiles nothing."""
+  """Return a degenerate version of the array, made with numpy to avoid compilation."""
   x = x.copy()
   if kind == "zero":
     x[:] = 0
@@ -317,16 +317,14 @@ KINDS = ["as drawn", "zero", "one example zero", "one channel zero", "constant",
   dtype=st.sampled_from(["float32", "bfloat16"]),
   kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
 )
-def test_whatever_is_drawn_gives_finite_values_of_the_right_sign(
-  subject, seed, scale, batch, dtype, kinds
-):
+def test_random_inputs_give_finite_nonnegative_values(subject, seed, scale, batch, dtype, kinds):
   s, t = (
     distort((scale * np.asarray(x)[:batch]).astype(dtype), kind)
     for x, kind in zip(draw(subject, "float32", seed), kinds, strict=True)
   )
   value, (gradient, teacher_gradient) = compiled(subject.loss)(s, t)
   chex.assert_tree_all_finite((value, gradient))
-  # Differences of means, such as an MMD, round to just below 0.
+  # Differences of means, such as an MMD, may round to just below 0.
   largest = max(float(np.abs(x).max()) for x in (s, t))
   assert value >= -1e-6 - subject.rounding * largest
   assert not np.any(np.asarray(teacher_gradient))
@@ -339,14 +337,14 @@ def test_constant_inputs_give_finite_values_and_gradients(subject):
     chex.assert_tree_all_finite(compiled(subject.loss)(s, t))
 
 
-def test_losses_read_only_what_they_need_of_an_output():
+def test_losses_need_only_the_fields_they_use():
   z, x = jnp.ones((2, 3)), jnp.ones((2, 2, 2, 3))
   bare, full = Output(features={"stage3": x}), Output(logits=z, features={"stage3": x, "other": z})
   assert losses.simkd(bare, full).total == 0.0
   assert losses.knowledge_distillation(Output(logits=z), full).total == 0.0
 
 
-def test_losses_put_their_value_in_the_right_term():
+def test_losses_return_their_value_in_the_right_term():
   s, t = Output(jnp.eye(2), {"x": jnp.ones((2, 2, 2, 1))}), Output(-jnp.eye(2), {})
   t = Output(t.logits, {"x": jnp.arange(8.0).reshape(2, 2, 2, 1)})
   assert losses.knowledge_distillation(s, t).logit > 0
@@ -357,7 +355,7 @@ def test_losses_put_their_value_in_the_right_term():
 
 
 @pytest.mark.parametrize("name", losses.__all__)
-def test_public_name_says_what_it_is_and_where_it_comes_from(name):
+def test_public_docstring_has_args_returns_and_source(name):
   function = getattr(losses, name)
   text = inspect.getdoc(function)
   for section in ("Args:", "Returns:", "Source:"):
@@ -366,14 +364,14 @@ def test_public_name_says_what_it_is_and_where_it_comes_from(name):
     assert f"\n  {parameter}:" in text, f"{name} does not document {parameter}"
 
 
-def test_package_page_lists_every_public_name():
+def test_package_docstring_lists_every_public_name():
   public = {name for name in vars(losses) if inspect.isfunction(getattr(losses, name))}
   assert public == set(losses.__all__)
   for name in losses.__all__:
     assert f"`{name}`" in losses.__doc__
 
 
-def test_losses_need_jax_and_numpy_alone():
+def test_losses_import_only_jax_and_numpy():
   code = (
     "import sys, jax; before = set(sys.modules); import jaxkd.losses;"
     "print(*{m.split('.')[0] for m in set(sys.modules) - before})"

@@ -1,4 +1,4 @@
-"""A logit of -inf is a class that is impossible: 0 log 0 = 0, on either side."""
+"""Logits of -inf are impossible classes: 0 log 0 = 0, on either side."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 LABELS = np.array([0, 1, 3], np.int32)
 FINITE = np.random.default_rng(1).normal(size=(3, 4)).astype("float32")
-# Classes that are impossible to all networks, for three examples with these labels.
+# Classes that are impossible for all networks, for three examples with these labels.
 SHARED = np.array([[0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], bool)
 
 
 class Case(NamedTuple):
   """A function of a student's and a teacher's logits, and the temperature.
 
-  `infinite`: a class that is impossible to the student alone costs inf. `teacher_learns`: so does
-  one that is impossible to the teacher alone.
+  Attributes:
+    infinite: a class that is impossible for the student alone gives inf.
+    teacher_learns: a class that is impossible for the teacher alone gives inf, too.
   """
 
   call: Callable
@@ -75,7 +76,7 @@ def of_branches(s, t, T):
 
 
 def gated(s, t, T):
-  # The student's share is 0: what it calls impossible does not matter.
+  # The student's weight is 0, so its logits of -inf have no effect.
   gate = jnp.array([[0.0, 0.5]] * 3) * T
   return losses.cross_entropy(losses.gated_logits([Output(s), Output(t)], gate), LABELS)
 
@@ -85,7 +86,7 @@ CASES = {
   "knowledge_distillation": Case(distilled),
   "peer_kl": kernel("peer_kl", detached=False),
   "peer_kl, ratio": kernel("peer_kl", False, detached=False, ratio_smoothing=1e-8),
-  # A smoothed target has some of every class, and a permuted one has its zeros anywhere.
+  # Finite student: a smoothed target is positive everywhere, a permuted one has zeros anywhere.
   "peer_kl, target": Case(
     lambda s, t, T: losses.peer_kl(FINITE, t, temperature=T, detached=False, target_smoothing=1e-3),
     False,
@@ -134,9 +135,9 @@ def compiled(call):
 
 @each_case
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_classes_impossible_to_all_cost_nothing_and_take_no_gradient(case, dtype):
+def test_classes_impossible_for_all_add_nothing_and_have_zero_gradient(case, dtype):
   with jax.enable_x64(True):
-    # A logit of -1e5 has a probability of 0, too, and is a number.
+    # Reference: a finite logit of -1e5 has probability 0, too.
     far = [jnp.maximum(x.astype("float64"), -1e5) for x in draw(dtype)]
     expected, (*exact, _) = jax.tree.map(np.asarray, compiled(case.call)(*far, 2.0))
   with jax.enable_x64(dtype == "float64"):
@@ -154,7 +155,7 @@ def test_classes_impossible_to_all_cost_nothing_and_take_no_gradient(case, dtype
 
 @each_case
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_a_class_impossible_to_the_student_alone_costs_inf_and_never_nan(case, dtype):
+def test_class_impossible_for_the_student_alone_gives_inf_and_not_nan(case, dtype):
   with jax.enable_x64(dtype == "float64"):
     s, t = draw(dtype, np.zeros_like(SHARED))
     s = s.at[0, 2].set(-jnp.inf)
@@ -167,7 +168,7 @@ def test_a_class_impossible_to_the_student_alone_costs_inf_and_never_nan(case, d
 
 
 @each_case
-def test_a_class_impossible_to_the_teacher_alone_is_one_of_probability_zero(case):
+def test_class_impossible_for_the_teacher_alone_has_probability_zero(case):
   s, t = draw(impossible=np.zeros_like(SHARED))
   expected, (exact, *_) = compiled(case.call)(s, t.at[0, 2].set(-1e5), 2.0)
   value, (*slopes, by_temperature) = compiled(case.call)(s, t.at[0, 2].set(-jnp.inf), 2.0)
@@ -180,20 +181,20 @@ def test_a_class_impossible_to_the_teacher_alone_is_one_of_probability_zero(case
     np.testing.assert_allclose(slopes[0], exact, rtol=1e-4, atol=1e-6)
 
 
-def test_a_label_on_an_impossible_class_costs_inf_whatever_its_form():
+def test_label_of_an_impossible_class_gives_inf():
   z = jnp.array([[0.0, -jnp.inf], [1.0, 2.0]])
   for labels in (jnp.array([1, 0]), jnp.array([[0.5, 0.5], [1.0, 0.0]])):
     for options in ({}, {"label_smoothing": 0.1}):
       value, slope = jax.value_and_grad(losses.cross_entropy)(z, labels, **options)
       assert value == np.inf and np.isfinite(slope).all() and slope[0, 1] == 0
     assert np.isfinite(losses.cross_entropy(z, labels, jnp.array([0.0, 1.0])))
-  # Smoothing gives some of the label to every class.
+  # Smoothing gives every class a part of the label.
   assert losses.cross_entropy(z, jnp.array([0, 0]), label_smoothing=0.1) == np.inf
   assert np.isfinite(losses.cross_entropy(z, jnp.array([0, 0])))
 
 
-def test_a_probability_that_rounds_to_zero_is_not_zero():
-  # exp(-200) is 0 in float32, and its class is possible all the same.
+def test_probability_that_rounds_to_zero_is_not_an_impossible_class():
+  # exp(-200) is 0 in float32, but its class is possible.
   s, t = jnp.array([[0.0, -jnp.inf]]), jnp.array([[0.0, -200.0]])
   assert losses.soft_target_kl(s, t, temperature=1.0) == np.inf
 
@@ -205,7 +206,7 @@ divergence = jit(lambda s, t: relative_entropy(*map(log_probabilities, (s, t))))
 
 
 @given(WITH_IMPOSSIBLE, WITH_IMPOSSIBLE)
-def test_divergence_is_inf_where_it_is_and_else_a_number_that_is_not_negative(s, t):
+def test_divergence_is_inf_for_impossible_targets_and_else_finite_and_nonnegative(s, t):
   value = np.asarray(divergence(s, t))
   infinite = ((s == -np.inf) & (t > -np.inf)).any(axis=1)
   assert (value[infinite] == np.inf).all()
@@ -219,7 +220,7 @@ def test_entropy_of_a_certain_class_is_zero():
   assert value == 0 and np.isfinite(slope).all()
 
 
-def test_an_ensemble_calls_impossible_what_all_its_members_do():
+def test_ensemble_gives_minus_inf_only_where_all_members_do():
   one, other = jnp.array([[0.0, -jnp.inf, -jnp.inf]]), jnp.array([[0.0, 0.0, -jnp.inf]])
   joined, slope = jax.value_and_grad(lambda z: jnp.exp(mean_log_probabilities([z, other])).sum())(
     one
@@ -230,7 +231,7 @@ def test_an_ensemble_calls_impossible_what_all_its_members_do():
   np.testing.assert_allclose(p, [[0.75, 0.25, 0.0]], rtol=1e-6)
 
 
-def test_a_gate_leaves_out_what_a_branch_without_a_share_calls_impossible():
+def test_gate_ignores_minus_inf_of_a_branch_of_weight_zero():
   branches = [Output(jnp.array([[1.0, -jnp.inf]])), Output(jnp.array([[2.0, 4.0]]))]
   np.testing.assert_array_equal(
     losses.gated_logits(branches, jnp.array([[0.0, 1.0]])), [[2.0, 4.0]]
@@ -239,7 +240,7 @@ def test_a_gate_leaves_out_what_a_branch_without_a_share_calls_impossible():
   np.testing.assert_array_equal(shared, [[1.5, -np.inf]])
 
 
-def test_accuracy_of_impossible_classes():
+def test_score_of_impossible_classes():
   z = jnp.array([[0.0, 0.0, -jnp.inf], [0.0, -jnp.inf, -jnp.inf]])
   found = score(z, jnp.array([1, 0]), jnp.ones(2))
   np.testing.assert_allclose(found["cross_entropy"][0], np.log(2.0), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Labels that count and are no class give NaN, in place of a 0 that says nothing."""
+"""Invalid labels that count give NaN, not a silent 0."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ each_wrong = pytest.mark.parametrize("labels", WRONG.values(), ids=WRONG)
 
 @each_loss
 @each_wrong
-def test_a_label_that_counts_and_is_no_class_gives_nan(loss, labels):
+def test_invalid_label_that_counts_gives_nan(loss, labels):
   value, gradient = compiled[loss](LOGITS, labels)
   assert np.isnan(value) and np.isnan(gradient[1]).all()
   assert np.isnan(loss(LOGITS, labels))
@@ -67,10 +67,10 @@ def test_a_label_that_counts_and_is_no_class_gives_nan(loss, labels):
 
 @each_loss
 @each_wrong
-def test_a_label_that_does_not_count_may_be_anything(loss, labels):
+def test_label_that_does_not_count_may_be_invalid(loss, labels):
   weights = np.float32([1, 0, 2])
   z = LOGITS.copy()
-  # So may its logits.
+  # Its logits may be invalid, too.
   z[1] = np.nan
   value, gradient = compiled[loss](z, labels, weights)
   right = labels.copy()
@@ -81,19 +81,19 @@ def test_a_label_that_does_not_count_may_be_anything(loss, labels):
   np.testing.assert_allclose(masked, loss(LOGITS, right, np.float32([1, 0, 1])), rtol=1e-6)
 
 
-def test_every_label_of_the_issue():
+def test_invalid_labels_of_the_issue_give_nan():
   z = jnp.array([[1.0, 2.0, 3.0, 4.0]])
   assert np.isnan(cross_entropy(z, jnp.array([4])))
   assert np.isnan(cross_entropy(z, jnp.array([[1.0, 0.0, 1.0, 1.0]])))
   assert np.isnan(cross_entropy(z, jnp.zeros((1, 4))))
 
 
-def test_the_hard_term_of_knowledge_distillation_sees_it_too():
+def test_knowledge_distillation_gives_nan_for_an_invalid_label():
   z = Output(LOGITS)
   assert np.isnan(knowledge_distillation(z, z, WRONG["negative"], hard_weight=0.1).total)
 
 
-def test_labels_of_a_narrow_dtype_reach_all_classes():
+def test_labels_of_a_narrow_dtype_work_for_more_classes_than_its_range():
   z = RNG.normal(size=(2, 300)).astype("float32")
   narrow = cross_entropy(z, np.uint8([200, 3]))
   np.testing.assert_array_equal(narrow, cross_entropy(z, np.int32([200, 3])))
@@ -101,7 +101,7 @@ def test_labels_of_a_narrow_dtype_reach_all_classes():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @given(seed=st.integers(0, 2**31), sharpness=st.sampled_from([0.1, 1.0, 10.0]))
-def test_probabilities_may_be_rounded(dtype, seed, sharpness):
+def test_rounded_probabilities_are_valid_labels(dtype, seed, sharpness):
   z = sharpness * np.random.default_rng(seed).normal(size=(3, 4)).astype("float32")
   p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
   value, gradient = compiled[cross_entropy](LOGITS, jnp.asarray(p, dtype))
@@ -110,13 +110,13 @@ def test_probabilities_may_be_rounded(dtype, seed, sharpness):
     assert np.isnan(compiled[cross_entropy](LOGITS, jnp.asarray(scale * p, dtype))[0])
 
 
-def test_mixed_labels_are_probabilities():
+def test_mixed_labels_are_valid_probabilities():
   p = 0.3 * np.eye(4, dtype="float32")[[0, 1, 2]] + 0.7 * np.eye(4, dtype="float32")[[3, 1, 0]]
   log_p = np.asarray(jax.nn.log_softmax(LOGITS), "float64")
   np.testing.assert_allclose(cross_entropy(LOGITS, p), -(p * log_p).sum(1).mean(), rtol=1e-6)
 
 
-def test_hard_labels_add_no_array_of_the_logits_size():
+def test_hard_labels_need_no_extra_array_of_the_size_of_the_logits():
   def largest(loss):
     step = jax.jit(jax.value_and_grad(loss)).lower(jnp.ones((64, 512)), jnp.ones(64, jnp.int32))
     return step.compile().memory_analysis().temp_size_in_bytes
@@ -129,7 +129,7 @@ def test_hard_labels_add_no_array_of_the_logits_size():
 
 
 @each_wrong
-def test_accuracy_of_a_label_that_is_no_class_is_nan(labels):
+def test_score_of_an_invalid_label_is_nan(labels):
   found = score(LOGITS, labels, np.ones(3, "float32"))
   assert np.isnan(found["accuracy"][0]) and np.isnan(found["cross_entropy"][0])
   assert found["accuracy"][1] == 3

@@ -1,4 +1,4 @@
-"""Networks that agree up to rounding: no distance, and no gradient of full size beside a kink."""
+"""Networks that agree up to rounding: losses with a kink have value 0 and gradient 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def symmetry(s, t, **options):
   ).total
 
 
-# What has a kink where both sides agree.
+# Kernels with a kink where both sides agree.
 KERNELS = {
   "attention_map_l2": losses.attention_map_l2,
   "attention_map_l2, power 4": functools.partial(losses.attention_map_l2, power=4),
@@ -52,9 +52,9 @@ def compiled(kernel):
 
 @each_kernel
 @SCALES
-def test_sides_that_differ_by_rounding_agree(kernel, scale):
+def test_value_and_gradient_are_zero_if_sides_differ_by_rounding(kernel, scale):
   x = scale * draw((4, 6, 5, 3))
-  # Errors of the size of the rounding of a typical value, also where the value itself is small.
+  # Errors of the size of a typical value's rounding, also where the value is small.
   error = np.sqrt(np.mean(np.square(x))) * np.finfo("float32").eps * draw(x.shape, 1)
   value, gradient = compiled(kernel)(x + error, x)
   assert value == 0 and not np.any(gradient)
@@ -62,7 +62,7 @@ def test_sides_that_differ_by_rounding_agree(kernel, scale):
 
 @each_kernel
 @SCALES
-def test_what_is_beyond_rounding_counts(kernel, scale):
+def test_differences_beyond_rounding_are_accurate(kernel, scale):
   x = scale * draw((4, 6, 5, 3))
   s = x + 0.1 * scale * draw(x.shape, 1)
   value, gradient = compiled(kernel)(s, x)
@@ -70,14 +70,14 @@ def test_what_is_beyond_rounding_counts(kernel, scale):
     wide = compiled(kernel)(*(jnp.asarray(np.asarray(z), "float64") for z in (s, x)))
     exact, slope = jax.tree.map(np.asarray, wide)
   if kernel is KERNELS["attention_map_l2, power 4"] and scale == 1e-12:
-    return  # Maps of such powers are below the norm's eps, and zeros, on purpose.
+    return  # The norm of such maps is below eps, so they are zeros by design.
   np.testing.assert_allclose(value, exact, rtol=1e-4)
   assert np.linalg.norm(gradient - slope) <= 1e-3 * np.linalg.norm(slope)
 
 
 @each_kernel
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 7, 16])
-def test_a_network_compiled_twice_in_one_program_agrees_with_itself(kernel, batch):
+def test_value_and_gradient_are_zero_for_a_network_compiled_twice_in_one_program(kernel, batch):
   images, weights = draw((batch, 8, 8, 3)), draw((3, 3, 3, 6), 1)
 
   def network(w, images):
@@ -87,7 +87,7 @@ def test_a_network_compiled_twice_in_one_program_agrees_with_itself(kernel, batc
     return jax.nn.relu(maps).reshape(batch, 4, 2, 4, 2, 6).mean((2, 4))
 
   def loss(w, scale):
-    # The same function of the same numbers, which the compiler may fuse in two ways.
+    # The same function of the same values, which the compiler may fuse differently.
     return kernel(network(w, images), network(weights * scale / 3.0, images * 3.0))
 
   value, gradient = jax.jit(jax.value_and_grad(loss))(weights, jnp.float32(1))
@@ -99,7 +99,7 @@ def test_a_network_compiled_twice_in_one_program_agrees_with_itself(kernel, batc
   scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e6, 1e12]),
   gap=st.sampled_from([0.0, 1e-8, 1e-7, 1e-4, 1e-2, 1.0]),
 )
-def test_distance_is_that_of_numpy_or_zero_where_that_is_rounding(seed, scale, gap):
+def test_distance_equals_numpy_or_is_zero_within_rounding(seed, scale, gap):
   x, step = np.random.default_rng(seed).normal(size=(2, 5, 8)).astype("float32")
   x, y = np.float32(scale) * (x + np.float32(gap) * step), np.float32(scale) * x
   value, gradient = distances(x, y)
@@ -113,11 +113,11 @@ def test_distance_is_that_of_numpy_or_zero_where_that_is_rounding(seed, scale, g
 
 @jax.jit
 def distances(x, y):
-  value, pull = jax.vjp(lambda x: l2_distance(x, y, 1), x)
-  return value, pull(jnp.ones_like(value))[0]
+  value, vjp = jax.vjp(lambda x: l2_distance(x, y, 1), x)
+  return value, vjp(jnp.ones_like(value))[0]
 
 
-def test_one_side_at_zero_is_at_a_distance():
+def test_distance_to_zero_is_not_zero():
   x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
   np.testing.assert_array_equal(l2_distance(x, 0.0 * x, 1), [5.0, 0.0])
   np.testing.assert_array_equal(l2_distance(0.0 * x, x, 1), [5.0, 0.0])
@@ -125,8 +125,8 @@ def test_one_side_at_zero_is_at_a_distance():
   assert beyond_rounding(jnp.float32(1e-5), jnp.float32(1.0)) > 0
 
 
-def test_distance_over_devices_is_beyond_the_rounding_of_the_global_norm():
-  # One device's share differs by much of its own norm, and by nothing of the whole one.
+def test_distance_over_devices_is_compared_with_the_global_norm():
+  # The difference on one device is large beside its own norm, and rounding beside the global one.
   t = jnp.stack([jnp.full((1, 4), 1e8), jnp.ones((1, 4))])
   s = t.at[1].add(0.5)
   pooled = functools.partial(losses.euclidean_distance, axis_name="batch")

@@ -1,4 +1,4 @@
-"""Arrays handed to a loss on Outputs, and Outputs handed to a kernel, are named with the remedy."""
+"""Errors for arrays given to losses and Outputs given to kernels, with the remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = Output(
   dict.fromkeys(["images", "flipped_images"], X),
 )
 
-# How the losses on Outputs are called, where not with a student and a teacher.
+# Calls of the losses whose arguments are not (student, teacher).
 CALLS = {
   "be_your_own_teacher": lambda s, t: losses.be_your_own_teacher([s, t]),
   "confidence_weighted_by_teacher_max": lambda s, t: losses.confidence_weighted_by_teacher_max(
@@ -53,7 +53,7 @@ ARRAYS = [
 ]
 
 
-def test_every_loss_names_its_kernels():
+def test_kernels_table_lists_every_loss_on_outputs():
   assert set(KERNELS) == set(LOSSES) - {"gated_logits"}
   for kernels in KERNELS.values():
     assert set(kernels) <= set(losses.__all__) - set(LOSSES)
@@ -61,7 +61,7 @@ def test_every_loss_names_its_kernels():
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("value", "described"), ARRAYS)
-def test_arrays_in_place_of_outputs_name_the_kernel(name, value, described):
+def test_error_for_arrays_in_place_of_outputs_names_the_kernels(name, value, described):
   call = CALLS.get(name, getattr(losses, name))
   call(GOOD, GOOD)
   taker = name
@@ -76,7 +76,7 @@ def test_arrays_in_place_of_outputs_name_the_kernel(name, value, described):
       assert f"call {' or '.join(KERNELS[name])} for arrays" in message
 
 
-def test_the_whole_message():
+def test_error_message_for_an_array_in_full():
   with pytest.raises(ConfigError) as found:
     losses.knowledge_distillation(Z, Z)
   assert str(found.value) == (
@@ -85,7 +85,7 @@ def test_the_whole_message():
   )
 
 
-def test_the_outputs_of_several_exits_are_not_one_output():
+def test_error_for_a_tuple_of_outputs_advises_one_of_them():
   with pytest.raises(
     ConfigError, match=r"got a tuple of 2 as the teacher: give one of the Outputs"
   ):
@@ -102,7 +102,7 @@ def test_the_outputs_of_several_exits_are_not_one_output():
     lambda x: losses.gated_logits(x, jnp.ones((2, 1))),
   ],
 )
-def test_what_is_not_a_list_of_outputs_is_an_error(call):
+def test_error_for_a_wrong_list_of_outputs_describes_it(call):
   with pytest.raises(ConfigError, match=r"must be a list of Outputs, got one: write \[output\]"):
     call(GOOD)
   for value, described in ((Z, "an array"), (None, "None"), ({"a": GOOD}, "a dict of 1")):
@@ -110,7 +110,7 @@ def test_what_is_not_a_list_of_outputs_is_an_error(call):
       call(value)
 
 
-# What else a kernel is called with.
+# Further positional arguments of kernels.
 MORE = {
   "adaptive_average_pool": (2, 2),
   "adaptive_max_pool": (2, 2),
@@ -127,7 +127,7 @@ ONE_SIDED = {
 
 @pytest.mark.parametrize("name", sorted(set(losses.__all__) - set(LOSSES)))
 @pytest.mark.parametrize("value", [GOOD, Output(features={"stage2": X}), None, [GOOD, GOOD]])
-def test_outputs_in_place_of_arrays_name_the_loss_and_the_array(name, value):
+def test_error_for_outputs_in_place_of_arrays_names_loss_and_array(name, value):
   call, more = getattr(losses, name), MORE.get(name, ())
   sides = [(value,)] if name in ONE_SIDED else [(value, value), (X, value), (value, X)]
   if name == "adapted_temperature":
@@ -145,7 +145,7 @@ def test_outputs_in_place_of_arrays_name_the_loss_and_the_array(name, value):
         assert name in str(found.value) and loss in str(found.value)
 
 
-def test_what_has_the_attributes_of_an_output_is_one():
+def test_objects_with_the_attributes_of_an_output_are_accepted():
   class Found:
     logits = Z
 

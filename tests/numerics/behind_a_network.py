@@ -1,7 +1,7 @@
-"""Every loss behind a small network, as a program that is compiled the way users compile it.
+"""Every loss behind a small network, in a program compiled with full optimisation.
 
-The other tests compile without optimisation. Only the optimising compiler contracts a
-multiplication of the network with a subtraction of the loss.
+Other tests compile without optimisation. Only the optimising compiler contracts a multiplication
+of the network with a subtraction of the loss.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from jax import lax
 from jaxkd import losses
 from jaxkd.types import Output
 
-# As jax has it without the flags of tests/conftest.py.
+# jax's defaults, which tests/conftest.py overrides.
 OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-# For references in float64, which are right either way.
+# For float64 references, which are accurate without optimisation, too.
 PLAIN = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 BATCH_SIZES = range(1, 18)
@@ -29,11 +29,11 @@ INNER, BOTH = ("stage2",), ("stage1", "stage2")
 
 
 class Case(NamedTuple):
-  """A loss of a student's and a teacher's Output and of labels.
+  """A loss of a student's Output, a teacher's Output and labels.
 
   Attributes:
     loss: (student, teacher, labels) -> scalar.
-    of_logits: its gradient grows with the logits' scale, and so does what rounding makes of it.
+    of_logits: the gradient grows with the scale of the logits, and so does its rounding error.
   """
 
   loss: Callable[[Output, Output, Any], Any]
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def network(weights, images, scale):
-  """Two convolutions with pooling behind each, a classifier; all it returns, times `scale`."""
+  """Two convolutions, each followed by pooling, and a classifier; outputs times `scale`."""
   convolve = functools.partial(
     lax.conv_general_dilated,
     window_strides=(1, 1),
@@ -64,7 +64,7 @@ def network(weights, images, scale):
 
 
 def _exits(output):
-  """Three exits made of one."""
+  """Make three exits from one Output."""
   logits, pooled = output.logits, output.features["pooled"]
   return [
     Output(logits, {"hint": pooled}),
@@ -150,7 +150,7 @@ CASES = {
 
 
 def draw(batch_size: int, *, duplicates: bool = False) -> tuple[Any, ...]:
-  """(student's weights, teacher's, its images, the teacher's, labels), float32."""
+  """Draw float32 (student's weights, teacher's weights, its images, teacher's images, labels)."""
   rng = np.random.default_rng(batch_size)
 
   def normal(*shape, size=1.0):
@@ -171,7 +171,7 @@ def draw(batch_size: int, *, duplicates: bool = False) -> tuple[Any, ...]:
 
 
 def program(names: tuple[str, ...], *, options: dict[str, Any], vmapped: bool = False):
-  """A compiled (weights, teacher, images, others, labels, scale) -> {name: (value, gradient)}."""
+  """Compile (weights, teacher, images, others, labels, scale) -> {name: (value, gradient)}."""
 
   def run(weights, teacher, images, others, labels, scale):
     target = network(teacher, others, jnp.ones_like(scale))
@@ -188,12 +188,12 @@ def program(names: tuple[str, ...], *, options: dict[str, Any], vmapped: bool = 
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-  """The tree with its floating arrays in another dtype."""
+  """Cast the floating arrays of a tree to another dtype."""
   return jax.tree.map(lambda x: np.asarray(x, dtype) if x.dtype.kind == "f" else x, tree)
 
 
 def reference(names: tuple[str, ...], drawn: Any, scale: float) -> dict[str, Any]:
-  """Value and gradient of each in float64, of the same float32 numbers."""
+  """Value and gradient of each case in float64, from the same float32 inputs."""
   with jax.enable_x64(True):
     found = _reference_program(names)(*cast(drawn, "float64"), np.float64(np.float32(scale)))
     return jax.device_get(found)
@@ -205,17 +205,17 @@ def _reference_program(names):
 
 
 def disagreement(name: str, found: Any, wanted: Any, scale: float, resolution: float = 1e-7) -> str:
-  """What of a value and its gradient is further off than rounding explains; "" if nothing is.
+  """Describe errors of a value and its gradient that exceed rounding; "" if there are none.
 
   Args:
-    name: of the case.
+    name: name of the case.
     found: (value, gradient by weight).
     wanted: the same in float64.
-    scale: of what the network returns.
-    resolution: of the numbers that the network computes with.
+    scale: factor of the network's outputs.
+    resolution: relative precision of the network's computation.
   """
   (value, gradient), (true_value, true_gradient) = found, wanted
-  # Logits of size s are known to s roundings only, and a loss of them and its gradient, too.
+  # Logits of size s have an error of s roundings, and so have their loss and its gradient.
   natural = abs(float(true_value)) + (scale if CASES[name].of_logits else 0.0)
   allowed = 1e3 * resolution * abs(float(true_value)) + 30 * resolution * natural + 1e-10
   wrong = []

@@ -1,4 +1,4 @@
-"""Attention maps: what the paper states, and what the published variants are."""
+"""Attention transfer: maps, distances and published variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.losses import attention_map, attention_map_l2, attention_map_mse, attention_transfer
 from jaxkd.types import Output
 
-# Quarters, so that activations are 0 or far from where their squares vanish in float32.
+# Multiples of 1/4: activations are 0, or large enough that squares do not underflow in float32.
 MAPS = hnp.arrays(np.int8, (2, 2, 3, 4), elements=st.integers(-40, 40)).map(
   lambda x: x.astype(np.float32) / 4
 )
@@ -58,7 +58,7 @@ def test_distance_of_equal_maps_is_zero_with_a_finite_gradient():
   assert value < 1e-6 and np.isfinite(gradient).all()
 
 
-def test_attention_sees_where_in_the_image():
+def test_attention_depends_on_the_position_in_the_image():
   x = np.zeros((1, 2, 2, 3), np.float32)
   x[:, 0, 0], moved = 1.0, np.roll(x, 1, axis=1)
   moved[:, 1, 0] = 1.0
@@ -66,7 +66,7 @@ def test_attention_sees_where_in_the_image():
 
 
 def defined_map(x, power, reduce):
-  """The definition in float64 of the map that powers of |x| give."""
+  """The attention map of powers of |x| by definition, in float64."""
   energy = {"mean": np.mean, "sum": np.sum, "max": np.max}[reduce](np.abs(x) ** power, axis=-1)
   return energy / np.sqrt((energy**2).sum(axis=(1, 2), keepdims=True))
 
@@ -77,7 +77,7 @@ each_reduction = pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
 
 @each_power
 @each_reduction
-def test_map_is_as_defined_for_every_power_and_reduction(power, reduce):
+def test_map_equals_the_definition_for_every_power_and_reduction(power, reduce):
   x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
   found = map_of(x.astype("float32"), power=power, reduce=reduce, absolute=True)
   np.testing.assert_allclose(found, defined_map(x, power, reduce), rtol=1e-4, atol=1e-6)
@@ -85,7 +85,7 @@ def test_map_is_as_defined_for_every_power_and_reduction(power, reduce):
 
 @pytest.mark.parametrize("norm", ["code", "paper"])
 @pytest.mark.parametrize(("power", "reduce"), [(1, "max"), (2, "sum"), (4, "mean"), (1.5, "sum")])
-def test_loss_is_as_defined_for_every_norm_and_between_any_stages(norm, power, reduce):
+def test_loss_equals_the_definition_for_every_norm_and_stage_pair(norm, power, reduce):
   rng = np.random.default_rng(0)
   student = {"a": rng.normal(size=(2, 4, 4, 3)), "b": rng.normal(size=(2, 2, 2, 5))}
   teacher = {"c": rng.normal(size=(2, 2, 2, 7)), "d": rng.normal(size=(2, 4, 4, 2))}
@@ -117,19 +117,19 @@ def test_loss_is_as_defined_for_every_norm_and_between_any_stages(norm, power, r
 @each_power
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scale_of_the_features_does_not_matter_at_any_power(power, absolute, dtype):
+def test_map_ignores_the_scale_of_the_features_at_every_power(power, absolute, dtype):
   x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
   options = {"power": power, "absolute": absolute}
   small = jnp.asarray(x, dtype)
-  # Powers of two, so that the scaled values are exactly the others scaled.
+  # Powers of two scale without rounding.
   for scale in (1 / 16, 2.0**14):
     large = map_of(small * scale, **options)
     np.testing.assert_allclose(large, map_of(small, **options), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("eps_added", [False, True])
-def test_high_powers_keep_the_meaning_of_eps(eps_added):
-  # Values above 1 are taken apart from their scale, and eps with them.
+def test_eps_has_the_same_effect_at_high_powers(eps_added):
+  # Values above 1 are divided by their scale, and eps accordingly.
   x = jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1)
   energy, eps = np.array([1.0, 8.0]), 32.0
   norm = np.linalg.norm(energy)
@@ -138,7 +138,7 @@ def test_high_powers_keep_the_meaning_of_eps(eps_added):
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_high_powers_of_large_values_have_their_gradient():
+def test_gradient_is_correct_for_high_powers_of_large_values():
   x = np.random.default_rng(0).normal(size=(2, 2, 2, 3)).astype("float32")
   gradient = jit(jax.grad(lambda s, t: attention_map_mse(s, t, power=8, absolute=True)))
   small, large = gradient(x, x[::-1]), gradient(2.0**14 * x, x[::-1])
@@ -164,13 +164,13 @@ def test_odd_powers_keep_the_sign_unless_absolute():
   np.testing.assert_allclose(attention_map(x, power=3, absolute=True), attention_map(-x, power=3))
 
 
-def test_powers_that_are_no_integers_take_the_absolute_value():
+def test_non_integer_powers_use_the_absolute_value():
   x = jnp.array([-4.0, 9.0]).reshape(1, 1, 2, 1)
   expected = np.array([8.0, 27.0]) / np.hypot(8, 27)
   np.testing.assert_allclose(attention_map(x, power=1.5).ravel(), expected, rtol=1e-6)
 
 
-def test_mean_and_sum_over_channels_agree_and_max_takes_the_strongest():
+def test_mean_and_sum_over_channels_give_the_same_map_and_max_the_largest():
   x = jnp.array([[1.0, 2.0], [3.0, 0.0]]).reshape(1, 1, 2, 2)
   np.testing.assert_allclose(attention_map(x, reduce="sum"), attention_map(x), rtol=1e-6)
   expected = np.array([4.0, 9.0]) / np.hypot(4, 9)
@@ -191,7 +191,7 @@ def test_paper_and_code_compare_the_same_maps():
   np.testing.assert_allclose(attention_map_l2(s, t), np.linalg.norm(gap, axis=1).mean(), rtol=1e-5)
 
 
-def test_options_reach_the_maps_through_the_loss():
+def test_loss_passes_its_options_to_the_maps():
   s, t = np.random.default_rng(0).normal(size=(2, 3, 2, 2, 4)).astype("float32")
   options = {"power": 3, "reduce": "max", "absolute": True, "eps": 0.5, "eps_added": True}
   outputs = [Output(features={"x": x}) for x in (s, t)]
@@ -214,7 +214,7 @@ def test_maps_of_different_sizes_and_channels_are_compared():
     ({"stages": ["y"]}, "unknown student stage 'y'"),
   ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_raise_an_error_that_names_them(options, message):
   x = Output(features={"x": jnp.ones((1, 2, 2, 1))})
   with pytest.raises(ConfigError, match=message):
     attention_transfer(x, x, **({"stages": ["x"]} | options))
@@ -223,7 +223,7 @@ def test_wrong_options_are_named(options, message):
 @pytest.mark.parametrize(
   ("student", "teacher"), [((2, 3), (2, 2, 2, 3)), ((2, 2, 2, 3), (3, 2, 2, 3))]
 )
-def test_shapes_that_cannot_be_compared_are_named_with_the_stage(student, teacher):
+def test_error_for_incompatible_shapes_names_the_stage(student, teacher):
   s, t = (Output(features={"x": jnp.ones(shape)}) for shape in (student, teacher))
   with pytest.raises(ConfigError, match=r"stage 'x': attention_map: .*student \(2"):
     attention_transfer(s, t, stages=["x"])

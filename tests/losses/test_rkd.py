@@ -1,4 +1,4 @@
-"""Relations: what the paper states, the whole batch over devices, and memory."""
+"""RKD: definitions, invariances, the global batch over devices, and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rkd(student, teacher, **options):
 
 @jit
 def both(student, teacher):
-  """Distance and angle kernel, each with the gradient."""
+  """Value and gradient of the distance and the angle kernel."""
   return [jax.value_and_grad(f)(student, teacher) for f in (pairwise_distance_huber, angle_huber)]
 
 
@@ -37,7 +37,7 @@ def draw(*shape, seed=0):
 
 
 def plain(student, teacher):
-  """The angle term as the paper has it: all triples at once."""
+  """The angle term by the paper's formula, over all triples at once."""
 
   def cosines(x):
     away = x[None] - x[:, None]
@@ -50,7 +50,7 @@ def plain(student, teacher):
 
 
 @pytest.mark.parametrize(("batch", "size"), [(2, 1), (7, None), (8, 3)])
-def test_angles_in_blocks_are_those_of_all_triples_at_once(batch, size):
+def test_angles_in_blocks_equal_all_triples_at_once(batch, size):
   s, t = draw(batch, 3), draw(batch, 4, seed=1)
 
   @jit
@@ -62,20 +62,21 @@ def test_angles_in_blocks_are_those_of_all_triples_at_once(batch, size):
   chex.assert_trees_all_close(*compare(s, t), rtol=1e-4, atol=1e-6)
 
 
-def test_angles_opposed_are_beyond_the_quadratic_part():
-  """Three samples on a line against a right angle, by hand: 0 against 1, and 1 against 1/sqrt 2."""
+def test_opposed_angles_are_in_the_linear_part_of_the_huber_loss():
+  # Three samples on a line against a right angle: cosines 0 against 1, and 1 against 1/sqrt(2).
   line, bent = jnp.array([[0.0], [1.0], [-1.0]]), jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-  # At the middle -1 meets 0, at both ends 1 meets 1/sqrt(2), each as (j, k) and (k, j).
+  # The corner in the middle has -1 against 0, those at the ends 1 against 1/sqrt(2); each counts as
+  # (j, k) and (k, j).
   expected = 2 * (0.5 + 2 * (1 - 0.5**0.5) ** 2 / 2) / 27
   np.testing.assert_allclose(both(line, bent)[1][0], expected, rtol=1e-5)
-  # Angles of 180 degrees against 0: the gap of 2 counts 1.5.
+  # 180 against 0 degrees: the difference of 2 gives a Huber loss of 1.5.
   same = jnp.array([[0.0], [1.0], [2.0]])
   np.testing.assert_allclose(both(line, same)[1][0], 2 * (1.5 + 1.5) / 27, rtol=1e-5)
 
 
-def test_distances_are_relative_to_the_mean_of_the_pairs():
+def test_distances_are_divided_by_their_mean_over_pairs():
   s, t = jnp.array([[0.0], [1.0], [3.0]]), jnp.array([[0.0], [1.0], [2.0]])
-  # 1, 2, 3 over their mean 2, against 1, 1, 2 over 4/3; each pair twice, of 9.
+  # Distances 1, 2, 3 over their mean 2 against 1, 1, 2 over 4/3; each pair twice among 9.
   gaps = np.array([0.5 - 0.75, 1.0 - 0.75, 1.5 - 1.5])
   np.testing.assert_allclose(pairwise_distance_huber(s, t), (gaps**2).sum() / 9, rtol=1e-5)
   squares = np.array([1, 4, 9]) / (14 / 3) - np.array([1, 1, 4]) / 2
@@ -97,19 +98,19 @@ def test_relations_ignore_rotation_translation_and_scale_of_either_side(seed, si
     np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_relations_of_equal_samples_are_matched_with_a_zero_gradient():
+def test_value_and_gradient_are_zero_for_equal_sides():
   x = draw(6, 4)
   for value, gradient in both(x, x):
     assert value < 1e-12 and np.abs(gradient).max() < 1e-6
 
 
-def test_relations_tell_a_mirror_image_from_nothing_and_a_stretch_from_a_turn():
+def test_relations_ignore_reflection_and_not_stretching_of_one_axis():
   x = draw(6, 4)
   assert all(value < 1e-9 for value, _ in both(x, x * np.float32([1, 1, 1, -1])))
   assert all(value > 1e-4 for value, _ in both(x, x * np.float32([1, 1, 1, -3])))
 
 
-def test_duplicates_are_finite_and_pull_on_nobody():
+def test_duplicate_samples_give_finite_gradients():
   s, t = draw(6, 4), draw(6, 4, seed=1)
   s[1] = s[0]
   for value, gradient in both(s, t):
@@ -119,7 +120,7 @@ def test_duplicates_are_finite_and_pull_on_nobody():
 
 
 @pytest.mark.parametrize("fill", [0.0, 1e4])
-def test_one_point_for_all_samples_gives_no_gradient(fill):
+def test_equal_samples_have_zero_gradient(fill):
   point = np.full((6, 4), fill, np.float32)
   for teacher in (point, draw(6, 4)):
     for value, gradient in both(point, teacher):
@@ -127,12 +128,12 @@ def test_one_point_for_all_samples_gives_no_gradient(fill):
   assert all(np.isfinite(gradient).all() for _, gradient in both(draw(6, 4), point))
 
 
-def test_one_sample_alone_has_no_relations():
+def test_single_sample_gives_zero():
   for value, gradient in both(draw(1, 4), draw(1, 4, seed=1)):
     assert value == 0 and (gradient == 0).all()
 
 
-def test_close_samples_keep_their_angles_in_float32():
+def test_close_samples_are_accurate_in_float32():
   s, t = draw(6, 4), draw(6, 4, seed=1)
   s[1] = s[0] + 0.01 * s[1]
   single = both(s, t)
@@ -154,7 +155,7 @@ def test_forward_mode_agrees_with_the_gradient():
   np.testing.assert_allclose(*slopes(s, t), rtol=1e-4)
 
 
-def test_weights_and_options_reach_both_terms():
+def test_loss_passes_weights_and_options_to_both_terms():
   s, t = draw(5, 2, 2, 2), draw(5, 3, seed=1)
 
   @jit
@@ -174,7 +175,7 @@ def test_weights_and_options_reach_both_terms():
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
-def test_normalising_looks_at_directions_and_leaves_zero_vectors(side):
+def test_normalising_keeps_directions_and_zero_vectors(side):
   x = {"student": draw(5, 3), "teacher": draw(5, 3, seed=1)}
   x[side][2] = 0
   unit = x | {side: x[side] / np.maximum(np.linalg.norm(x[side], axis=1, keepdims=True), 1e-6)}
@@ -191,7 +192,7 @@ def test_normalising_looks_at_directions_and_leaves_zero_vectors(side):
   assert np.abs(gradient).max() < 1e3 and abs(value - without) > 1e-2
 
 
-def test_a_term_of_weight_zero_is_not_computed():
+def test_term_of_weight_zero_is_not_computed():
   x = jnp.ones((4, 3))
   text = str(jax.make_jaxpr(functools.partial(rkd, angle_weight=0))(x, x))
   assert "sum_of_angle_hubers" not in text
@@ -202,7 +203,7 @@ WEIGHTS, INPUTS, TARGETS = draw(4, 3), draw(16, 4, seed=1), draw(16, 5, seed=2)
 
 
 def per_device(weights, inputs, targets, axis_name="batch"):
-  """The recipe of every step: the gradient of the local loss, averaged over the devices."""
+  """Gradient of the local loss, averaged over devices, as in a training step."""
   value, gradient = jax.value_and_grad(lambda w: rkd(inputs @ w, targets, axis_name=axis_name))(
     weights
   )
@@ -234,19 +235,19 @@ def over_eight(transform, **options):
 
 
 @pytest.mark.parametrize("transform", ["pmap", "shard_map", "vmap"])
-def test_eight_devices_have_value_and_gradient_of_one_with_the_global_batch(transform):
+def test_value_and_gradient_on_eight_devices_equal_the_global_batch(transform):
   expected = jax.tree.map(lambda x: np.broadcast_to(x, (8, *x.shape)), one_device())
   chex.assert_trees_all_close(over_eight(transform), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_without_an_axis_devices_relate_their_own_samples_only():
+def test_relations_without_an_axis_stay_within_each_device():
   value, _ = over_eight("vmap", axis_name=None)
   own = pairwise_distance_huber(INPUTS[6:8] @ WEIGHTS, TARGETS[6:8])
   np.testing.assert_allclose(value[3], 25 * own, atol=1e-5)
   assert abs(value.mean() - one_device()[0]) > 0.1
 
 
-def test_memory_is_that_of_pairs_not_of_triples():
+def test_memory_is_quadratic_in_the_batch():
   batch = 256
   x = jax.ShapeDtypeStruct((batch, 64), jnp.float32)
   memory = jit(jax.value_and_grad(rkd)).lower(x, x).compile().memory_analysis()
@@ -261,12 +262,12 @@ def test_memory_is_that_of_pairs_not_of_triples():
     ({"stages": ["y"]}, "unknown student stage 'y'"),
   ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_raise_an_error_that_names_them(options, message):
   with pytest.raises(ConfigError, match=message):
     rkd(jnp.ones((2, 3)), jnp.ones((2, 3)), **options)
 
 
 @pytest.mark.parametrize(("student", "teacher"), [((2, 3), (3, 3)), ((2,), (2, 3))])
-def test_shapes_that_cannot_be_related_are_named_with_the_stage(student, teacher):
+def test_error_for_incompatible_shapes_names_the_stage(student, teacher):
   with pytest.raises(ConfigError, match=r"stage 'pooled': relational: .*student \(2,"):
     rkd(jnp.ones(student), jnp.ones(teacher))

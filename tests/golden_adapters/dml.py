@@ -1,4 +1,4 @@
-"""Golden cases of networks that teach each other: DML and ONE."""
+"""Golden cases of deep mutual learning (DML) and native ensembles (ONE)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxkd import losses
 from jaxkd.adapters import Gate
 from jaxkd.methods import ramp
 from jaxkd.types import Output
-from tests.golden_adapters.connecting import run_connector, several_logits
+from tests.golden_adapters.case_outputs import run_connector, several_logits
 from tests.golden_cases import Arrays, Case
 
 
@@ -25,7 +25,7 @@ def dml(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
     return _networks(case, arrays, okddip, options)
   pair = arrays["student"], arrays["teacher"]
   if "labels" not in arrays:
-    # A term alone: nothing inside it detaches the peer.
+    # The bare term: the peer is not detached inside it.
     return losses.peer_kl(*pair, detached=False, **options), {}
   aux = {
     "aux_ce": losses.cross_entropy(pair[0], arrays["labels"]),
@@ -37,7 +37,7 @@ def dml(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
 def _networks(
   case: Case, arrays: Arrays, okddip: bool, options: dict[str, Any]
 ) -> tuple[jax.Array, dict[str, Any]]:
-  """Every network's cross-entropy and what it learns from all others, summed."""
+  """Sum over networks of the cross-entropy and the mutual term with all others."""
   networks = several_logits("net", arrays)
   weight = case.number("lambda_kd", 1.0)
   options |= {
@@ -64,12 +64,12 @@ def one(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
     "detached": "OKDDip" not in case.word("source"),
   }
   if "student" in arrays:
-    branch, ensemble = (Output(logits=arrays[who]) for who in ("student", "teacher"))
+    branch, ensemble = (Output(logits=arrays[name]) for name in ("student", "teacher"))
     return losses.native_ensemble([branch], ensemble, **options).total, {}
   branches = several_logits("branch", arrays)
   ensemble = Output(logits=losses.gated_logits(branches, _gate(case, arrays)))
-  everyone = [*branches, ensemble]
-  label_term = sum(losses.cross_entropy(z.logits, arrays["labels"]) for z in everyone)
+  outputs = [*branches, ensemble]
+  label_term = sum(losses.cross_entropy(z.logits, arrays["labels"]) for z in outputs)
   weight: Any = case.number("weight", 1.0)
   if not case.has("weight") and case.has("epoch"):
     epoch = jnp.asarray(case.number("epoch", 0.0))
@@ -86,7 +86,7 @@ def one(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
 
 
 def _ramped(epoch: jax.Array, length: float) -> jax.Array:
-  """ONE's weight, which ends at once where the ramp has no length and knows epochs before 0."""
+  """ONE's weight; a ramp of length 0 gives 1, and epochs before 0 count as 0."""
   if length == 0:
     return jnp.ones_like(epoch)
   return ramp("exponential", steps=length)(jnp.maximum(epoch, 0.0))

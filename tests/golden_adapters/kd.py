@@ -1,4 +1,4 @@
-"""Golden cases of losses on logits."""
+"""Golden cases of knowledge distillation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def kd(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   squared = bool(case.number("t_squared", 1))
   if case.has("labels") and case.has("alpha"):
     alpha = case.number("alpha", 0.0)
-    # alpha weighs the soft term in attention-transfer, the hard one in torchdistill.
+    # alpha is the weight of the soft term in attention-transfer, of the hard one in torchdistill.
     soft, hard = (case.number("beta", 1.0 - alpha), alpha) if torchdistill else (alpha, 1.0 - alpha)
   if torchdistill and hard == 0.0:
     squared = False

@@ -1,4 +1,4 @@
-"""Golden cases of losses on the features themselves."""
+"""Golden cases of FitNets and SimKD."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxkd import losses
 from jaxkd.adapters import Projector, Regressor
 from jaxkd.types import Output
-from tests.golden_adapters.connecting import run_connector
+from tests.golden_adapters.case_outputs import run_connector
 from tests.golden_cases import Arrays, Case
 
 
@@ -19,7 +19,7 @@ def fitnet(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   aux = {}
   kernel = arrays.get("conv_kernel")
   if case.has("conv_tkernel"):
-    # Reference code slides the kernel flipped.
+    # The reference code flips the kernel.
     kernel = arrays["conv_tkernel"][::-1, ::-1]
   if kernel is not None:
     if student.ndim == 2:

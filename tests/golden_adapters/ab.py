@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from tests.golden_adapters.connecting import stages_of
+from tests.golden_adapters.case_outputs import stages_of
 from tests.golden_cases import Arrays, Case
 
 
-def activation_boundaries(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+def ab(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   student, teacher = stages_of("student", arrays), stages_of("teacher", arrays)
   stages = list(student.features)
   source = case.word("source")
   options: dict[str, Any] = {"margin": case.number("margin", 1.0), "arrays": "features"}
   weights = [2.0 ** (i - len(stages) + 1) for i in range(len(stages))]
   if "RepDistiller" not in source:
-    # Bare criteria: the authors' trainer does what RepDistiller's loss has inside.
+    # Bare criteria: stage weights and scale are in the authors' trainer, not in the loss.
     weights = [1.0] * len(stages)
     reductions = {"torchdistill": "batch", "Zoo": "mean"}
-    reduction = next((ours for name, ours in reductions.items() if name in source), "sum")
+    reduction = next((value for name, value in reductions.items() if name in source), "sum")
     options |= {"stage_weights": weights, "scale": 1.0, "reduction": reduction}
   terms = losses.activation_boundaries(student, teacher, stages=stages, **options)
   per_stage = [

@@ -1,4 +1,4 @@
-"""Golden cases of networks whose exits teach each other: BYOT and multi-exit distillation."""
+"""Golden cases of "Be Your Own Teacher"."""
 
 from __future__ import annotations
 
@@ -9,43 +9,7 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.types import Output
-from tests.golden_adapters.connecting import several_logits
 from tests.golden_cases import Arrays, Case
-
-
-def multi_exit(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
-  if not case.has("n_steps"):
-    return _step(case, arrays, "exit", arrays["labels"], case.number("T", 1.0)), {}
-  temperature = jnp.asarray(1.0)
-  temperatures, confidences, step_losses = [temperature], [], []
-  for s in range(int(case.number("n_steps", 0))):
-    who = f"step{s}_exit"
-    step_losses.append(_step(case, arrays, who, arrays[f"labels_{s}"], temperature))
-    deepest = several_logits(who, arrays)[-1].logits
-    confidences.append(losses.mean_confidence(deepest, temperature=temperature))
-    temperature = losses.adapted_temperature(
-      temperature,
-      deepest,
-      confidence=case.number("maxprob", 0.5),
-      factor=case.number("Tmult", 1.05),
-    )
-    temperatures.append(temperature)
-  aux = {
-    "aux_temperatures": jnp.stack(temperatures),
-    "aux_adj_maxprob": jnp.stack(confidences),
-    "aux_step_losses": jnp.stack(step_losses),
-  }
-  return sum(step_losses[1:], step_losses[0]), aux
-
-
-def _step(case: Case, arrays: Arrays, who: str, labels: jax.Array, temperature: Any) -> jax.Array:
-  """Without C, the labels alone."""
-  exits = several_logits(who, arrays)
-  soft_weight = case.number("C", 0.0)
-  label_term = sum(losses.cross_entropy(output.logits, labels) for output in exits)
-  terms = losses.multi_exit(exits, temperature=temperature)
-  total = (1.0 - soft_weight) * label_term + soft_weight * terms.total
-  return case.number("global_scale", 1.0) * total
 
 
 def byot(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
@@ -84,7 +48,7 @@ def byot(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
 
 
 def _terms_alone(exits: list[Output], i: int, options: dict[str, Any]) -> Any:
-  """What the exit `i` learns from the deepest, unweighted."""
+  """The terms of exit `i` with the deepest, with weights 1."""
   compared = [0] if exits[i].features else []
   return losses.be_your_own_teacher(
     [exits[i], exits[-1]], soft_weight=1.0, feature_weight=1.0, feature_exits=compared, **options
@@ -92,7 +56,7 @@ def _terms_alone(exits: list[Output], i: int, options: dict[str, Any]) -> Any:
 
 
 def _one_term(case: Case, arrays: Arrays, options: dict[str, Any]) -> jax.Array:
-  """The soft term alone, or the feature term alone, of one exit."""
+  """The soft term or the feature term of one exit."""
   both = arrays["student"], arrays["teacher"]
   if arrays["student"].ndim == 4 or "feature" in case.word("desc"):
     later = options["feature"] == "distance"
@@ -102,7 +66,7 @@ def _one_term(case: Case, arrays: Arrays, options: dict[str, Any]) -> jax.Array:
 
 
 def _hinted_exits(arrays: Arrays, *, deepest_first: bool) -> list[Output]:
-  """Shallowest first, with the features that are compared, brought to the deepest's shape."""
+  """Exits, shallowest first, with compared features projected to the deepest's shape."""
   count = sum(name.startswith("logits_") for name in arrays)
   exits = []
   for i in range(count):
@@ -113,7 +77,7 @@ def _hinted_exits(arrays: Arrays, *, deepest_first: bool) -> list[Output]:
       projected = hints["hint"] @ arrays[f"adapt_{i}_kernel"]
       hints["hint"] = projected + arrays[f"adapt_{i}_bias"][None]
     elif deepest_first and i > 0:
-      # Its features are given, but they are neither adapted nor compared.
+      # The case has its features, which are neither projected nor compared.
       hints = {}
     exits.append(Output(arrays[f"logits_{i}"], hints))
   return exits[::-1] if deepest_first else exits

@@ -9,18 +9,18 @@ import jax
 from jaxkd import losses
 from jaxkd.adapters import FactorDecoder, FactorEncoder
 from jaxkd.types import Output
-from tests.golden_adapters.connecting import run_connector
+from tests.golden_adapters.case_outputs import run_connector
 from tests.golden_cases import Arrays, Case
 
 
-def factor_transfer(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+def ft(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   if case.has("dec_0_tkernel"):
     return _reconstruction(case, arrays)
   aux = {}
   factors = dict(arrays)
-  for who, network in (("student", "tra"), ("teacher", "par")):
+  for side, network in (("student", "tra"), ("teacher", "par")):
     if case.has(f"{network}_0_kernel"):
-      factors[who] = aux[f"aux_factor_{who}"] = _convolve(case, arrays, network, arrays[who])
+      factors[side] = aux[f"aux_factor_{side}"] = _convolve(case, arrays, network, arrays[side])
   options: dict[str, Any] = {"order": case.number("p", 1)}
   if case.has("p1") or "RepDistiller" in case.word("source"):
     options = {
@@ -28,12 +28,12 @@ def factor_transfer(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, An
       "power": case.number("p1", 2),
       "order": case.number("p2", 1),
     }
-  student, teacher = (Output(features={"factor": factors[who]}) for who in ("student", "teacher"))
+  student, teacher = (Output(features={"factor": factors[side]}) for side in ("student", "teacher"))
   return losses.factor_transfer(student, teacher, stages=["factor"], **options).total, aux
 
 
 def _reconstruction(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
-  """The paraphraser's own training, as an auto-encoder."""
+  """The reconstruction error of the paraphraser, trained as an auto-encoder."""
   features = arrays["teacher"] if "teacher" in arrays else arrays["student"]
   factors = _convolve(case, arrays, "enc", features)
   restored = _convolve(case, arrays, "dec", factors)
@@ -43,11 +43,11 @@ def _reconstruction(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, An
 
 
 def _convolve(case: Case, arrays: Arrays, network: str, features: jax.Array) -> jax.Array:
-  """The case's three convolutions under the name "tra", "par", "enc" or "dec"."""
+  """Apply the case's three convolutions named "tra", "par", "enc" or "dec"."""
   params = {}
   for i in range(3):
     if case.has(f"{network}_{i}_tkernel"):
-      # Reference code slides the kernel flipped.
+      # The reference code flips the kernel.
       kernel = arrays[f"{network}_{i}_tkernel"][::-1, ::-1]
     else:
       kernel = arrays[f"{network}_{i}_kernel"]

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from tests.golden_adapters.connecting import stages_of
+from tests.golden_adapters.case_outputs import stages_of
 from tests.golden_cases import Arrays, Case
 
 
-def selectivity(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+def nst(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   student, teacher = stages_of("student", arrays), stages_of("teacher", arrays)
   stages = list(student.features)
   per_stage = [

@@ -1,4 +1,4 @@
-"""Networks that teach each other: what the definitions state."""
+"""Deep mutual learning and native ensembles: definitions and published smoothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def softmax(z):
 
 
 def by_hand(student, target, temperature=1.0):
-  """KL(target || student), T^2 times, with probabilities as target."""
+  """T^2 * KL(target || student), with probabilities as target."""
   terms = target * (np.log(target) - np.log(softmax(student / temperature)))
   return temperature**2 * terms.sum(-1).mean()
 
@@ -34,7 +34,7 @@ def mutually(student, *peers, **options):
 
 
 def together(*branches, **options):
-  """The last is the ensemble."""
+  """The native-ensemble loss; the last argument is the ensemble."""
   *branches, ensemble = (Output(z) for z in branches)
   return native_ensemble(branches, ensemble, **options).total
 
@@ -48,7 +48,7 @@ def value_and_gradients(loss, *arrays, **options):
   return compiled(loss, len(arrays), **options)(*arrays)
 
 
-def test_peer_kl_is_that_of_the_peer_from_the_student():
+def test_peer_kl_equals_the_definition_with_the_peer_as_target():
   value = peer_kl(SELF, PEERS[0], temperature=2.0)
   np.testing.assert_allclose(value, by_hand(SELF, softmax(PEERS[0] / 2), 2.0), rtol=1e-5)
   plain = peer_kl(SELF, PEERS[0], temperature=2.0, squared_temperature=False)
@@ -56,7 +56,7 @@ def test_peer_kl_is_that_of_the_peer_from_the_student():
   np.testing.assert_array_equal(value, soft_target_kl(SELF, PEERS[0], temperature=2.0))
 
 
-def test_networks_that_agree_have_nothing_to_teach():
+def test_value_and_gradient_are_zero_for_equal_networks():
   value, gradients = value_and_gradients(
     mutually, SELF, *[SELF] * 3, target="pairwise", detached=False
   )
@@ -69,35 +69,35 @@ def test_networks_that_agree_have_nothing_to_teach():
   assert not np.any(gradients)
 
 
-def test_smoothing_is_as_published():
+def test_smoothing_equals_the_published_formulas():
   p, q = softmax(SELF), softmax(PEERS[0])
-  eps = 0.01  # large enough to be seen
-  ours = peer_kl(SELF, PEERS[0], ratio_smoothing=eps)
-  np.testing.assert_allclose(ours, (q * np.log(eps + q / (p + eps))).sum(-1).mean(), rtol=1e-5)
-  ours = peer_kl(SELF, PEERS[0], target_smoothing=eps)
-  np.testing.assert_allclose(ours, by_hand(SELF, q + eps), rtol=1e-5)
+  eps = 0.01  # large enough to change the value
+  value = peer_kl(SELF, PEERS[0], ratio_smoothing=eps)
+  np.testing.assert_allclose(value, (q * np.log(eps + q / (p + eps))).sum(-1).mean(), rtol=1e-5)
+  value = peer_kl(SELF, PEERS[0], target_smoothing=eps)
+  np.testing.assert_allclose(value, by_hand(SELF, q + eps), rtol=1e-5)
   with pytest.raises(ConfigError, match=r"target_smoothing is 0\.1 and ratio_smoothing 0\.2"):
     peer_kl(SELF, SELF, target_smoothing=0.1, ratio_smoothing=0.2)
 
 
 @pytest.mark.parametrize("options", [{}, {"target_smoothing": 0.01}, {"ratio_smoothing": 0.01}])
-def test_only_a_target_that_is_not_detached_gets_a_gradient(options):
+def test_peer_gets_a_gradient_only_if_not_detached(options):
   with jax.enable_x64(True):
     pair, moves = np.float64([SELF, PEERS[0]]), np.float64(PEERS[1:])
 
     @jit
     def slopes(pair):
-      detached, pulled = (
+      detached, attached = (
         jax.grad(lambda x, d=d: peer_kl(*x, detached=d, **options))(pair) for d in (True, False)
       )
       moved = jnp.stack([pair + 1e-5 * moves, pair - 1e-5 * moves])
       up, down = jax.vmap(lambda x: peer_kl(*x, **options))(moved)
-      return detached, pulled, (up - down) / 2e-5
+      return detached, attached, (up - down) / 2e-5
 
-    detached, pulled, finite = slopes(pair)
-  assert np.abs(pulled).max() > 0.01
-  np.testing.assert_array_equal(detached, [pulled[0], np.zeros_like(SELF)])
-  np.testing.assert_allclose(np.vdot(pulled, moves), finite, rtol=1e-7)
+    detached, attached, finite = slopes(pair)
+  assert np.abs(attached).max() > 0.01
+  np.testing.assert_array_equal(detached, [attached[0], np.zeros_like(SELF)])
+  np.testing.assert_allclose(np.vdot(attached, moves), finite, rtol=1e-7)
 
 
 def test_extreme_logits_give_finite_values_and_gradients():
@@ -108,7 +108,7 @@ def test_extreme_logits_give_finite_values_and_gradients():
 
 
 @pytest.mark.parametrize("target", ["pairwise", "ensemble"])
-def test_the_order_of_the_peers_does_not_matter(target):
+def test_order_of_the_peers_does_not_matter(target):
   options = {"target": target, "detached": False}
   value, (own, *theirs) = value_and_gradients(mutually, SELF, *PEERS, **options)
   for order in ([1, 2, 0], [2, 1, 0]):
@@ -119,7 +119,7 @@ def test_the_order_of_the_peers_does_not_matter(target):
     np.testing.assert_allclose(others, [theirs[i] for i in order], rtol=1e-5, atol=1e-7)
 
 
-def test_mutual_sums_averages_or_joins_its_peers():
+def test_mutual_sums_or_averages_over_peers_or_uses_their_ensemble():
   each = [by_hand(SELF, softmax(z / 2), 2.0) for z in PEERS]
   np.testing.assert_allclose(mutually(SELF, *PEERS, temperature=2.0), sum(each), rtol=1e-5)
   mean = mutually(SELF, *PEERS, temperature=2.0, over_peers="mean")
@@ -130,17 +130,17 @@ def test_mutual_sums_averages_or_joins_its_peers():
     np.testing.assert_allclose(value, by_hand(SELF, joined, 2.0), rtol=1e-5)
 
 
-def test_without_peers_or_branches_there_is_no_term():
+def test_terms_are_zero_without_peers_or_branches():
   assert mutual(Output(SELF), []) == Terms()
   assert native_ensemble([], Output(SELF)) == Terms()
 
 
-def test_one_peer_is_pairwise_and_ensemble_alike():
+def test_pairwise_and_ensemble_targets_are_equal_for_one_peer():
   value = mutually(SELF, PEERS[0])
   np.testing.assert_allclose(value, mutually(SELF, PEERS[0], target="ensemble"), rtol=1e-6)
 
 
-def test_native_ensemble_teaches_every_branch_and_learns_from_none():
+def test_native_ensemble_gives_gradients_to_branches_and_not_to_the_ensemble():
   value, gradients = value_and_gradients(together, SELF, *PEERS)
   target = softmax(PEERS[-1] / 3)
   expected = sum(by_hand(z, target, 3.0) for z in (SELF, *PEERS[:-1]))
@@ -151,7 +151,7 @@ def test_native_ensemble_teaches_every_branch_and_learns_from_none():
   assert np.any(gradients[-1])
 
 
-def test_a_branch_that_is_the_ensemble_is_left_where_it_is():
+def test_branch_equal_to_the_ensemble_has_zero_gradient():
   gate = jnp.ones((5, 1))
   ensemble = gated_logits([Output(SELF)], gate)
   np.testing.assert_array_equal(ensemble, SELF)
@@ -159,13 +159,13 @@ def test_a_branch_that_is_the_ensemble_is_left_where_it_is():
   np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-def test_gated_logits_are_weighted_example_by_example():
+def test_gated_logits_are_weighted_per_example():
   gate = softmax(np.random.default_rng(2).normal(size=(5, 3)))
   value = gated_logits([Output(z) for z in PEERS], gate)
   np.testing.assert_allclose(value, np.einsum("bk,kbc->bc", gate, PEERS), rtol=1e-5)
 
 
-def test_what_does_not_belong_together_is_named():
+def test_error_for_arguments_that_do_not_fit_names_them():
   with pytest.raises(ConfigError, match=r"gate \(5, 2\) does not belong to 3 branches"):
     gated_logits([Output(z) for z in PEERS], np.ones((5, 2)))
   with pytest.raises(ConfigError, match=r"branch 1 \(5, 2\) differ in shape"):

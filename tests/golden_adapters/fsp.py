@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from tests.golden_adapters.connecting import stages_of
+from tests.golden_adapters.case_outputs import stages_of
 from tests.golden_cases import Arrays, Case
 
 
-def flow(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+def fsp(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   options: dict[str, Any] = {}
   if "torchdistill" in case.word("source"):
     options = {"pool": "max", "norm": "columns"}

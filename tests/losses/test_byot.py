@@ -1,4 +1,4 @@
-"""Be your own teacher: what the definitions state."""
+"""Be your own teacher: definitions and published variants."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KERNELS = pytest.mark.parametrize("kernel", [masked_sum_of_squares, euclidean_di
 
 
 def soft(logits):
-  """Cross-entropy with the deepest exit at T = 3."""
+  """Cross-entropy with the deepest exit at T = 3, by definition."""
   p, q = (np.exp(z.astype("float64") / 3) for z in (LOGITS[-1], logits))
   return -(p / p.sum(1, keepdims=True) * np.log(q / q.sum(1, keepdims=True))).sum(1).mean()
 
@@ -40,14 +40,14 @@ def distance(s, t):
   return np.linalg.norm((s - t).ravel())
 
 
-def test_the_defaults_are_the_earlier_reimplementation():
+def test_defaults_equal_the_earlier_reimplementation():
   terms = be_your_own_teacher(EXITS)
   np.testing.assert_allclose(terms.logit, 0.1 * 9 * sum(map(soft, LOGITS[:-1])), rtol=1e-5)
   feature = sum(squares(f, HINTS[-1]) for f in HINTS[:-1])
   np.testing.assert_allclose(terms.feature, 1e-6 * feature, rtol=1e-5)
 
 
-def test_the_authors_later_code_leaves_out_the_hint_before_the_deepest():
+def test_authors_later_code_omits_the_hint_before_the_deepest_exit():
   exits = [*EXITS[:2], Output(LOGITS[2]), EXITS[3]]
   terms = be_your_own_teacher(
     exits, squared_temperature=False, soft_weight=0.3, feature="distance", feature_weight=0.03
@@ -57,7 +57,7 @@ def test_the_authors_later_code_leaves_out_the_hint_before_the_deepest():
   np.testing.assert_allclose(terms.feature, 0.03 * feature, rtol=1e-5)
 
 
-def test_which_hints_are_compared_can_be_said():
+def test_feature_exits_selects_the_hints_to_compare():
   terms = be_your_own_teacher(EXITS, feature_weight=1.0, feature_exits=[1])
   np.testing.assert_allclose(terms.feature, squares(HINTS[1], HINTS[-1]), rtol=1e-5)
   assert be_your_own_teacher(EXITS, feature_exits=[]).feature == 0
@@ -67,7 +67,7 @@ def test_which_hints_are_compared_can_be_said():
     be_your_own_teacher(bare)
 
 
-def test_elements_inactive_on_both_sides_are_not_asked_for():
+def test_elements_inactive_on_both_sides_add_nothing():
   s, t = np.float32([[-1.0, -1.0, 2.0, -1.0]]), np.float32([[-3.0, 2.0, -1.0, 0.0]])
   value, gradient = jit(jax.value_and_grad(masked_sum_of_squares))(s, t)
   assert value == 9 + 9
@@ -75,13 +75,13 @@ def test_elements_inactive_on_both_sides_are_not_asked_for():
 
 
 @KERNELS
-def test_exits_with_the_deepest_exits_features_get_no_gradient(kernel):
+def test_features_equal_to_the_deepest_exits_have_zero_gradient(kernel):
   value, gradient = jit(jax.value_and_grad(kernel))(HINTS[0], HINTS[0])
   assert value == 0
   assert not np.any(gradient)
 
 
-def test_exits_that_agree_get_no_gradient():
+def test_exits_that_agree_have_zero_gradient():
   def loss(logits, hints):
     agreed = [Output(logits, {"hint": hints})] * 3
     return be_your_own_teacher(agreed, feature_weight=1.0, feature="distance").total
@@ -103,11 +103,11 @@ def test_hints_of_several_devices_are_compared_over_the_global_batch(kernel):
   np.testing.assert_allclose(gradients[:, 0] / 4, gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_one_exit_teaches_nobody():
+def test_single_exit_gives_zero_terms():
   assert be_your_own_teacher(EXITS[:1]) == Terms()
 
 
-def test_what_does_not_belong_together_is_named():
+def test_error_for_arguments_that_do_not_fit_names_them():
   with pytest.raises(ConfigError, match=r"exit 1, stage 'hint': .*\(4, 2, 2, 5\)"):
     wrong = Output(LOGITS[1], {"hint": HINTS[1][..., :3]})
     be_your_own_teacher([EXITS[0], wrong, EXITS[2]])

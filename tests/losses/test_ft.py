@@ -1,4 +1,4 @@
-"""Factor transfer: what the paper states, and what the published variants are."""
+"""Factor transfer: definitions, reconstruction and published variants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jaxkd.losses import (
 )
 from jaxkd.types import Output
 
-# Everything here runs once or a few times: the compiler's time is what counts.
+# Each program runs a few times only, so compile time dominates.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 KERNELS = (factor_l1, factor_lp, factor_map_lp)
@@ -46,7 +46,7 @@ def outputs(*arrays):
 
 @every_kernel
 @given(FACTORS, FACTORS, st.floats(0.125, 8), st.floats(0.125, 8))
-def test_factors_are_compared_whatever_their_scale(kernel, student, teacher, a, b):
+def test_kernels_ignore_the_scale_of_the_factors(kernel, student, teacher, a, b):
   np.testing.assert_allclose(
     compiled[kernel](np.float32(a) * student, np.float32(b) * teacher)[0],
     compiled[kernel](student, teacher)[0],
@@ -57,19 +57,19 @@ def test_factors_are_compared_whatever_their_scale(kernel, student, teacher, a, 
 
 @every_kernel
 @given(FACTORS)
-def test_equal_factors_have_no_loss_and_no_gradient(kernel, x):
+def test_value_and_gradient_are_zero_for_equal_factors(kernel, x):
   value, gradient = compiled[kernel](x, x)
   assert value == 0 and (gradient == 0).all()
 
 
 @every_kernel
-def test_equal_factors_have_no_gradient_where_the_compiler_rounds_two_sides_apart(kernel):
-  # Optimised, one side's normalisation is fused into the subtraction.
+def test_value_and_gradient_are_zero_for_equal_factors_in_optimised_programs(kernel):
+  # The optimising compiler fuses one side's normalisation into the subtraction.
   value, gradient = jax.jit(jax.value_and_grad(kernel))(factors(), factors())
   assert value == 0 and (gradient == 0).all()
 
 
-def test_whole_factors_are_compared_as_vectors_of_norm_one():
+def test_kernels_compare_flattened_factors_of_norm_one():
   s, t = factors(0), factors(1)
   unit_s, unit_t = (
     x.reshape(2, -1) / np.linalg.norm(x.reshape(2, -1), axis=1)[:, None] for x in (s, t)
@@ -82,19 +82,19 @@ def test_whole_factors_are_compared_as_vectors_of_norm_one():
     np.testing.assert_allclose(value, distance.mean(), rtol=1e-5)
 
 
-def test_distance_of_factors_falls_along_the_unit_sphere():
+def test_gradient_of_the_distance_is_tangent_to_the_unit_sphere():
   s, t = (x.reshape(2, -1) for x in (factors(0), factors(1)))
   norm = np.linalg.norm(s, axis=1, keepdims=True)
   a, b = s / norm, t / np.linalg.norm(t, axis=1, keepdims=True)
   cosine = (a * b).sum(1, keepdims=True)
-  # |a - b| = sqrt(2 - 2 cos), and a moves at right angles to itself.
+  # |a - b| = sqrt(2 - 2 cos), and the derivative of a unit vector is orthogonal to it.
   slope = (cosine * a - b) / norm / np.sqrt(2 - 2 * cosine) / 2
   _, gradient = compiled[factor_lp](factors(0), factors(1))
   np.testing.assert_allclose(gradient.reshape(2, -1), slope, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("power", "order"), [(2, 1), (2, 2), (1, 1)])
-def test_repdistiller_compares_attention_maps_of_factors(power, order):
+def test_factor_map_lp_compares_attention_maps_of_factors(power, order):
   s, t = factors(0), factors(1, (2, 2, 3, 5))
 
   @jit
@@ -106,7 +106,7 @@ def test_repdistiller_compares_attention_maps_of_factors(power, order):
   np.testing.assert_allclose(value, (np.abs(gap) ** order).mean(), rtol=1e-5)
 
 
-def test_repdistiller_ignores_the_order_of_the_channels_and_the_authors_do_not():
+def test_factor_map_lp_ignores_the_order_of_channels_and_factor_l1_does_not():
   s, t = factors(0), factors(1)
   (turned_map, turned), (same_map, same) = (
     [compiled[kernel](x, t)[0] for kernel in (factor_map_lp, factor_l1)] for x in (s[..., ::-1], s)
@@ -129,7 +129,7 @@ def test_eps_bounds_the_gradient_of_a_zero_factor():
   np.testing.assert_allclose(np.abs(gradient).max(), 1e3 / factors().size, rtol=1e-4)
 
 
-def test_equal_parts_of_a_factor_have_no_gradient_of_the_reconstruction():
+def test_reconstruction_error_has_zero_gradient_at_equal_elements():
   x = jnp.arange(4.0).reshape(2, 2)
   gradient = jit(jax.grad(reconstruction_error))(x.at[0, 0].add(2.0), x)
   np.testing.assert_array_equal(gradient, [[0.25, 0.0], [0.0, 0.0]])
@@ -145,7 +145,7 @@ def test_reconstruction_error_is_the_mean_over_every_element():
     reconstruction_error(r, f, error="l2")
 
 
-def test_loss_takes_the_variant_that_is_named():
+def test_options_select_the_variant():
   s, t = factors(0), factors(1)
   pair = outputs(s, t)
   maps = {"power": 3, "order": 2, "eps": 5.0}
@@ -170,7 +170,7 @@ def test_loss_takes_the_variant_that_is_named():
 @pytest.mark.parametrize(
   ("normalization", "kernel"), [("official", factor_l1), ("repdistiller", factor_map_lp)]
 )
-def test_the_larger_factor_is_pooled_to_the_smaller(normalization, kernel):
+def test_larger_factor_is_pooled_to_the_smaller(normalization, kernel):
   small, large = factors(0), factors(1, (2, 4, 6, 4))
   pooled = adaptive_average_pool(large, 2, 3)
   for pair, expected in (
@@ -181,7 +181,7 @@ def test_the_larger_factor_is_pooled_to_the_smaller(normalization, kernel):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-def test_official_factors_of_other_channels_name_the_stage_both_shapes_and_the_remedy():
+def test_error_for_different_channels_names_stage_shapes_and_remedy():
   pair = outputs(factors(), factors(0, (2, 2, 3, 5)))
   message = r"stage 'stage3': factor_l1: student \(2, 2, 3, 4\) and teacher \(2, 2, 3, 5\)"
   with pytest.raises(ConfigError, match=message + ".*translator"):
@@ -199,6 +199,6 @@ def test_official_factors_of_other_channels_name_the_stage_both_shapes_and_the_r
     ({"stages": ["stage2"]}, "unknown student stage 'stage2'"),
   ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_raise_an_error_that_names_them(options, message):
   with pytest.raises(ConfigError, match=message):
     factor_transfer(*outputs(factors(), factors()), **options)

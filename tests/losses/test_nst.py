@@ -1,4 +1,4 @@
-"""Neuron selectivity: what a squared MMD of unit maps is, and what it does not depend on."""
+"""Neuron selectivity transfer: definition, invariances and memory of the squared MMD."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ KERNELS = {
   "cubic": functools.partial(polynomial_mmd, degree=3, offset=1.0),
   "gaussian": gaussian_mmd,
   "linear": linear_mmd,
-  # Fewer places than channels: the polynomial kernel then goes through outer products.
-  "polynomial of a few places": lambda s, t, **options: polynomial_mmd(
+  # Fewer positions than channels: the polynomial kernel then uses outer products.
+  "polynomial of few positions": lambda s, t, **options: polynomial_mmd(
     s[:, :1], t[:, :1], **options
   ),
 }
 
-# Quarters: many channels are dead, and no norm is near 0 unless it is 0.
+# Multiples of 1/4: many channels are all zero, and no other norm is near 0.
 MAPS = hnp.arrays(np.int8, (2, 3, 3, 4), elements=st.integers(-40, 40)).map(
   lambda x: x.astype(np.float32) / 4
 )
 ORDER = st.permutations(range(4))
 SCALES = hnp.arrays(np.float32, 4, elements=st.floats(0.125, 8, width=32))
 
-# Means of a kernel that reaches (1 + 1)^3 are subtracted.
+# Tolerance: means of a kernel of up to (1 + 1)^3 are subtracted.
 ROUNDING = 5e-6
 
 
@@ -53,9 +53,9 @@ def mmds(student, teacher):
   return {name: jax.value_and_grad(mmd)(student, teacher) for name, mmd in KERNELS.items()}
 
 
-def assert_same_values(ours, others):
+def assert_same_values(actual, expected):
   for name in KERNELS:
-    np.testing.assert_allclose(ours[name][0], others[name][0], atol=ROUNDING, err_msg=name)
+    np.testing.assert_allclose(actual[name][0], expected[name][0], atol=ROUNDING, err_msg=name)
 
 
 def random_maps(*shapes, seed=0):
@@ -64,7 +64,7 @@ def random_maps(*shapes, seed=0):
 
 
 def by_hand(student, teacher, kernel):
-  """One pair of channels at a time; `kernel(x, y, union)` sees all maps of the example."""
+  """The MMD by a loop over pairs of channels; `union` holds all maps of the example."""
   total = 0.0
   for s, t in zip(student, teacher, strict=True):
     sides = []
@@ -94,7 +94,7 @@ def gaussian_by_hand(x, y, union):
 
 
 @pytest.mark.parametrize("shapes", [((2, 3, 3, 3), (2, 3, 3, 4)), ((2, 1, 2, 5), (2, 1, 2, 4))])
-def test_mmd_is_that_of_a_loop_over_pairs_of_channels(shapes):
+def test_mmd_equals_a_loop_over_pairs_of_channels(shapes):
   cases = [
     (polynomial_mmd, {}, lambda x, y, _: (x @ y) ** 2),
     (polynomial_mmd, {"degree": 3, "offset": 1.0}, lambda x, y, _: (x @ y + 1) ** 3),
@@ -113,19 +113,21 @@ def test_mmd_is_that_of_a_loop_over_pairs_of_channels(shapes):
 
 
 @given(MAPS, MAPS)
-def test_mmd_is_not_negative_and_its_gradient_is_finite(student, teacher):
+def test_mmd_is_nonnegative_with_a_finite_gradient(student, teacher):
   for name, (value, gradient) in mmds(student, teacher).items():
     assert value > -ROUNDING and np.isfinite(gradient).all(), name
 
 
 @given(MAPS, MAPS, ORDER, ORDER)
-def test_mmd_ignores_the_order_of_the_channels(student, teacher, ours, theirs):
-  assert_same_values(mmds(student[..., ours], teacher[..., theirs]), mmds(student, teacher))
+def test_mmd_ignores_the_order_of_the_channels(student, teacher, for_student, for_teacher):
+  assert_same_values(
+    mmds(student[..., for_student], teacher[..., for_teacher]), mmds(student, teacher)
+  )
 
 
 @given(MAPS, MAPS, SCALES, SCALES)
-def test_mmd_ignores_the_scale_of_each_channel(student, teacher, ours, theirs):
-  scaled = mmds(np.multiply(student, ours), np.multiply(teacher, theirs))
+def test_mmd_ignores_the_scale_of_each_channel(student, teacher, for_student, for_teacher):
+  scaled = mmds(np.multiply(student, for_student), np.multiply(teacher, for_teacher))
   assert_same_values(scaled, mmds(student, teacher))
 
 
@@ -135,7 +137,7 @@ def test_mmd_of_equal_sets_is_zero_with_a_zero_gradient(x, order):
     assert abs(value) < ROUNDING and np.abs(gradient).max() < 1e-5, name
 
 
-def test_mmd_sees_which_places_are_selected():
+def test_mmd_depends_on_the_active_positions():
   x = np.zeros((2, 3, 3, 4), np.float32)
   moved = x.copy()
   x[:, 0, 0], moved[:, 0, 1] = 1.0, 1.0
@@ -151,7 +153,7 @@ def test_constant_maps_give_finite_gradients(fill):
       assert np.isfinite(value) and np.isfinite(gradient).all(), name
 
 
-def test_dead_channels_take_no_gradient_and_leave_the_others_theirs():
+def test_dead_channels_have_zero_gradient_and_do_not_affect_others():
   s, t = random_maps((2, 3, 3, 4), (2, 3, 3, 4))
   s[:, :, :, 1] = 0.0
   for name, (_, gradient) in mmds(s, t).items():
@@ -159,7 +161,7 @@ def test_dead_channels_take_no_gradient_and_leave_the_others_theirs():
     assert np.abs(gradient).max() < 10, name
 
 
-def test_leaving_out_the_teacher_term_changes_the_value_alone():
+def test_teacher_term_changes_only_the_value():
   s, t = random_maps((2, 3, 3, 4), (2, 3, 3, 4))
 
   @jit
@@ -171,18 +173,18 @@ def test_leaving_out_the_teacher_term_changes_the_value_alone():
     np.testing.assert_allclose(less[name][1], full[name][1], atol=1e-6, err_msg=name)
     constant = full[name][0] - less[name][0]
     assert constant > 0.05, name
-    if name != "gaussian":  # whose kernel the student changes too
-      # Of equal sets, the student's term less twice the mixed one is minus the constant.
+    if name != "gaussian":  # its variance depends on the student
+      # For equal sets, the student's term minus twice the mixed term is minus the constant.
       np.testing.assert_allclose(constant, -less_at_equality[name][0], rtol=1e-4, err_msg=name)
 
 
-def test_variance_taken_from_the_data_is_a_constant_to_the_gradient():
+def test_variance_from_the_data_takes_no_gradient():
   x, y = random_maps((1, 3, 3, 4), (1, 3, 3, 4))
   union = np.concatenate([x, y], axis=3).reshape(9, 8)
   union = union / np.linalg.norm(union, axis=0)
   variance = np.float32(mean_squared_distance(union.T))
   evaluate = jit(jax.value_and_grad(lambda s, t, v: gaussian_mmd(s, t, variance=v)))
-  # The same example twice: one variance then serves the batch.
+  # The same example twice, so that the whole batch has one variance.
   s, t = np.repeat(x, 2, axis=0), np.repeat(y, 2, axis=0)
   value, gradient = evaluate(s, t, variance)
   np.testing.assert_allclose(mmds(s, t)["gaussian"][0], value, rtol=1e-5)
@@ -190,7 +192,7 @@ def test_variance_taken_from_the_data_is_a_constant_to_the_gradient():
 
 
 def sizes_inside(jaxpr):
-  """How many elements every array of a computation has, inner functions included."""
+  """The number of elements of every array of a computation, inner functions included."""
   for equation in jaxpr.eqns:
     yield from (variable.aval.size for variable in equation.outvars)
     for parameter in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
@@ -206,23 +208,23 @@ def naive_polynomial_mmd(s, t):
   return jax.jit(lambda: mean(s, s) - 2 * mean(s, t) + mean(t, t))()
 
 
-def test_no_array_has_places_and_pairs_of_channels():
+def test_no_array_has_positions_and_pairs_of_channels():
   for height, width, channels in ((4, 4, 8), (2, 3, 16)):
-    batch, places = 2, height * width
+    batch, positions = 2, height * width
     x = jnp.ones((batch, height, width, channels))
 
     def largest(mmd, x=x):
       return max(sizes_inside(jax.make_jaxpr(jax.value_and_grad(mmd))(x, x).jaxpr))
 
-    assert largest(naive_polynomial_mmd) == batch * places * channels**2
+    assert largest(naive_polynomial_mmd) == batch * positions * channels**2
     for mmd in (polynomial_mmd, functools.partial(polynomial_mmd, degree=3), gaussian_mmd):
-      assert largest(mmd) <= batch * channels * max(places, channels)
-    assert largest(linear_mmd) == batch * places * channels
-    if places < channels:
-      assert largest(polynomial_mmd) == batch * places * channels
+      assert largest(mmd) <= batch * channels * max(positions, channels)
+    assert largest(linear_mmd) == batch * positions * channels
+    if positions < channels:
+      assert largest(polynomial_mmd) == batch * positions * channels
 
 
-def test_the_larger_map_is_pooled_to_the_smaller():
+def test_larger_map_is_pooled_to_the_smaller():
   @jit
   def pairs(large, small):
     pooled = adaptive_average_pool(large, 2, 2)
@@ -235,7 +237,7 @@ def test_the_larger_map_is_pooled_to_the_smaller():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_options_reach_the_kernels_through_the_loss():
+def test_loss_passes_its_options_to_the_kernels():
   s, t = random_maps((2, 3, 3, 3), (2, 3, 3, 4))
   options = [
     ("polynomial", polynomial_mmd, {}),
@@ -270,7 +272,7 @@ def test_options_reach_the_kernels_through_the_loss():
     ({"arrays": "preactivations"}, "no preactivations, so no stage 'stage3'"),
   ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_raise_an_error_that_names_them(options, message):
   x = Output(features={"stage3": jnp.ones((1, 2, 2, 1))})
   with pytest.raises(ConfigError, match=message):
     neuron_selectivity_transfer(x, x, **options)
@@ -280,7 +282,7 @@ def test_wrong_options_are_named(options, message):
 @pytest.mark.parametrize(
   ("student", "teacher"), [((2, 3), (2, 2, 2, 3)), ((2, 2, 2, 3), (3, 2, 2, 3))]
 )
-def test_shapes_that_cannot_be_compared_are_named_with_the_stage(kernel, student, teacher):
+def test_error_for_incompatible_shapes_names_the_stage(kernel, student, teacher):
   s, t = (Output(features={"x": jnp.ones(shape)}) for shape in (student, teacher))
   with pytest.raises(ConfigError, match=rf"stage 'x': {kernel}_mmd: .*student \(2"):
     neuron_selectivity_transfer(s, t, stages=["x"], kernel=kernel)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from tests.golden_adapters.connecting import stages_of
+from tests.golden_adapters.case_outputs import stages_of
 from tests.golden_cases import Arrays, Case
 
 
-def attention(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+def at(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   options: dict[str, Any] = {"power": case.number("p", 2.0)}
   if "Zoo" in case.word("source"):
     options |= {"absolute": True, "reduce": "sum", "eps": 1e-6, "eps_added": True}

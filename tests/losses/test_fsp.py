@@ -1,4 +1,4 @@
-"""Flow matrices and the pooling in front of them."""
+"""FSP: flow matrices, their distances and the sum over stages."""
 
 from __future__ import annotations
 
@@ -33,66 +33,11 @@ def random_arrays(*shapes, seed=0):
 
 
 def network(*shapes, seed=0):
-  """An Output with a stage "0", "1", ... of every shape."""
+  """An Output with stages "0", "1", ... of the given shapes."""
   return Output(features={str(i): x for i, x in enumerate(random_arrays(*shapes, seed=seed))})
 
 
-def bins(size, count):
-  return [(int(np.floor(i * size / count)), int(np.ceil((i + 1) * size / count)))
-          for i in range(count)]  # fmt: skip
-
-
-def pooled_by_hand(x, height, width):
-  """The maximum of each bin, and how often each position is the first to reach one."""
-  out = np.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
-  chosen = np.zeros_like(x)
-  for b, c in np.ndindex(x.shape[0], x.shape[3]):
-    for i, (top, bottom) in enumerate(bins(x.shape[1], height)):
-      for j, (left, right) in enumerate(bins(x.shape[2], width)):
-        window = x[b, top:bottom, left:right, c]
-        out[b, i, j, c] = window.max()
-        row, column = np.unravel_index(window.argmax(), window.shape)
-        chosen[b, top + row, left + column, c] += 1
-  return out, chosen
-
-
-@functools.cache
-def max_pool(height, width):
-  """The pooled maps and the gradient of their sum."""
-
-  def both(x):
-    out, pull = jax.vjp(lambda x: adaptive_max_pool(x, height, width), x)
-    return out, pull(jnp.ones_like(out))[0]
-
-  return jit(both)
-
-
-@given(st.sampled_from([(4, 6, 2, 3), (5, 4, 3, 3), (3, 2, 5, 2), (4, 3, 1, 1)]), st.integers(0, 9))
-def test_max_pooling_takes_the_first_maximum_of_each_bin(sizes, seed):
-  rows, columns, height, width = sizes
-  # Four values only, so that most bins have several maxima.
-  x = np.random.default_rng(seed).integers(-3, 1, (2, rows, columns, 3)).astype("float32")
-  pooled, gradient = max_pool(height, width)(x)
-  expected, chosen = pooled_by_hand(x, height, width)
-  np.testing.assert_array_equal(pooled, expected)
-  np.testing.assert_array_equal(gradient, chosen)
-
-
-def test_max_pooling_keeps_the_dtype_and_shows_what_is_not_finite():
-  x = jnp.full((1, 4, 4, 2), -jnp.inf, jnp.bfloat16).at[0, 3, 3, 1].set(jnp.nan)
-  pooled, _ = max_pool(3, 2)(x)
-  assert pooled.dtype == jnp.bfloat16 and pooled.shape == (1, 3, 2, 2)
-  assert (pooled[..., 0] == -jnp.inf).all()
-  assert jnp.isnan(pooled[0, -1, -1, 1]) and jnp.isnan(pooled).sum() == 1
-
-
-@pytest.mark.parametrize(("shape", "size"), [((4, 4, 3), (2, 2)), ((1, 4, 4, 3), (0, 2))])
-def test_max_pooling_refuses_what_is_no_map_or_no_size(shape, size):
-  with pytest.raises(ConfigError, match="adaptive_max_pool"):
-    adaptive_max_pool(jnp.ones(shape), *size)
-
-
-def test_flow_is_the_mean_product_over_the_places():
+def test_flow_matrix_is_the_mean_product_over_positions():
   x, y = random_arrays((2, 2, 3, 3), (2, 2, 3, 4))
   expected = np.zeros((2, 3, 4))
   for b, i, j in np.ndindex(2, 3, 4):
@@ -101,7 +46,7 @@ def test_flow_is_the_mean_product_over_the_places():
 
 
 @pytest.mark.parametrize("pool", ["average", "max"])
-def test_the_larger_layer_is_pooled_to_the_smaller(pool):
+def test_larger_layer_is_pooled_to_the_smaller(pool):
   @jit
   def flows(x, y):
     small = {"average": adaptive_average_pool, "max": adaptive_max_pool}[pool](x, 3, 2)
@@ -114,9 +59,9 @@ def test_the_larger_layer_is_pooled_to_the_smaller(pool):
     np.testing.assert_allclose(flow, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_no_axis_is_blown_up_where_one_layer_is_higher_and_the_other_wider():
+def test_each_axis_is_pooled_to_the_smaller_size():
   high, wide = np.ones((1, 4, 2, 1)), np.arange(8.0).reshape(1, 2, 4, 1)
-  # Of the pairs (0, 1), (2, 3), (4, 5), (6, 7) in a row: the maxima 1, 3, 5, 7.
+  # The maxima of the pairs (0, 1), (2, 3), (4, 5), (6, 7) of a row are 1, 3, 5, 7.
   assert jit(functools.partial(flow_matrix, pool="max"))(high, wide).item() == 4.0
 
 
@@ -137,7 +82,7 @@ def mse_and_gradient(first, second, teacher):
 
 
 @given(FIRST, SECOND, st.permutations(range(6)))
-def test_fsp_ignores_where_in_the_image(first, second, order):
+def test_fsp_ignores_the_order_of_positions(first, second, order):
   def shuffled(x):
     return x.reshape(2, 6, -1)[:, order].reshape(x.shape)
 
@@ -150,7 +95,7 @@ def test_fsp_ignores_where_in_the_image(first, second, order):
   )
 
 
-def test_fsp_sees_that_one_layer_moved():
+def test_fsp_changes_if_one_layer_is_shifted():
   x = np.eye(4, dtype="float32").reshape(1, 2, 2, 4)
   flow, moved = jit(flow_matrix)(x, x), jit(flow_matrix)(x, np.roll(x, 1, axis=1))
   np.testing.assert_allclose(fsp_mse(moved, flow), 8 / 16 / 16)
@@ -178,14 +123,14 @@ def test_constant_maps_give_finite_gradients(fill):
     chex.assert_tree_all_finite(every_variant(constant, teacher))
 
 
-def test_equal_networks_have_no_loss_and_no_gradient():
+def test_value_and_gradient_are_zero_for_equal_networks():
   x = network((2, 5, 5, 6), (2, 3, 3, 4))
   for variant, (value, gradient) in every_variant(x, x).items():
     assert value < 1e-12, variant
     assert max(np.abs(g).max() for g in jax.tree.leaves(gradient)) < 1e-7, variant
 
 
-def test_matrices_are_compared_as_defined():
+def test_kernels_equal_their_definitions():
   s, t = random_arrays((2, 3, 4), (2, 3, 4))
   gap = s.astype(float) - t
   mse, norms = jit(lambda s, t: (fsp_mse(s, t), fsp_column_norm(s, t)))(s, t)
@@ -194,26 +139,29 @@ def test_matrices_are_compared_as_defined():
   np.testing.assert_allclose(norms, columns / 2, rtol=1e-5)
 
 
-def test_columns_equal_up_to_rounding_take_no_gradient_and_others_do():
+def test_columns_equal_up_to_rounding_have_zero_gradient():
   t = np.ones((1, 3, 2), np.float32)
   s = t.copy()
   s[0, 0] = 1 + 1e-6, 1 + 1e-5
   gradient = jit(jax.grad(fsp_column_norm))
   np.testing.assert_allclose(gradient(s, t)[0], [[0, 1], [0, 0], [0, 0]], atol=1e-6)
-  # Nothing is small beside a teacher's column of zeros.
+  # Beside a teacher's column of zeros no difference is rounding.
   assert jnp.abs(gradient(np.float32(1e-10) * s, 0 * t)).max() > 0.1
 
 
-def test_flows_of_adjacent_stages_are_weighed_and_summed():
+def test_flows_of_adjacent_stages_are_weighted_and_summed():
   @jit
-  def both(ours, theirs):
-    student = Output(features=dict(zip("012", ours, strict=True)))
-    teacher = Output(features=dict(zip("abc", theirs, strict=True)))
+  def both(student_maps, teacher_maps):
+    student = Output(features=dict(zip("012", student_maps, strict=True)))
+    teacher = Output(features=dict(zip("abc", teacher_maps, strict=True)))
     terms = functools.partial(
       flow_of_solution, student, teacher, stages=[("0", "a"), ("1", "b"), ("2", "c")]
     )
     first, second = (
-      fsp_mse(flow_matrix(ours[i], ours[i + 1]), flow_matrix(theirs[i], theirs[i + 1]))
+      fsp_mse(
+        flow_matrix(student_maps[i], student_maps[i + 1]),
+        flow_matrix(teacher_maps[i], teacher_maps[i + 1]),
+      )
       for i in (0, 1)
     )
     return [
@@ -221,14 +169,14 @@ def test_flows_of_adjacent_stages_are_weighed_and_summed():
       (terms(stage_weights=[2.0, 0.5]), 2 * first + second / 2),
     ]
 
-  ours = random_arrays((2, 4, 4, 3), (2, 4, 4, 2), (2, 2, 2, 5), seed=1)
-  theirs = random_arrays((2, 3, 3, 3), (2, 2, 2, 2), (2, 2, 2, 5))
-  for terms, expected in both(ours, theirs):
+  student_maps = random_arrays((2, 4, 4, 3), (2, 4, 4, 2), (2, 2, 2, 5), seed=1)
+  teacher_maps = random_arrays((2, 3, 3, 3), (2, 2, 2, 2), (2, 2, 2, 5))
+  for terms, expected in both(student_maps, teacher_maps):
     assert isinstance(terms, Terms) and terms.logit == 0
     np.testing.assert_allclose(terms.feature, expected, rtol=1e-6)
 
 
-def test_options_reach_the_kernels_through_the_loss():
+def test_loss_passes_its_options_to_the_kernels():
   @jit
   def both(s, t):
     outputs = [Output(preactivations=x.features) for x in (s, t)]
@@ -243,7 +191,7 @@ def test_options_reach_the_kernels_through_the_loss():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_different_channels_name_the_stage_both_shapes_and_a_way_out():
+def test_error_for_different_channels_names_stage_shapes_and_remedy():
   s, t = network((2, 4, 4, 3), (2, 2, 2, 5)), network((2, 4, 4, 3), (2, 2, 2, 7))
   message = r"stage '1': .*student \(2, 2, 2, 5\) and teacher \(2, 2, 2, 7\).*connector"
   with pytest.raises(ConfigError, match=message):
@@ -263,7 +211,7 @@ def test_different_channels_name_the_stage_both_shapes_and_a_way_out():
     ({"stages": ["0", "2"]}, r"stage '2': .*student \(2, 3\) is not a feature map"),
   ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_raise_an_error_that_names_them(options, message):
   x = network((2, 2, 2, 1), (2, 2, 2, 1), (2, 3))
   with pytest.raises(ConfigError, match=message):
     flow_of_solution(x, x, **({"stages": ["0", "1"]} | options))
@@ -279,6 +227,6 @@ def test_wrong_options_are_named(options, message):
     (fsp_column_norm, ((3, 4), (3, 4)), r"student \(3, 4\) is not a flow matrix"),
   ],
 )
-def test_shapes_that_do_not_fit_are_named(kernel, shapes, message):
+def test_error_for_incompatible_shapes_names_them(kernel, shapes, message):
   with pytest.raises(ConfigError, match=message):
     kernel(*random_arrays(*shapes))

@@ -1,4 +1,4 @@
-"""Exits that learn from deeper ones: what the definitions state."""
+"""Multi-exit distillation: definitions, gradients and the adapted temperature."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def softmax(z):
 
 
 def exits_loss(exits, **options):
-  """Of an array (M, B, C)."""
+  """The multi-exit loss of an array (M, B, C)."""
   return multi_exit([Output(z) for z in exits], **options).total
 
 
 @functools.cache
 def compiled(teachers):
-  """Values and gradients at T = 2, of what exits learn in all ways but the teachers."""
+  """Values and gradients at T = 2 under every option but `teachers`."""
   ways = {
     "cross-entropy": {},
     "mean": {"average": "mean"},
@@ -58,7 +58,7 @@ def compiled(teachers):
 
 
 def targets(teachers):
-  """For every exit, its teachers' probabilities at T = 2."""
+  """The probabilities of every exit's teachers at T = 2."""
   p = softmax(EXITS / 2)
   return {
     "last": [[p[2]], [p[2]], []],
@@ -67,15 +67,15 @@ def targets(teachers):
   }[teachers]
 
 
-def lessons(teachers):
-  """For every exit, its divergences from each of its teachers, 2^2 times, by hand."""
+def divergences(teachers):
+  """2^2 times the cross-entropy of every exit with each of its teachers, by definition."""
   return [
     [4 * -(t * np.log(own)).sum(-1).mean() for t in found]
     for own, found in zip(softmax(EXITS / 2), targets(teachers), strict=True)
   ]
 
 
-def test_soft_cross_entropy_is_the_kl_and_the_teachers_entropy():
+def test_soft_cross_entropy_is_kl_plus_the_teachers_entropy():
   s, t = EXITS[:2]
   p = softmax(t / 2)
   entropy = -(p * np.log(p)).sum(-1).mean()
@@ -87,50 +87,50 @@ def test_soft_cross_entropy_is_the_kl_and_the_teachers_entropy():
   np.testing.assert_allclose(4 * plain, value, rtol=1e-6)
 
 
-def test_soft_cross_entropy_pulls_a_teacher_that_is_not_detached():
+def test_soft_cross_entropy_gives_a_gradient_to_a_teacher_that_is_not_detached():
   with jax.enable_x64(True):
     pair, moves = np.float64(EXITS[:2]), np.float64(EXITS[1:])
 
     @jit
     def slopes(pair):
-      detached, pulled = (
+      detached, attached = (
         jax.grad(lambda x, d=d: soft_cross_entropy(*x, detached=d))(pair) for d in (True, False)
       )
       moved = jnp.stack([pair + 1e-5 * moves, pair - 1e-5 * moves])
       up, down = jax.vmap(lambda x: soft_cross_entropy(*x))(moved)
-      return detached, pulled, (up - down) / 2e-5
+      return detached, attached, (up - down) / 2e-5
 
-    detached, pulled, finite = slopes(pair)
-  np.testing.assert_array_equal(detached, [pulled[0], np.zeros_like(pulled[1])])
-  np.testing.assert_allclose(np.vdot(pulled, moves), finite, rtol=1e-7)
+    detached, attached, finite = slopes(pair)
+  np.testing.assert_array_equal(detached, [attached[0], np.zeros_like(attached[1])])
+  np.testing.assert_allclose(np.vdot(attached, moves), finite, rtol=1e-7)
 
 
 @MULTIPLE
-def test_exits_are_summed_or_averaged_as_stated(teachers):
-  each, ours = lessons(teachers), compiled(teachers)(EXITS)
-  np.testing.assert_allclose(ours["cross-entropy"][0], sum(map(sum, each)), rtol=1e-5)
+def test_sum_and_mean_over_exits_equal_the_definition(teachers):
+  each, found = divergences(teachers), compiled(teachers)(EXITS)
+  np.testing.assert_allclose(found["cross-entropy"][0], sum(map(sum, each)), rtol=1e-5)
   expected = sum(sum(found) / len(found) for found in each if found) / 3
-  np.testing.assert_allclose(ours["mean"][0], expected, rtol=1e-5)
+  np.testing.assert_allclose(found["mean"][0], expected, rtol=1e-5)
 
 
 @MULTIPLE
 def test_kl_has_the_gradient_of_cross_entropy(teachers):
-  ours = compiled(teachers)(EXITS)
-  np.testing.assert_allclose(ours["kl"][1], ours["cross-entropy"][1], rtol=1e-5, atol=1e-7)
-  assert 0 < ours["kl"][0] < ours["cross-entropy"][0]
+  found = compiled(teachers)(EXITS)
+  np.testing.assert_allclose(found["kl"][1], found["cross-entropy"][1], rtol=1e-5, atol=1e-7)
+  assert 0 < found["kl"][0] < found["cross-entropy"][0]
 
 
 @MULTIPLE
-def test_exits_that_agree_get_no_gradient(teachers):
+def test_exits_that_agree_have_zero_gradient(teachers):
   agreed = np.broadcast_to(EXITS[:1], EXITS.shape)
   for way, (value, gradient) in compiled(teachers)(agreed).items():
-    # The mean of all exits is rounded.
+    # The mean over exits is rounded.
     np.testing.assert_allclose(gradient, 0, atol=1e-6 if teachers == "ensemble" else 0)
     assert (abs(value) < 1e-6) == (way == "kl")
 
 
 @MULTIPLE
-def test_exits_gradient_is_that_of_constant_teachers(teachers):
+def test_gradient_treats_teachers_as_constant(teachers):
   _, gradient = compiled(teachers)(EXITS)["cross-entropy"]
   # d/dz of T^2 * cross-entropy is T * (softmax(z / T) - target), a mean over the batch.
   p = softmax(EXITS / 2)
@@ -142,7 +142,7 @@ def test_exits_gradient_is_that_of_constant_teachers(teachers):
 
 
 @pytest.mark.parametrize("teachers", ["later", "ensemble"])
-def test_teachers_that_are_not_detached_are_pulled_too(teachers):
+def test_teachers_that_are_not_detached_get_a_gradient(teachers):
   with jax.enable_x64(True):
     exits, moves = EXITS.astype("float64"), EXITS[::-1, ::-1].astype("float64")
 
@@ -152,11 +152,11 @@ def test_teachers_that_are_not_detached_are_pulled_too(teachers):
       up, down = jax.vmap(loss)(jnp.stack([exits + 1e-5 * moves, exits - 1e-5 * moves]))
       return jnp.vdot(jax.grad(loss)(exits), moves), (up - down) / 2e-5
 
-    pulled, finite = slopes(exits)
-  np.testing.assert_allclose(pulled, finite, rtol=1e-6)
+    attached, finite = slopes(exits)
+  np.testing.assert_allclose(attached, finite, rtol=1e-6)
 
 
-def test_one_exit_has_no_teacher():
+def test_single_exit_gives_zero_terms():
   assert multi_exit([Output(EXITS[0])], teachers="ensemble") == Terms()
 
 
@@ -176,7 +176,7 @@ def test_temperature_grows_only_above_the_confidence():
   assert adapt(1.0, logits, confidence=0.9) == 1.0
 
 
-def test_temperature_never_falls_and_settles_at_the_confidence():
+def test_temperature_grows_monotonically_until_the_confidence_is_reached():
   logits = 8.0 * EXITS[2]
 
   def step(temperature, _):
@@ -197,8 +197,8 @@ def test_temperature_takes_no_gradient_and_keeps_its_dtype():
   assert adapted_temperature(jnp.float32(1), EXITS[0].astype(jnp.bfloat16)).dtype == jnp.float32
 
 
-def test_temperature_follows_the_global_batch():
-  # Sure and unsure devices: the mean decides, the same for both.
+def test_temperature_depends_on_the_global_batch():
+  # One confident and one uncertain device: both use the mean.
   logits = np.stack([np.float32([[9.0, 0.0]]), np.zeros((1, 2), np.float32)])
   for confidence, expected in ((0.7, 1.05), (0.8, 1.0)):
     adapt = functools.partial(adapted_temperature, 1.0, confidence=confidence, axis_name="batch")
@@ -206,7 +206,7 @@ def test_temperature_follows_the_global_batch():
     np.testing.assert_allclose(found, [expected, expected], rtol=1e-6)
 
 
-def test_exits_that_do_not_belong_together_are_named():
+def test_error_for_arguments_that_do_not_fit_names_them():
   with pytest.raises(ConfigError, match=r"exit 1: student \(5, 2\) and the deepest exit \(5, 4\)"):
     multi_exit([Output(EXITS[0]), Output(EXITS[1][:, :2]), Output(EXITS[2])])
   with pytest.raises(ConfigError, match="exit 0's Output has no logits"):

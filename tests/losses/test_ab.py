@@ -1,4 +1,4 @@
-"""Activation boundaries: of the teacher only which neurons are on, and published variants."""
+"""Activation boundaries: margin loss, disagreement and published variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.losses import activation_boundaries, boundary_disagreement, boundary_margin
 from jaxkd.types import Output
 
-# Everything here runs once or a few times: the compiler's time is what counts.
+# Each program runs a few times only, so compile time dominates.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 SHAPE = (3, 2, 2, 4)
@@ -28,7 +28,7 @@ margin_and_gradient = jit(jax.value_and_grad(boundary_margin))
 
 
 def by_hand(s, t, m=1.0):
-  """Element by element, as the paper writes it."""
+  """The margin loss of every element, by the paper's formula."""
   off = (s + m) ** 2 * ((s > -m) & (t <= 0))
   on = (s - m) ** 2 * ((s <= m) & (t > 0))
   return off + on
@@ -43,7 +43,7 @@ def values(seed):
 
 
 @given(VALUES, VALUES)
-def test_margin_loss_is_the_papers(student, teacher):
+def test_margin_loss_equals_the_paper_formula(student, teacher):
   value, gradient = margin_and_gradient(student, teacher)
   np.testing.assert_allclose(value, by_hand(student, teacher).sum(), rtol=1e-6)
   slope = 2 * (student + 1) * ((student > -1) & (teacher <= 0))
@@ -52,7 +52,7 @@ def test_margin_loss_is_the_papers(student, teacher):
 
 
 @given(VALUES)
-def test_beyond_the_margin_on_the_teachers_side_there_is_no_loss_and_no_gradient(teacher):
+def test_value_and_gradient_are_zero_beyond_the_margin_on_the_teachers_side(teacher):
   for distance in (1.0, 1.5):
     student = np.where(teacher > 0, distance, -distance).astype("float32")
     value, gradient = margin_and_gradient(student, teacher)
@@ -60,7 +60,7 @@ def test_beyond_the_margin_on_the_teachers_side_there_is_no_loss_and_no_gradient
 
 
 @given(VALUES, VALUES, st.floats(0.125, 100))
-def test_only_signs_of_the_teacher_matter(student, teacher, scale):
+def test_margin_loss_depends_only_on_the_signs_of_the_teacher(student, teacher, scale):
   assert (
     margin_and_gradient(student, np.float32(scale) * teacher)[0]
     == margin_and_gradient(student, np.where(teacher > 0, 1, -1).astype("float32"))[0]
@@ -69,13 +69,13 @@ def test_only_signs_of_the_teacher_matter(student, teacher, scale):
 
 
 @given(VALUES)
-def test_right_side_within_the_margin_still_costs(teacher):
+def test_margin_loss_is_positive_within_the_margin_on_the_right_side(teacher):
   student = np.where(teacher > 0, 0.5, -0.5).astype("float32")
   assert margin_and_gradient(student, teacher)[0] == 0.25 * teacher.size
   assert boundary_disagreement(student, teacher) == 0
 
 
-def test_wide_margins_ask_for_more():
+def test_margin_scales_the_hinge():
   s, t = values(0), values(1)
   np.testing.assert_allclose(boundary_margin(s, t, margin=2), by_hand(s, t, 2).sum(), rtol=1e-5)
 
@@ -88,25 +88,25 @@ def test_reductions_differ_by_the_batch_and_by_the_number_of_elements():
 
 
 @given(VALUES)
-def test_disagreement_is_none_at_equality_and_full_at_opposite_signs(x):
+def test_disagreement_is_zero_for_equal_and_one_for_opposite_signs(x):
   x = np.where(x == 0, 0.25, x).astype("float32")
   assert boundary_disagreement(x, x) == boundary_disagreement(x, 2 * x) == 0
   assert boundary_disagreement(-x, x) == 1
 
 
-def test_disagreement_is_the_share_of_neurons_on_in_one_network_alone():
+def test_disagreement_is_the_share_of_neurons_on_in_only_one_network():
   # Zero is off, as it is after a ReLU.
   s, t = jnp.array([[0.0, 1.0, -1.0, 2.0]]), jnp.array([[-3.0, 0.0, 0.5, 0.1]])
   assert boundary_disagreement(s, t) == 0.5
   assert boundary_disagreement(s, t).dtype == jnp.float32
 
 
-def test_deeper_stages_weigh_twice_as_much_as_those_before():
+def test_default_stage_weights_double_with_depth():
   s, t = values(0), values(1)
   names = ("stage1", "stage2", "stage3")
   value = boundary_margin(s, t, reduction="batch")
   for changed, weight in zip(names, (0.25, 0.5, 1.0), strict=True):
-    # The student agrees everywhere but at one stage.
+    # The student differs at one stage only.
     student = Output(preactivations={n: s if n == changed else 9 * np.sign(t) for n in names})
     teacher = Output(preactivations=dict.fromkeys(names, t))
     terms = activation_boundaries(student, teacher, stages=names)
@@ -125,7 +125,7 @@ def test_options_give_the_published_variants():
     np.testing.assert_allclose(terms.feature, expected, rtol=1e-5)
 
 
-def test_what_is_compared_comes_before_the_activation_unless_asked():
+def test_preactivations_are_compared_by_default():
   pair = outputs(values(0), values(1), where="features")
   with pytest.raises(ConfigError, match="has no preactivations, so no stage 'stage3'"):
     activation_boundaries(*pair, stages=["stage3"])
@@ -141,12 +141,12 @@ def test_what_is_compared_comes_before_the_activation_unless_asked():
     ({"stages": "stage3"}, "stages is 'stage3'"),
   ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_raise_an_error_that_names_them(options, message):
   with pytest.raises(ConfigError, match=message):
     activation_boundaries(*outputs(values(0), values(1)), **({"stages": ["stage3"]} | options))
 
 
-def test_different_shapes_name_the_stage_and_both_shapes():
+def test_error_for_different_shapes_names_stage_and_shapes():
   pair = outputs(values(0), values(1)[..., :3])
   message = r"stage 'stage3': .*student \(3, 2, 2, 4\) and teacher \(3, 2, 2, 3\).*connector"
   with pytest.raises(ConfigError, match=message):
