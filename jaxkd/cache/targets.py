@@ -17,7 +17,7 @@ from jaxkd.cache.store import StoredTargets, fingerprint
 from jaxkd.data.keys import view_keys
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.errors import ConfigError
-from jaxkd.runtime import devices as mapping
+from jaxkd.runtime import mapping
 from jaxkd.types import Array, Batch, Context, Counts, Participants, Scheme
 
 # Relative to the largest value: more than rounding in another order does in float32.

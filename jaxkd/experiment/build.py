@@ -33,7 +33,7 @@ from jaxkd.experiment import networks
 from jaxkd.jaxprs import multiply_adds_of
 from jaxkd.networks import select
 from jaxkd.recipes import ALONE, Pair, Teacher, Training
-from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import (
   Expected,
   Stage,

@@ -23,7 +23,7 @@ from jaxkd import recipes
 from jaxkd.data import Dataset, stand_in, training_batches
 from jaxkd.experiment import build
 from jaxkd.networks import frozen, select, update
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.train import Stage, starting_variables
 from jaxkd.train.state import FirstState, TrainState, create_state
 from jaxkd.types import Batch, Context, Participants
@@ -170,7 +170,7 @@ def lower(
   done = []
 
   def lowered(stage: Stage, kind: str, step: Callable[[Any, Any], Any], state: Any) -> Lowered:
-    exported = devices.lower(step, state, batch, devices=device_count, platforms=platforms)
+    exported = mapping.lower(step, state, batch, devices=device_count, platforms=platforms)
     convolutions, losses, low = precision(exported)
     if set(convolutions) - {expected}:
       raise RehearsalFailed(
@@ -246,12 +246,12 @@ def dry_run(
       untrained=[name for name in _frozen(stage, seen) if name not in given],
       average=stage.average_decay is not None,
     )
-    before = devices.host_copy(state.participants)
+    before = mapping.host_copy(state.participants)
     if not stage.epochs:
       left[stage.name] = before
       continue
     state, losses = _updated(stage, state, drawn)
-    left[stage.name] = devices.host_copy(state.participants)
+    left[stage.name] = mapping.host_copy(state.participants)
     _check_learners(stage, before, left[stage.name])
     if len(rehearsal.stages) == 1 or any(_comes_from(stage, s) for s in rehearsal.stages):
       left[stage.name] = _settled(stage, left[stage.name], drawn[-1])
@@ -276,13 +276,13 @@ def _updated(
 ) -> tuple[TrainState, tuple[float, ...]]:
   """The state after an update from each batch, and every update's loss."""
   chosen = jax.local_devices()[:1]
-  step = devices.map_training_step(
+  step = mapping.map_training_step(
     stage.training_step(), chosen, frozen=frozen(state.participants, stage.scheme.learners)
   )
-  state = devices.replicate(state, chosen)
+  state = mapping.replicate(state, chosen)
   losses: list[float] = []
   for batch in batches:
-    state, metrics = step(state, devices.shard(batch, chosen))
+    state, metrics = step(state, mapping.shard(batch, chosen))
     found = {name: float(total) for name, (total, _) in metrics.items()}
     wrong = sorted(name for name, value in found.items() if not np.isfinite(value))
     if wrong:
@@ -310,19 +310,19 @@ def _settled(stage: Stage, participants: Participants, batch: Batch) -> Particip
       participants,
       batch,
       stage.scheme.targets(participants, batch),
-      Context(jax.random.key(0), jnp.int32(0), devices.AXIS_NAME),
+      Context(jax.random.key(0), jnp.int32(0), mapping.AXIS_NAME),
     )
     return update(participants, aux.state)
 
   # As if over the devices, by whose axis statistics are pooled.
   mapped = jax.jit(
-    jax.vmap(passed, in_axes=(None, 0), axis_name=devices.AXIS_NAME),
+    jax.vmap(passed, in_axes=(None, 0), axis_name=mapping.AXIS_NAME),
     compiler_options={"xla_backend_optimization_level": 0},
   )
   one_device = jax.tree.map(lambda x: np.asarray(x)[None], batch)
   for _ in range(_PASSES):
     participants = jax.tree.map(lambda x: x[0], mapped(participants, one_device))
-  return devices.host_copy(participants)
+  return mapping.host_copy(participants)
 
 
 def _check_learners(stage: Stage, before: Participants, after: Participants) -> None:

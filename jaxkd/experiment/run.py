@@ -26,8 +26,9 @@ from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.experiment import build
 from jaxkd.experiment.networks import images_of_run
 from jaxkd.export import bundles
-from jaxkd.runtime import devices
-from jaxkd.runtime.process import LOCK, Stopwatch, workdir_lock
+from jaxkd.runtime import devices, processes
+from jaxkd.runtime.compilation import Stopwatch
+from jaxkd.runtime.processes import LOCK, workdir_lock
 from jaxkd.runtime.signals import Interruption
 from jaxkd.train import NonFinite, Reporter, Stage, starting_variables, train_stage
 from jaxkd.train.checkpoints import check_checkpoints
@@ -96,7 +97,7 @@ def run(
   for stage in stages:
     check_checkpoints(workdir / "checkpoints" / stage.name)
   # Nobody writes before everybody has looked.
-  devices.barrier("work directory checked")
+  processes.barrier("work directory checked")
   with workdir_lock(workdir):
     return _make(settings, stages, data, workdir, chosen, console, stop or Interruption())
 
@@ -111,7 +112,7 @@ def _make(
   stop: Interruption,
 ) -> dict[str, Any]:
   """The run, once nothing speaks against it; returns the summary."""
-  if devices.is_first_process():
+  if processes.is_first_process():
     report.write_atomically(workdir / "config.json", _as_json(settings))
     for remark in recipes.remarks(settings):
       console.print(remark, soft_wrap=True, highlight=False, markup=False)
@@ -124,7 +125,7 @@ def _make(
   summary = _summary(settings, stages, results, data, chosen)
   seconds = time.monotonic() - started
   summary |= {"seconds": round(seconds, 1), "compile_seconds": round(compiling.seconds, 1)}
-  if not devices.is_first_process():
+  if not processes.is_first_process():
     return summary
   rows = [row for result in results.values() for row in result.rows]
   title = f"{settings.method.name} on {settings.data.name}, seed {settings.seed}"
@@ -190,7 +191,7 @@ def _train_all(
   stop: Interruption,
 ) -> dict[str, Finished]:
   reporter = _Everyone([])
-  if devices.is_first_process():
+  if processes.is_first_process():
     reporter = _Everyone(
       [
         report.MetricsFile(workdir / "metrics.jsonl"),
@@ -217,7 +218,7 @@ def _train_all(
       stop=stop,
       nonfinite=NonFinite(settings.nonfinite, settings.rollback_factor, settings.rollbacks),
     )
-    if devices.is_first_process():
+    if processes.is_first_process():
       _save_bundles(settings, stage, results[stage.name], data, workdir)
   return results
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.networks import frozen
-from jaxkd.runtime import devices as mapping
+from jaxkd.runtime import mapping, processes
 from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluate import Scores, make_evaluator
@@ -137,7 +137,7 @@ def train_stage(
         gone_back(reason, lost, progress, nonfinite, stage, int(state.step), reporter)
     checkpoints.wait()
     stop.end()
-    if mapping.any_process(stop.requested):
+    if processes.any_process(stop.requested):
       reporter.stage_ended(stage.name)
       raise Interrupted(f"{stage.name}, after its last update")
     chosen = best if stage.keep == "best" and best else state.predicting
@@ -148,7 +148,7 @@ def train_stage(
     return Finished(participants, progress["rows"], scores)
   finally:
     # Closing waits for the other processes, one of which may be the reason to end.
-    if mapping.is_single_process() or not isinstance(sys.exception(), Exception):
+    if processes.is_single_process() or not isinstance(sys.exception(), Exception):
       checkpoints.close()
 
 
@@ -248,7 +248,7 @@ def _train(
 def _stop_is_due(done: int, made: int, stop: Interruption) -> bool:
   if jax.process_count() > 1 and done % _AGREE_EVERY >= made:
     return False
-  return mapping.any_process(stop.requested)
+  return processes.any_process(stop.requested)
 
 
 def _save_is_due(done: int, made: int, stage: Stage, time_is_up: bool) -> bool:
@@ -256,7 +256,7 @@ def _save_is_due(done: int, made: int, stage: Stage, time_is_up: bool) -> bool:
     return True
   if jax.process_count() > 1 and done % _AGREE_EVERY >= made:
     return False
-  return mapping.agree(time_is_up)
+  return processes.agree(time_is_up)
 
 
 def _start(

@@ -9,7 +9,7 @@ from typing import Any
 import optax
 
 from jaxkd.errors import ConfigError, check_file_name
-from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train.expected import Expected
 from jaxkd.train.state import TrainState
 from jaxkd.train.step import Metrics, Prepare, evaluation_step, training_step
@@ -85,7 +85,7 @@ class Stage:
   def training_step(
     self, loss_from_cache: Callable[..., Any] | None = None, *, watched: bool = False
   ) -> Callable[..., tuple[TrainState, Any]]:
-    """Its update, per device, for `jaxkd.runtime.devices` to map.
+    """Its update, per device, for `jaxkd.runtime.mapping` to map.
 
     With `loss_from_cache` targets are read from the cache, see `jaxkd.train.step`.
     With `watched` it tells beside its metrics what was not finite (`jaxkd.train.step`).

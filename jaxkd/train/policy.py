@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxkd.errors import ConfigError
-from jaxkd.runtime import devices as mapping
+from jaxkd.runtime import mapping
 from jaxkd.train.input import each_step
 from jaxkd.train.nonfinite import GRADIENT, STATISTICS, UPDATE, Learner
 from jaxkd.train.phase import Stage

@@ -1,6 +1,6 @@
 """The one training step, for every scheme, and the one evaluation step.
 
-Both are per-device functions with a named axis; `jaxkd.runtime.devices` maps them.
+Both are per-device functions with a named axis; `jaxkd.runtime.mapping` maps them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from jaxkd.adapters import Projector
 from jaxkd.data import ArrayExamples, normalize
 from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
-from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.schemes import Distillation
 from jaxkd.train import Silent, train_stage
 from jaxkd.types import Output

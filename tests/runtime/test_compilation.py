@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from jaxkd.runtime.process import Stopwatch
+from jaxkd.runtime.compilation import Stopwatch
 
 ASK = """
 import jax
-from jaxkd.runtime import process
-print(process.enable_compilation_cache(), jax.config.jax_compilation_cache_dir)
+from jaxkd.runtime import compilation
+print(compilation.enable_compilation_cache(), jax.config.jax_compilation_cache_dir)
 """
 
 
@@ -48,9 +48,9 @@ def test_where_no_folder_can_be_made_nothing_is_kept(tmp_path):
 COMPILE = """
 import warnings
 import jax
-from jaxkd.runtime import process
+from jaxkd.runtime import compilation
 warnings.simplefilter("error")
-process.enable_compilation_cache()
+compilation.enable_compilation_cache()
 jax.jit(lambda x: x + 1)(1.0)
 """
 
@@ -83,6 +83,6 @@ def test_programs_that_a_kill_left_half_written_are_made_anew(tmp_path):
 def test_what_is_compiled_at_the_same_time_counts_once(spans, seconds):
   stopwatch = Stopwatch()
   for start, end in spans:
-    stopwatch._heard("/jax/core/compile/backend_compile_duration", start, end)
-  stopwatch._heard("/jax/something/else", 0, 100)
+    stopwatch._record("/jax/core/compile/backend_compile_duration", start, end)
+  stopwatch._record("/jax/something/else", 0, 100)
   assert stopwatch.seconds == seconds

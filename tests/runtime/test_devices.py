@@ -10,23 +10,23 @@ import pytest
 
 from jaxkd import schemes
 from jaxkd.errors import ConfigError
-from jaxkd.runtime import devices
+from jaxkd.runtime import devices, mapping
 from jaxkd.train import TrainState, create_state, training_step
 from tests.tiny import TinyNet, batch
 
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_three_hundred_steps_run_with_few_in_flight(count):
-  scheme = schemes.supervised(TinyNet(axis_name=devices.AXIS_NAME))
+  scheme = schemes.supervised(TinyNet(axis_name=mapping.AXIS_NAME))
   optimizer = optax.sgd(0.05)
   chosen = jax.local_devices()[:count]
   state = create_state(scheme, optimizer, jax.random.key(0), batch())
-  step = devices.map_training_step(
-    training_step(scheme, optimizer, lambda keys, data: data, axis_name=devices.AXIS_NAME), chosen
+  step = mapping.map_training_step(
+    training_step(scheme, optimizer, lambda keys, data: data, axis_name=mapping.AXIS_NAME), chosen
   )
-  state = devices.replicate(state, chosen)
-  data = devices.shard(jax.tree.map(np.asarray, batch(16)), chosen)
-  in_flight = devices.StepsInFlight()
+  state = mapping.replicate(state, chosen)
+  data = mapping.shard(jax.tree.map(np.asarray, batch(16)), chosen)
+  in_flight = mapping.StepsInFlight()
   losses = []
   for _ in range(300):
     state, metrics = step(state, data)
@@ -46,9 +46,9 @@ def test_one_compilation_serves_every_step():
     return dataclasses.replace(state, step=state.step + 1), {}
 
   chosen = jax.local_devices()[:2]
-  mapped = devices.map_training_step(step, chosen)
+  mapped = mapping.map_training_step(step, chosen)
   start = TrainState(np.int32(0), np.zeros(2, np.uint32), {"student": np.ones(2)}, None)
-  state = devices.replicate(start, chosen)
+  state = mapping.replicate(start, chosen)
   compiled = []
   for _ in range(3):
     state, _ = mapped(state, np.ones((2, 1), np.float32))
@@ -58,7 +58,7 @@ def test_one_compilation_serves_every_step():
 
 
 def test_in_flight_hands_results_out_late_and_in_order():
-  in_flight = devices.StepsInFlight(limit=2)
+  in_flight = mapping.StepsInFlight(limit=2)
   assert [in_flight.push(n) for n in range(4)] == [[], [], [0], [1]]
   assert in_flight.drain() == [2, 3]
 

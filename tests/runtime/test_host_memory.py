@@ -11,7 +11,7 @@ import pytest
 FAULTS = """
 import ctypes, resource, threading
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages, of which one takes the place of 512 faults
-from jaxkd.runtime.process import tune_malloc
+from jaxkd.runtime.memory import tune_malloc
 changed = tune_malloc()
 
 def use():

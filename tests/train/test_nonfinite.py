@@ -15,7 +15,7 @@ from jax import lax
 from rich.console import Console
 
 from jaxkd.report import MetricsFile, ProgressBar
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train import Silent, create_state, nonfinite, train_stage, training_step
 from jaxkd.train.input import told
@@ -38,7 +38,7 @@ def two_learners(poisons=None, *, device=None):
     def hit(kind):
       steps = [step for step, poison in poisons.items() if poison == kind]
       now = jnp.isin(context.step, jnp.asarray(steps or [-1]))
-      here = device is None or lax.axis_index(devices.AXIS_NAME) == device
+      here = device is None or lax.axis_index(mapping.AXIS_NAME) == device
       return now & here
 
     target = data.images.mean()
@@ -104,21 +104,21 @@ def steps(device_count, accumulate, poisons):
     scheme,
     optimizer,
     lambda keys, data: data,
-    axis_name=devices.AXIS_NAME,
+    axis_name=mapping.AXIS_NAME,
     accumulate=accumulate,
     average_decay=0.9,
     watched=True,
   )
-  mapped = devices.map_training_step(step, chosen)
-  data = devices.shard(jax.tree.map(np.asarray, batch(16)), chosen)
-  state = devices.replicate(state, chosen)
-  states, told = [devices.host_copy(state)], []
+  mapped = mapping.map_training_step(step, chosen)
+  data = mapping.shard(jax.tree.map(np.asarray, batch(16)), chosen)
+  state = mapping.replicate(state, chosen)
+  states, told = [mapping.host_copy(state)], []
   for _ in range(13):
     state, watched = mapped(state, data)
     for leaf in jax.tree.leaves(state):
       one, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
       assert all(np.array_equal(one, other, equal_nan=True) for other in others)
-    states.append(devices.host_copy(state))
+    states.append(mapping.host_copy(state))
     told.append(jax.device_get(watched))
   return states, told
 
