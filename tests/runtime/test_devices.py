@@ -1,4 +1,4 @@
-"""Devices: bounded dispatch, and batches that cannot be divided."""
+"""Choosing devices, mapped steps, and bounded dispatch."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from tests.tiny import TinyNet, batch
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_three_hundred_steps_run_with_few_in_flight(count):
+def test_three_hundred_steps_run_with_bounded_dispatch(count):
   scheme = schemes.supervised(TinyNet(axis_name=mapping.AXIS_NAME))
   optimizer = optax.sgd(0.05)
   chosen = jax.local_devices()[:count]
@@ -38,7 +38,7 @@ def test_three_hundred_steps_run_with_few_in_flight(count):
 
 
 def test_one_compilation_serves_every_step():
-  """The first state comes from elsewhere than a step; that must not compile the step twice."""
+  """The first state, which no step returned, must not compile the step a second time."""
   traces = []
 
   def step(state, data):
@@ -57,13 +57,13 @@ def test_one_compilation_serves_every_step():
   assert int(state.step) == 3
 
 
-def test_in_flight_hands_results_out_late_and_in_order():
+def test_steps_in_flight_returns_results_late_and_in_order():
   in_flight = mapping.StepsInFlight(limit=2)
   assert [in_flight.push(n) for n in range(4)] == [[], [], [0], [1]]
   assert in_flight.drain() == [2, 3]
 
 
-def test_a_batch_that_cannot_be_divided_is_named():
+def test_an_indivisible_batch_size_is_an_error():
   with pytest.raises(ConfigError, match=r"batch_size=20: not divisible by 8 \(8 devices x 1 proc"):
     devices.local_devices(0, 20)
   with pytest.raises(ConfigError, match="batch_size=16: not divisible by 32"):
@@ -71,14 +71,14 @@ def test_a_batch_that_cannot_be_divided_is_named():
   assert len(devices.local_devices(4, 20)) == 4
 
 
-def test_more_devices_than_there_are_is_refused():
+def test_more_devices_than_available_are_an_error():
   with pytest.raises(ConfigError, match=r"devices=9: this machine has 8 \(cpu\)"):
     devices.local_devices(9, 18)
 
 
-def test_small_steps_stay_on_one_device_of_a_cpu():
-  share = functools.partial(devices.choose_devices, jax.local_devices())
-  assert len(share([10_000_000, 40_000_000], 64)) == 8
-  assert len(share([10_000_000, 2_000_000], 64)) == 1
-  assert len(share([10_000_000], 640)) == 8
-  assert len(share([None, 10], 64)) == 8, "what cannot be counted may be large"
+def test_small_steps_use_one_cpu_device():
+  choose = functools.partial(devices.choose_devices, jax.local_devices())
+  assert len(choose([10_000_000, 40_000_000], 64)) == 8
+  assert len(choose([10_000_000, 2_000_000], 64)) == 1
+  assert len(choose([10_000_000], 640)) == 8
+  assert len(choose([None, 10], 64)) == 8, "unknown work counts as large"
