@@ -32,7 +32,7 @@ from jax import lax
 
 from jaxkd import losses, methods, models
 from jaxkd import networks as trees
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Batch
 
@@ -92,7 +92,7 @@ def main() -> int:
   if given.measure:
     options = {
       "num_classes": 100,
-      "axis_name": devices.AXIS_NAME,
+      "axis_name": mapping.AXIS_NAME,
       "dtype": jnp.dtype(given.measure),
     }
     teacher, student = (models.create(name, **options) for name in (TEACHER, STUDENT))
@@ -174,7 +174,7 @@ def measure(
   """Times the step of knowledge distillation over some devices, on noise that they already hold.
 
   Args:
-    teacher: a model whose batch statistics, if shared, are so over `devices.AXIS_NAME`.
+    teacher: a model whose batch statistics, if shared, are so over `mapping.AXIS_NAME`.
     student: likewise.
     chosen: the devices.
     image_shape: height, width, channels.
@@ -186,15 +186,15 @@ def measure(
   kd = methods.Distillation("kd", methods.per_example(losses.knowledge_distillation), 0.9)
   scheme = methods.offline(student, {"teacher": teacher}, [kd], label_weight=0.1)
   optimizer = optax.sgd(0.05, momentum=0.9)
-  step = training_step(scheme, optimizer, lambda keys, batch: batch, axis_name=devices.AXIS_NAME)
+  step = training_step(scheme, optimizer, lambda keys, batch: batch, axis_name=mapping.AXIS_NAME)
   batch = _noise(image_shape, batch_size * len(chosen))
   # A step takes the same time with random weights of the teacher.
   state = create_state(scheme, optimizer, jax.random.key(0), batch, untrained=("teacher",))
   flops = count_flops(step, state, _noise(image_shape, batch_size))
 
   frozen = trees.frozen(state.participants, scheme.learners)
-  mapped = devices.map_training_step(step, chosen, frozen=frozen)
-  state, batch = devices.replicate(state, chosen), _placed(devices.shard(batch, chosen), chosen)
+  mapped = mapping.map_training_step(step, chosen, frozen=frozen)
+  state, batch = mapping.replicate(state, chosen), _placed(mapping.shard(batch, chosen), chosen)
   first, state = _seconds(mapped, state, batch, 1)
   _, state = _seconds(mapped, state, batch, min(steps, 5))
   whole, state = _seconds(mapped, state, batch, steps)
@@ -217,10 +217,10 @@ def count_flops(step: Callable[[Any, Any], Any], state: Any, batch: Batch) -> fl
   """The FLOPs of a step of one device, counted on the CPU: not every platform counts them."""
   [host, *_] = jax.local_devices(backend="cpu")
   mapped = jax.pmap(
-    step, axis_name=devices.AXIS_NAME, in_axes=(None, 0), out_axes=None, devices=[host]
+    step, axis_name=mapping.AXIS_NAME, in_axes=(None, 0), out_axes=None, devices=[host]
   )
   shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, devices.shard(batch, [host]))
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, mapping.shard(batch, [host]))
   )
   return mapped.lower(*shapes).cost_analysis()["flops"]
 
@@ -268,8 +268,8 @@ def _noise(image_shape: tuple[int, int, int], count: int) -> Batch:
 
 def _placed(batch: Any, chosen: Sequence[jax.Device]) -> Any:
   """Each device's share on it."""
-  mesh = jax.sharding.Mesh(np.asarray(chosen), (devices.AXIS_NAME,))
-  split = jax.sharding.PartitionSpec(devices.AXIS_NAME)
+  mesh = jax.sharding.Mesh(np.asarray(chosen), (mapping.AXIS_NAME,))
+  split = jax.sharding.PartitionSpec(mapping.AXIS_NAME)
   return jax.device_put(batch, jax.sharding.NamedSharding(mesh, split))
 
 
@@ -277,7 +277,7 @@ def _seconds(
   step: Callable[[Any, Any], Any], state: Any, batch: Any, count: int
 ) -> tuple[float, Any]:
   """The time of some steps, and the state after them."""
-  in_flight = devices.StepsInFlight()
+  in_flight = mapping.StepsInFlight()
   start = time.perf_counter()
   for _ in range(count):
     state, metrics = step(state, batch)

@@ -27,7 +27,7 @@ with needed_by_script("experiments/bench.py"):
 
   from jaxkd.errors import ConfigError
   from jaxkd.report import write_atomically
-  from jaxkd.runtime import devices, process
+  from jaxkd.runtime import devices, memory
 
 _SECTIONS = flags.DEFINE_list("sections", None, "Which to measure; default all.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results.")
@@ -130,7 +130,7 @@ def _measured_apart(name: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _measure_here(name: str, result: pathlib.Path) -> None:
-  process.tune_malloc()
+  memory.tune_malloc()
   if name not in _UNDIVIDED:
     devices.set_cpu_devices(0, 64)
   started = time.perf_counter()

@@ -23,7 +23,7 @@ with needed_by_script("experiments/bench_profiles.py", extra="bench"):
   from rich.console import Console
 
   from jaxkd import report
-  from jaxkd.runtime import process
+  from jaxkd.runtime import memory
 
 _OUTPUT = flags.DEFINE_string("output", None, "File of the tables, in Markdown.")
 _BATCH = flags.DEFINE_integer("batch", 256, "Of the losses.", lower_bound=1)
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
   del argv
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
   torch.set_num_threads(1)
-  process.tune_malloc()
+  memory.tune_malloc()
   steps = [row for name in pairs.PAIRS for row in _steps(name)]
   losses = [_loss(name) for name in loss_cases.CASES]
   traffic = (*_KINDS[2:], "bytes touched / least")

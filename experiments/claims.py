@@ -33,7 +33,7 @@ with needed_by_script("experiments/claims.py"):
   from jaxkd import report
   from jaxkd.errors import ConfigError, DiskError, one_line
   from jaxkd.experiment import overrides, sweep
-  from jaxkd.runtime import devices, process
+  from jaxkd.runtime import compilation
 
 _CONFIG = flags.DEFINE_string("config", "configs/claims.py", "What is run, and how.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
@@ -73,10 +73,10 @@ def main(argv: list[str]) -> None:
     report.write_atomically(output / "claims_why.md", f"Written by `{command}`.\n\n{text}\n")
     return
   if _QUICK.value:
-    devices.compile_fast()
+    compilation.compile_fast()
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
   make(planned, workdir, console)
-  process.enable_compilation_cache_in(workdir / "compiled")
+  compilation.enable_compilation_cache_in(workdir / "compiled")
   results = [(claim, claim.rows(runs)) for claim in CLAIMS]
   overview, text = tables.overview(results), tables.as_markdown(results, runs, facts(runs, planned))
   console.print(f"{text}\n\n{overview}", soft_wrap=True, highlight=False, markup=False)

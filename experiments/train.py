@@ -40,7 +40,7 @@ with needed_by_script("experiments/train.py"):
 
   from jaxkd.errors import ConfigError, DiskError, one_line
   from jaxkd.experiment import config, overview, run
-  from jaxkd.runtime import devices, process
+  from jaxkd.runtime import compilation, devices, memory, processes
 
 # Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -81,15 +81,15 @@ def main(argv: list[str]) -> None:
       raise ConfigError(f"--{flag.name}={flag.value}: expected --coordinator=HOST:PORT with it")
   if _WORKDIR.value is None:
     raise ConfigError("--workdir must be given: where checkpoints and results of the run go")
-  process.enable_compilation_cache()
-  process.tune_malloc()
+  compilation.enable_compilation_cache()
+  memory.tune_malloc()
   devices.set_cpu_devices(settings.cpu_devices, settings.batch_size)
   if _are_several():
-    devices.join_processes(
+    processes.join_processes(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, mpi=_MPI.value
     )
-    process.on_abort(_end_alone)
-  _CONSOLE.quiet = not devices.is_first_process()
+    processes.on_abort(_end_alone)
+  _CONSOLE.quiet = not processes.is_first_process()
   _say_method(settings.method.name)
   try:
     run.run(settings, pathlib.Path(_WORKDIR.value), _CONSOLE, stop=_STOP)
@@ -97,10 +97,10 @@ def main(argv: list[str]) -> None:
     _say(f"stopped by {_STOP.requested_by} in {where}, saved; the same command goes on")
     sys.exit(_STOP.status)
   except Exception as error:
-    if devices.is_single_process():
+    if processes.is_single_process():
       raise
     # An orderly exit would wait for the others, which may be waiting for this process.
-    if process.is_of_lost_process(error):
+    if processes.is_lost_process_error(error):
       _end_alone()
     _end(_last_words(error))
 
@@ -119,7 +119,7 @@ def _say_method(method: str) -> None:
 
 def _last_words(error: Exception) -> str:
   if isinstance(error, ConfigError | DiskError):
-    if devices.is_first_process():
+    if processes.is_first_process():
       time.sleep(3)  # its end is theirs, and they are to tell of their mistake, not of its end
     return _one_line(error)
   return "".join(traceback.format_exception(error)).rstrip()
@@ -135,7 +135,7 @@ def _end_alone() -> NoReturn:
   """Ends one of several processes after another one is gone."""
   if _STOP.requested:  # as the other one was, which was quicker
     os._exit(_STOP.status)
-  _end(process.MESSAGE)
+  _end(processes.LOST_PROCESS)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""How much a batch holds, so that its parts and devices together give what the whole batch gives.
+"""Counts of a batch, for losses that are computed on parts of it or on several devices.
 
-A loss is a mean over what counts of the examples it sees. Where that is another number in every
-part of a batch, or on every device, the mean of such means is not the mean of all: each is scaled
-by its share first, its own count over the mean count of all parts on all devices.
+A loss is a mean over the labels, positions or examples that count. If their number differs between
+parts of a batch or between devices, the mean of these means is not the mean of the whole batch.
+Each mean is therefore scaled by its share: its own count over the mean count of all parts on all
+devices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxkd.types import Array, Batch, Context, Counts, Terms
 
 
 def counts(batch: Batch) -> Counts:
-  """What a batch holds, or a part of one."""
+  """Count the labels, positions and examples of a batch, or of a part of one."""
   size = batch.indices.shape[0]
   labels, mask = jnp.asarray(batch.labels), batch.mask
   leading = labels.shape if jnp.issubdtype(labels.dtype, jnp.integer) else labels.shape[:-1]
@@ -38,11 +39,11 @@ def counts(batch: Batch) -> Counts:
 
 
 def whole_counts(batch: Batch, *, parts: int, axis_name: str | None) -> Counts | None:
-  """`Context.counts` of a step.
+  """Return `Context.counts` of a step; None for a single part without a mask.
 
   Args:
-    batch: of this device.
-    parts: into which it is cut.
+    batch: batch of this device.
+    parts: number of parts of it.
     axis_name: the device axis, or None.
   """
   if parts == 1 and batch.mask is None:
@@ -52,12 +53,12 @@ def whole_counts(batch: Batch, *, parts: int, axis_name: str | None) -> Counts |
 
 
 def label_share(batch: Batch, context: Context) -> Array | float:
-  """What a mean over this part's labels is scaled by."""
+  """Return the factor for a mean over this part's labels."""
   return 1.0 if context.counts is None else _share(counts(batch).labels, context.counts.labels)
 
 
 def scaled(terms: Terms, batch: Batch, context: Context) -> Terms:
-  """Terms that are means over this part's examples (logits: positions), by its share of them."""
+  """Scale terms that are means over this part's examples (logit terms: positions) by its share."""
   if context.counts is None or batch.mask is None:
     return terms
   own, whole = counts(batch), context.counts
@@ -66,13 +67,13 @@ def scaled(terms: Terms, batch: Batch, context: Context) -> Terms:
 
 
 def refuse_parts(what: str, context: Context, reason: str) -> None:
-  """Raises a ConfigError if the loss is computed on parts of the batch, one after the other."""
+  """Raise a ConfigError if the loss is computed on parts of the batch, one after the other."""
   if context.parts > 1:
     raise ConfigError(f"accumulate={context.parts}: expected 1 with {what}, {reason}")
 
 
 def _over(x: Array, shape: tuple[int, ...]) -> Array:
-  """An array of the first axes of a shape, with axes of length 1 for the others."""
+  """Append axes of length 1 to an array of the first axes of a shape."""
   return x.reshape(x.shape + (1,) * (len(shape) - x.ndim))
 
 

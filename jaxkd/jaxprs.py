@@ -1,4 +1,4 @@
-"""Traced functions: their inputs and outputs, what depends on what, and multiply-adds."""
+"""Traced functions (jaxprs): inputs and outputs, reachability, operation counts."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from jax.interpreters import partial_eval
 
 from jaxkd.errors import ConfigError
 
-# Equations that call a function once on their inputs.
+# Primitives that call a function once on their inputs.
 CALLS = (p.jit_p, p.custom_jvp_call_p, p.custom_vjp_call_p, p.remat_p, p.closed_call_p)
 
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-  """A function of pytrees, traced.
+  """A traced function of pytrees.
 
   Attributes:
-    jaxpr: from the arguments' leaves to the arrays among the result's.
-    inputs: argument's name -> its shapes and types.
-    output: the result, with shapes and types for arrays. What is no array, such as a Python zero,
-      is there as it was returned.
+    jaxpr: from the leaves of the arguments to the arrays among the leaves of the result.
+    inputs: argument name -> shapes and types.
+    output: the result, with shapes and types in place of arrays. Other leaves, such as a Python
+      zero, are kept as they were returned.
   """
 
   jaxpr: core.ClosedJaxpr
@@ -36,8 +36,8 @@ class Traced:
   output: Any
 
   def rebuild(self, arrays: Sequence[Any]) -> Any:
-    """The result with these arrays."""
-    # What is a number in a jaxpr is not yet an array.
+    """Return the result with these arrays in it."""
+    # Literals among a jaxpr's outputs are numbers, not arrays.
     found = map(jnp.asarray, arrays)
     return jax.tree.map(lambda x: next(found) if _is_shape(x) else x, self.output)
 
@@ -45,12 +45,12 @@ class Traced:
 def trace(
   function: Callable[..., Any], inputs: Mapping[str, Any], axes: Sequence[tuple[str, int]] = ()
 ) -> Traced:
-  """Traces a function of the inputs, in their order.
+  """Trace a function of the inputs, in their order.
 
   Args:
-    function: of pytrees.
-    inputs: argument's name -> pytree of arrays, or of their shapes and types.
-    axes: (name, size) of mapped axes, besides those that this is called in.
+    function: a function of pytrees.
+    inputs: argument name -> pytree of arrays, or of their shapes and types.
+    axes: (name, size) of mapped axes, besides those of the surrounding mapped functions.
   """
   shapes = {name: shapes_of(tree) for name, tree in inputs.items()}
   output: Any = None
@@ -66,7 +66,7 @@ def trace(
 
 
 def shapes_of(tree: Any) -> Any:
-  """The tree with `jax.ShapeDtypeStruct`s for its arrays and numbers."""
+  """Replace the arrays and numbers of a tree by `jax.ShapeDtypeStruct`s."""
 
   def shape(leaf: Any) -> jax.ShapeDtypeStruct:
     kind = jax.typeof(leaf)
@@ -76,10 +76,10 @@ def shapes_of(tree: Any) -> Any:
 
 
 def matching_leaves(name: str, tree: Any, traced: Any) -> list[Any]:
-  """The leaves of a tree, checked against what a function was traced for.
+  """Return the leaves of a tree after checking them against the traced shapes and types.
 
   Raises:
-    ConfigError: naming the first leaf that is of another shape or type.
+    ConfigError: naming the first leaf of another shape or type.
   """
   structure: Any = jax.tree.structure(tree)
   expected: Any = jax.tree.structure(traced)
@@ -97,22 +97,31 @@ def matching_leaves(name: str, tree: Any, traced: Any) -> list[Any]:
 
 
 def live_inputs(jaxpr: core.Jaxpr, outputs: Sequence[bool] | None = None) -> list[bool]:
-  """Which inputs of a function its outputs depend on.
+  """Return a flag for each input: True if the outputs depend on it.
 
   Args:
-    jaxpr: of the function; loops, branches and nested calls are looked into.
-    outputs: which of its outputs; None is all.
+    jaxpr: of the function; loops, branches and nested calls are included in the analysis.
+    outputs: a flag for each output: True for those in question; None means all.
   """
-  return _needed(jaxpr, outputs)[1]
+  wanted = [True] * len(jaxpr.outvars) if outputs is None else list(outputs)
+  return partial_eval.dce_jaxpr(jaxpr, wanted)[1]
+
+
+def without_dead_code(jaxpr: core.Jaxpr) -> core.Jaxpr:
+  """Remove the equations that no output needs, nested ones included; keep all inputs.
+
+  Equations with side effects, such as `jax.debug.print`, stay.
+  """
+  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
 def multiply_adds_of(jaxpr: core.Jaxpr) -> int:
-  """The multiply-adds of a function that is traced already; see `jaxkd.evaluate.multiply_adds`."""
-  return _multiply_adds(_needed(jaxpr, None)[0])
+  """Count the multiply-adds of a traced function, as `jaxkd.evaluate.multiply_adds` does."""
+  return _multiply_adds(without_dead_code(jaxpr))
 
 
 def operations(eqn: core.JaxprEqn) -> int:
-  """An estimate of the operations of an equation: two per multiply-add, else one per element."""
+  """Estimate the operations of an equation: two per multiply-add, otherwise one per element."""
   inner = called(eqn)
   if inner is not None:
     return sum(operations(one) for one in inner.jaxpr.eqns)
@@ -121,9 +130,9 @@ def operations(eqn: core.JaxprEqn) -> int:
 
 
 def products(eqn: core.JaxprEqn) -> int:
-  """The multiply-adds of one matrix product or convolution; 0 for any other equation.
+  """Count the multiply-adds of a matrix product or convolution; 0 for any other equation.
 
-  One per weight and output element, those that fall on padding included.
+  One per weight and output element, including those that fall on padding.
   """
   if eqn.primitive is p.dot_general_p:
     (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -131,13 +140,13 @@ def products(eqn: core.JaxprEqn) -> int:
     return math.prod(shape_of(eqn.outvars[0])) * math.prod(left[axis] for axis in contracted)
   if eqn.primitive is p.conv_general_dilated_p:
     kernel, channel = shape_of(eqn.invars[1]), eqn.params["dimension_numbers"].rhs_spec[0]
-    # The kernel's input channels are those of one group already.
+    # The kernel's input channels are those of one group.
     return math.prod(shape_of(eqn.outvars[0])) * (math.prod(kernel) // kernel[channel])
   return 0
 
 
 def called(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
-  """The function that an equation calls once on its inputs, if it is one that does."""
+  """Return the function that an equation of `CALLS` calls; None for any other equation."""
   if eqn.primitive not in CALLS:
     return None
   function: Any = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
@@ -146,19 +155,13 @@ def called(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
 
 
 def is_variable(atom: Any) -> bool:
-  """Check whether an equation's input, or a function's output, is a variable and no number."""
+  """Check whether an input of an equation, or an output of a function, is a variable."""
   return isinstance(atom, core.Var)
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:
-  """The shape of an equation's input or output."""
+  """Return the shape of an input or output of an equation."""
   return atom.aval.shape
-
-
-def _needed(jaxpr: core.Jaxpr, outputs: Sequence[bool] | None) -> tuple[core.Jaxpr, list[bool]]:
-  """The function without what its outputs do not need, and which of its inputs they need."""
-  wanted = [True] * len(jaxpr.outvars) if outputs is None else list(outputs)
-  return partial_eval.dce_jaxpr(jaxpr, wanted)
 
 
 def _multiply_adds(jaxpr: core.Jaxpr) -> int:

@@ -1,4 +1,4 @@
-"""Keeps padding out of the inputs of a learner, and out of its batch statistics."""
+"""Masking of padding: in the inputs of a learner, and in its batch statistics."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jaxkd.types import Array
 
 
 def without_padding(inputs: Any, mask: Any) -> Any:
-  """The inputs with zeros for the examples of which nothing counts, whatever they hold.
+  """Replace examples of which nothing counts by zeros, whatever values they have (NaN too).
 
   Args:
     inputs: a pytree of arrays (B, ...).
-    mask: (B, ...), nonzero for what counts; None where all does.
+    mask: (B, ...), nonzero for what counts; None counts all.
   """
   if mask is None:
     return inputs
@@ -34,13 +34,13 @@ def without_padding(inputs: Any, mask: Any) -> Any:
 
 
 def counted_statistics(mask: Any) -> contextlib.AbstractContextManager[Any]:
-  """A context in which every `nn.BatchNorm` in training mode leaves padding out of its statistics.
+  """Return a context in which training-mode `nn.BatchNorm` excludes padding from its statistics.
 
-  Mean and variance are over the rows that count, of all devices where the layer has an axis. A
-  batch of which nothing counts leaves the running averages as they are.
+  Mean and variance are over the rows that count, of all devices if the layer has an axis name. A
+  batch of which nothing counts does not change the running averages.
 
   Args:
-    mask: (B,), or more of the first axes of what is normalised; None changes nothing.
+    mask: (B,), or more of the first axes of the normalised array; None changes nothing.
   """
   if mask is None:
     return contextlib.nullcontext()
@@ -85,7 +85,7 @@ def _normalized(
   variance = total(jnp.square(x.astype(dtype) - mean.reshape((1,) * len(axes) + (-1,)))) / size
   now = {"mean": mean, "var": variance}
   before: dict[str, Array] = {name: module.get_variable("batch_stats", name) for name in now}
-  # As if these were the running averages, the layer normalises by them.
+  # The layer normalises by these statistics as if they were its running averages.
   for name, value in now.items():
     module.put_variable("batch_stats", name, value)
   normalized = following(x, use_running_average=True)
@@ -96,7 +96,7 @@ def _normalized(
 
 
 def _rows(module: nn.BatchNorm, x: Array, counted: Any) -> Array:
-  """Which rows (...) of x (..., C) count."""
+  """Return a flag for each row (...) of x (..., C): True if it counts."""
   leading = x.shape[:-1]
   if leading[0] != counted.shape[0]:
     raise ConfigError(
@@ -104,6 +104,6 @@ def _rows(module: nn.BatchNorm, x: Array, counted: Any) -> Array:
       "the examples'"
     )
   if counted.shape != leading[: counted.ndim]:
-    # Of a mask of another resolution, only the examples are known.
+    # A mask of another resolution only determines the examples.
     counted = counted_examples("batch.mask", counted, x)
   return over_positions(f"batch.mask {counted.shape} does not belong", counted, x)

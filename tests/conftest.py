@@ -1,6 +1,7 @@
 """Eight XLA devices on the CPU for every test, and strict rank promotion.
 
-With JAXKD_TESTS_ON=accelerator tests run on what jax finds, as `make accelerator-check` has them.
+With JAXKD_TESTS_ON=accelerator, as `make accelerator-check` sets it, tests run on the devices that
+jax finds.
 """
 
 import collections
@@ -13,8 +14,8 @@ import hypothesis
 import jax
 
 if os.environ.get("JAXKD_TESTS_ON") != "accelerator":
-  # Compiling is most of what tests do, and the older emitters without optimisation do it faster.
-  # Tests that start subprocesses and set no flags of their own hand these on.
+  # Tests spend most of their time on compilation, which is faster with the older emitters and
+  # without optimisation. Subprocesses of tests inherit the flags unless they set others.
   os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     " --xla_backend_optimization_level=0"
@@ -25,20 +26,21 @@ if os.environ.get("JAXKD_TESTS_ON") != "accelerator":
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Tests build the same small programs again and again: each is compiled once. Every worker has its
-# own folder, for nothing guards an entry against being read half written.
+# Tests build the same small programs many times: the cache compiles each once. Every worker has its
+# own folder, because without a size limit jax does not lock the entries.
 COMPILED = tempfile.mkdtemp(prefix="jaxkd-tests-")
 jax.config.update("jax_compilation_cache_dir", COMPILED)
-jax.config.update("jax_compilation_cache_max_size", -1)  # else every entry looks at all others
+# With a size limit, each write would check all entries.
+jax.config.update("jax_compilation_cache_max_size", -1)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 # Read by `enable_compilation_cache_in`.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# Scripts that tests start share another, which jax locks, in place of the user's own.
+# Scripts started by tests share another folder, which jax locks, instead of the user's.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(COMPILED, "of-scripts")
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)
 jax.config.update("jax_persistent_cache_enable_xla_caches", "")
 
-# Nothing of a test may depend on how fast the machine is, nor on how fast examples are drawn.
+# Results must not depend on the speed of the machine.
 hypothesis.settings.register_profile(
   "ci",
   deadline=None,
@@ -58,7 +60,7 @@ def pytest_unconfigure():
   shutil.rmtree(COMPILED)
 
 
-# Whole runs: long, and few to a file.
+# Files with whole runs, which are long.
 _FIRST = (
   "test_experiment.py",
   "test_processes.py",
@@ -68,7 +70,7 @@ _FIRST = (
 
 
 def pytest_collection_modifyitems(items):
-  """Puts whole runs first: a worker that gets one last keeps the others waiting."""
+  """Put whole runs first, so that no worker starts a long one last."""
   items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
@@ -80,7 +82,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def _cases_that_agree(terminalreporter):
-  """How many cases of each method agree."""
+  """Print the number of golden cases of each method that agree."""
   ran, passed = collections.Counter(), collections.Counter()
   for outcome in ("passed", "failed", "error"):
     for report in terminalreporter.stats.get(outcome, []):
@@ -99,7 +101,7 @@ def _cases_that_agree(terminalreporter):
 
 
 def _differences_of_models(terminalreporter):
-  """The largest difference of each model's values, relative to the largest value."""
+  """Print the largest difference of each model's values, relative to the largest value."""
   columns = ("eval logits", "eval taps", "train logits", "train taps")
   worst = collections.defaultdict(float)
   for outcome in ("passed", "failed"):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from tests.tiny import TinyNet
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def check():
 
 def test_a_step_over_several_devices_is_measured(check):
   teacher, student = (
-    TinyNet(width, axis_name=devices.AXIS_NAME, dtype=jnp.bfloat16) for width in (6, 4)
+    TinyNet(width, axis_name=mapping.AXIS_NAME, dtype=jnp.bfloat16) for width in (6, 4)
   )
   measured = check.measure(
     teacher,
@@ -54,7 +54,7 @@ def test_a_step_over_several_devices_is_measured(check):
 
 def test_flops_are_those_of_the_networks_and_grow_with_the_batch(check):
   def step(kernel, images):
-    return jax.lax.pmean(jnp.sum(images @ kernel), devices.AXIS_NAME)
+    return jax.lax.pmean(jnp.sum(images @ kernel), mapping.AXIS_NAME)
 
   kernel = jnp.ones((32, 16))
   few, many = (check.count_flops(step, kernel, jnp.ones((n, 32))) for n in (8, 16))

@@ -18,7 +18,7 @@ from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, run
 from jaxkd.export.bundles import save_bundle
-from jaxkd.runtime.process import LOCK, workdir_lock
+from jaxkd.runtime.processes import LOCK, workdir_lock
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.state import FirstState
 from jaxkd.types import Batch, Network

@@ -19,7 +19,7 @@ from jaxkd.experiment import build, config, networks
 from jaxkd.methods import Distillation, per_example
 from jaxkd.methods._gradients import learn_with_gradients
 from jaxkd.networks import learn, select
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Context, Output
 from tests.methods.one_step import jit, unprepared
@@ -124,15 +124,15 @@ class Mask(nn.Module):
 def test_every_device_and_every_step_drops_something_else():
   scheme, optimizer = methods.supervised(Mask()), optax.sgd(0.1)
   chosen = jax.local_devices()[:2]
-  step = devices.map_training_step(
-    training_step(scheme, optimizer, unprepared, axis_name=devices.AXIS_NAME), chosen
+  step = mapping.map_training_step(
+    training_step(scheme, optimizer, unprepared, axis_name=mapping.AXIS_NAME), chosen
   )
-  state = devices.replicate(
+  state = mapping.replicate(
     create_state(scheme, optimizer, jax.random.key(0), batch(), average=False), chosen
   )
   masks = []
   for _ in range(2):
-    state, _ = step(state, devices.shard(jax.tree.map(np.asarray, batch()), chosen))
+    state, _ = step(state, mapping.shard(jax.tree.map(np.asarray, batch()), chosen))
     masks.append(np.asarray(state.participants["student"]["batch_stats"]["mask"]))
   for mean in masks:
     # 2 where both keep and 0 where both drop; 1 where only one of them does.

@@ -1,7 +1,7 @@
 """Two processes with one device each train as one process with two devices does.
 
-Runs go on with another number of processes than they began with, and find each other as Slurm's
-and Open MPI's environments say.
+Runs resume with another number of processes, and find each other through the environments of Slurm
+and Open MPI.
 """
 
 import json
@@ -45,14 +45,14 @@ def start(
 
 
 def finish(*runs: subprocess.Popen) -> str:
-  """What the first process said."""
-  said = [run.communicate(timeout=1800)[0] for run in runs]
-  assert not any(run.returncode for run in runs), said
-  return said[0]
+  """Wait for runs that must succeed; return the output of the first."""
+  printed = [run.communicate(timeout=1800)[0] for run in runs]
+  assert not any(run.returncode for run in runs), printed
+  return printed[0]
 
 
 def stop_when_saved(workdir: pathlib.Path, step: int, *runs: subprocess.Popen) -> int:
-  """Kills a run once a checkpoint of that step or a later one is there; returns its step."""
+  """Kill a run once it has saved the given step or a later one; return the last saved step."""
   saved = workdir / "checkpoints" / "alone"
   for _ in range(5400):
     steps = [int(path.name) for path in saved.glob("*") if path.name.isdigit()]
@@ -61,13 +61,13 @@ def stop_when_saved(workdir: pathlib.Path, step: int, *runs: subprocess.Popen) -
     time.sleep(0.1)
   for run in runs:
     run.send_signal(signal.SIGKILL)
-  said = [run.communicate()[0] for run in runs]
-  assert max(steps, default=0) >= step and not (workdir / "summary.json").exists(), said
+  printed = [run.communicate()[0] for run in runs]
+  assert max(steps, default=0) >= step and not (workdir / "summary.json").exists(), printed
   return max(int(path.name) for path in saved.glob("*") if path.name.isdigit())
 
 
 def free_port(first: int, last: int) -> int:
-  """Any of them, so that tests that run at the same time do not choose the same one."""
+  """Return a random free port, so that concurrent tests do not choose the same one."""
   for port in random.sample(range(first, last + 1), last + 1 - first):
     with socket.socket() as probe:
       try:
@@ -84,7 +84,7 @@ def started_by_hand(process: int, port: int) -> tuple[list[str], dict[str, str]]
 
 
 def started_by_slurm(process: int, port: int) -> tuple[list[str], dict[str, str]]:
-  """What `srun` with two tasks on one node sets; jax makes the port of the job's number."""
+  """The variables of `srun` with two tasks on one node; jax computes the port from the job id."""
   return ["--distributed"], {
     "SLURM_JOB_ID": str(7 * 2**12 + port - (2**16 - 2**12)),
     "SLURM_STEP_NODELIST": "localhost",
@@ -95,7 +95,7 @@ def started_by_slurm(process: int, port: int) -> tuple[list[str], dict[str, str]
 
 
 def started_by_open_mpi(process: int, port: int) -> tuple[list[str], dict[str, str]]:
-  """What `mpirun -n 2` of Open MPI 4 sets; jax makes the port of the job's number."""
+  """The variables of `mpirun -n 2` of Open MPI 4; jax computes the port from the job id."""
   job = (port - (2**16 - 2**12)) * 2**12
   return ["--distributed"], {
     "OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:{port}",
@@ -106,7 +106,7 @@ def started_by_open_mpi(process: int, port: int) -> tuple[list[str], dict[str, s
 
 
 def start_two(workdir: pathlib.Path, how, *flags: str, **options) -> list[subprocess.Popen]:
-  """A run by two processes of one device each."""
+  """Start a run by two processes of one device each."""
   port = free_port(2**16 - 2**12, 2**16 - 1)
   runs = []
   for process in (0, 1):
@@ -117,34 +117,36 @@ def start_two(workdir: pathlib.Path, how, *flags: str, **options) -> list[subpro
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-  """The work directories of a run by one process and of the same run by two."""
+  """Work directories of a run by one process and of the same run by two."""
   base = tmp_path_factory.mktemp("processes")
   finish(start(base / "one", 2))
   finish(*start_two(base / "two", started_by_hand))
   return base / "one", base / "two"
 
 
-# Where rounding differs, the difference grows with every update, and with their size.
+# Rounding differences grow with the number and size of updates.
 SLOWLY = ["--config.student.learning_rate=0.002", "--config.student.warmup_epochs=0"]
 
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-  """Of a longer run: by one process, begun by two and finished by one, and the other way round.
+  """A longer run: by one process; started by two and finished by one; and the other way round.
 
-  Returns the folder of their work directories, and of the last two the updates that they had made
-  when they were killed, and what was said by who finished them.
+  Returns the folder of the work directories; for the last two runs the number of updates saved when
+  they were killed, and the output of the processes that finished them.
   """
   base = tmp_path_factory.mktemp("resumed")
   finish(start(base / "one", 2, *SLOWLY, epochs=30))
   often = [*SLOWLY, "--config.checkpoint_seconds=0"]
   begun = start_two(base / "two_then_one", started_by_slurm, *often, epochs=30)
   made = stop_when_saved(base / "two_then_one", 20, *begun)
-  told = {"two_then_one": (made, finish(start(base / "two_then_one", 2, *SLOWLY, epochs=30)))}
+  resumptions = {
+    "two_then_one": (made, finish(start(base / "two_then_one", 2, *SLOWLY, epochs=30)))
+  }
   begun = [start(base / "one_then_two", 2, *often, epochs=30)]
   made = stop_when_saved(base / "one_then_two", 3, *begun)
   runs = start_two(base / "one_then_two", started_by_open_mpi, *SLOWLY, epochs=30)
-  return base, {**told, "one_then_two": (made, finish(*runs))}
+  return base, {**resumptions, "one_then_two": (made, finish(*runs))}
 
 
 def weights(workdir, stage="alone"):
@@ -170,8 +172,8 @@ def test_two_processes_write_one_history(workdirs):
   assert json.loads((workdirs[1] / "summary.json").read_text())["devices"]["processes"] == 2
 
 
-def test_only_the_first_process_leaves_files(workdirs):
-  """A checkpoint names those who wrote it, as TensorBoard does."""
+def test_only_the_first_process_writes_files(workdirs):
+  """Names of checkpoint and TensorBoard files contain the process that wrote them."""
   one, two = workdirs
   assert list(one.rglob("*process_0*")) and not list(two.rglob("*process_1*"))
   assert [len(list(folder.rglob("events.*"))) for folder in (one, two)] == [1, 1]
@@ -182,10 +184,10 @@ def test_only_the_first_process_leaves_files(workdirs):
 
 
 @pytest.mark.parametrize(("name", "processes"), [("two_then_one", 1), ("one_then_two", 2)])
-def test_a_run_goes_on_with_another_number_of_processes(resumed, name, processes):
-  resumed, told = resumed
-  made, said = told[name]
-  assert made < 60 and f"60 steps, resumed after {made}\n" in said
+def test_a_run_resumes_with_another_number_of_processes(resumed, name, processes):
+  resumed, resumptions = resumed
+  made, printed = resumptions[name]
+  assert made < 60 and f"60 steps, resumed after {made}\n" in printed
   whole, parted = weights(resumed / "one"), weights(resumed / name)
   assert whole.keys() == parted.keys()
   for path, values in whole.items():
@@ -209,8 +211,8 @@ CACHED = [
 
 
 @pytest.mark.parametrize("megabytes", [0, 1024])
-def test_two_processes_read_the_targets_that_they_cached(tmp_path, megabytes):
-  """From disks of their own, or from their devices."""
+def test_two_processes_read_their_cached_targets(tmp_path, megabytes):
+  """Each process reads them from its own disk folder (0 MB), or from its devices."""
   held = f"--config.resident_megabytes={megabytes}"
   finish(start(tmp_path / "one", 2, *CACHED, method="kd"))
   finish(*start_two(tmp_path / "two", started_by_hand, *CACHED, held, method="kd"))
@@ -222,7 +224,7 @@ def test_two_processes_read_the_targets_that_they_cached(tmp_path, megabytes):
     np.testing.assert_allclose(two[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_where_there_is_no_cluster_one_line_says_so(tmp_path):
+def test_without_a_cluster_one_line_names_the_flags(tmp_path):
   run = start(tmp_path / "run", 1, "--distributed")
   output, _ = run.communicate(timeout=600)
   assert run.returncode != 0

@@ -17,7 +17,7 @@ from benchmarks.pairs import Stepper
 from jaxkd import methods, models
 from jaxkd.adapters import Gate
 from jaxkd.models.layers import separate
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.types import Array, Batch, Output
 
 MEMBERS = 4
@@ -47,7 +47,7 @@ def measure(
   """
   found = {}
   for model, shape in settings.items():
-    network = models.create(model, num_classes=pairs.CLASSES, axis_name=devices.AXIS_NAME)
+    network = models.create(model, num_classes=pairs.CLASSES, axis_name=mapping.AXIS_NAME)
     batch = pairs.random_batch(shape, batch_size)
     for kind, make in (("dml", _peers), ("one", _branches)):
       together, parts = make(network, batch, members)
@@ -74,7 +74,7 @@ def _peers(network: nn.Module, batch: Batch, members: int) -> tuple[Stepper, lis
 
 
 def _branches(network: nn.Module, batch: Batch, members: int) -> tuple[Stepper, list[_Step]]:
-  gate = Gate(members, axis_name=devices.AXIS_NAME)
+  gate = Gate(members, axis_name=mapping.AXIS_NAME)
   scheme = methods.native_ensemble(network, gate, branches=members, from_stage=FROM_STAGE)
   cohort = Stepper(scheme, batch)
   trunk = Stepper(methods.supervised(TrunkAlone(network, FROM_STAGE)), batch, cohort.devices)

@@ -15,7 +15,7 @@ from benchmarks import pairs
 from benchmarks.pairs import PAIRS, Pair, Stepper
 from jaxkd import models
 from jaxkd.evaluate import multiply_adds
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 
 
 def measure(names: Sequence[str] = tuple(PAIRS)) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _compare(pair: Pair) -> dict[str, Any]:
   stepper = Stepper(pairs.distilling(pair), batch, one, untrained=("teacher",))
   mapped = jax.pmap(
     stepper.function,
-    axis_name=devices.AXIS_NAME,
+    axis_name=mapping.AXIS_NAME,
     in_axes=(None, 0),
     out_axes=None,
     devices=one,
@@ -124,7 +124,7 @@ def _compare(pair: Pair) -> dict[str, Any]:
   # XLA counts after its own passes; how well LLVM then does its work changes nothing in it.
   compiled = lowered.compile({"xla_backend_optimization_level": 0})
   counted = compiled.cost_analysis()["flops"]
-  on_one = jax.vmap(stepper.function, (None, 0), axis_name=devices.AXIS_NAME)
+  on_one = jax.vmap(stepper.function, (None, 0), axis_name=mapping.AXIS_NAME)
   products = sum(products_of(equation) for equation in equations(on_one, *stepper.arguments))
   return {
     "ratio": round(counted / usual, 4),

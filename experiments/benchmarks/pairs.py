@@ -15,7 +15,7 @@ from jaxkd import losses, methods, models
 from jaxkd import networks as trees
 from jaxkd.cache.split import split_loss
 from jaxkd.experiment import build
-from jaxkd.runtime import devices
+from jaxkd.runtime import devices, mapping
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Batch, Context, Scheme
 
@@ -56,7 +56,7 @@ def random_batch(image_shape: Sequence[int], batch_size: int) -> Batch:
 
 def distilling(pair: Pair) -> Scheme:
   """KD of the pair, as `jaxkd.methods` makes it."""
-  options = {"num_classes": CLASSES, "axis_name": devices.AXIS_NAME}
+  options = {"num_classes": CLASSES, "axis_name": mapping.AXIS_NAME}
   return methods.offline(
     models.create(pair.student, **options),
     {"teacher": models.create(pair.teacher, **options)},
@@ -104,10 +104,10 @@ class Stepper:
     state = create_state(
       scheme, optimizer, jax.random.key(0), batch, given=given, untrained=untrained
     )
-    self._state = devices.replicate(state, on)
-    self._batch = devices.shard(batch, on)
+    self._state = mapping.replicate(state, on)
+    self._batch = mapping.shard(batch, on)
     step = functools.partial(
-      training_step, scheme, optimizer, lambda keys, data: data, axis_name=devices.AXIS_NAME
+      training_step, scheme, optimizer, lambda keys, data: data, axis_name=mapping.AXIS_NAME
     )
     self.function = step()
     if cached:
@@ -116,26 +116,26 @@ class Stepper:
       self._batch = self._batch, stored
       self.function = lambda state, fed: with_stored(state, *fed)
     frozen = trees.frozen(state.participants, scheme.learners)
-    self._step = devices.map_training_step(self.function, on, frozen=frozen)
+    self._step = mapping.map_training_step(self.function, on, frozen=frozen)
     self._metrics: Any = None
 
   def _targets(self, scheme: Scheme, on: Sequence[jax.Device]) -> tuple[Callable[..., Any], Any]:
     """The loss by stored targets, and the batch's, for every device its own."""
     people = self._state.participants
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._batch)
-    context = Context(jax.random.key(0), jnp.int32(0), devices.AXIS_NAME)
+    context = Context(jax.random.key(0), jnp.int32(0), mapping.AXIS_NAME)
     parts = split_loss(scheme, people, part, context, axis_size=len(on))
 
     def reduced(people: Any, batch: Batch) -> Any:
       return parts.precompute(scheme.targets(people, batch))
 
-    stored = devices.map_over_examples(reduced, on)(people, self._batch)
+    stored = mapping.map_over_examples(reduced, on)(people, self._batch)
     return parts.loss_from_cache, jax.device_get(stored)
 
   @property
   def participants(self) -> dict[str, Any]:
     """Everyone's variables, on the host."""
-    return devices.host_copy(self._state.participants)
+    return mapping.host_copy(self._state.participants)
 
   @property
   def loss(self) -> float:

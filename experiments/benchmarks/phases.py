@@ -20,7 +20,7 @@ _PHASES = (
   ("jaxkd/train/evaluate.py", "evaluate", "scoring"),
   ("jaxkd/cache/targets.py", "_computed", "cached targets"),
   ("jaxkd/train/input.py", "next", "starting steps"),
-  ("jaxkd/runtime/devices.py", "_read", "waiting for steps"),
+  ("jaxkd/runtime/mapping.py", "_read", "waiting for steps"),
   ("jaxkd/train/checkpoints.py", "", "checkpoints"),
   ("jaxkd/export/bundles.py", "save_bundle", "bundles"),
   ("jaxkd/report/plots.py", "", "curves"),

@@ -37,13 +37,13 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
   from benchmarks.whole_runs import settings_of
   from jaxkd.experiment import build
   from jaxkd.experiment import run as experiment
-  from jaxkd.runtime import devices, process
+  from jaxkd.runtime import devices, memory
 
   logging.set_verbosity(logging.WARNING)
   for module in _LATE:
     importlib.import_module(module)
   settings = settings_of(job)
-  process.tune_malloc()
+  memory.tune_malloc()
   devices.set_cpu_devices(settings.cpu_devices, settings.batch_size)
   compiling = 0.0
 

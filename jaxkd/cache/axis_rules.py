@@ -1,8 +1,8 @@
-"""Where operations leave the axis that tells examples apart.
+"""Rules for the position of the examples' axis after each operation.
 
-A rule is given an equation and what is known of its inputs. It says where an operation leaves an
-axis along which it treats all slices alike and by themselves, and None where it does not. Axes are
-told by what the operations do to them, never by their size.
+A rule maps an equation and what is known of its inputs to the output axis along which the operation
+treats all slices alike and independently, or to None if there is no such axis. An axis is followed
+through the operations, never recognised by its size.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from jaxkd.jaxprs import shape_of
 
 
 class PerExample(NamedTuple):
-  """A value whose slice i along `axis` depends on the i-th example's inputs alone.
+  """A value whose slice i along `axis` depends on the inputs of example i alone.
 
-  And in the same way for every i: other places in the batch give the same slice.
+  The function is the same for every i: an example gives the same slice at any place in the batch.
   """
 
   axis: int
 
 
 class Constant(NamedTuple):
-  """A value that depends on no input, and along the axes `uniform` does not change."""
+  """A value that depends on no input; along the axes `uniform` all its slices are equal."""
 
   uniform: frozenset[int] = frozenset()
 
@@ -39,7 +39,7 @@ _Rule = Callable[[core.JaxprEqn, Sequence[Known]], int | None]
 
 
 def _uniform(eqn: core.JaxprEqn, number: int, known: Known, axis: int) -> bool:
-  """Whether an input is a constant that is the same for all slices along an axis."""
+  """Check whether an input is a constant whose slices along an axis are all equal."""
   if not isinstance(known, Constant):
     return False
   shape = shape_of(eqn.invars[number])
@@ -47,7 +47,7 @@ def _uniform(eqn: core.JaxprEqn, number: int, known: Known, axis: int) -> bool:
 
 
 def constant_output(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> Constant:
-  """What is known of the output of an equation that has a rule, and constants as inputs."""
+  """Infer what is known of the output of an equation that has a rule and constant inputs."""
   if eqn.primitive is p.broadcast_in_dim_p:
     return _broadcast_constant(eqn, inputs)
   return _elementwise_constant(eqn, inputs) if eqn.primitive in _ELEMENTWISE else Constant()
@@ -67,7 +67,7 @@ def _elementwise_constant(eqn: core.JaxprEqn, inputs: Sequence[Any]) -> Constant
 
 
 def _together(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
-  """Element by element: all inputs must have the examples along the same axis."""
+  """Elementwise operations: all inputs must have the examples along the same axis."""
   axes = {known.axis for known in inputs if isinstance(known, PerExample)}
   axis = axes.pop()
   same = all(
@@ -78,7 +78,7 @@ def _together(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
 
 
 def _along(parameter: str) -> _Rule:
-  """One by one along an axis that is a parameter: sorting, cumulative sums, concatenation."""
+  """Operations along an axis that is a parameter: sorting, cumulative sums, concatenation."""
 
   def rule(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
     axis = _together(eqn, inputs)
@@ -88,7 +88,7 @@ def _along(parameter: str) -> _Rule:
 
 
 def _of_first(move: Callable[[core.JaxprEqn, int], int | None]) -> _Rule:
-  """Only the first input may be per example."""
+  """Operations of which only the first input may be per example."""
 
   def rule(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
     [first, *others] = inputs
@@ -118,7 +118,7 @@ def _transposed(eqn: core.JaxprEqn, axis: int) -> int | None:
 
 
 def _reread(eqn: core.JaxprEqn, axis: int) -> int | None:
-  # Bits of another width come with an axis more, or less.
+  # A type of another width adds or removes an axis.
   same = shape_of(eqn.invars[0]) == shape_of(eqn.outvars[0])
   return axis if same else None
 
@@ -132,7 +132,7 @@ def _reshaped(eqn: core.JaxprEqn, axis: int) -> int | None:
   if eqn.params["dimensions"] is not None:
     return None
   before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-  # Elements keep their order, so an axis stays whole where as much lies in front of it as before.
+  # Elements keep their order: an axis is kept if the sizes in front of it have the same product.
   for place, size in enumerate(after):
     if size == before[axis] and math.prod(after[:place]) == math.prod(before[:axis]):
       return place
@@ -184,7 +184,7 @@ def _multiplied(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
 
 
 def _free(eqn: core.JaxprEqn, side: int) -> list[int]:
-  """The axes of a factor that are neither contracted nor shared."""
+  """Return the axes of a factor that are neither contracted nor batch axes."""
   contracted, batch = eqn.params["dimension_numbers"]
   taken = {*contracted[side], *batch[side]}
   return [axis for axis in range(len(shape_of(eqn.invars[side]))) if axis not in taken]
@@ -197,12 +197,12 @@ def _gathered(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
   if not isinstance(values, PerExample):
     return None
   if isinstance(places, PerExample):
-    # Each example's own places, in that example.
+    # Indices of each example into that example.
     pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
     if (values.axis, places.axis) not in pairs:
       return None
     return [axis for axis in range(out_rank) if axis not in numbers.offset_dims][places.axis]
-  # The same places in every example.
+  # The same indices into every example.
   gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
   size = shape_of(eqn.invars[0])[values.axis]
   chosen = values.axis in (*gone, *numbers.start_index_map)
@@ -224,7 +224,7 @@ _ELEMENTWISE = (
   *(p.stop_gradient_p, p.tan_p, p.tanh_p, p.xor_p),
 )
 
-# Reductions that may be made one axis after the other.
+# Reductions that can be split by axes.
 REDUCTIONS = (
   *(p.reduce_and_p, p.reduce_max_p, p.reduce_min_p, p.reduce_or_p),
   *(p.reduce_prod_p, p.reduce_sum_p, p.reduce_xor_p),

@@ -1,4 +1,4 @@
-"""The cheapest way to separate two nodes of a graph whose edges have prices."""
+"""The minimum cut between two nodes of a graph with edge prices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Hashable
 
 
 class PricedGraph:
-  """A directed graph whose edges cost something to cut.
+  """A directed graph with a price for cutting each edge.
 
   >>> graph = PricedGraph()
   >>> for start, end, price in (("s", "a", 3), ("a", "t", 2), ("s", "t", 1)):
@@ -24,17 +24,18 @@ class PricedGraph:
     self._left: dict[Hashable, dict[Hashable, int]] = collections.defaultdict(dict)
 
   def connect(self, start: Hashable, end: Hashable, price: int) -> None:
-    """Adds an edge, or adds to its price."""
+    """Add an edge, or add to the price of an existing one."""
     self._left[start][end] = self._left[start].get(end, 0) + price
     self._left[end].setdefault(start, 0)
 
   def far_side(self, source: Hashable, sink: Hashable) -> set[Hashable]:
-    """The nodes on the sink's side of a cheapest cut; of several cuts, the one next to the sink.
+    """Return the nodes on the sink's side of a minimum cut; of several, the nearest to the sink.
 
-    The prices of a cheapest cut sum up to the largest flow (Ford and Fulkerson). The flow is
-    widened along shortest paths (Dinic) until there is none left; the graph can be cut once.
+    The prices of a minimum cut sum up to the maximum flow (Ford and Fulkerson). The flow is
+    increased along shortest paths (Dinic) until no path is left. This uses up the graph: it can be
+    cut once.
     """
-    self._left[source], self._left[sink]  # Both are there, connected or not.
+    self._left[source], self._left[sink]  # Adds both nodes, connected or not.
     while (distance := self._distances(source)).get(sink) is not None:
       untried = {node: list(ends) for node, ends in self._left.items()}
       while path := self._path(source, sink, distance, untried):
@@ -45,7 +46,7 @@ class PricedGraph:
     return self._reaching(sink)
 
   def _distances(self, source: Hashable) -> dict[Hashable, int]:
-    """Edges from the source to every node that it still reaches."""
+    """Return the number of edges from the source to each node that it still reaches."""
     distance = {source: 0}
     queue = collections.deque([source])
     while queue:
@@ -63,7 +64,7 @@ class PricedGraph:
     distance: dict[Hashable, int],
     untried: dict[Hashable, list[Hashable]],
   ) -> list[tuple[Hashable, Hashable]]:
-    """A shortest path with room left, as edges, or nothing; what leads nowhere is spent."""
+    """Return the edges of a shortest path with capacity left, or []; dead ends leave `untried`."""
     nodes = [source]
     while nodes[-1] != sink:
       node = nodes[-1]
@@ -82,12 +83,12 @@ class PricedGraph:
     return list(itertools.pairwise(nodes))
 
   def _reaching(self, sink: Hashable) -> set[Hashable]:
-    """The nodes from which something could still flow to the sink."""
+    """Return the nodes from which flow can still reach the sink."""
     found = {sink}
     queue = collections.deque([sink])
     while queue:
       node = queue.popleft()
-      for start in self._left[node]:  # every edge has its reverse
+      for start in self._left[node]:  # each edge has its reverse
         if start not in found and self._left[start][node] > 0:
           found.add(start)
           queue.append(start)

@@ -1,9 +1,13 @@
-"""Functions of a batch as functions of one example, with nested calls inlined."""
+"""Per-example analysis of a traced function of a batch.
+
+`flatten` inlines nested calls and finds the values whose slices depend on one example each; `Flat`
+cuts the function at such values.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -18,14 +22,14 @@ from jaxkd.cache.axis_rules import (
   PerExample,
   constant_output,
 )
-from jaxkd.jaxprs import CALLS, called, is_variable
+from jaxkd.jaxprs import CALLS, called, is_variable, without_dead_code
 
 
 def known_outputs(eqn: core.JaxprEqn, inputs: Sequence[Known | None]) -> list[Known | None]:
-  """What is known of an equation's outputs; None is nothing.
+  """Infer what is known of an equation's outputs; None means nothing.
 
   Args:
-    eqn: of a jaxpr.
+    eqn: an equation.
     inputs: what is known of its inputs, in their order. Literals are `Constant()`.
   """
   known = [one for one in inputs if one is not None]
@@ -47,9 +51,9 @@ def known_outputs(eqn: core.JaxprEqn, inputs: Sequence[Known | None]) -> list[Kn
 
 
 def splittable_reduction(eqn: core.JaxprEqn, inputs: Sequence[Known | None]) -> int | None:
-  """The examples' axis, if an equation reduces it together with others.
+  """Return the examples' axis if an equation reduces it together with other axes, else None.
 
-  The others can then be reduced first, example by example.
+  The other axes can then be reduced first, example by example.
   """
   [first, *_] = inputs or [None]
   if eqn.primitive not in REDUCTIONS or not isinstance(first, PerExample):
@@ -59,7 +63,7 @@ def splittable_reduction(eqn: core.JaxprEqn, inputs: Sequence[Known | None]) -> 
 
 
 def _through(function: core.ClosedJaxpr | None, inputs: Sequence[Known]) -> list[Known | None]:
-  """What is known of a function's outputs."""
+  """Infer what is known of a called function's outputs."""
   assert function is not None
   jaxpr = function.jaxpr
   found: dict[Any, Known | None] = dict.fromkeys(jaxpr.constvars, Constant())
@@ -77,12 +81,12 @@ def _through(function: core.ClosedJaxpr | None, inputs: Sequence[Known]) -> list
 class Flat:
   """The equations of a traced function in one list, and what is known of their values.
 
-  Functions that are called with per-example values are taken apart, reductions over the examples
-  and other axes at once are two (first the others'), and what is known is computed once.
+  Functions called with per-example values are inlined. A reduction over the examples' axis and
+  others is two equations, the other axes first. Equal equations of known values are one.
 
   Attributes:
-    eqns: each after those that compute its inputs.
-    outputs: the function's outputs.
+    eqns: equations, each after those that compute its inputs.
+    outputs: outputs of the function.
     known: value -> what is known of it.
     constants: value -> array.
   """
@@ -94,50 +98,55 @@ class Flat:
   _jaxpr: core.Jaxpr
 
   def of(self, atom: Any) -> Known | None:
-    """What is known of an equation's input or of an output."""
+    """Return what is known of an input of an equation, or of an output."""
     return Constant() if isinstance(atom, core.Literal) else self.known.get(atom)
 
   def axis(self, value: core.Var) -> int:
-    """The examples' axis of a value that is per example."""
+    """Return the examples' axis of a per-example value."""
     known = self.known[value]
     assert isinstance(known, PerExample)
     return known.axis
 
-  def needed(
-    self, outputs: Iterable[Any], given: Iterable[core.Var] = (), *, effects: bool = True
-  ) -> list[core.JaxprEqn]:
-    """The equations that `outputs` need where `given` are there already, in their order.
-
-    With `effects` also those that do more than compute, such as `jax.debug.print`.
-    """
-    present = set(given)
-    wanted = set(filter(is_variable, outputs)) - present
-    found = []
-    for eqn in reversed(self.eqns):
-      if wanted.intersection(eqn.outvars) or (effects and eqn.effects):
-        found.append(eqn)
-        wanted |= set(filter(is_variable, eqn.invars)) - present
-    return found[::-1]
+  def whole(self) -> core.ClosedJaxpr:
+    """Return the whole function, without dead code."""
+    return self.part(self._jaxpr.invars, self.outputs)
 
   def part(
     self, inputs: Sequence[core.Var], outputs: Sequence[Any], *, effects: bool = True
   ) -> core.ClosedJaxpr:
-    """The function from some of the values to others."""
-    eqns = self.needed(outputs, inputs, effects=effects)
-    used = set(filter(is_variable, (*outputs, *(atom for eqn in eqns for atom in eqn.invars))))
-    constants = {var: value for var, value in self.constants.items() if var in used}
-    jaxpr = self._jaxpr.replace(
-      constvars=list(constants),
-      invars=list(inputs),
-      outvars=list(outputs),
-      eqns=eqns,
-      effects={effect for eqn in eqns for effect in eqn.effects},
+    """Return the function from some of the values to others, without dead code.
+
+    Args:
+      inputs: values that are given; the equations that compute them are not used.
+      outputs: values to return.
+      effects: keep equations with side effects, such as `jax.debug.print`.
+    """
+    given = set(inputs)
+    eqns = [_cut(eqn, given) for eqn in self.eqns if effects or not eqn.effects]
+    jaxpr = without_dead_code(
+      self._jaxpr.replace(
+        constvars=list(self.constants),
+        invars=list(inputs),
+        outvars=list(outputs),
+        eqns=eqns,
+        effects={effect for eqn in eqns for effect in eqn.effects},
+      )
     )
-    return core.ClosedJaxpr(jaxpr, list(constants.values()))
+    atoms = (*outputs, *(atom for eqn in jaxpr.eqns for atom in eqn.invars))
+    used = set(filter(is_variable, atoms))
+    constants = {var: value for var, value in self.constants.items() if var in used}
+    return core.ClosedJaxpr(jaxpr.replace(constvars=list(constants)), list(constants.values()))
+
+
+def _cut(eqn: core.JaxprEqn, given: Set[core.Var]) -> core.JaxprEqn:
+  """Replace the outputs of an equation that are given by unused variables."""
+  if given.isdisjoint(eqn.outvars):
+    return eqn
+  return eqn.replace(outvars=[core.Var(v.aval) if v in given else v for v in eqn.outvars])
 
 
 def flatten(function: core.ClosedJaxpr, given: Mapping[core.Var, Known]) -> Flat:
-  """The equations of a function, of some of whose inputs something is known."""
+  """Flatten a function, with what is known of some of its inputs."""
   eqns: list[core.JaxprEqn] = []
   known: dict[core.Var, Known] = dict(given)
   constants: dict[core.Var, Any] = {}
@@ -147,16 +156,16 @@ def flatten(function: core.ClosedJaxpr, given: Mapping[core.Var, Known]) -> Flat
     return Constant() if isinstance(atom, core.Literal) else known.get(atom)
 
   def keep(eqn: core.JaxprEqn) -> list[Any]:
-    """Appends an equation, unless what it computes is known and there already."""
+    """Append an equation of which no known equal is there; return the outputs."""
     inputs = [of(atom) for atom in eqn.invars]
     outputs = known_outputs(eqn, inputs)
     kinds = {type(one) for one in outputs}
-    # One equation is computed in one half: what only some of its outputs are does not help.
+    # An equation belongs to one part of the loss as a whole: all its outputs must be known.
     if kinds == {PerExample} or (
       kinds == {Constant} and not any(isinstance(one, PerExample) for one in inputs)
     ):
       known.update(zip(eqn.outvars, outputs, strict=True))  # type: ignore[arg-type]
-      # A loss and its metric may ask the same of a teacher: it is stored once.
+      # A loss and its metric may use the same function of the targets: it is stored once.
       same = _identity(eqn)
       if same in computed:
         return computed[same]
@@ -166,7 +175,7 @@ def flatten(function: core.ClosedJaxpr, given: Mapping[core.Var, Known]) -> Flat
     return eqn.outvars
 
   def add(function: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
-    """Appends a call's equations, all with names of their own; returns its outputs."""
+    """Append a call's equations, with new variables; return its outputs."""
     jaxpr = function.jaxpr
     names: dict[core.Var, Any] = dict(zip(jaxpr.invars, arguments, strict=True))
     for var, value in zip(jaxpr.constvars, function.consts, strict=True):
@@ -200,8 +209,8 @@ def flatten(function: core.ClosedJaxpr, given: Mapping[core.Var, Known]) -> Flat
 
 
 def _identity(eqn: core.JaxprEqn) -> Any:
-  """Equal for equations that compute the same; None where that cannot be told."""
-  # -0.0 equals 0.0, and is another number.
+  """Return a key that is equal for equations that compute the same; None if it has no hash."""
+  # Literals by their text: -0.0 equals 0.0, but is another number.
   invars: Sequence[Any] = eqn.invars
   atoms = [v if is_variable(v) else (repr(v.val), str(v.aval)) for v in invars]
   try:
@@ -213,7 +222,7 @@ def _identity(eqn: core.JaxprEqn) -> Any:
 
 
 def _one_after_the_other(eqn: core.JaxprEqn, last: int) -> tuple[core.JaxprEqn, core.JaxprEqn]:
-  """A reduction as two, of which the second is over the axis `last` alone."""
+  """Split a reduction into two, of which the second is over the axis `last` alone."""
   operand: Any = eqn.invars[0]
   others = tuple(axis for axis in eqn.params["axes"] if axis != last)
   kept = tuple(n for axis, n in enumerate(operand.aval.shape) if axis not in others)

@@ -1,8 +1,8 @@
-"""The two halves of a scheme's loss: what it needs of the targets alone, and all the rest.
+"""A scheme's loss in two parts: one computed once per example from the targets, and the rest.
 
-The targets of frozen participants are the same whenever an example comes back, and so is whatever
-a loss first makes of them, example by example: softened logits, attention maps, FSP matrices. That
-half is found in the trace of any loss, without knowing which method it is.
+Targets of frozen participants are the same whenever an example comes back, and so is what a loss
+computes first from the targets of each example: softened logits, attention maps, FSP matrices.
+That part is found by tracing the loss, for any method.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from jaxkd.errors import ConfigError
 from jaxkd.jaxprs import Traced, live_inputs, matching_leaves, operations, trace
 from jaxkd.types import Array, Aux, Batch, Context, Participants, Scheme
 
-# Reading a byte back takes about as long as so many operations (10 on a CPU, 300 on an
-# accelerator). What takes fewer is computed again; only what takes more is worth its place.
+# Operations that take about as long as reading one byte of the cache (10 on a CPU, 300 on an
+# accelerator). Values that take fewer operations per byte are computed again in every step.
 OPERATIONS_PER_BYTE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitLoss:
-  """A loss in two halves, for batches of one size.
+  """A loss in two parts, for batches of one size: `precompute` and `loss_from_cache`.
 
   Attributes:
-    stored: what `precompute` returns, as shapes and types.
-    reads: of what it depends on through the targets, "participants['teacher']['params']..." and
-      "batch.images", say.
-    changing: those among `reads` that are trained, or that learners change as they run. Where there
-      are any, the targets of an example do not stay what they were.
+    stored: shapes and types of what `precompute` returns.
+    reads: paths of the inputs of `scheme.targets` on which `stored` depends, for instance
+      "participants['teacher']['params']..." and "batch.images".
+    changing: those of `reads` that are trained, or that learners update (batch statistics). If
+      there are any, the targets of an example change during training and cannot be cached.
   """
 
   stored: tuple[jax.ShapeDtypeStruct, ...]
@@ -53,13 +53,13 @@ class SplitLoss:
   _axis_size: int | None
 
   def precompute(self, targets: Any) -> tuple[Array, ...]:
-    """What the loss needs of its targets, example by example: arrays (B, ...).
+    """Compute from the targets the arrays (B, ...) that the rest of the loss needs.
 
     Args:
-      targets: of B examples, as `scheme.targets` gives them.
+      targets: what `scheme.targets` returns for B examples.
 
     Raises:
-      ConfigError: if the targets are not of the shapes that were traced.
+      ConfigError: if the targets do not have the traced shapes.
     """
     leaves = matching_leaves("targets", targets, self._targets.output)
     found = core.jaxpr_as_fun(self._precompute)(*leaves)
@@ -73,17 +73,18 @@ class SplitLoss:
     stored: Sequence[Array],
     context: Context,
   ) -> tuple[Array, Aux]:
-    """The scheme's loss, from what is stored of its targets.
+    """Compute the scheme's loss from the stored arrays.
 
     Args:
-      learning: as the scheme's loss takes it; what is differentiated.
-      participants: likewise. Those that nothing but the targets depends on are not looked at.
-      batch: of B examples.
-      stored: what `precompute` returned for them.
+      learning: first argument of the scheme's loss, which is differentiated.
+      participants: second argument. The values of participants that only the targets depend on
+        are not used.
+      batch: B examples.
+      stored: what `precompute` returned for these examples.
       context: of the same axis, over as many devices, as was traced.
 
     Raises:
-      ConfigError: naming what is not of the shape that was traced.
+      ConfigError: naming the argument that does not have the traced shape.
     """
     given = (learning, participants, batch, context)
     leaves = [
@@ -103,12 +104,12 @@ class SplitLoss:
 
   @property
   def bytes_of_targets(self) -> int:
-    """Bytes of one example's targets."""
+    """Bytes of the targets of one example."""
     return _bytes_each(jax.tree.leaves(self._targets.output))
 
   @property
   def bytes_stored(self) -> int:
-    """Bytes of what is stored of one example's."""
+    """Bytes of the stored arrays of one example."""
     return _bytes_each(self.stored)
 
 
@@ -121,24 +122,21 @@ def split_loss(
   axis_size: int | None = None,
   operations_per_byte: int = OPERATIONS_PER_BYTE,
 ) -> SplitLoss:
-  """Splits a scheme's loss, for batches of this one's size, into halves.
+  """Split a scheme's loss into two parts, for batches of the given one's size.
 
-  Only shapes are looked at: arrays, tracers and `jax.ShapeDtypeStruct`s will all do. The values
-  that depend on the targets and constants alone, example by example, are found
-  (`jaxkd.cache.per_example`). Of these are stored the ones that together cost least: their
-  bytes, against the operations of computing the rest from them in every step. What the loss does
-  not look at is not stored.
+  Only shapes are used: arguments may hold arrays, tracers or `jax.ShapeDtypeStruct`s. Candidates
+  for storing are the values that depend on the targets and constants alone, example by example
+  (`jaxkd.cache.per_example`). The stored ones have the least total cost: their bytes, and the
+  operations of computing the rest from them in every step. Targets that the loss does not use are
+  not stored.
 
   Args:
-    scheme: whose loss and targets.
+    scheme: the scheme.
     participants: its participants.
-    batch: B examples, as one device's step has them.
-    context: of the step.
+    batch: B examples of one device's step.
+    context: context of the step.
     axis_size: devices on the axis `context.axis_name`; None inside a function mapped over it.
-    operations_per_byte: how many operations a byte is worth.
-
-  Returns:
-    SplitLoss.
+    operations_per_byte: operations that cost as much as reading one stored byte.
 
   Raises:
     ConfigError: if an array of the targets does not have the examples along its first axis, or
@@ -181,10 +179,10 @@ def split_loss(
 
 
 def table_of_bytes(found: Mapping[str, SplitLoss]) -> str:
-  """Bytes of one example's targets, and of what is stored of them, as a Markdown table.
+  """Format a Markdown table of the bytes of one example's targets and stored arrays.
 
   Args:
-    found: a name for each row -> its halves.
+    found: row name -> split loss.
   """
   rows = ["| | targets, bytes | stored, bytes | arrays |", "|---|---|---|---|"]
   for name, one in found.items():
@@ -194,13 +192,14 @@ def table_of_bytes(found: Mapping[str, SplitLoss]) -> str:
 
 
 def _cheapest(flat: Flat, leaves: Sequence[Any], operations_per_byte: int) -> list[Any]:
-  """The per-example values to store.
+  """Choose the per-example values to store.
 
-  Every equation is computed in the first half or in the second. One of the second costs its
-  operations, and a value that goes from the first to the second its bytes: the cheapest choice is
-  a minimum cut. Equations that are not per example belong to the second.
+  Every equation belongs to the first part, computed once, or to the second, computed in every
+  step. An equation of the second part costs its operations, and a value that the second part takes
+  from the first costs its bytes: the cheapest choice is a minimum cut. Equations that are not per
+  example belong to the second part.
   """
-  first, second = "first half", "second half"
+  first, second = "first part", "second part"
   graph = PricedGraph()
   source: dict[Any, Any] = {}
 
@@ -214,7 +213,7 @@ def _cheapest(flat: Flat, leaves: Sequence[Any], operations_per_byte: int) -> li
 
   for leaf in leaves:
     comes_from(leaf, first)
-  for number, eqn in enumerate(flat.needed(flat.outputs)):
+  for number, eqn in enumerate(flat.whole().jaxpr.eqns):
     made = known(eqn.outvars)
     for value in made:
       comes_from(value, number)
@@ -250,7 +249,7 @@ def _check_first_axis(targets: Any, size: int) -> None:
 
 
 def _inputs_read(function: Traced, outputs: Sequence[bool]) -> tuple[str, ...]:
-  """The paths of the inputs that some of a function's outputs depend on."""
+  """Return the paths of the inputs that the flagged outputs of a function depend on."""
   paths = [path for name, tree in function.inputs.items() for path in _paths(tree, name)]
   live = live_inputs(function.jaxpr.jaxpr, outputs)
   return tuple(path for path, yes in zip(paths, live, strict=True) if yes)

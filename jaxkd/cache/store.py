@@ -17,21 +17,17 @@ _ABOUT, _RECORDS = "fingerprint", "targets.array_record"
 
 
 class StoredTargets:
-  """Arrays of examples in a directory, read by number.
-
-  Attributes:
-    complete: whether they are all there, and are what is asked for.
-  """
+  """Arrays of examples in a directory, read by number."""
 
   def __init__(
     self, directory: pathlib.Path, shapes: Sequence[jax.ShapeDtypeStruct], about: str
   ) -> None:
-    """Looks whether they are there.
+    """Describe the arrays; nothing is read or written.
 
     Args:
-      directory: that is theirs alone.
-      shapes: of the arrays of a batch.
-      about: what they were computed from (`fingerprint`).
+      directory: a directory without other files.
+      shapes: shapes and types of the arrays of a batch (B, ...).
+      about: digest of everything that they are computed from (`fingerprint`).
     """
     self._directory = directory
     self._shapes = [(shape.shape[1:], np.dtype(shape.dtype)) for shape in shapes]
@@ -40,15 +36,15 @@ class StoredTargets:
 
   @property
   def complete(self) -> bool:
-    """See the class."""
+    """True if all arrays are stored, and were computed from what `about` describes."""
     file = self._directory / _ABOUT
-    return file.exists() and file.read_text() == self._seal()
+    return file.exists() and file.read_text() == self._description()
 
   def write(self, parts: Iterable[Sequence[np.ndarray]]) -> None:
-    """Writes the arrays of one batch after the other, in place of what is there.
+    """Write arrays batch by batch; earlier contents are replaced.
 
     Raises:
-      DiskError: if they cannot be written.
+      DiskError: if the directory cannot be written.
     """
     with needed_by("writing cached targets"):
       from array_record.python.array_record_module import ArrayRecordWriter
@@ -56,27 +52,27 @@ class StoredTargets:
     with writing(self._directory):
       self._directory.mkdir(parents=True, exist_ok=True)
       (self._directory / _ABOUT).unlink(missing_ok=True)
-    self._reader = None  # of the file that is written over
-    # Groups of one: records are read one by one, in no order.
+    self._reader = None  # it reads the file that is replaced
+    # Groups of one, for reading single records in random order.
     writer = ArrayRecordWriter(str(self._directory / _RECORDS), "group_size:1")
     for arrays in parts:
       flat = [np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8) for x in arrays]
       for record in np.concatenate(flat, axis=1):
         writer.write(record.tobytes())
     writer.close()
-    # Written last: its presence says that the records are whole.
+    # Written last: its presence means that all records are written.
     with writing(self._directory):
-      (self._directory / _ABOUT).write_text(self._seal())
+      (self._directory / _ABOUT).write_text(self._description())
 
   def read(self, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The arrays (B, ...) of these examples and views, numbered in the order of writing.
+    """Read the arrays (B, ...) of examples and views, numbered in the order of writing.
 
     Raises:
-      ConfigError: if they are damaged; whoever asks next is told that they are not complete.
+      ConfigError: if they are damaged; `complete` is False afterwards.
     """
     try:
       records = self._records([int(number) for number in numbers])
-    except RuntimeError as error:  # of a digest that array_record keeps of every record
+    except RuntimeError as error:  # array_record checks a digest of every record
       (self._directory / _ABOUT).unlink(missing_ok=True)
       raise ConfigError(
         f"the targets cached in {self._directory} are damaged; the same command computes them anew"
@@ -98,14 +94,14 @@ class StoredTargets:
       self._reader = ArrayRecordReader(str(self._directory / _RECORDS), "readahead_buffer_size:0")
     return self._reader.read(numbers)
 
-  def _seal(self) -> str:
-    """What they were computed from, and how long the file is that holds them."""
+  def _description(self) -> str:
+    """Return `about` and the size of the file of records."""
     file = self._directory / _RECORDS
     return f"{self._about} {file.stat().st_size if file.exists() else 0}"
 
 
 def fingerprint(*parts: Any) -> str:
-  """A digest of arrays, numbers and texts, in any pytrees."""
+  """Compute a digest of pytrees of arrays, numbers and strings."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree.leaves_with_path(parts):
     value = np.asarray(leaf)

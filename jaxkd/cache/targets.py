@@ -17,34 +17,34 @@ from jaxkd.cache.store import StoredTargets, fingerprint
 from jaxkd.data.keys import view_keys
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.errors import ConfigError
-from jaxkd.runtime import devices as mapping
+from jaxkd.runtime import mapping
 from jaxkd.types import Array, Batch, Context, Counts, Participants, Scheme
 
-# Relative to the largest value: more than rounding in another order does in float32.
+# Allowed difference relative to the largest value: more than float32 rounding in another order.
 TOLERANCE = 1e-3
 
 
 def depends_on_batch(
   compute: Callable[[Batch], Any], batch: Batch, *, tolerance: float = TOLERANCE
 ) -> bool:
-  """Whether examples get other values in other places of the batch or among other examples.
+  """Check whether per-example outputs depend on the rest of the batch, or on the place in it.
 
-  A mere change of order would not show what all examples do to each, such as batch statistics. So
-  every other example makes way for a copy of its neighbour, and then the neighbours for copies of
-  these: each example is looked at twice, in its own place and in its neighbour's.
+  A permutation would not detect symmetric functions of the batch, such as batch statistics. So one
+  example of each pair of neighbours is replaced by a copy of the other, in both directions: every
+  example is computed at its own place and at its neighbour's.
 
   Args:
     compute: batch -> pytree of arrays (B, ...), compiled or not.
-    batch: B >= 2 examples that are not all alike.
-    tolerance: difference that rounding may make, relative to an array's largest value.
+    batch: B >= 2 examples that are not all equal.
+    tolerance: allowed rounding difference, relative to the largest value of an array.
   """
   size = len(batch.indices)
   usual = _host(compute(batch))
   pairs = np.arange(size) // 2 * 2
   for chosen in (pairs, np.minimum(pairs + 1, size - 1)):
     # Each array is (B, ...), so `chosen` picks examples.
-    among_others = _host(compute(jax.tree.map(lambda x, at=chosen: np.asarray(x)[at], batch)))
-    for before, after in zip(usual, among_others, strict=True):
+    replaced = _host(compute(jax.tree.map(lambda x, at=chosen: np.asarray(x)[at], batch)))
+    for before, after in zip(usual, replaced, strict=True):
       allowed = tolerance * np.max(np.abs(before), initial=0.0)
       if not np.all(np.abs(after - before[chosen]) <= allowed):
         return True
@@ -56,7 +56,10 @@ def _host(tree: Any) -> list[np.ndarray]:
 
 
 class Trained(Protocol):
-  """What is read of a `jaxkd.train.Phase`."""
+  """The attributes of a training phase that this module reads.
+
+  A protocol, so that `jaxkd.cache` does not import `jaxkd.train`.
+  """
 
   @property
   def name(self) -> str: ...  # noqa: D102
@@ -77,29 +80,29 @@ class Trained(Protocol):
 
 
 class CachedTargets:
-  """What a phase's loss needs of its targets, for every example and view.
+  """The precomputed part of a phase's targets, for every example and view.
 
   Attributes:
-    bytes: of all of it.
+    bytes: total size of the arrays.
   """
 
   def __init__(self, phase: Trained, shapes: Participants, devices: Sequence[jax.Device]) -> None:
-    """Looks at shapes only.
+    """Split the loss of the phase; only shapes are used.
 
     Args:
-      phase: whose targets.
-      shapes: of its participants.
-      devices: of this process.
+      phase: the training phase.
+      shapes: shapes and types of its participants.
+      devices: devices of this process.
 
     Raises:
-      ConfigError: naming the phase, if its targets come from networks that learn in it, or do not
+      ConfigError: naming the phase, if its targets come from networks that it trains, or do not
         have the examples along their first axis.
     """
     self._phase = phase
     self._devices = devices
     self._views = max(phase.views, 1)
     self._axis_size = len(devices) * jax.process_count()
-    # Of one trace of the loss: a device's share, or a part of it.
+    # Examples of one evaluation of the loss: the share of a device, or a part of it.
     self._part = phase.batch_size // self._axis_size // phase.accumulate
     self._split = split_loss(
       phase.scheme,
@@ -117,19 +120,19 @@ class CachedTargets:
 
   @property
   def loss_from_cache(self) -> Callable[..., Any]:
-    """(learning, participants, batch, cached targets, context) -> what the scheme's loss gives."""
+    """(learning, participants, batch, cached targets, context) -> result of the scheme's loss."""
     return self._split.loss_from_cache
 
   def in_memory(self, rng: Array, participants: Participants, report: Callable[[str], None]) -> Any:
-    """All of it: arrays (views, N, ...) on the host.
+    """Compute all targets: arrays (views, N, ...) on the host.
 
     Args:
-      rng: the phase's PRNG key data.
-      participants: of which the frozen ones are final.
+      rng: PRNG key data of the phase.
+      participants: participants, of which the frozen ones have their final values.
       report: receives a line with the size and the time taken.
 
     Raises:
-      ConfigError: naming the phase, if an example's targets depend on which others are in a batch.
+      ConfigError: naming the phase, if the targets of an example depend on the rest of its batch.
     """
     started = time.monotonic()
     size = (self._views, len(self._phase.examples))
@@ -137,7 +140,7 @@ class CachedTargets:
     for view, start, arrays in self._computed(rng, participants):
       for whole, part in zip(found, arrays, strict=True):
         whole[view, start : start + len(part)] = part
-    self._tell(report, "on each device", time.monotonic() - started)
+    self._report_size(report, "on each device", time.monotonic() - started)
     return found
 
   def on_disk(
@@ -147,12 +150,12 @@ class CachedTargets:
     directory: pathlib.Path,
     report: Callable[[str], None],
   ) -> Callable[[np.ndarray, np.ndarray], Any]:
-    """A function that reads it back: (positions (B,), epochs (B,)) -> arrays (B, ...).
+    """Store all targets; return a reader: (positions (B,), epochs (B,)) -> arrays (B, ...).
 
     Args:
       rng: as `in_memory`.
       participants: as `in_memory`.
-      directory: where it is kept; what is there is used again if it is the same.
+      directory: where they are stored; stored targets are used again if they are still valid.
       report: as `in_memory`.
 
     Raises:
@@ -168,12 +171,12 @@ class CachedTargets:
     kept = StoredTargets(directory, self._split.stored, about)
     if not (kept.complete and self._still_valid(kept, rng, participants)):
       kept.write(arrays for _, _, arrays in self._computed(rng, participants))
-      self._tell(report, f"in {directory}", time.monotonic() - started)
+      self._report_size(report, f"in {directory}", time.monotonic() - started)
     count = len(self._phase.examples)
     return lambda positions, epochs: kept.read(epochs % self._views * count + positions)
 
   def _still_valid(self, kept: StoredTargets, rng: Array, participants: Participants) -> bool:
-    """Compares the stored targets of the first batch with targets that are computed now.
+    """Compare the stored targets of the first batch with targets that are computed now.
 
     The fingerprint covers weights and the numbers of the examples. This comparison also detects
     other images under the same numbers, another normalisation, and another conversion of the
@@ -186,7 +189,7 @@ class CachedTargets:
   def _computed(
     self, rng: Array, participants: Participants
   ) -> Iterator[tuple[int, int, list[np.ndarray]]]:
-    """(view, first position, arrays of the examples from there on), in order."""
+    """Yield (view, first position, arrays of the examples from that position on), in order."""
     phase = self._phase
 
     def reduced(state: Any, batch: Batch) -> Any:
@@ -195,11 +198,11 @@ class CachedTargets:
       return self._split.precompute(phase.scheme.targets(participants, batch))
 
     mapped = mapping.map_over_examples(reduced, self._devices)
-    everyone = mapping.replicate((rng, participants), self._devices)
+    replicated = mapping.replicate((rng, participants), self._devices)
     size, count = self._part * len(self._devices), len(phase.examples)
 
     def run(batch: Batch) -> list[np.ndarray]:
-      found = jax.device_get(mapped(everyone, mapping.shard(batch, self._devices)))
+      found = jax.device_get(mapped(replicated, mapping.shard(batch, self._devices)))
       return [x.reshape(size, *x.shape[2:]) for x in found]
 
     for view in range(self._views):
@@ -213,7 +216,7 @@ class CachedTargets:
           )
         yield view, start, [x[: count - start] for x in run(batch)]
 
-  def _tell(self, report: Callable[[str], None], where: str, seconds: float) -> None:
+  def _report_size(self, report: Callable[[str], None], where: str, seconds: float) -> None:
     views = f"{self._views} views" if self._views > 1 else "one view"
     report(
       f"{self._phase.name}: targets of {views} of {len(self._phase.examples)} examples, "
@@ -222,23 +225,23 @@ class CachedTargets:
 
 
 def _agree(stored: np.ndarray, computed: np.ndarray) -> bool:
-  """Whether two arrays are the same up to the rounding of another program."""
+  """Check whether two arrays are equal up to the rounding of another program."""
   if not np.issubdtype(computed.dtype, np.floating):
-    # Signs of values near 0 may differ.
+    # Integers and booleans, such as signs of values near 0, may differ in a few places.
     return bool(np.mean(stored != computed) <= TOLERANCE)
   allowed = TOLERANCE * np.max(np.abs(computed), initial=0.0)
   return bool(np.all(np.abs(stored - computed) <= allowed))
 
 
 def _context_of(phase: Trained) -> Context:
-  """A context of the structure that the phase's step has."""
+  """Return a context of the structure that the phase's step has."""
   counts = None if phase.accumulate == 1 else Counts(*[jnp.float32(1)] * 3)
   step = jnp.int32(0)
   return Context(jax.random.key(0), step, mapping.AXIS_NAME, phase.accumulate, counts)
 
 
 def _as_seen(phase: Trained, size: int) -> Batch:
-  """The shapes of a batch of the phase, as its networks see it."""
+  """Return the shapes of a batch of the phase, as its networks see it."""
   batch = next(training_batches(phase.examples, batch_size=2, seed=0, threads=0))
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
   return jax.eval_shape(phase.prepare_evaluation, batch)

@@ -33,7 +33,7 @@ from jaxkd.experiment import networks
 from jaxkd.jaxprs import multiply_adds_of
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.networks import select
-from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import (
   Expected,
   Phase,

@@ -20,7 +20,7 @@ from jaxkd.data import Dataset, fake_dataset, training_batches
 from jaxkd.experiment import build, config
 from jaxkd.experiment.precision import precision
 from jaxkd.networks import frozen, select, update
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.train import Phase, starting_variables
 from jaxkd.train.state import FirstState, TrainState, create_state
 from jaxkd.types import Batch, Context, Participants
@@ -126,7 +126,7 @@ def lower(
   done = []
 
   def lowered(phase: Phase, kind: str, step: Callable[[Any, Any], Any], state: Any) -> Lowered:
-    exported = devices.lower(step, state, batch, devices=device_count, platforms=platforms)
+    exported = mapping.lower(step, state, batch, devices=device_count, platforms=platforms)
     convolutions, losses, low = precision(exported)
     if set(convolutions) - {expected}:
       raise DryRunFailed(
@@ -202,12 +202,12 @@ def dry_run(
       untrained=[name for name in _frozen(phase, seen) if name not in given],
       average=phase.average_decay is not None,
     )
-    before = devices.host_copy(state.participants)
+    before = mapping.host_copy(state.participants)
     if not phase.epochs:
       participants[phase.name] = before
       continue
     state, losses = _updated(phase, state, drawn)
-    participants[phase.name] = devices.host_copy(state.participants)
+    participants[phase.name] = mapping.host_copy(state.participants)
     _check_learners(phase, before, participants[phase.name])
     if len(plan.phases) == 1 or any(_comes_from(phase, s) for s in plan.phases):
       participants[phase.name] = _settled(phase, participants[phase.name], drawn[-1])
@@ -232,13 +232,13 @@ def _updated(
 ) -> tuple[TrainState, tuple[float, ...]]:
   """Make an update from each batch; return the state and the losses."""
   chosen = jax.local_devices()[:1]
-  step = devices.map_training_step(
+  step = mapping.map_training_step(
     phase.training_step(), chosen, frozen=frozen(state.participants, phase.scheme.learners)
   )
-  state = devices.replicate(state, chosen)
+  state = mapping.replicate(state, chosen)
   losses: list[float] = []
   for batch in batches:
-    state, metrics = step(state, devices.shard(batch, chosen))
+    state, metrics = step(state, mapping.shard(batch, chosen))
     totals = {name: float(total) for name, (total, _) in metrics.items()}
     wrong = sorted(name for name, value in totals.items() if not np.isfinite(value))
     if wrong:
@@ -267,19 +267,19 @@ def _settled(phase: Phase, participants: Participants, batch: Batch) -> Particip
       participants,
       batch,
       phase.scheme.targets(participants, batch),
-      Context(jax.random.key(0), jnp.int32(0), devices.AXIS_NAME),
+      Context(jax.random.key(0), jnp.int32(0), mapping.AXIS_NAME),
     )
     return update(participants, aux.state)
 
   # An axis of one device, over which statistics are pooled.
   mapped = jax.jit(
-    jax.vmap(passed, in_axes=(None, 0), axis_name=devices.AXIS_NAME),
+    jax.vmap(passed, in_axes=(None, 0), axis_name=mapping.AXIS_NAME),
     compiler_options={"xla_backend_optimization_level": 0},
   )
   one_device = jax.tree.map(lambda x: np.asarray(x)[None], batch)
   for _ in range(_PASSES):
     participants = jax.tree.map(lambda x: x[0], mapped(participants, one_device))
-  return devices.host_copy(participants)
+  return mapping.host_copy(participants)
 
 
 def _check_learners(phase: Phase, before: Participants, after: Participants) -> None:

@@ -23,8 +23,9 @@ from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
 from jaxkd.experiment.results import read_summary, save_bundles, summarize
-from jaxkd.runtime import devices
-from jaxkd.runtime.process import LOCK, Stopwatch, workdir_lock
+from jaxkd.runtime import devices, processes
+from jaxkd.runtime.compilation import Stopwatch
+from jaxkd.runtime.processes import LOCK, workdir_lock
 from jaxkd.runtime.signals import Interruption
 from jaxkd.train import (
   Finished,
@@ -122,14 +123,14 @@ def run(
   for phase in phases:
     check_checkpoints(workdir / "checkpoints" / phase.name)
   # All processes check the work directory before any of them writes.
-  devices.barrier("work directory checked")
+  processes.barrier("work directory checked")
   with workdir_lock(workdir):
     return _train(Run(settings, phases, data, workdir, chosen, console, stop or Interruption()))
 
 
 def _train(run: Run) -> dict[str, Any]:
   """Train all phases, write the results, and return the summary."""
-  if devices.is_first_process():
+  if processes.is_first_process():
     report.write_atomically(run.workdir / "config.json", _as_json(run.settings))
     for line in [
       *config.remarks(run.settings),
@@ -143,7 +144,7 @@ def _train(run: Run) -> dict[str, Any]:
   summary = summarize(stored, run.phases, results, run.devices)
   seconds = time.monotonic() - started
   summary |= {"seconds": round(seconds, 1), "compile_seconds": round(compiling.seconds, 1)}
-  if not devices.is_first_process():
+  if not processes.is_first_process():
     return summary
   rows = [row for result in results.values() for row in result.rows]
   title = f"{run.settings.method.name} on {run.settings.data.name}, seed {run.settings.seed}"
@@ -182,14 +183,14 @@ def _train_phases(run: Run) -> dict[str, Finished]:
       ),
       stop=run.stop,
     )
-    if devices.is_first_process():
+    if processes.is_first_process():
       save_bundles(settings, phase, results[phase.name], run.data, workdir)
   return results
 
 
 def _reporters(run: Run) -> Reporters:
   """Return the first process's reporters; other processes report nothing."""
-  if not devices.is_first_process():
+  if not processes.is_first_process():
     return Reporters()
   return Reporters(
     [

@@ -36,7 +36,7 @@ from jaxkd.errors import ConfigError, DiskError, unknown_name
 from jaxkd.experiment import config
 from jaxkd.experiment import run as experiment
 from jaxkd.experiment.workers import Ended, Slot, Workers, slots
-from jaxkd.runtime import devices, process
+from jaxkd.runtime import compilation, devices, memory
 
 
 class Job(NamedTuple):
@@ -253,8 +253,8 @@ def _make(
 
 
 def _prepare_jax(compiled: pathlib.Path, cpu_devices: int, batch_size: int) -> None:
-  process.enable_compilation_cache_in(compiled)
-  process.tune_malloc()
+  compilation.enable_compilation_cache_in(compiled)
+  memory.tune_malloc()
   with contextlib.suppress(RuntimeError):  # if jax is in use already, its devices stay
     devices.set_cpu_devices(cpu_devices, batch_size)
 

@@ -1,1 +1,1 @@
-"""The machine: devices, processes, signals, locks, compiled programs."""
+"""The machine: devices, mapped steps, processes, signals, memory, compiled programs."""

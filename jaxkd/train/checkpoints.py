@@ -20,7 +20,8 @@ from etils import epath
 from orbax import checkpoint as ocp
 
 from jaxkd.errors import ConfigError, DiskError, one_line, writing
-from jaxkd.runtime.devices import barrier, host_copy, is_first_process, is_single_process
+from jaxkd.runtime.mapping import host_copy
+from jaxkd.runtime.processes import barrier, is_first_process, is_single_process
 from jaxkd.train.orbax_logging import suppress_orbax_tracebacks
 from jaxkd.train.state import TrainState
 from jaxkd.types import Participants

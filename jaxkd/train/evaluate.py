@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxkd.data.pipeline import evaluation_batches
-from jaxkd.runtime import devices as mapping
+from jaxkd.runtime import mapping
 from jaxkd.train.phase import Phase
 from jaxkd.train.step import Metrics
 from jaxkd.types import Batch, Participants

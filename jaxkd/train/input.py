@@ -15,7 +15,7 @@ from jaxkd.cache.targets import CachedTargets
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
-from jaxkd.runtime import devices as mapping
+from jaxkd.runtime import mapping
 from jaxkd.train.packed_metrics import PackedMetrics, pack
 from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Reporter
@@ -214,7 +214,7 @@ class Dispatch:
       return state, pack(metrics)
 
     self._by_count = {
-      count: mapping.map_training_step(packed, devices, frozen=frozen, together=count)
+      count: mapping.map_training_step(packed, devices, frozen=frozen, steps_per_call=count)
       for count in {1, self._together}
     }
 
@@ -225,6 +225,6 @@ class Dispatch:
     within = done % self._steps_per_epoch
     starts = within % self._together == 0 and within + self._together <= self._steps_per_epoch
     count = self._together if starts else 1
-    fed = mapping.shard_together([self._feed.next() for _ in range(count)], self._devices)
+    fed = mapping.shard_steps([self._feed.next() for _ in range(count)], self._devices)
     state, results = self._by_count[count](state, fed, resident)
     return state, results, count

@@ -14,7 +14,7 @@ import numpy as np
 from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.networks import frozen
-from jaxkd.runtime import devices as mapping
+from jaxkd.runtime import mapping, processes
 from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluate import Scores, make_evaluator
@@ -233,10 +233,10 @@ class PhaseRun:
     steps.monitor.push(results)
 
     may_agree = jax.process_count() == 1 or self.done % _AGREE_EVERY < made
-    stopping = may_agree and mapping.any_process(self._stop.requested)
+    stopping = may_agree and processes.any_process(self._stop.requested)
     at_end = self.done == self._phase.steps
     time_is_up = time.monotonic() - self._saved_at >= self._options.checkpoint_seconds
-    saving = stopping or at_end or (may_agree and mapping.agree(time_is_up))
+    saving = stopping or at_end or (may_agree and processes.agree(time_is_up))
     epoch, within = divmod(self.done, self._phase.steps_per_epoch)
     if saving or within == 0:
       steps.monitor.drain()
@@ -293,7 +293,7 @@ class PhaseRun:
     """Wait for the last checkpoint, and choose the participants."""
     self.checkpoints.wait()
     self._stop.end()
-    if mapping.any_process(self._stop.requested):
+    if processes.any_process(self._stop.requested):
       self._reporter.phase_ended(self._phase.name)
       raise Interrupted(f"{self._phase.name}, after its last update")
     keeps_best = self._phase.keep == "best" and self.best

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from jaxkd.errors import ConfigError
-from jaxkd.runtime import devices as mapping
+from jaxkd.runtime import mapping
 from jaxkd.train.packed_metrics import unpack
 from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Reporter, Row

@@ -9,7 +9,7 @@ from typing import Any
 import optax
 
 from jaxkd.errors import ConfigError, check_file_name
-from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train.expected import Expected
 from jaxkd.train.state import TrainState
 from jaxkd.train.step import (

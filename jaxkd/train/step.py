@@ -1,6 +1,6 @@
 """The training step of every scheme, and the evaluation step.
 
-Both are per-device functions with a named axis; `jaxkd.runtime.devices` maps them.
+Both are per-device functions with a named axis; `jaxkd.runtime.mapping` maps them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Schemes of a loss alone, whose targets are given in place of images, to be split in halves."""
+"""Schemes with only a loss, whose targets are the batch's images, for tests of split losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxkd.types import Aux, Batch, Context, Scheme, Terms
 
 
 def scheme_of(loss):
-  """A scheme of loss(what the student learns, targets, context) -> scalar or Terms."""
+  """A scheme of loss(the student's parameters, targets, context) -> scalar or Terms."""
 
   def of_scheme(learning, participants, batch, targets, context):
     found = loss(learning["student"], targets, context)
@@ -46,7 +46,7 @@ def normal(*shape, seed=0, dtype=np.float32):
 
 
 def assert_close(got, want, tolerance=1e-6):
-  """The same tree, each array to a tolerance relative to its largest value."""
+  """Compare trees; each array with a tolerance relative to its largest value."""
   assert jax.tree.structure(got) == jax.tree.structure(want)
   paths = jax.tree.leaves_with_path(want)
   for a, (path, b) in zip(jax.tree.leaves(got), paths, strict=True):

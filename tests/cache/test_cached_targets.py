@@ -1,4 +1,4 @@
-"""Targets that are computed once are those that would be computed every time."""
+"""Training with cached targets equals training that computes them in every step."""
 
 import dataclasses
 
@@ -13,15 +13,15 @@ from jaxkd.data import ArrayExamples, normalize
 from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
 from jaxkd.methods import Distillation, per_example
-from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import Silent, TrainOptions, train_phase
 from jaxkd.types import Output
 from tests.models.drawn import drawn
 from tests.tiny import TinyNet, batch, examples, phase
 
 
-class Heard(Silent):
-  """Keeps what was told."""
+class Recorder(Silent):
+  """Records the messages."""
 
   def __init__(self):
     self.lines = []
@@ -69,40 +69,38 @@ def uncached(tmp_path_factory):
 
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_a_run_that_reads_its_targets_back_is_the_run_that_computes_them(
-  devices, uncached, tmp_path
-):
-  heard = Heard()
-  cached = train(tmp_path, taught(KD, AT), devices=devices, cached_targets=True, reporter=heard)
+def test_cached_targets_train_the_same_weights(devices, uncached, tmp_path):
+  recorder = Recorder()
+  cached = train(tmp_path, taught(KD, AT), devices=devices, cached_targets=True, reporter=recorder)
   assert_close(uncached, cached)
-  [line] = heard.lines
+  [line] = recorder.lines
   assert line.startswith("alone: targets of 2 views of 20 examples, ")
   assert "on each device" in line
   assert not (tmp_path / "targets").exists()
 
 
-def test_what_devices_cannot_hold_is_read_from_disk_and_used_again(uncached, tmp_path):
-  heard = Heard()
-  options = {"cached_targets": True, "resident_bytes": 0, "reporter": heard}
+def test_targets_beyond_device_memory_are_read_from_disk_and_reused(uncached, tmp_path):
+  recorder = Recorder()
+  options = {"cached_targets": True, "resident_bytes": 0, "reporter": recorder}
   assert_close(uncached, train(tmp_path, taught(KD, AT), **options))
-  # After a first half, the second half finds the targets there.
+  # A later run finds the stored targets.
   before = {p: p.stat().st_mtime_ns for p in (tmp_path / "targets").iterdir()}
   assert len(before) == 2
   for checkpoint in (tmp_path / "checkpoints").iterdir():
     checkpoint.rename(tmp_path / checkpoint.name)
   assert_close(uncached, train(tmp_path, taught(KD, AT), **options))
   assert {p: p.stat().st_mtime_ns for p in (tmp_path / "targets").iterdir()} == before
-  assert len(heard.lines) == 1
-  assert f"in {tmp_path / 'targets'}" in heard.lines[0]
+  assert len(recorder.lines) == 1
+  assert f"in {tmp_path / 'targets'}" in recorder.lines[0]
 
 
 @pytest.mark.long
-def test_targets_of_another_teacher_are_not_used_again(tmp_path):
+def test_targets_of_another_teacher_are_not_reused(tmp_path):
   options = {"cached_targets": True, "resident_bytes": 0, "epochs": 1}
   train(tmp_path / "one", taught(KD), **options)
   (tmp_path / "other").mkdir()
   (tmp_path / "one" / "targets").rename(tmp_path / "other" / "targets")
-  heard = Heard()
+  recorder = Recorder()
   train_phase(
     phase(
       scheme=taught(KD),
@@ -114,13 +112,13 @@ def test_targets_of_another_teacher_are_not_used_again(tmp_path):
     ),
     directory=tmp_path / "other" / "checkpoints",
     devices=jax.local_devices()[:1],
-    reporter=heard,
+    reporter=recorder,
     options=TrainOptions(targets=tmp_path / "other" / "targets"),
   )
-  assert len(heard.lines) == 1
+  assert len(recorder.lines) == 1
 
 
-def test_targets_of_other_images_or_another_normalisation_are_not_used_again(tmp_path):
+def test_targets_of_other_images_or_normalisation_are_not_reused(tmp_path):
   options = {"cached_targets": True, "resident_bytes": 0, "epochs": 1}
   train(tmp_path, taught(KD), **options)
 
@@ -128,16 +126,16 @@ def test_targets_of_other_images_or_another_normalisation_are_not_used_again(tmp
     return dataclasses.replace(batch, images=normalize(batch.images, (0.2,), (0.5,)))
 
   def trained(name, **changes):
-    heard = Heard()
+    recorder = Recorder()
     found = train(
       tmp_path / name,
       taught(KD),
-      reporter=heard,
+      reporter=recorder,
       prepare_training=lambda keys, batch: brighter(batch),
       prepare_evaluation=brighter,
       **changes,
     )
-    return found, heard.lines
+    return found, recorder.lines
 
   expected, _ = trained("uncached", epochs=1)
   (tmp_path / "other").mkdir()
@@ -148,7 +146,7 @@ def test_targets_of_other_images_or_another_normalisation_are_not_used_again(tmp
 
 
 @pytest.mark.long
-def test_a_batch_in_parts_reads_each_part_s_targets(tmp_path):
+def test_accumulation_reads_the_targets_of_each_part(tmp_path):
   options = {"accumulate": 2, "devices": 1}
   plain = train(tmp_path / "plain", taught(KD, AT), **options)
   assert_close(plain, train(tmp_path / "cached", taught(KD, AT), cached_targets=True, **options))
@@ -167,7 +165,7 @@ def test_simkd_s_features_are_read_back(tmp_path):
   assert_close(plain, train(tmp_path / "cached", scheme, cached_targets=True))
 
 
-def test_a_view_is_the_same_whenever_and_wherever_an_example_comes():
+def test_views_depend_on_example_and_epoch_alone():
   seen = {}
   rng = jax.random.key_data(jax.random.key(0))
   one = dataclasses.replace(batch(4), images=examples(4).images)
@@ -185,7 +183,7 @@ def test_a_view_is_the_same_whenever_and_wherever_an_example_comes():
   assert any(not np.array_equal(seen[e, 0][0], seen[e, 1][0]) for e in range(4))
 
 
-def test_targets_of_learners_are_refused(tmp_path):
+def test_targets_from_a_trained_network_are_an_error(tmp_path):
   plain = taught(KD)
 
   def targets(participants, batch):
@@ -200,7 +198,7 @@ def test_targets_of_learners_are_refused(tmp_path):
   )
 
 
-def test_targets_that_devices_cannot_hold_need_a_directory(tmp_path):
+def test_targets_beyond_device_memory_need_a_directory(tmp_path):
   options = {"views": 2, "cached_targets": True, "resident_bytes": 0}
   with pytest.raises(ConfigError, match="targets=None: expected a directory"):
     train_phase(
@@ -211,7 +209,7 @@ def test_targets_that_devices_cannot_hold_need_a_directory(tmp_path):
     )
 
 
-def test_targets_that_mix_examples_are_refused(tmp_path):
+def test_targets_that_mix_examples_are_an_error(tmp_path):
   plain = taught(KD)
 
   def targets(participants, batch):
@@ -222,7 +220,7 @@ def test_targets_that_mix_examples_are_refused(tmp_path):
     train(tmp_path, plain._replace(targets=targets), cached_targets=True)
 
 
-def test_unlabelled_examples_keep_their_weight_where_devices_hold_them(tmp_path):
+def test_unlabelled_examples_have_the_same_weights_on_devices(tmp_path):
   whole = examples(20)
   hidden = whole.hide_labels(np.arange(0, 20, 2))
   assert isinstance(hidden, ArrayExamples)

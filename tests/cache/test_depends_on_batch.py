@@ -1,4 +1,4 @@
-"""Whether other examples change what is computed of one."""
+"""`depends_on_batch` detects outputs that depend on other examples or on the place."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tests.cache.split_losses import batch_of, normal
 
 
 @pytest.mark.parametrize("size", [2, 5, 6])
-def test_company_that_matters_is_found_also_where_order_does_not(size):
+def test_dependence_is_detected_even_where_order_does_not_matter(size):
   batch = batch_of(normal(size, 3))
   assert not depends_on_batch(lambda b: [np.sin(b.images), b.indices], batch)
   # Batch statistics are the same in any order.

@@ -1,4 +1,4 @@
-"""The cheapest cut, against all cuts of small graphs."""
+"""The minimum cut, compared with all cuts of small graphs."""
 
 import itertools
 
@@ -12,7 +12,7 @@ EDGES = [(a, b) for a in NODES for b in NODES if a != b]
 
 
 @given(st.dictionaries(st.sampled_from(EDGES), st.integers(0, 5), max_size=14))
-def test_no_cut_is_cheaper_and_none_as_cheap_is_nearer_to_the_sink(prices):
+def test_the_cut_is_minimal_and_the_nearest_to_the_sink(prices):
   source, sink = 0, 5
 
   def price(far):
@@ -31,7 +31,7 @@ def test_no_cut_is_cheaper_and_none_as_cheap_is_nearer_to_the_sink(prices):
   assert all(found <= far for far in cuts if price(far) == cheapest)
 
 
-def test_an_edge_given_twice_costs_both_prices():
+def test_prices_of_repeated_edges_add_up():
   graph = PricedGraph()
   graph.connect("a", "b", 2)
   graph.connect("a", "b", 2)

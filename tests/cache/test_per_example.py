@@ -19,12 +19,12 @@ from tests.cache.split_losses import (
 )
 from tests.methods.one_step import jit
 
-# As many examples as every other axis is long: an axis cannot be told by its size.
+# All axes have this length: the examples' axis cannot be recognised by its size.
 N = 3
 
 
 def split(function, *targets, operations_per_byte=1):
-  """The halves of w * function(targets); a byte costs little, so that the first half is long."""
+  """Split w * function(targets); bytes are cheap, so that the first part is as long as possible."""
   scheme = scheme_of(lambda learned, seen, _: jnp.sum(learned["w"] * function(*seen)))
   participants = participants_of({"w": jnp.float32(1.5)})
   found = split_loss(
@@ -67,19 +67,19 @@ KEEP = {
 
 
 @pytest.mark.parametrize("name", KEEP)
-def test_what_keeps_examples_apart_is_of_the_first_half(name):
-  # Summed last: a first half that goes so far stores one number of each.
+def test_per_example_operations_are_precomputed(name):
+  # If everything up to the sum is precomputed, one number per example is stored.
   found, *_ = split(lambda x: jnp.sum(KEEP[name](x) * 1.0), normal(N, 3, 3))
   assert [s.shape for s in found.stored] == [(N,)]
 
 
-def test_both_halves_of_what_keeps_examples_apart_make_the_whole():
+def test_both_parts_of_per_example_operations_give_the_whole():
   x = normal(N, 3, 3)
   batch, context_ = batch_of((x,)), context()
   parts = {name: split(lambda x, f=f: jnp.sum(f(x) * 1.0), x) for name, f in KEEP.items()}
 
   @jit
-  def halved(stored):
+  def from_cache(stored):
     return {
       name: found.loss_from_cache(
         {"student": {"w": jnp.float32(1.5)}}, people, batch, stored[name], context_
@@ -89,7 +89,7 @@ def test_both_halves_of_what_keeps_examples_apart_make_the_whole():
 
   stored = jit(lambda x: {name: found.precompute((x,)) for name, (found, *_) in parts.items()})(x)
   whole = jit(lambda x: {name: 1.5 * jnp.sum(f(x) * 1.0) for name, f in KEEP.items()})(x)
-  assert_close({name: value for name, (value, _) in halved(stored).items()}, whole, 2e-6)
+  assert_close({name: value for name, (value, _) in from_cache(stored).items()}, whole, 2e-6)
 
 
 def _by_place(x):
@@ -126,12 +126,12 @@ MIX = {
 
 
 @pytest.mark.parametrize("name", MIX)
-def test_what_mixes_examples_or_asks_for_their_place_ends_the_first_half(name):
+def test_operations_that_mix_examples_are_not_precomputed(name):
   x = normal(N, 3, 3)
 
   def function(x):
     rows = jnp.sum(x, 2, keepdims=True) + jnp.zeros((1, 1, 3))
-    # Taken to be per example, it would be summed up to one number of each.
+    # If taken for per example, one number per example would be stored.
     return jnp.sum(jnp.sin(MIX[name](rows)))
 
   found, *_ = split(function, x)
@@ -170,7 +170,7 @@ def _product(draw, x):
 
 
 def _merged(draw, x):
-  # Moved between the reshapes, the axes are others afterwards, though they look the same.
+  # After a shift between the reshapes the axes are different ones, of the same sizes.
   shift = draw(st.integers(0, 1))
   return lambda x: jnp.roll(x.reshape(-1), shift).reshape(x.shape)
 
@@ -197,7 +197,7 @@ STEPS = [
 
 @st.composite
 def functions(draw):
-  """A chain of operations on an array all of whose axes are equally long."""
+  """A chain of operations on an array whose axes all have the same length."""
   x, steps = jax.ShapeDtypeStruct((N, 3, 3), jnp.float32), []
   for _ in range(draw(st.integers(1, 5))):
     step = draw(st.sampled_from(STEPS))(draw, x)
@@ -205,7 +205,7 @@ def functions(draw):
     x = jax.eval_shape(step, x)
 
   def function(x):
-    # The values in between are looked at, too, each by the second half.
+    # The second part also uses every value in between.
     total = 0.0
     for step in steps:
       x = step(x)
@@ -215,7 +215,7 @@ def functions(draw):
   return function
 
 
-def check_alike(function, order, seed):
+def check_precomputed(function, order, seed):
   x, order = normal(N, 3, 3, seed=seed), np.array(order)
   found, scheme, participants = split(function, x)
   stored = found.precompute((x,))
@@ -232,12 +232,12 @@ def check_alike(function, order, seed):
 
 @settings(max_examples=8)
 @given(functions(), st.permutations(range(N)), st.integers(0, 100))
-def test_the_first_half_of_any_function_is_alike_in_any_order_and_company(function, order, seed):
-  check_alike(function, order, seed)
+def test_precomputed_values_depend_on_one_example_alone(function, order, seed):
+  check_precomputed(function, order, seed)
 
 
 @pytest.mark.long
 @settings(max_examples=150)
 @given(functions(), st.permutations(range(N)), st.integers(0, 100))
-def test_the_first_half_of_many_functions_is_alike_in_any_order_and_company(function, order, seed):
-  check_alike(function, order, seed)
+def test_precomputed_values_of_many_functions_depend_on_one_example_alone(function, order, seed):
+  check_precomputed(function, order, seed)

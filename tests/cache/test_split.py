@@ -1,4 +1,4 @@
-"""A loss in two halves is the same loss, and stores what the method's formula says it needs."""
+"""A split loss equals the whole loss, and stores what the method's formula needs."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ AXIS = "devices"
 
 
 def split(loss, learned, targets, **options):
-  """The halves of loss(student's Output, targets)."""
+  """Split loss(student's Output, targets)."""
   scheme = scheme_of(lambda student, targets, _: loss(student, targets))
   people = participants_of(learned)
   return split_loss(scheme, people, batch_of(targets), context(), **options)
@@ -132,13 +132,13 @@ STORED = {
 
 
 def counted(array):
-  """("float32", 6) of "float32[2, 3]": arrays may be stored in another shape."""
+  """Parse "float32[2, 3]" to ("float32", 6), as arrays may be stored in another shape."""
   dtype, _, shape = array.removesuffix("]").partition("[")
   return dtype, int(np.prod([int(n) for n in shape.split(",") if n], dtype=int))
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_what_is_stored_is_what_the_formula_needs_of_the_teacher(name):
+def test_stored_arrays_are_those_that_the_formula_needs(name):
   loss, student, teacher, expected = STORED[name]
   found = split(loss, student, teacher)
   each = [(str(s.dtype), int(np.prod(s.shape[1:], dtype=int))) for s in found.stored]
@@ -149,7 +149,7 @@ def test_what_is_stored_is_what_the_formula_needs_of_the_teacher(name):
   assert row.startswith(f"| {name} | {found.bytes_of_targets} | {stored} | ")
 
 
-def test_a_loss_and_its_metric_store_what_they_share_once():
+def test_a_value_that_a_loss_and_its_metric_share_is_stored_once():
   def loss(student, teacher):
     attention = losses.attention_map(teacher)
     again = losses.attention_map(teacher)
@@ -159,28 +159,28 @@ def test_a_loss_and_its_metric_store_what_they_share_once():
   assert [s.shape for s in found.stored] == [(4, 8, 8)]
 
 
-def test_of_neuron_selectivity_the_maps_are_stored_and_the_teachers_own_term_as_one_number():
+def test_neuron_selectivity_stores_the_maps_and_the_teacher_term_as_one_number():
   loss = functools.partial(losses.neuron_selectivity_transfer, stages=("stage2",))
   found = split(loss, TEACHER, TEACHER)
   sizes = sorted(int(np.prod(s.shape[1:], dtype=int)) for s in found.stored)
-  # Besides at most one number of each channel, its norm; not the 16 x 16 products of channels.
+  # In addition at most one number per channel, its norm; not the 16 x 16 products of channels.
   assert sizes[0] == 1 and sizes[-1] == 8 * 8 * 16
   assert sum(sizes) <= 1 + 16 + 8 * 8 * 16
 
 
-def test_of_activation_boundaries_no_more_is_stored_than_the_stages_compared():
+def test_activation_boundaries_store_no_more_than_the_compared_stages():
   found = split(AB, TEACHER, TEACHER)
   assert {s.shape for s in found.stored} == {(4, 16, 16, 8), (4, 8, 8, 16)}
   assert found.bytes_stored <= 4 * (16 * 16 * 8 + 8 * 8 * 16)
 
 
-def test_a_matrix_larger_than_what_it_is_made_of_is_computed_again():
+def test_a_matrix_larger_than_its_factors_is_computed_again():
   def loss(student, teacher):
     return jnp.sum(student * jnp.einsum("bi,bj->bij", teacher, teacher))
 
   found = split(loss, normal(4, 9, 9), normal(4, 9))
   assert [s.shape for s in found.stored] == [(4, 9)]
-  # Unless bytes are cheap.
+  # With free bytes, the matrix is stored.
   cheap = split(loss, normal(4, 9, 9), normal(4, 9), operations_per_byte=0)
   assert [s.shape for s in cheap.stored] == [(4, 9, 9)]
 
@@ -193,7 +193,7 @@ def sevenfold(x):
 sevenfold.defvjp(lambda x: (jnp.sin(x), None), lambda _, g: (7.0 * g,))
 
 
-def test_a_number_among_the_results_comes_back_as_an_array():
+def test_numbers_among_the_results_are_returned_as_arrays():
   base = scheme_of(lambda s, t, c: jnp.mean(s["w"] * t))
 
   def loss(*arguments):
@@ -209,7 +209,7 @@ def test_a_number_among_the_results_comes_back_as_an_array():
 
 
 def everything(learned, teacher, context):
-  """A loss with all that a trace must keep: rules, keys, loops, collectives, a Python zero."""
+  """A loss with custom rules, keys, loops, collectives and a Python zero."""
   axis = context.axis_name
   y = jax.checkpoint(jnp.tanh)(sevenfold(learned["w"]) * jnp.ones((4, 1)))
   y = y + jax.random.normal(context.rng, y.shape) * jnp.sqrt(context.step)
@@ -224,7 +224,7 @@ def everything(learned, teacher, context):
 
 
 def compared(scheme, participants, batch, found, context):
-  """((loss, Aux), gradients) by the halves, and by the loss from its targets."""
+  """Return ((loss, Aux), gradients) of the split loss and of the whole loss."""
   learning = select(participants, scheme.learners)
   targets = lax.stop_gradient(scheme.targets(participants, batch))
   results = (
@@ -238,7 +238,7 @@ def compared(scheme, participants, batch, found, context):
 
 
 def without_zeros(tree, zeros):
-  """Python zeros do not pass through jit: they are checked while tracing."""
+  """Remove Python zeros, which do not pass through jit, and record them for a check."""
   zeros.append([leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.Array)])
   return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
 
@@ -252,7 +252,7 @@ long = pytest.mark.long
 @pytest.mark.parametrize(
   "mapped", [pytest.param("", marks=long), pytest.param("vmap", marks=long), "pmap"]
 )
-def test_halves_keep_rules_keys_loops_collectives_and_python_zeros(mapped, inside):
+def test_split_keeps_rules_keys_loops_collectives_and_python_zeros(mapped, inside):
   axis = AXIS if mapped else None
   scheme, people = scheme_of(everything), participants_of({"w": normal(1, 5)})
   teacher, zeros = normal(2, 4, 5), []
@@ -280,7 +280,7 @@ def test_halves_keep_rules_keys_loops_collectives_and_python_zeros(mapped, insid
   assert_close(got, want)
 
 
-def test_examples_along_the_first_axis_are_needed_and_named():
+def test_targets_without_examples_along_the_first_axis_are_an_error():
   people = participants_of({"w": normal(5)})
   scheme = scheme_of(lambda s, t, c: jnp.sum(s["w"]))
   targets = {"logits": normal(4, 5), "mean": normal(5)}
@@ -290,7 +290,7 @@ def test_examples_along_the_first_axis_are_needed_and_named():
     split_loss(scheme, people, batch_of(targets, 4), context())
 
 
-def test_other_shapes_than_were_traced_are_named():
+def test_shapes_other_than_traced_are_an_error():
   scheme, people = scheme_of(everything), participants_of({"w": normal(1, 5)})
   batch, learning = batch_of(normal(4, 5)), {"student": {"w": normal(1, 5)}}
   found = split_loss(scheme, people, batch, context())
@@ -314,7 +314,7 @@ def test_other_shapes_than_were_traced_are_named():
     jax.vmap(on_two, axis_name=AXIS)(jnp.arange(2))
 
 
-def test_targets_that_come_from_a_learner_are_known_by_the_variables_they_read():
+def test_reads_and_changing_name_the_variables_behind_the_targets():
   def scheme_with(targets):
     scheme = scheme_of(lambda s, t, c: jnp.mean(jnp.square(s["own"] - t["used"])))
     return scheme._replace(targets=targets, learners=("student/own",))
@@ -346,7 +346,7 @@ def test_targets_that_come_from_a_learner_are_known_by_the_variables_they_read()
   assert changing == ("participants['student']['params']['own']",)
 
 
-def test_statistics_that_learners_change_are_no_ground_for_targets():
+def test_batch_statistics_of_learners_are_changing():
   people = {"student": {"params": {"w": normal(5)}, "batch_stats": {"mean": normal(5)}}}
   base = scheme_of(lambda s, t, c: jnp.mean(jnp.sum(s["w"]) * t))
 
@@ -381,7 +381,7 @@ def prepared(stage):
 @pytest.mark.parametrize(
   "variant", ["kd", *(pytest.param(v, marks=long) for v in ON_TWO_STAGES if v != "kd")]
 )
-def test_both_halves_of_a_methods_loss_are_the_loss(tiny_models, variant):
+def test_split_loss_of_a_method_equals_the_loss(tiny_models, variant):
   for stage in taught(variant):
     scheme, batch, zeros = stage.scheme, prepared(stage), []
     people = drawn(scheme, batch)
@@ -399,7 +399,7 @@ def test_both_halves_of_a_methods_loss_are_the_loss(tiny_models, variant):
 
 @long
 @pytest.mark.parametrize("variant", ON_TWO_STAGES)
-def test_both_halves_of_every_methods_loss_are_the_loss_on_two_devices(tiny_models, variant):
+def test_split_loss_of_every_method_equals_the_loss_on_two_devices(tiny_models, variant):
   for stage in taught(variant, sync_batch_norm=True):
     scheme, batch, zeros = stage.scheme, prepared(stage), []
     people = drawn(scheme, batch)

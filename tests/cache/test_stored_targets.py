@@ -1,4 +1,4 @@
-"""Targets on disk are used again only as they were written."""
+"""Stored targets are read back as written, and damage is detected."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def file(tmp_path):
   return tmp_path / "targets.array_record"
 
 
-def test_they_are_read_by_number(file):
+def test_records_are_read_by_number(file):
   kept = StoredTargets(file.parent, SHAPES, "about")
   assert kept.complete
   (found,) = kept.read(np.array([7, 39, 0]))
@@ -31,9 +31,9 @@ def test_a_truncated_file_is_not_complete(file):
   assert not StoredTargets(file.parent, SHAPES, "about").complete
 
 
-def test_a_flipped_bit_is_named_and_what_it_is_in_computed_anew(file):
+def test_a_flipped_bit_is_an_error_and_invalidates_the_file(file):
   data = bytearray(file.read_bytes())
-  data[len(data) // 4] ^= 4  # the end is filled up with nothing
+  data[len(data) // 4] ^= 4  # the end is padding
   file.write_bytes(data)
   kept = StoredTargets(file.parent, SHAPES, "about")
   assert kept.complete

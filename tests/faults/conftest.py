@@ -1,4 +1,4 @@
-"""A finished run, which others are compared with."""
+"""A finished run, for comparison."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.faults.digits_runs import alone
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """(folder of data and programs, a finished run's workdir)."""
+  """(folder of data and compiled programs, work directory of a finished run)."""
   folder = tmp_path_factory.mktemp("whole")
   done = alone(folder / "run", folder)
   assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Short runs of the real script on the digits, and whether two of them ended in the same bits."""
+"""Short runs of the real script on the digits, and their comparison bit by bit."""
 
 import contextlib
 import json
@@ -26,12 +26,12 @@ SMALL = [
   "--config.student.model=mlp",
   "--config.student.epochs=2",
 ]
-# Every run is short: the compiler's time is what counts.
+# Runs are short: most of their time is compilation.
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def start(workdir: pathlib.Path, *flags: str, method: str = "kd", home=None) -> subprocess.Popen:
-  """The script; data and compiled programs are kept in `home`, by default beside `workdir`."""
+  """Start the script; data and compiled programs are in `home`, by default beside `workdir`."""
   home = home or workdir.parent / "home"
   command = [sys.executable, "experiments/train.py", f"--config=configs/digits.py:{method}"]
   command += [f"--workdir={workdir}", f"--config.data.directory={home}/tfds", *SMALL, *flags]
@@ -42,33 +42,33 @@ def start(workdir: pathlib.Path, *flags: str, method: str = "kd", home=None) -> 
 
 
 def alone(workdir: pathlib.Path, home: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
-  """The end of a run as short as can be, of one student that learns from labels."""
+  """Run the shortest experiment to its end: one student, trained on labels."""
   small = "--config.student.model=resnet8_w4"
   process = start(workdir, small, *flags, method="alone", home=home)
   with ended_after(process):
-    said = process.communicate(timeout=900)
-  return subprocess.CompletedProcess(process.args, process.returncode, *said)
+    outputs = process.communicate(timeout=900)
+  return subprocess.CompletedProcess(process.args, process.returncode, *outputs)
 
 
 def start_two(workdir: pathlib.Path, *flags: str, **options) -> list[subprocess.Popen]:
-  """One run by two processes on this machine."""
+  """Start one run by two processes on this machine."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
-  together = [*flags, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-  return [start(workdir, *together, f"--process_id={i}", **options) for i in (0, 1)]
+  shared = [*flags, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+  return [start(workdir, *shared, f"--process_id={i}", **options) for i in (0, 1)]
 
 
 def finish(*runs: subprocess.Popen) -> list[str]:
-  """Waits for runs that must end well; what each said."""
-  said = [run.communicate(timeout=900) for run in runs]
-  assert not any(run.returncode for run in runs), said
-  return [out for out, _ in said]
+  """Wait for runs that must succeed; return their outputs."""
+  outputs = [run.communicate(timeout=900) for run in runs]
+  assert not any(run.returncode for run in runs), outputs
+  return [out for out, _ in outputs]
 
 
 @contextlib.contextmanager
 def ended_after(*runs: subprocess.Popen):
-  """Leaves none of them behind, whatever happens."""
+  """Kill the processes at the end of the block."""
   try:
     yield
   finally:
@@ -80,9 +80,9 @@ def ended_after(*runs: subprocess.Popen):
 
 
 def assert_same_bits(one: pathlib.Path, other: pathlib.Path) -> None:
-  """Summaries but for times, histories, bundles, and everything in the last checkpoints."""
-  took = {"seconds": None, "compile_seconds": None}
-  first, second = ({**json.loads((w / "summary.json").read_text()), **took} for w in (one, other))
+  """Compare summaries without times, histories, bundles, and the last checkpoints."""
+  times = {"seconds": None, "compile_seconds": None}
+  first, second = ({**json.loads((w / "summary.json").read_text()), **times} for w in (one, other))
   for summary in (first, second):
     summary["config"]["data"]["directory"] = None
   assert first == second

@@ -1,7 +1,7 @@
-"""Damaged files: a run goes on from what is good, to the bits of an undamaged one, or says why not.
+"""Damaged files: a run resumes from undamaged ones and ends in the same bits, or prints why not.
 
-A finished run without its summary stands for one that was killed at the very end: whatever is wrong
-with its newest checkpoint, the last step is there to be made again.
+A finished run without its summary represents one that was killed at the very end: whatever is wrong
+with its newest checkpoint, the last step can be repeated.
 """
 
 import itertools
@@ -46,7 +46,7 @@ def files(folder):
 
 
 def kinds(newest):
-  """One file of each kind in a checkpoint, the largest: those with random names are of one kind."""
+  """Return the largest file of each kind in a checkpoint; files with random names are one kind."""
   found = {}
   for file in sorted(files(newest), key=lambda file: file.stat().st_size):
     name = file.relative_to(newest).as_posix()
@@ -55,12 +55,11 @@ def kinds(newest):
 
 
 def test_a_damaged_file_of_the_newest_checkpoint(whole, unfinished, record_property):
-  """Every kind of file in every way, a real run for each, in one workdir after the other."""
+  """Every kind of file is damaged, with a real run for each; the ways of damage take turns."""
   folder, workdir = unfinished
   newest = workdir / "checkpoints" / "alone" / "6"
   pristine = workdir.with_name("pristine")
   shutil.copytree(workdir, pristine)
-  # Every file is damaged in one way, and ways take turns.
   tries = list(zip(kinds(newest), itertools.cycle(HARMS), strict=False))
   fell_back, unharmed = 0, 0
   for name, harm in tries:

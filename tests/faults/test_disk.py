@@ -1,4 +1,4 @@
-"""A disk that is full, or read only: the run says so in one line, and goes on when it can."""
+"""A full or read-only disk: the run ends with one line, and resumes when it can write again."""
 
 import pathlib
 import shutil
@@ -17,7 +17,7 @@ def mounted(*arguments):
 
 @pytest.fixture
 def disk(tmp_path):
-  """A disk of a few kilobytes, where one may be mounted."""
+  """A disk of a few kilobytes; the test is skipped where mounting is not permitted."""
   place = tmp_path / "disk"
   place.mkdir()
   if not mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", place):
@@ -27,41 +27,41 @@ def disk(tmp_path):
 
 
 def size(folder):
-  """Kilobytes that a disk needs for a folder."""
+  """Return the kilobytes that a folder takes on a disk."""
   return int(subprocess.run(["du", "-sk", str(folder)], capture_output=True).stdout.split()[0])
 
 
-def news(done):
-  """Standard error without orbax's word on clearing away what an earlier run left half saved."""
+def errors_of(done):
+  """Return standard error without orbax's lines about removing unfinished saves."""
   lines = done.stderr.splitlines()
   return [line for line in lines if "Removing existing directory since it is not fin" not in line]
 
 
 def test_a_disk_that_fills_up(whole, disk, record_property):
-  """With ever more room, the same command gets ever further."""
+  """With more and more space, the same command gets further and further."""
   folder, finished = whole
   workdir = disk / "run"
-  told = []
+  written = []
   # Too little for a checkpoint, for a second one, and for a third beside the two that are kept.
   for room in (40, 400, 650, 8 * size(finished)):
     assert mounted("-o", f"remount,size={room}k", disk)
     done = alone(workdir, folder)
     if done.returncode == 0:
       break
-    assert (done.returncode, len(news(done))) == (1, 1), done.stderr
-    (line,) = news(done)
+    assert (done.returncode, len(errors_of(done))) == (1, 1), done.stderr
+    (line,) = errors_of(done)
     assert line.startswith(f"error: {'checkpoints in ' if 'checkpoints in' in line else ''}{disk}")
     assert line.endswith("cannot be written: No space left on device"), line
-    told.append(line.split(str(workdir))[1].split(" cannot")[0])
+    written.append(line.split(str(workdir))[1].split(" cannot")[0])
   assert done.returncode == 0
   assert_same_bits(finished, workdir)
-  assert len(told) == 3
+  assert len(written) == 3
   record_property("fault", "the disk is full")
-  record_property("tries", len(told))
+  record_property("tries", len(written))
   record_property(
     "outcome",
-    f"{len(told)} ended in one line, status 1 (writing {', '.join(sorted(set(told)))}); with room "
-    "the same command went on to the same bits",
+    f"{len(written)} ended in one line, status 1 (writing {', '.join(sorted(set(written)))}); with "
+    "room the same command went on to the same bits",
   )
 
 

@@ -1,4 +1,4 @@
-"""A run killed at any moment goes on, and ends in the bits of the run that was left in peace."""
+"""A run killed at random moments resumes, and ends in the bits of an undisturbed run."""
 
 import collections
 import random
@@ -12,12 +12,12 @@ from tests.faults.digits_runs import assert_same_bits, ended_after, finish, star
 pytestmark = pytest.mark.faults
 
 KILLS = 20
-# Each run is killed so often, then left to end.
+# Kills per run, before it is left to end.
 PER_RUN = 5
 
 
 def where(workdir):
-  """What a run that was just killed had come to."""
+  """Return what a run was doing when it was killed."""
   checkpoints = workdir / "checkpoints"
   if list(checkpoints.glob("*/*tmp*")):
     return "during a save"
@@ -29,7 +29,7 @@ def where(workdir):
 
 
 def seconds_of(workdir):
-  """How long a whole run takes."""
+  """Make a whole run; return its duration in seconds."""
   began = time.monotonic()
   finish(start(workdir))
   return time.monotonic() - began
@@ -39,23 +39,23 @@ def test_sigkill_at_random_moments(tmp_path, record_property):
   record_property("fault", "SIGKILL at a random moment")
   whole, again = tmp_path / "whole" / "run", tmp_path / "whole" / "again"
   cold = seconds_of(whole)
-  warm = seconds_of(again)  # which finds data and programs
+  warm = seconds_of(again)  # data and compiled programs are there
   assert_same_bits(whole, again)
 
   moments = random.Random(8)
   places, resumed, kills = collections.Counter(), 0, 0
   while kills < KILLS:
-    # The first run is killed while it prepares data and compiles, too, in a folder of its own.
+    # The first run has an empty home folder, so it is also killed while preparing and compiling.
     home, seconds = (whole.parent / "home", warm / 2) if resumed else (tmp_path / "home", cold)
     workdir = tmp_path / f"killed{resumed}"
     for _ in range(min(PER_RUN, KILLS - kills)):
       process = start(workdir, home=home)
       with ended_after(process):
         if resumed:
-          process.stdout.readline()  # its first stage begins: imports were killed often enough
+          process.stdout.readline()  # wait for its first stage: the first run covers imports
         time.sleep(moments.uniform(0, seconds))
         if process.poll() is not None:
-          break  # it was quicker than the moment
+          break  # it ended before the moment
         process.send_signal(signal.SIGKILL)
         process.communicate()
       assert process.returncode == -signal.SIGKILL
@@ -65,5 +65,5 @@ def test_sigkill_at_random_moments(tmp_path, record_property):
     assert_same_bits(whole, workdir)
     resumed += 1
   record_property("tries", kills)
-  told = ", ".join(f"{count} {place}" for place, count in sorted(places.items()))
-  record_property("outcome", f"{resumed} runs of {kills} kills ended in the same bits ({told})")
+  counts = ", ".join(f"{count} {place}" for place, count in sorted(places.items()))
+  record_property("outcome", f"{resumed} runs of {kills} kills ended in the same bits ({counts})")

@@ -1,4 +1,4 @@
-"""More devices than cores, slow data, long evaluations, saves all the while; and equal results."""
+"""Runs under load (more devices than cores, slow data, frequent saves), and reproducibility."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.faults
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 1000
-# The real experiment but for its data, of which every read takes its time.
+# The real experiment, with data whose reads are slow.
 LOADED = """
 import dataclasses, pathlib, sys, time
 from absl import logging
@@ -55,7 +55,7 @@ settings.data.update({"directory": sys.argv[1], "crop": 1})
 settings.teacher.update({"model": "mlp", "epochs": 1})
 settings.student.update({"model": "resnet8_w4", "epochs": EPOCHS})
 devices.set_cpu_devices(settings.cpu_devices, settings.batch_size)
-experiment.run(settings, pathlib.Path(sys.argv[2]), Console(), load_data=load_slowly)
+run.run(settings, pathlib.Path(sys.argv[2]), Console(), load_data=load_slowly)
 """
 SMALL = [
   "--config.batch_size=32",
@@ -68,7 +68,7 @@ SMALL = [
   "--config.student.epochs=2",
   "--config.baseline=False",
 ]
-# Of a weight of the size of 1, after 6 updates: sums over devices are taken in another order.
+# For weights of magnitude 1 after 6 updates: sums over devices have another order.
 TOLERANCE = 1e-5
 
 
@@ -77,7 +77,7 @@ def data(tmp_path_factory):
   return tmp_path_factory.mktemp("tfds")
 
 
-def test_eight_devices_on_two_cores_never_wait_for_each_other(data, tmp_path, record_property):
+def test_eight_devices_on_two_cores_do_not_deadlock(data, tmp_path, record_property):
   record_property(
     "fault", f"8 devices on {os.cpu_count()} cores, slow data, long evaluations, saves"
   )
@@ -108,7 +108,7 @@ def test_eight_devices_on_two_cores_never_wait_for_each_other(data, tmp_path, re
 
 
 def trained(workdir, data, *flags):
-  """The student's weights that the real script leaves."""
+  """Run the real script; return the student's weights file."""
   command = [sys.executable, "experiments/train.py", "--config", "configs/digits.py:kd"]
   command += ["--workdir", str(workdir), f"--config.data.directory={data}", *SMALL, *flags]
   environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
@@ -125,14 +125,14 @@ def test_the_same_seed_gives_the_same_bits(data, tmp_path, record_property):
   record_property("tries", 3)
   one, other = (trained(tmp_path / name, data) for name in ("one", "other"))
   changed = trained(tmp_path / "third", data, "--config.seed=1")
-  told = ["other bits", "the same bits"]
-  outcome = f"{told[one == other]}; with another seed {told[one == changed]}"
+  words = ["other bits", "the same bits"]
+  outcome = f"{words[one == other]}; with another seed {words[one == changed]}"
   record_property("outcome", outcome)
   assert one == other
   assert changed != one
 
 
-def test_any_number_of_devices_trains_alike(data, tmp_path, record_property):
+def test_any_number_of_devices_trains_the_same_weights(data, tmp_path, record_property):
   counts = (1, 2, 4, 8)
   record_property("fault", f"{', '.join(map(str, counts))} devices")
   record_property("tries", len(counts))
@@ -146,6 +146,6 @@ def test_any_number_of_devices_trains_alike(data, tmp_path, record_property):
     )
     for n, arrays in found.items()
   }
-  told = ", ".join(f"{difference:.0e} with {n}" for n, difference in furthest.items() if n > 1)
-  record_property("outcome", f"largest difference of a weight from one device's: {told}")
+  each = ", ".join(f"{difference:.0e} with {n}" for n, difference in furthest.items() if n > 1)
+  record_property("outcome", f"largest difference of a weight from one device's: {each}")
   assert max(furthest.values()) < TOLERANCE

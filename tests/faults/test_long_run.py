@@ -1,4 +1,4 @@
-"""Two thousand steps: what grows, is compiled again, or is not given back."""
+"""Two thousand steps: memory, threads and open files do not grow; nothing is compiled again."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.faults
 
 STEPS, PER_EPOCH = 2000, 5  # of 80 images in batches of 16
 EPOCHS = STEPS // PER_EPOCH
-# Of the resident set, from a quarter of the run to its end: a program or a copy of the state that
-# stays after each of its 300 epochs would be more. Orbax keeps about a tenth of a MiB of each save
-# of so many arrays, and what malloc keeps of freed memory varies by a few.
+# Growth of the resident set from a quarter of the run to its end. A program or a copy of the state
+# kept after each of these 300 epochs would be more. Orbax keeps about a tenth of a MiB of each save
+# of so many arrays, and the freed memory that malloc keeps varies by a few MiB.
 TOLERANCE_MIB = 16.0
 
 
@@ -30,11 +30,11 @@ def resident_mib():
 
 
 def open_files():
-  return len(os.listdir("/proc/self/fd")) - 1  # the listing's own
+  return len(os.listdir("/proc/self/fd")) - 1  # without that of the listing itself
 
 
 class Watch(report.Lines):
-  """Notes after every epoch what the process holds."""
+  """Records memory, threads and open files after every epoch."""
 
   def __init__(self, console):
     super().__init__(console)
@@ -65,7 +65,7 @@ def settings_for(directory, epochs):
 
 @pytest.fixture
 def watched(monkeypatch, tmp_path):
-  """watched(epochs): what a run of so many epochs held after each, by its reporter."""
+  """watched(epochs): the reporter of a run of so many epochs, with its records."""
   made = []
 
   def make(epochs):
@@ -84,10 +84,10 @@ def watched(monkeypatch, tmp_path):
   return make
 
 
-def test_two_thousand_steps_hold_no_more_than_five_hundred(watched, record_property):
+def test_two_thousand_steps_need_no_more_memory_than_five_hundred(watched, record_property):
   record_property("fault", f"{STEPS} steps with {EPOCHS} evaluations, saved every two seconds")
   record_property("tries", 1)
-  watched(2)  # what a process needs once: imports, pools of threads
+  watched(2)  # one-time resources: imports, thread pools
   before = threading.active_count(), open_files()
   watch = watched(EPOCHS)
   after = threading.active_count(), open_files()
@@ -95,7 +95,7 @@ def test_two_thousand_steps_hold_no_more_than_five_hundred(watched, record_prope
   early, late = watch.epochs[EPOCHS // 4 : EPOCHS // 2], watch.epochs[-EPOCHS // 4 :]
   grown = statistics.median(e[0] for e in late) - statistics.median(e[0] for e in early[:20])
   compiled = [epoch for epoch in watch.compiled if epoch >= 1]
-  # A save that is under way has some of its own.
+  # A save in progress has some of its own.
   threads, files = (min(e[i] for e in late) - min(e[i] for e in early) for i in (1, 2))
   record_property(
     "outcome",

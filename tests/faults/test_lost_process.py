@@ -1,11 +1,11 @@
-"""Of two processes one is killed: the other says so and ends, and both together go on."""
+"""When one of two processes is killed, the other prints one line and ends; both can resume."""
 
 import signal
 import time
 
 import pytest
 
-from jaxkd.runtime.process import MESSAGE
+from jaxkd.runtime.processes import LOST_PROCESS
 from tests.faults.digits_runs import assert_same_bits, ended_after, finish, start_two
 
 pytestmark = pytest.mark.faults
@@ -38,8 +38,8 @@ def test_one_of_two_processes_is_killed(whole, tmp_path, record_property, victim
     _, errors = runs[1 - victim].communicate(timeout=300)
   seconds = time.monotonic() - since
   assert runs[1 - victim].returncode == 1, errors
-  # Jax or orbax may have had their say before, if they noticed first.
-  assert errors.splitlines()[-1] == MESSAGE
+  # Jax or orbax may print before, if they notice first.
+  assert errors.splitlines()[-1] == LOST_PROCESS
   finish(*start_two(workdir, *FLAGS, method="alone", home=home))
   assert_same_bits(whole, workdir)
   outcome = f"the other ended in a line within {seconds:.0f} s; resumed to the same bits"

@@ -1,7 +1,7 @@
-"""The real command where the loss or the gradient is not finite, by each policy.
+"""The real command with a loss or gradient that is not finite, for each policy.
 
-FSP at its published weight and a rate that is far too high, without a warm-up, ruins its first
-stage within a few steps, as it did on Fashion-MNIST.
+FSP at its published weight, with a rate that is far too high and without warm-up, diverges in its
+first stage within a few steps, as it did on Fashion-MNIST.
 """
 
 import json
@@ -38,7 +38,7 @@ SMALL = [
   "--config.baseline=False",
 ]
 TOO_FAST = ["--config.method.first_epochs=2", "--config.student.learning_rate=3.0"]
-# In place of configs/digits.py: a loss of one's own that has no value at one step.
+# A config file in place of configs/digits.py, whose loss is NaN at one step.
 POISONED = """
 import jax.numpy as jnp
 
@@ -90,7 +90,7 @@ def rows(workdir):
 
 
 def not_finite(workdir):
-  """How many arrays are saved, and the names of those that are not finite."""
+  """Return the number of saved arrays, and the names of those that are not finite."""
   arrays = {}
   for item in workdir.glob("checkpoints/*/[0-9]*/*/_METADATA"):
     tree = ocp.StandardCheckpointer().restore(epath.Path(item.parent.absolute()))
@@ -103,7 +103,7 @@ def not_finite(workdir):
 
 
 def assert_one_error(done):
-  """The one line that the command ended with."""
+  """Check that the command failed with one error line; return the line."""
   assert done.returncode == 1
   assert "Traceback" not in done.stderr
   [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -116,19 +116,19 @@ def test_stop(run, tmp_path, record_property):
   workdir = tmp_path / "run"
   done = run(workdir, *TOO_FAST)
   line = assert_one_error(done)
-  told = re.match(
+  found = re.match(
     r"error: phase 'warmup': step (\d+) of 10 is not finite: .*fsp_feature.* of 'student'.*"
     r"Try a lower learning_rate",
     line,
   )
-  assert told, line
-  step = int(told[1])
+  assert found, line
+  step = int(found[1])
   steps = [int(path.name) for path in (workdir / "checkpoints" / "warmup").glob("[0-9]*")]
   assert max(steps) == step - 1
   count, wrong = not_finite(workdir)
   assert wrong == []
   assert not (workdir / "summary.json").exists()
-  # The same again resumes from what is saved, and comes to the same step.
+  # The same command resumes from the checkpoint and stops at the same step.
   again = assert_one_error(run(workdir, *TOO_FAST))
   assert f"'warmup': step {step} of 10 is not finite" in again
   record_property(
@@ -146,7 +146,7 @@ ROLLBACK = [
 
 @pytest.fixture(scope="module")
 def rolled_back(run, tmp_path_factory):
-  """(what the command said, its workdir) of a run that nothing interrupted."""
+  """(output, work directory) of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp("rollback") / "run"
   done = run(workdir, *ROLLBACK)
   assert done.returncode == 0, done.stderr
@@ -156,9 +156,9 @@ def rolled_back(run, tmp_path_factory):
 def test_rollback(rolled_back, record_property):
   record_property("fault", "FSP diverges, nonfinite=rollback")
   record_property("tries", 1)
-  said, workdir = rolled_back
-  told = [line for line in said.splitlines() if "back to step" in line]
-  assert told and all("fsp_feature" in line or "'student'" in line for line in told)
+  output, workdir = rolled_back
+  lines = [line for line in output.splitlines() if "back to step" in line]
+  assert lines and all("fsp_feature" in line or "'student'" in line for line in lines)
   count, wrong = not_finite(workdir)
   assert wrong == []
   made = rows(workdir)
@@ -166,14 +166,14 @@ def test_rollback(rolled_back, record_property):
   stages = [("warmup", 1), ("warmup", 2), ("distilled", 1), ("distilled", 2)]
   assert epochs == [("teacher", 1), *stages]
   rollbacks = sum(row.get("rollbacks", 0) for row in made if row["epoch"] == 2)
-  assert rollbacks == len(told)
+  assert rollbacks == len(lines)
   accuracy = json.loads((workdir / "summary.json").read_text())["stages"]["distilled"]["accuracy"]
   record_property(
-    "outcome", f"{len(told)} rollbacks, then to the end ({accuracy:.1%}); {count} arrays finite"
+    "outcome", f"{len(lines)} rollbacks, then to the end ({accuracy:.1%}); {count} arrays finite"
   )
 
 
-def test_a_rollback_that_is_killed_is_made_again(
+def test_a_run_killed_after_a_rollback_ends_in_the_same_bits(
   command, run, rolled_back, tmp_path, record_property
 ):
   record_property("fault", "SIGKILL at once after a rollback")
@@ -200,16 +200,16 @@ def test_two_processes_roll_back_together(tmp_path, record_property):
   workdir = tmp_path / "run"
   runs = start_two(workdir, *SMALL, *ROLLBACK, method="fsp")
   with ended_after(*runs):
-    said, silent = finish(*runs)
-  told = [line for line in said.splitlines() if "back to step" in line]
-  assert told and "back to step" not in silent
+    output, silent = finish(*runs)
+  lines = [line for line in output.splitlines() if "back to step" in line]
+  assert lines and "back to step" not in silent
   count, wrong = not_finite(workdir)
   assert wrong == []
   assert [row["stage"] for row in rows(workdir)] == ["teacher", *2 * ["warmup"], *2 * ["distilled"]]
-  record_property("outcome", f"{len(told)} rollbacks, then to the end; {count} arrays finite")
+  record_property("outcome", f"{len(lines)} rollbacks, then to the end; {count} arrays finite")
 
 
-def test_skip_ends_where_nothing_but_skipped_steps_is_left(run, tmp_path, record_property):
+def test_skip_is_an_error_if_a_whole_epoch_is_skipped(run, tmp_path, record_property):
   record_property("fault", "FSP diverges for good, nonfinite=skip")
   record_property("tries", 1)
   workdir = tmp_path / "run"
@@ -225,7 +225,7 @@ def test_skip_ends_where_nothing_but_skipped_steps_is_left(run, tmp_path, record
   )
 
 
-def test_skip_goes_on_after_a_step(run, tmp_path, record_property):
+def test_skip_continues_after_a_skipped_step(run, tmp_path, record_property):
   record_property("fault", "a loss is NaN at one step, nonfinite=skip")
   record_property("tries", 1)
   config = tmp_path / "poisoned.py"
@@ -233,9 +233,9 @@ def test_skip_goes_on_after_a_step(run, tmp_path, record_property):
   workdir = tmp_path / "run"
   done = run(workdir, "--config.nonfinite=skip", config=f"{config}:kd")
   assert done.returncode == 0, done.stderr
-  [told] = [line for line in done.stdout.splitlines() if "such steps are skipped" in line]
-  assert "phase 'distilled': step 8 of 10 is not finite: the term kd_logit, " in told
-  assert "the gradient of 'student'" in told
+  [skipping] = [line for line in done.stdout.splitlines() if "such steps are skipped" in line]
+  assert "phase 'distilled': step 8 of 10 is not finite: the term kd_logit, " in skipping
+  assert "the gradient of 'student'" in skipping
   skipped = {(row["stage"], row["epoch"]): row.get("skipped", 0) for row in rows(workdir)}
   assert skipped == {("teacher", 1): 0, ("distilled", 1): 0, ("distilled", 2): 1}
   count, wrong = not_finite(workdir)

@@ -1,4 +1,4 @@
-"""Who starts a run in the work directory of another is told at once, and disturbs nobody."""
+"""A second run in the same work directory fails at once and leaves the first undisturbed."""
 
 import signal
 import time
@@ -11,14 +11,14 @@ pytestmark = pytest.mark.faults
 
 
 def refused(*runs):
-  """How long it took until each ended in the one line."""
+  """Check that each run ends with the one error line; return the seconds it took."""
   since = time.monotonic()
-  said = [run.communicate(timeout=300) for run in runs]
-  for run, (out, errors) in zip(runs, said, strict=True):
+  outputs = [run.communicate(timeout=300) for run in runs]
+  for run, (out, errors) in zip(runs, outputs, strict=True):
     assert run.returncode == 1 and "steps" not in out
     (line,) = errors.splitlines()
     assert line.startswith("error: workdir ")
-  assert "is in use by another run; wait for its end or choose another" in said[0][1]
+  assert "is in use by another run; wait for its end or choose another" in outputs[0][1]
   return time.monotonic() - since
 
 
@@ -31,7 +31,7 @@ def test_two_runs_on_one_workdir(tmp_path, record_property):
     while not (workdir / "config.json").exists():
       assert first.poll() is None
       time.sleep(0.05)
-    # Such a run takes hardly longer than its refusal.
+    # Stopped, because the whole run takes hardly longer than the refusal of a second one.
     first.send_signal(signal.SIGSTOP)
     refused(start(workdir))
     refused(*start_two(workdir))
@@ -39,7 +39,7 @@ def test_two_runs_on_one_workdir(tmp_path, record_property):
     first.send_signal(signal.SIGCONT)
     finish(first)
   assert_same_bits(whole, workdir)
-  (said,) = finish(start(workdir))
-  assert "is complete" in said
+  (output,) = finish(start(workdir))
+  assert "is complete" in output
   record_property("tries", 2)
   record_property("outcome", "refused in a line by one and by two processes; the first undisturbed")

@@ -1,4 +1,4 @@
-"""A scheduler's SIGTERM and Ctrl-C: the run saves, says so in a line, and can go on."""
+"""SIGTERM and Ctrl-C: the run saves, prints one line, and can be resumed."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from tests.faults.digits_runs import assert_same_bits, ended_after, finish, star
 
 pytestmark = pytest.mark.faults
 
-# Seconds that schedulers commonly leave to a machine that has nothing else to do.
+# Common grace period of schedulers in seconds, scaled by the load of this machine.
 GRACE = 30.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-SELDOM = "--config.checkpoint_seconds=3600"  # nothing is saved but because of the signal
+SELDOM = "--config.checkpoint_seconds=3600"  # only the signal makes the run save
 
 
 def until(process, text):
-  """Reads what a run says up to a line with that text."""
-  said = []
+  """Read the output of a run up to a line with that text."""
+  lines = []
   for line in process.stdout:
-    said.append(line)
+    lines.append(line)
     if text in line:
       return
-  raise AssertionError((said, process.communicate()))
+  raise AssertionError((lines, process.communicate()))
 
 
 def saved_steps(workdir, stage):
@@ -33,16 +33,16 @@ def saved_steps(workdir, stage):
 
 
 def stopped(process, number, text=None):
-  """Signals a run once it says `text`; its last line, and how long it took to end."""
+  """Signal a run once it prints `text`; return its last line and the seconds it took to end."""
   with ended_after(process):
     if text:
       until(process, text)
     process.send_signal(number)
     since = time.monotonic()
-    said, errors = process.communicate(timeout=600)
+    output, errors = process.communicate(timeout=600)
   seconds = time.monotonic() - since
   assert (process.returncode, "Traceback" in errors) == (STATUS[number], False), errors
-  return said.splitlines()[-1], seconds
+  return output.splitlines()[-1], seconds
 
 
 def test_signals_in_every_part_of_a_run(tmp_path, record_property):
@@ -72,23 +72,23 @@ def test_signals_in_every_part_of_a_run(tmp_path, record_property):
   record_property("outcome", f"stopped within {slowest:.1f} s, ended in the same bits")
 
 
-def until_it_heeds_signals(process):
-  """Returns once the script has a handler of SIGTERM and a thread that reads of signals.
+def wait_for_signal_handlers(process):
+  """Wait until the script has a handler of SIGTERM and its thread that reads signals.
 
-  Both come before the imports that take seconds.
+  Both are installed before the slow imports.
   """
   while True:
     status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-    about = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    if int(about["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1 and int(about["Threads"]) > 1:
+    values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    if int(values["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1 and int(values["Threads"]) > 1:
       return
     assert process.poll() is None
     time.sleep(0.01)
 
 
-def test_ctrl_c_while_the_script_is_being_imported(tmp_path, record_property):
+def test_ctrl_c_during_imports(tmp_path, record_property):
   process = start(tmp_path / "run")
-  until_it_heeds_signals(process)
+  wait_for_signal_handlers(process)
   line, _ = stopped(process, signal.SIGINT)
   assert line.startswith("stopped by SIGINT")
   assert not (tmp_path / "run").exists()
@@ -97,9 +97,9 @@ def test_ctrl_c_while_the_script_is_being_imported(tmp_path, record_property):
   record_property("outcome", "stopped in a line, nothing written")
 
 
-@pytest.mark.parametrize("told", [(0,), (1,), (0, 1)])
-def test_two_processes_stop_at_one_update(tmp_path, record_property, told):
-  which = "both" if len(told) == 2 else f"process {told[0]} alone"
+@pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)])
+def test_two_processes_stop_at_one_update(tmp_path, record_property, signalled):
+  which = "both" if len(signalled) == 2 else f"process {signalled[0]} alone"
   record_property("fault", f"SIGTERM to {which} of two processes")
   record_property("tries", 1)
   workdir = tmp_path / "run"
@@ -107,15 +107,15 @@ def test_two_processes_stop_at_one_update(tmp_path, record_property, told):
   runs = start_two(workdir, *flags, method="alone")
   with ended_after(*runs):
     until(runs[0], "alone: epoch 12")
-    for process in told:
+    for process in signalled:
       runs[process].send_signal(signal.SIGTERM)
-    said = [run.communicate(timeout=GRACE) for run in runs]
-  assert [run.returncode for run in runs] == [75, 75], said
+    outputs = [run.communicate(timeout=GRACE) for run in runs]
+  assert [run.returncode for run in runs] == [75, 75], outputs
   (update,) = saved_steps(workdir, "alone")
-  assert f"in alone, after update {update} of 180, saved" in said[0][0] and update % 20 == 0
-  assert "stopped" not in said[1][0]
+  assert f"in alone, after update {update} of 180, saved" in outputs[0][0] and update % 20 == 0
+  assert "stopped" not in outputs[1][0]
   rows = (workdir / "metrics.jsonl").read_text().splitlines()
   assert json.loads(rows[-1])["step"] == update - update % 3
-  told = finish(*start_two(workdir, *flags, method="alone"))
-  assert f"180 steps, resumed after {update}\n" in told[0]
+  resumed = finish(*start_two(workdir, *flags, method="alone"))
+  assert f"180 steps, resumed after {update}\n" in resumed[0]
   record_property("outcome", f"both stopped after update {update} with status 75, and went on")

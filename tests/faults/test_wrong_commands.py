@@ -1,4 +1,4 @@
-"""The real script on wrong command lines: one line, within seconds of its imports."""
+"""The real script on wrong command lines: one error line, within seconds after its imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = 5.0
 KD, SIMKD = (["--config", f"configs/digits.py:{method}"] for method in ("kd", "simkd"))
 
-# What is wrong -> the arguments, and how the line begins after "error: ".
+# Name of the mistake -> the arguments, and the beginning of the line after "error: ".
 COMMANDS = {
   "method": (["--config", "configs/digits.py:simkdd"], "unknown method 'simkdd': did you mean"),
   "sum": (["--config", "configs/digits.py:kd+dml"], "method.name='kd+dml': 'dml' cannot be added"),
@@ -58,7 +58,7 @@ import tensorflow_datasets, grain
 
 
 def run(arguments):
-  """What a command says, and the seconds it took."""
+  """Run a command; return the finished process and the seconds it took."""
   started = time.monotonic()
   done = subprocess.run(
     [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
@@ -72,12 +72,13 @@ def test_wrong_command_lines_end_in_one_line(tmp_path, record_property):
   data = tmp_path / "tfds"
   prepared, _ = run(["-c", f"from jaxkd.data import load; load('digits', directory={str(data)!r})"])
   assert prepared.returncode == 0, prepared.stderr
-  _, importing = run(["-c", IMPORTS])
+  imported, importing = run(["-c", IMPORTS])
+  assert imported.returncode == 0, imported.stderr
   faults, slowest = [], 0.0
   for name, (arguments, beginning) in COMMANDS.items():
     workdir = tmp_path / "run"
     command = ["experiments/train.py", *arguments, "--workdir", str(workdir)]
-    # What is slow itself is so three times; a busy machine is not.
+    # Three tries, as another load on the machine may slow down one of them.
     for _ in range(3):
       done, seconds = run([*command, f"--config.data.directory={data}"])
       if seconds - importing <= SECONDS:

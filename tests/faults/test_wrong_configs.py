@@ -1,4 +1,4 @@
-"""Hundreds of wrong configs, drawn from the schema itself: each is one line, at once."""
+"""Hundreds of wrong configs, drawn from the schema: each gives one error line, at once."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ pytestmark = pytest.mark.faults
 EXAMPLES, SECONDS = 600, 5.0
 METHODS = (*sorted(methods.METHODS), "kd+at")
 TEACHERLESS = ("alone", *(n for n, method in methods.METHODS.items() if method.without_teacher))
-# What no device holds, no file system takes, or would break the line in two.
+# Values beyond device types, invalid in file systems, or with a line break.
 BEYOND = {
   int: (2**31, 10**30),
   float: (1e39, 1e300, 1e-300, 10**30 * 10**10),
   str: ("no\0thing", "two\nlines", "\ud800"),
   tuple: ((1e39,), (1e-300,), ("two\nlines",)),
 }
-# Texts that are no names, or name what a run may bring with it.
+# Texts that are not names of a registry, or are paths.
 FREE = (("data", "directory"), ("method", "name"))
 PATHS = (("teacher", "bundle"), ("teacher", "weights"))
 
@@ -65,7 +65,7 @@ OF_TEACHERS = {
   "teacher_per_class": {"data.teacher_per_class": 1000},
 }
 OF_METHODS = {
-  # In place of the teacher that a method needs: a folder and a file that are not there.
+  # A folder and a file that do not exist, for the teacher that a method needs.
   "no model.json": {"teacher.bundle": "nowhere"},
   "no such file": {"teacher.weights": "nowhere.pth"},
 }
@@ -90,7 +90,7 @@ OF_FIELDS = {
 
 
 def misspelt(draw, name):
-  """The name with a letter left out, or one that is far from it."""
+  """Return the name with a letter left out, or a very different one."""
   place = draw(st.integers(0, max(0, len(name) - 1)))
   near = name[:place] + name[place + 1 :]
   return draw(st.sampled_from([near + "q", f"{name}_", "something else", "", "x/y"]))
@@ -98,7 +98,7 @@ def misspelt(draw, name):
 
 @st.composite
 def wrong_configs(draw):
-  """(method, kind of mistake, changes, words of which the error has one)."""
+  """(method, kind of mistake, changes, words of which the error contains one)."""
   method = draw(st.sampled_from(METHODS))
   fields = config.fields(method)
   found = [leaf for leaf in leaves(fields) if method not in TEACHERLESS or leaf[0][0] != "teacher"]
@@ -138,7 +138,7 @@ def wrong_configs(draw):
 
 
 def unknown_names(draw, method, found):
-  """A text that names a method, model, data set, stage or file, of which there is none."""
+  """Return a change to an unknown method, model, data set, stage or file, and expected words."""
   used = "student" if method == "teacher" else None
   named = [
     (path, field.default)
@@ -158,7 +158,7 @@ def unknown_names(draw, method, found):
 
 
 def changed(settings, changes):
-  """The settings with other values, whatever their types."""
+  """Return the settings with other values of any type."""
   tree = copy.deepcopy(settings.to_dict())
   missing = changes.get("")
   for path, value in changes.items():
@@ -180,7 +180,7 @@ def settings_for(method, directory):
 
 @pytest.fixture
 def data(tmp_path_factory):
-  """`load`, which remembers; and the folder of the prepared digits."""
+  """`load` with a cache, and the folder of the prepared digits."""
   directory = tmp_path_factory.mktemp("tfds")
   remembering = functools.lru_cache(load)
   remembering("digits", directory=str(directory))
@@ -189,7 +189,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def compiled(monkeypatch):
-  """What was compiled since it was last emptied, which is nothing that trains."""
+  """The list of compilation events; mapping a training step is an error."""
 
   def train(*args, **options):
     raise AssertionError("a step was to be compiled")
@@ -206,12 +206,12 @@ def compiled(monkeypatch):
   jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_every_wrong_config_is_one_line_at_once(data, compiled, tmp_path, record_property):
+def test_every_wrong_config_gives_one_line_at_once(data, compiled, tmp_path, record_property):
   load_data, directory = data
   outcomes, slowest, faults = collections.Counter(), [0.0], []
   record_property("fault", "wrong configs, drawn from the schema of every method")
   for method in METHODS:
-    # What every process does once: modules are imported, the first arrays made.
+    # One-time work of a process: imports, first arrays.
     build.stages(settings_for(method, directory), load_data("digits", directory=str(directory)))
 
   @hypothesis.settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
@@ -222,14 +222,14 @@ def test_every_wrong_config_is_one_line_at_once(data, compiled, tmp_path, record
     outcomes[kind] += 1
     settings = changed(settings_for(method, directory), changes)
     compiled.clear()
-    # What is slow itself is so three times; a busy machine is not.
+    # Three tries, as another load on the machine may slow down one of them.
     for _ in range(3):
       started = time.monotonic()
       try:
         run.run(settings, workdir, Console(quiet=True), load_data=load_data)
       except ConfigError as error:
-        fault = unlike_a_refusal(str(error), words)
-      except Exception as error:  # whatever it is, the user would see it as a traceback
+        fault = problem_of_message(str(error), words)
+      except Exception as error:  # the user would see a traceback
         fault = f"{type(error).__name__}: {error}"
       else:
         fault = "it was accepted"
@@ -246,18 +246,18 @@ def test_every_wrong_config_is_one_line_at_once(data, compiled, tmp_path, record
 
   attempt()
   tries = sum(outcomes.values())
-  told = ", ".join(f"{count} {kind}" for kind, count in sorted(outcomes.items()))
+  kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(outcomes.items()))
   record_property("tries", tries)
   record_property(
     "outcome",
-    f"{tries - len(faults)} one line each, in at most {slowest[0]:.1f} s ({told})",
+    f"{tries - len(faults)} one line each, in at most {slowest[0]:.1f} s ({kinds})",
   )
   assert not faults, "\n".join(faults)
   assert tries >= EXAMPLES
 
 
-def unlike_a_refusal(message, words):
-  """What a message lacks of one line that names the mistake."""
+def problem_of_message(message, words):
+  """Return what is wrong with an error message; empty if it is one line that names the mistake."""
   if len(message.splitlines()) != 1:
     return f"not one line: {message!r}"
   return "" if any(word in message for word in words) else f"none of {words}: {message}"

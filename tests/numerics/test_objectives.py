@@ -12,7 +12,7 @@ from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build
 from jaxkd.networks import select
-from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import TrainState, training_step
 from jaxkd.types import Batch
 from tests.methods.test_every_method import ON_TWO_STAGES, dataset, settings_with

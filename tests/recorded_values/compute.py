@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.networks import select
-from jaxkd.runtime.devices import AXIS_NAME
+from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.types import Batch, Context, Scheme
 from tests.methods.one_step import jit
 from tests.recorded_values.cases import NUM_CLASSES, PAIRS, schemes_of

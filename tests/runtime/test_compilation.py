@@ -1,22 +1,22 @@
-"""Programs are kept where the user said, or where caches belong; compiling is timed once."""
+"""The folder of the compilation cache, half-written programs, and the compile stopwatch."""
 
 import subprocess
 import sys
 
 import pytest
 
-from jaxkd.runtime.process import Stopwatch
+from jaxkd.runtime.compilation import Stopwatch
 
-ASK = """
+SCRIPT = """
 import jax
-from jaxkd.runtime import process
-print(process.enable_compilation_cache(), jax.config.jax_compilation_cache_dir)
+from jaxkd.runtime import compilation
+print(compilation.enable_compilation_cache(), jax.config.jax_compilation_cache_dir)
 """
 
 
-def asked(**environment):
+def cache_folder(**environment):
   done = subprocess.run(
-    [sys.executable, "-c", ASK],
+    [sys.executable, "-c", SCRIPT],
     env={"PATH": "", "JAX_PLATFORMS": "cpu", **{k: str(v) for k, v in environment.items()}},
     text=True,
     capture_output=True,
@@ -25,38 +25,38 @@ def asked(**environment):
   return done.stdout.split()
 
 
-def test_programs_are_kept_among_the_users_caches(tmp_path):
+def test_programs_are_stored_in_the_users_cache_folder(tmp_path):
   kept = tmp_path / "jaxkd" / "programs"
-  assert asked(XDG_CACHE_HOME=tmp_path, HOME="/nowhere") == [str(kept), str(kept)]
+  assert cache_folder(XDG_CACHE_HOME=tmp_path, HOME="/nowhere") == [str(kept), str(kept)]
   assert kept.is_dir()
   kept = tmp_path / "home" / ".cache" / "jaxkd" / "programs"
-  assert asked(HOME=tmp_path / "home") == [str(kept), str(kept)]
+  assert cache_folder(HOME=tmp_path / "home") == [str(kept), str(kept)]
 
 
-def test_a_folder_that_jax_was_told_of_stays(tmp_path):
+def test_a_folder_from_the_environment_is_kept(tmp_path):
   own = str(tmp_path / "own")
-  assert asked(JAX_COMPILATION_CACHE_DIR=own, XDG_CACHE_HOME=tmp_path / "cache") == [own, own]
+  folders = cache_folder(JAX_COMPILATION_CACHE_DIR=own, XDG_CACHE_HOME=tmp_path / "cache")
+  assert folders == [own, own]
   assert not (tmp_path / "cache").exists()
 
 
-def test_where_no_folder_can_be_made_nothing_is_kept(tmp_path):
+def test_without_a_writable_folder_no_programs_are_stored(tmp_path):
   file = tmp_path / "file"
   file.touch()
-  assert asked(XDG_CACHE_HOME=file) == ["None", "None"]
+  assert cache_folder(XDG_CACHE_HOME=file) == ["None", "None"]
 
 
 COMPILE = """
 import warnings
 import jax
-from jaxkd.runtime import process
 warnings.simplefilter("error")
-process.enable_compilation_cache()
+compilation.enable_compilation_cache()
 jax.jit(lambda x: x + 1)(1.0)
 """
 
 
 @pytest.mark.long
-def test_programs_that_a_kill_left_half_written_are_made_anew(tmp_path):
+def test_half_written_programs_are_compiled_again(tmp_path):
   environment = {"PATH": "", "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
   environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   kept = tmp_path / "jaxkd" / "programs"
@@ -76,13 +76,13 @@ def test_programs_that_a_kill_left_half_written_are_made_anew(tmp_path):
 @pytest.mark.parametrize(
   ("spans", "seconds"),
   [
-    pytest.param([(1, 2), (4, 6)], 3, id="apart"),
-    pytest.param([(2, 3), (1, 5), (4, 6)], 5, id="within and across each other"),
+    pytest.param([(1, 2), (4, 6)], 3, id="separate"),
+    pytest.param([(2, 3), (1, 5), (4, 6)], 5, id="nested and overlapping"),
   ],
 )
-def test_what_is_compiled_at_the_same_time_counts_once(spans, seconds):
+def test_overlapping_compile_spans_count_once(spans, seconds):
   stopwatch = Stopwatch()
   for start, end in spans:
-    stopwatch._heard("/jax/core/compile/backend_compile_duration", start, end)
-  stopwatch._heard("/jax/something/else", 0, 100)
+    stopwatch._record("/jax/core/compile/backend_compile_duration", start, end)
+  stopwatch._record("/jax/something/else", 0, 100)
   assert stopwatch.seconds == seconds

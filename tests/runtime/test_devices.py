@@ -1,4 +1,4 @@
-"""Devices: bounded dispatch, and batches that cannot be divided."""
+"""Choosing devices, mapped steps, and bounded dispatch."""
 
 import dataclasses
 import functools
@@ -10,23 +10,23 @@ import pytest
 
 from jaxkd import methods
 from jaxkd.errors import ConfigError
-from jaxkd.runtime import devices
+from jaxkd.runtime import devices, mapping
 from jaxkd.train import TrainState, create_state, training_step
 from tests.tiny import TinyNet, batch
 
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_three_hundred_steps_run_with_few_in_flight(count):
-  scheme = methods.supervised(TinyNet(axis_name=devices.AXIS_NAME))
+  scheme = methods.supervised(TinyNet(axis_name=mapping.AXIS_NAME))
   optimizer = optax.sgd(0.05)
   chosen = jax.local_devices()[:count]
   state = create_state(scheme, optimizer, jax.random.key(0), batch())
-  step = devices.map_training_step(
-    training_step(scheme, optimizer, lambda keys, data: data, axis_name=devices.AXIS_NAME), chosen
+  step = mapping.map_training_step(
+    training_step(scheme, optimizer, lambda keys, data: data, axis_name=mapping.AXIS_NAME), chosen
   )
-  state = devices.replicate(state, chosen)
-  data = devices.shard(jax.tree.map(np.asarray, batch(16)), chosen)
-  in_flight = devices.StepsInFlight()
+  state = mapping.replicate(state, chosen)
+  data = mapping.shard(jax.tree.map(np.asarray, batch(16)), chosen)
+  in_flight = mapping.StepsInFlight()
   losses = []
   for _ in range(300):
     state, metrics = step(state, data)
@@ -38,7 +38,7 @@ def test_three_hundred_steps_run_with_few_in_flight(count):
 
 
 def test_one_compilation_serves_every_step():
-  """The first state comes from elsewhere than a step; that must not compile the step twice."""
+  """The first state, which no step returned, must not compile the step a second time."""
   traces = []
 
   def step(state, data):
@@ -46,9 +46,9 @@ def test_one_compilation_serves_every_step():
     return dataclasses.replace(state, step=state.step + 1), {}
 
   chosen = jax.local_devices()[:2]
-  mapped = devices.map_training_step(step, chosen)
+  mapped = mapping.map_training_step(step, chosen)
   start = TrainState(np.int32(0), np.zeros(2, np.uint32), {"student": np.ones(2)}, None)
-  state = devices.replicate(start, chosen)
+  state = mapping.replicate(start, chosen)
   compiled = []
   for _ in range(3):
     state, _ = mapped(state, np.ones((2, 1), np.float32))
@@ -57,13 +57,13 @@ def test_one_compilation_serves_every_step():
   assert int(state.step) == 3
 
 
-def test_in_flight_hands_results_out_late_and_in_order():
-  in_flight = devices.StepsInFlight(limit=2)
+def test_steps_in_flight_returns_results_late_and_in_order():
+  in_flight = mapping.StepsInFlight(limit=2)
   assert [in_flight.push(n) for n in range(4)] == [[], [], [0], [1]]
   assert in_flight.drain() == [2, 3]
 
 
-def test_a_batch_that_cannot_be_divided_is_named():
+def test_an_indivisible_batch_size_is_an_error():
   with pytest.raises(ConfigError, match=r"batch_size=20: not divisible by 8 \(8 devices x 1 proc"):
     devices.local_devices(0, 20)
   with pytest.raises(ConfigError, match="batch_size=16: not divisible by 32"):
@@ -71,14 +71,14 @@ def test_a_batch_that_cannot_be_divided_is_named():
   assert len(devices.local_devices(4, 20)) == 4
 
 
-def test_more_devices_than_there_are_is_refused():
+def test_more_devices_than_available_are_an_error():
   with pytest.raises(ConfigError, match=r"devices=9: this machine has 8 \(cpu\)"):
     devices.local_devices(9, 18)
 
 
-def test_small_steps_stay_on_one_device_of_a_cpu():
-  share = functools.partial(devices.choose_devices, jax.local_devices())
-  assert len(share([10_000_000, 40_000_000], 64)) == 8
-  assert len(share([10_000_000, 2_000_000], 64)) == 1
-  assert len(share([10_000_000], 640)) == 8
-  assert len(share([None, 10], 64)) == 8, "what cannot be counted may be large"
+def test_small_steps_use_one_cpu_device():
+  choose = functools.partial(devices.choose_devices, jax.local_devices())
+  assert len(choose([10_000_000, 40_000_000], 64)) == 8
+  assert len(choose([10_000_000, 2_000_000], 64)) == 1
+  assert len(choose([10_000_000], 640)) == 8
+  assert len(choose([None, 10], 64)) == 8, "unknown work counts as large"

@@ -1,4 +1,4 @@
-"""What is freed stays with the process, unless the user said otherwise."""
+"""Freed memory stays with the process, unless the environment configures malloc."""
 
 import os
 import platform
@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-# Page faults of the second time that 256 MB are taken, written and freed by another thread.
+# Page faults when another thread allocates, writes and frees 256 MB for the second time.
 FAULTS = """
 import ctypes, resource, threading
-ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages, of which one takes the place of 512 faults
-from jaxkd.runtime.process import tune_malloc
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: one of them replaces 512 faults
+from jaxkd.runtime.memory import tune_malloc
 changed = tune_malloc()
 
 def use():
@@ -40,7 +40,7 @@ def faults(**environment):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_large_blocks_are_cleared_by_the_system_once():
+def test_reused_large_blocks_cause_no_page_faults():
   changed, count = faults()
   assert changed and count < 1000
   changed, count = faults(MALLOC_TOP_PAD_="131072")

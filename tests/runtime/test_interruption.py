@@ -1,4 +1,4 @@
-"""What a process makes of signals: it stops with a status of its own, at once if it may."""
+"""A signalled process exits at once if nothing is unsaved, with the status of the signal."""
 
 import pathlib
 import signal
@@ -11,8 +11,8 @@ import pytest
 from jaxkd.runtime.signals import STATUS
 
 ROOT = pathlib.Path(__file__).parents[2]
-# An idle one stays in C for good, where handlers of Python would have to wait: at a mutex that
-# its thread holds already. A sleep would not do, as a signal ends it.
+# An idle process blocks in C, where Python handlers cannot run: on a mutex that its thread holds
+# already. A sleep would not do, as a signal ends it.
 SCRIPT = """
 import ctypes, sys, time
 from jaxkd.runtime.signals import Interruption, install_signal_handlers
@@ -25,7 +25,7 @@ if sys.argv[1] == "idle":
   while True:
     library.pthread_mutex_lock(mutex)
 stop.begin()
-print("holding", flush=True)
+print("unsaved", flush=True)
 while not stop.requested:
   time.sleep(0.01)
 print("requested by", stop.requested_by, flush=True)
@@ -36,7 +36,7 @@ while True:
 
 @pytest.fixture
 def start():
-  """start("idle" or "holding"): a process that heeds signals."""
+  """start("idle" or "unsaved"): a process with signal handlers."""
   started = []
 
   def one(kind):
@@ -44,8 +44,8 @@ def start():
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, kind], cwd=ROOT, **pipes)
     started.append(process)
     assert process.stdout.readline() == "ready\n"
-    if kind == "holding":
-      assert process.stdout.readline() == "holding\n"
+    if kind == "unsaved":
+      assert process.stdout.readline() == "unsaved\n"
     return process
 
   yield one
@@ -55,22 +55,22 @@ def start():
 
 
 @pytest.mark.parametrize("number", STATUS)
-def test_a_run_that_holds_nothing_ends_at_once_even_inside_a_long_call(start, number):
+def test_idle_run_exits_immediately_on_signal(start, number):
   process = start("idle")
   process.send_signal(number)
-  said, _ = process.communicate(timeout=900)
+  printed, _ = process.communicate(timeout=900)
   line = f"stopped by {number.name}, holding nothing unsaved; the same command goes on\n"
-  assert (process.returncode, said) == (STATUS[number], line)
+  assert (process.returncode, printed) == (STATUS[number], line)
 
 
 @pytest.mark.parametrize("number", STATUS)
-def test_a_run_that_holds_something_is_asked_first_and_ended_second(start, number):
-  process = start("holding")
+def test_run_with_unsaved_work_exits_only_at_the_second_signal(start, number):
+  process = start("unsaved")
   process.send_signal(signal.SIGTERM)
   assert process.stdout.readline() == "requested by SIGTERM\n"
   time.sleep(0.1)
   assert process.poll() is None
   process.send_signal(number)
-  said, _ = process.communicate(timeout=900)
+  printed, _ = process.communicate(timeout=900)
   line = f"ended by a second {number.name}; the same command goes on from the last checkpoint\n"
-  assert (process.returncode, said) == (128 + number, line)
+  assert (process.returncode, printed) == (128 + number, line)

@@ -1,4 +1,4 @@
-"""A process that C++ would abort because another one is gone says so in a line."""
+"""A process that C++ aborts because another one is lost prints one line and exits."""
 
 import os
 import pathlib
@@ -8,31 +8,31 @@ import sys
 import jax
 import pytest
 
-from jaxkd.runtime.process import MESSAGE, is_of_lost_process
+from jaxkd.runtime.processes import LOST_PROCESS, is_lost_process_error
 
 ROOT = pathlib.Path(__file__).parents[2]
-# As jax does it: from a thread of C++, while Python is busy with something else.
+# As in jax: the abort comes from a C++ thread while Python is busy.
 SCRIPT = """
 import ctypes, os, threading
-from jaxkd.runtime import process
+from jaxkd.runtime import processes
 
 def end():
-  os.write(2, process.MESSAGE.encode())
+  os.write(2, processes.LOST_PROCESS.encode())
   os._exit(1)
 
-process.on_abort(end)
+processes.on_abort(end)
 threading.Thread(target=ctypes.CDLL(None).abort).start()
 while True:
   pass
 """
 
 
-def test_an_abort_becomes_a_line_and_a_status():
+def test_an_abort_prints_a_line_and_exits_with_status_1():
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True
   )
-  assert (done.returncode, done.stdout, done.stderr) == (1, "", MESSAGE)
+  assert (done.returncode, done.stdout, done.stderr) == (1, "", LOST_PROCESS)
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,10 @@ def test_an_abort_becomes_a_line_and_a_status():
     ("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.", False),
   ],
 )
-def test_a_collective_that_another_process_left_is_told_from_other_errors(text, lost):
+def test_errors_of_lost_collectives_are_recognised(text, lost):
   error = jax.errors.JaxRuntimeError(text)
-  assert is_of_lost_process(error) == lost
+  assert is_lost_process_error(error) == lost
   wrapped = OSError("not saved")
   wrapped.__cause__ = error
-  assert is_of_lost_process(wrapped) == lost
-  assert not is_of_lost_process(OSError(text))
+  assert is_lost_process_error(wrapped) == lost
+  assert not is_lost_process_error(OSError(text))

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.train import Silent, TrainOptions, train_phase
 from tests.tiny import examples, phase
 
@@ -52,13 +52,13 @@ def one_by_one(tmp_path_factory):
 def test_groups_of_steps_train_as_single_steps_do(
   tmp_path, monkeypatch, one_by_one, together, resident_bytes, groups
 ):
-  recorder, lengths, shard = Recorder(), [], devices.shard_together
+  recorder, lengths, shard = Recorder(), [], mapping.shard_steps
 
   def counted(batches, chosen):
     lengths.append(len(batches))
     return shard(batches, chosen)
 
-  monkeypatch.setattr(devices, "shard_together", counted)
+  monkeypatch.setattr(mapping, "shard_steps", counted)
   finished = train(tmp_path, together, recorder, resident_bytes)
   assert lengths == 3 * groups
   expected, losses = one_by_one

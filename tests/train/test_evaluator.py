@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from jaxkd import methods
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.train import create_state
 from jaxkd.train.evaluate import make_evaluator
 from tests.tiny import TinyNet, batch, examples, phase
@@ -16,7 +16,7 @@ from tests.tiny import TinyNet, batch, examples, phase
 def participants():
   scheme = methods.supervised(TinyNet())
   state = create_state(scheme, optax.sgd(0.1), jax.random.key(0), batch())
-  return devices.host_copy(state.participants)
+  return mapping.host_copy(state.participants)
 
 
 def test_ragged_splits_neither_compile_twice_nor_bias_a_score(participants):

@@ -15,7 +15,7 @@ from jax import lax
 from rich.console import Console
 
 from jaxkd.report import MetricsFile, ProgressBar
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train import Silent, TrainOptions, create_state, step_guard, train_phase
 from jaxkd.train.nonfinite import Diverged, NonFinite, Rollback, StepMonitor
@@ -39,7 +39,7 @@ def two_learners(poisons=None, *, device=None):
     def hit(kind):
       steps = [step for step, poison in poisons.items() if poison == kind]
       now = jnp.isin(context.step, jnp.asarray(steps or [-1]))
-      here = device is None or lax.axis_index(devices.AXIS_NAME) == device
+      here = device is None or lax.axis_index(mapping.AXIS_NAME) == device
       return now & here
 
     target = data.images.mean()
@@ -101,18 +101,18 @@ def steps(device_count, accumulate, poisons):
     scheme, optimizer, jax.random.key(0), batch(), untrained=("frozen",), average=True
   )
   chosen = jax.local_devices()[:device_count]
-  options = StepOptions(devices.AXIS_NAME, accumulate, average_decay=0.9)
+  options = StepOptions(mapping.AXIS_NAME, accumulate, average_decay=0.9)
   step = monitored_step(scheme, optimizer, lambda keys, data: data, options)
-  mapped = devices.map_training_step(step, chosen)
-  data = devices.shard(jax.tree.map(np.asarray, batch(16)), chosen)
-  state = devices.replicate(state, chosen)
-  states, results = [devices.host_copy(state)], []
+  mapped = mapping.map_training_step(step, chosen)
+  data = mapping.shard(jax.tree.map(np.asarray, batch(16)), chosen)
+  state = mapping.replicate(state, chosen)
+  states, results = [mapping.host_copy(state)], []
   for _ in range(13):
     state, monitored = mapped(state, data)
     for leaf in jax.tree.leaves(state):
       one, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
       assert all(np.array_equal(one, other, equal_nan=True) for other in others)
-    states.append(devices.host_copy(state))
+    states.append(mapping.host_copy(state))
     results.append(jax.device_get(monitored))
   return states, results
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxkd import losses, methods
 from jaxkd.data import normalize, pad_crop
 from jaxkd.methods import Distillation, per_example
-from jaxkd.runtime import devices
+from jaxkd.runtime import mapping
 from jaxkd.train import create_state, training_step
 from jaxkd.types import Aux, Batch, Context, Output, Scheme, Terms
 from tests.tiny import TinyNet, batch, frozen_participants
@@ -42,22 +42,22 @@ def run_steps(
     average=decay is not None,
   )
   chosen = jax.local_devices()[:device_count]
-  step = devices.map_training_step(
+  step = mapping.map_training_step(
     training_step(
       scheme,
       optimizer,
       prepare,
-      axis_name=devices.AXIS_NAME,
+      axis_name=mapping.AXIS_NAME,
       accumulate=accumulate,
       average_decay=decay,
     ),
     chosen,
     frozen=frozen,
   )
-  state, metrics = devices.replicate(state, chosen), None
+  state, metrics = mapping.replicate(state, chosen), None
   for number in range(steps):
     data = jax.tree.map(np.asarray, batch(16, seed=number))
-    state, metrics = step(state, devices.shard(data, chosen))
+    state, metrics = step(state, mapping.shard(data, chosen))
   return state, jax.device_get(metrics)
 
 
@@ -66,7 +66,7 @@ AUGMENTED = {"prepare": cropped, "decay": 0.9}
 
 
 @functools.cache
-def distilling(axis_name=devices.AXIS_NAME, norm=True):
+def distilling(axis_name=mapping.AXIS_NAME, norm=True):
   at = per_example(losses.attention_transfer, stages=("stage1", "stage2"))
   return methods.offline(
     TinyNet(axis_name=axis_name, norm=norm),
@@ -77,7 +77,7 @@ def distilling(axis_name=devices.AXIS_NAME, norm=True):
 
 @functools.cache
 def unequal_peers():
-  peers = {f"peer_{width}": TinyNet(width, axis_name=devices.AXIS_NAME) for width in (4, 3)}
+  peers = {f"peer_{width}": TinyNet(width, axis_name=mapping.AXIS_NAME) for width in (4, 3)}
   return methods.mutual(peers)
 
 
@@ -111,7 +111,7 @@ def test_several_devices_give_the_parameters_of_one(name, count):
     np.testing.assert_allclose(mean, total / number, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("axis_name", [devices.AXIS_NAME, None], ids=["synced", "per-device"])
+@pytest.mark.parametrize("axis_name", [mapping.AXIS_NAME, None], ids=["synced", "per-device"])
 def test_replicas_never_diverge(axis_name):
   state, _ = run_steps(distilling(axis_name, True), 8, **AUGMENTED)
   for path, leaf in jax.tree.leaves_with_path(state):
