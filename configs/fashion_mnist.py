@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from jaxkd import recipes
 
-# Chosen by `make fashion-search` (experiments/results/fashion_search.md), on the validation split:
-# learning rates, 0.1 where a method is not named, and a tenth of the published weights, which are
-# for many more images and longer training.
+# Learning rates, 0.1 where a method is not named, and a tenth of the published weights, which are
+# for many more images and longer training. Chosen by `make fashion-search` on the validation split:
+# experiments/studies/tables/results/fashion_search.md.
 RATES = dict.fromkeys(
   ("kd", "fitnets", "at", "gradient_at", "nst", "ft", "ab", "rkd", "simkd"), 0.4
 )

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def check():
-  path = ROOT / "experiments/accelerator_check.py"
+  path = ROOT / "experiments/studies/accelerator/accelerator_check.py"
   spec = importlib.util.spec_from_file_location("accelerator_check", path)
   module = importlib.util.module_from_spec(spec)
   sys.modules["accelerator_check"] = module
@@ -82,7 +82,7 @@ def test_tests_that_a_platform_cannot_run_are_left_out(check, platform, count, c
 @pytest.mark.long
 def test_without_an_accelerator_it_says_so_in_one_line():
   done = subprocess.run(
-    [sys.executable, "experiments/accelerator_check.py"],
+    [sys.executable, "experiments/studies/accelerator/accelerator_check.py"],
     cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "nonsense"},
     capture_output=True,

@@ -32,13 +32,13 @@ MODULES = (
 
 @pytest.fixture(scope="module")
 def benchmarks():
-  """The modules of experiments/benchmarks, by name."""
+  """The modules of experiments/studies/bench/benchmarks, by name."""
   before = set(sys.modules)
-  sys.path.insert(0, str(ROOT / "experiments"))
+  sys.path.insert(0, str(ROOT / "experiments/studies/bench"))
   try:
     yield {name: importlib.import_module(f"benchmarks.{name}") for name in MODULES}
   finally:
-    sys.path.remove(str(ROOT / "experiments"))
+    sys.path.remove(str(ROOT / "experiments/studies/bench"))
     for name in set(sys.modules) - before:
       if name.split(".")[0] == "benchmarks":
         del sys.modules[name]

@@ -13,13 +13,13 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import overrides
 
 ROOT = pathlib.Path(__file__).parent.parent
-WRITTEN = ROOT / "experiments/results"
+WRITTEN = ROOT / "experiments/studies/claims/results"
 
 
 @pytest.fixture(scope="module")
 def reproduction():
-  """The modules that experiments/claims.py imports, as it does."""
-  sys.path.insert(0, str(ROOT / "experiments"))
+  """The modules that experiments/studies/claims/claims.py imports, as it does."""
+  sys.path.insert(0, str(ROOT / "experiments/studies/claims"))
   names = (
     "exits",
     "large_and_tiny",
@@ -31,12 +31,12 @@ def reproduction():
     "together",
   )
   yield {name: importlib.import_module(f"reproduction.{name}") for name in names}
-  sys.path.remove(str(ROOT / "experiments"))
+  sys.path.remove(str(ROOT / "experiments/studies/claims"))
 
 
 @pytest.fixture(scope="module")
 def config():
-  return overrides.load_module(ROOT / "configs/claims.py")
+  return overrides.load_module(ROOT / "experiments/studies/claims/config.py")
 
 
 def finished(folder, accuracies, predictor="student", stage="distilled"):

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments/studies/bench/benchmarks"
 
 
 @pytest.fixture(scope="module")
 def modules():
-  """Those of experiments/benchmarks that need no PyTorch."""
+  """Those of experiments/studies/bench/benchmarks that need no PyTorch."""
   names = ("benchmarks", "benchmarks.loss_cases", "benchmarks.loss_memory")
   sys.path.insert(0, str(FOLDER.parent))
   try:

@@ -69,11 +69,15 @@ def test_tables_are_those_that_were_written(name):
   ],
 )
 def test_ratios_are_those_that_were_measured(row, section):
-  measured = json.loads((ROOT / "experiments/results/bench.json").read_text())[section]
+  measured = json.loads((ROOT / "experiments/studies/bench/results/bench.json").read_text())[
+    section
+  ]
   assert f"| {row} | {measured:.2f} |" in TEXT
 
 
 def test_the_step_with_cached_targets_is_as_measured():
-  details = json.loads((ROOT / "experiments/results/bench.json").read_text())["details"]
+  details = json.loads((ROOT / "experiments/studies/bench/results/bench.json").read_text())[
+    "details"
+  ]
   worst = max(row["cached"] for row in details["step_over_pytorch"]["rows"].values())
   assert f"| step with cached targets over hand-written PyTorch | {worst:.2f} |" in TEXT
