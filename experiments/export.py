@@ -22,7 +22,7 @@ with needed_by_script("experiments/export.py"):
 
   from jaxkd import report
   from jaxkd.errors import ConfigError, DiskError, one_line
-  from jaxkd.export import bundles, stablehlo
+  from jaxkd.export import bundles, scores, stablehlo
 
 _BUNDLE = flags.DEFINE_string("bundle", None, "A predictor's bundle, or a run's work directory.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to write to; new, or an older export.")
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
-  found = predictors(pathlib.Path(_BUNDLE.value))
+  found = scores.find_bundles(pathlib.Path(_BUNDLE.value))
   outputs = {name: pathlib.Path(_OUTPUT.value) / name for name in found}
   # Nothing is written before everything was looked at.
   for output in outputs.values():
@@ -49,19 +49,6 @@ def main(argv: list[str]) -> None:
   for name, bundle in found.items():
     text = write(bundle, outputs[name], platforms=tuple(_PLATFORMS.value), batch_size=_BATCH.value)
     console.print(f"{outputs[name]}\n\n{text}", soft_wrap=True, highlight=False, markup=False)
-
-
-def predictors(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Where to write below the output directory -> bundle: "" for one, STAGE/PREDICTOR for a run."""
-  if (directory / "model.json").is_file():
-    return {"": directory}
-  root = directory / "bundles" if (directory / "bundles").is_dir() else directory
-  found = sorted(path.parent for path in root.glob("**/model.json"))
-  if not found:
-    raise ConfigError(
-      f"bundle={str(directory)!r}: no model.json there, so neither a bundle nor a run with bundles"
-    )
-  return {str(path.relative_to(root)): path for path in found}
 
 
 def check_output(directory: pathlib.Path) -> None:
