@@ -1,5 +1,6 @@
 """experiments/evaluate.py on bundles of networks that were never trained."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
+from absl import flags
 
 from jaxkd import data, models
 from jaxkd.errors import ConfigError
@@ -22,10 +23,20 @@ SHAPE = (8, 8, 1)
 
 @pytest.fixture(scope="module")
 def script():
+  own = flags.FlagValues()  # other scripts define flags of the same names
   path = ROOT / "experiments/evaluate.py"
   spec = importlib.util.spec_from_file_location("jaxkd_evaluate_script", path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("DEFINE_string", "DEFINE_integer", "mark_flag_as_required"):
+      patch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=own))
+    spec.loader.exec_module(module)
+
+  def command(**given):
+    own.unparse_flags()
+    module.main(own(["evaluate.py", *(f"--{name}={value}" for name, value in given.items())]))
+
+  module.command = command
   return module
 
 
@@ -69,8 +80,7 @@ def test_every_predictor_of_a_run_is_scored_on_its_own_data(script, run, tmp_pat
     return dataset(name)
 
   monkeypatch.setattr(data, "load", load)
-  with flagsaver.as_parsed(bundle=str(run), output=str(tmp_path / "scores.json")):
-    script.main(["evaluate.py"])
+  script.command(bundle=run, output=tmp_path / "scores.json")
   assert asked == ["digits"]
   written = json.loads((tmp_path / "scores.json").read_text())
   assert list(written) == ["alone/student", "distilled/student"]
