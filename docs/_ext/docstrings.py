@@ -7,9 +7,6 @@ import io
 import re
 from typing import Any
 
-import docutils.core
-import docutils.nodes
-
 # Messages about directives and roles of Sphinx, which docutils alone does not have.
 _SPHINX_ONLY = re.compile(r"Unknown (directive|interpreted text role)|No (directive|role) entry")
 
@@ -47,6 +44,9 @@ def _escaped(line: str) -> str:
 
 def check(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
   """Show a docstring literally if it is no valid reStructuredText."""
+  import docutils.core
+  import docutils.nodes
+
   settings = {"report_level": 2, "halt_level": 5, "warning_stream": io.StringIO()}
   document = docutils.core.publish_doctree("\n".join(lines), settings_overrides=settings)
   messages = [*document.findall(docutils.nodes.system_message), *document.transform_messages]

@@ -10,12 +10,14 @@ import pathlib
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import docstrings
-from sphinx.application import Sphinx
 
 import jaxkd
+
+if TYPE_CHECKING:
+  from sphinx.application import Sphinx
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Methods whose losses are not exactly those of the module `jaxkd.losses.METHOD`.
@@ -66,7 +68,8 @@ def method_page(name: str, summary: str, fields: Mapping[str, Any], parity: str)
     lines += [""]
   lines += ["## Losses", ""]
   for loss in method_losses(name):
-    lines += ["```{eval-rst}", f".. autofunction:: jaxkd.losses.{loss}", "   :no-index:", "```", ""]
+    directive = f".. autofunction:: jaxkd.losses.{loss}"
+    lines += ["```{eval-rst}", directive, "   :no-index:", "```", ""]
   return "\n".join(lines)
 
 
