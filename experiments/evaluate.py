@@ -1,4 +1,4 @@
-"""Scores trained networks on a data set: accuracy, cross-entropy and calibration error.
+"""Score trained networks on a data set: accuracy, cross-entropy and calibration error.
 
     python experiments/evaluate.py --bundle runs/digits-simkd
 
@@ -34,7 +34,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 def main(argv: list[str]) -> None:
-  """Scores what the flags name, prints a table and writes the scores."""
+  """Score the bundles that the flags name, print a table and write the scores."""
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def scored(path: pathlib.Path, name: str | None, directory: str | None, batch_size: int) -> Scores:
-  """The scores of every predictor below `path` on the test split of a data set."""
+  """Return the scores of every predictor below `path` on the test split of its data set."""
   found, datasets = {}, {}
   for predictor, bundle in scores.find_bundles(path).items():
     network, description = bundles.load_bundle(bundle)
@@ -66,7 +66,7 @@ def scored(path: pathlib.Path, name: str | None, directory: str | None, batch_si
 
 
 def table(found: Scores) -> str:
-  """The scores in Markdown."""
+  """Return the scores as a Markdown table."""
   lines = [
     "| network | test accuracy | cross-entropy, nats | calibration error |",
     "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Tries the papers' claims on real data: every row a difference with its interval, and a verdict.
+"""Test the papers' claims on real data: every row is a difference with its interval and a verdict.
 
     python experiments/studies/claims/claims.py --workdir runs/claims
 
@@ -35,12 +35,12 @@ with needed_by_script("experiments/studies/claims/claims.py"):
   from jaxkd.runtime import devices, process
 
 _CONFIG = flags.DEFINE_string(
-  "config", "experiments/studies/claims/config.py", "What is run, and how."
+  "config", "experiments/studies/claims/config.py", "Settings, runs and hyperparameters."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results; default the workdir.")
 _SEARCH = flags.DEFINE_bool("search", False, "Train the candidates of hyperparameters instead.")
-_WHY = flags.DEFINE_bool("why", False, "Look into contradicted claims instead.")
+_WHY = flags.DEFINE_bool("why", False, "Train the runs about contradicted claims instead.")
 _QUICK = flags.DEFINE_bool("quick", False, "Few short runs, which show nothing of the claims.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0 is one per core or device.")
 flags.mark_flag_as_required("workdir")
@@ -49,7 +49,7 @@ CLAIMS = (*offline.CLAIMS, *together.CLAIMS, *exits.CLAIMS, *large_and_tiny.CLAI
 
 
 def main(argv: list[str]) -> None:
-  """Runs what is missing, and writes the results."""
+  """Train the missing runs and write the results."""
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
 
 
 def make(planned: Sequence[sweep.Planned], workdir: pathlib.Path, console: Console) -> None:
-  """Makes what is missing of the runs, and notes how long that took."""
+  """Train the missing runs, and record the time."""
   started = time.time()
   try:
     sweep.run_all(planned, workers=_WORKERS.value, compiled=workdir / "compiled", console=console)
@@ -102,7 +102,7 @@ def make(planned: Sequence[sweep.Planned], workdir: pathlib.Path, console: Conso
 
 
 def facts(runs: Runs, planned: Sequence[sweep.Planned]) -> dict[str, str]:
-  """What is to be known of the runs: how many, how long, on what, by which versions."""
+  """Return the facts of the runs: number, time, machine, versions."""
   lines = (runs.workdir / "durations.jsonl").read_text().splitlines()
   taken = [one["seconds"] for one in map(json.loads, lines) if not one["search"]]
   each = sum(summary(run.folder)["seconds"] for run in planned)
@@ -120,7 +120,7 @@ def facts(runs: Runs, planned: Sequence[sweep.Planned]) -> dict[str, str]:
 
 
 def _described(runs: Runs, setting: str) -> str:
-  """The data, the students and the teacher of a setting, in words."""
+  """Describe the data, the students and the teacher of a setting."""
   of = runs.settings(setting, "alone")
   words = [
     f"{of.data.name}, {of.data.per_class} labels per class, {len(runs.seeds[setting])} seeds",

@@ -1,8 +1,8 @@
-"""The settings in which `make claims` tries the papers' claims, and how they were chosen.
+"""The settings in which `make claims` tests the papers' claims, and the choice of hyperparameters.
 
-`get_config("METHOD@SETTING")` is the plain config of a setting; `RUNS` names what is trained in
-each, `SEARCH` what was tried for each run on the validation split (`make claims-search`, with seeds
-that the claims do not use), and `CHOSEN` what was best of it.
+`get_config("METHOD@SETTING")` is the plain config of a setting. `RUNS` has the runs of each
+setting, `SEARCH` the candidates of each run, which were compared on the validation split (`make
+claims-search`, with seeds that the claims do not use), and `CHOSEN` the best candidate.
 """
 
 import itertools
@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from jaxkd import recipes
 
-# Of "fashion", with 100 labels per class, and "digits", with ten.
+# Settings: "fashion", with 100 labels per class, and "digits", with ten.
 SEEDS = {"fashion": tuple(range(5)), "digits": tuple(range(6))}
-# Far from those, so that nothing is chosen by the runs that are reported.
+# Other seeds, so that nothing is chosen by the runs that are reported.
 SEARCH_SEEDS = {"fashion": (100,), "digits": (100, 101)}
 QUICK_SEEDS = {"fashion": (0, 1), "digits": (0, 1)}
 
@@ -24,8 +24,8 @@ def get_config(argument: str = "simkd@fashion") -> ConfigDict:
   config = recipes.base_config(method)
   config.batch_size = 64
   config.baseline = False
-  config.evaluate_every = 1000  # at the end alone
-  # One teacher's validation images are nobody's training images.
+  config.evaluate_every = 1000  # only at the end
+  # All seeds share a teacher, and its validation images are in no training set.
   config.data.split_seed = 0
   config.teacher.rescore = False
   for network in (config.teacher, config.student):
@@ -53,7 +53,7 @@ def _fashion(config: ConfigDict) -> None:
   if "classifier_epochs" in own:
     own.classifier_epochs = 10
   if own.name == "ab":
-    # As RepDistiller: labels in the second stage, where the authors have soft targets alone.
+    # As RepDistiller: labels in the second stage; the authors have soft targets alone.
     own.second_label_weight, own.second_kd_weight = 1.0, 0.0
 
 
@@ -69,12 +69,12 @@ def _digits(config: ConfigDict) -> None:
 
 
 def quick(config: ConfigDict) -> None:
-  """Shortens a run to seconds: what `make claims-quick` shows is that everything runs."""
+  """Shorten a run to seconds; `make claims-quick` shows that everything runs."""
   fashion = config.data.name == "fashion_mnist"
   config.data.teacher_per_class = 150 if fashion else 0
   config.data.validation = 0.01 if fashion else 0.1
   config.data.test_per_class = 50 if fashion else 0
-  # Of large and small training sets alike.
+  # For large and small training sets alike.
   config.student.epochs = max(1, config.student.epochs // 30)
   own = config.method
   for field in ("first_epochs", "classifier_epochs", "paraphraser_epochs"):
@@ -84,7 +84,7 @@ def quick(config: ConfigDict) -> None:
     own.ramp_epochs = 5.0
 
 
-# Images per class -> epochs, of about as many updates.
+# Images per class -> epochs, with about the same number of updates.
 SIZES = {20: 120, 100: 30, 500: 6}
 TEMPERATURES = (1, 2, 4, 8, 16)
 # The layouts of SimKD's projector, poorest first; the last is the authors'.
@@ -140,7 +140,7 @@ RUNS = {
 
 
 def _each(*choices: tuple[str, ...]) -> tuple[str, ...]:
-  """Every combination of choices, as changes of a run."""
+  """Return every combination of choices, as changes of a run."""
   return tuple("/".join(combination) for combination in itertools.product(*choices))
 
 
@@ -157,8 +157,8 @@ _USUAL = _rates(0.1, 0.4)
 # Without a label term the gradient is smaller.
 _SIMKD = _rates(0.4, 0.8)
 
-# Setting -> run -> what was tried. Published weights are for many more images and longer training:
-# a tenth of each is tried, too.
+# Setting -> run -> candidates. Published weights are for many more images and longer training, so a
+# tenth of each is a candidate, too.
 SEARCH = {
   "fashion": {
     **dict.fromkeys(("alone", "large", "large_strong", "tiny", "tiny_strong"), _ALONE),
@@ -237,13 +237,13 @@ CHOSEN = {
     "byot": "learning_rate=0.3",
   },
 }
-# What was asked about claims that are contradicted (`make claims-why`), on the validation split and
-# with seeds that the claims do not use: setting -> run -> changes beside those chosen.
+# Runs about contradicted claims (`make claims-why`), on the validation split and with seeds that
+# the claims do not use: setting -> run -> changes beside the chosen hyperparameters.
 WHY_SEEDS = {"fashion": (100, 101, 102), "digits": tuple(range(100, 106))}
 WHY = {
   "fashion": {
     "alone": ("",),
-    # The authors' second stage has soft targets alone; theirs is also shorter or longer than ours.
+    # The authors' second stage has soft targets alone, and another length.
     "ab": (
       "",
       "second_label_weight=0.0/second_kd_weight=1.0",
@@ -252,17 +252,17 @@ WHY = {
       "learning_rate=0.1",
     ),
     "simkd_1x1": ("",),
-    # A bottleneck of half the teacher's channels, and none.
+    # With a bottleneck of half the teacher's channels, and without.
     "simkd_1x1-1x1": ("", "reduction=1"),
-    # Does adapting hurt, or the temperature to which it adapts?
+    # An adaptive temperature against constant ones of the same height.
     "exits_100": ("",),
     "exits_constant": ("", "temperature=2.0", "temperature=3.0"),
-    # Is strong augmentation too strong, or training too short for it?
+    # Strong augmentation with twice the training.
     "large": ("", "student.epochs=60"),
     "large_strong": ("", "student.epochs=60"),
   },
   "digits": {
-    # Are exits a burden to a small network alone?
+    # Exits on wider and deeper networks.
     "alone": ("", "student.model=resnet8_w8", "student.model=resnet20_w8"),
     "byot": ("", "student.model=resnet8_w8", "student.model=resnet20_w8"),
   },

@@ -1,1 +1,1 @@
-"""The papers' claims: which runs each compares, and what the runs say of it."""
+"""The papers' claims: the runs that each compares, and the results."""

@@ -1,4 +1,4 @@
-"""What the trained networks cost."""
+"""Costs of the trained networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reproduction.results import Runs
 
 
 def costs(runs: Runs, setting: str, run: str, predictor: str = "") -> tuple[int, int]:
-  """Parameters, and multiply-adds of one image, of a run's network; "" is what stands for it."""
+  """Parameters, and multiply-adds of one image, of a run's network; "" is the reported one."""
   seed = runs.seeds[setting][0]
   trained, description = runs.bundle(setting, run, seed, predictor)
 
@@ -23,6 +23,6 @@ def costs(runs: Runs, setting: str, run: str, predictor: str = "") -> tuple[int,
 
 
 def cost(runs: Runs, setting: str, run: str) -> str:
-  """Both as text."""
+  """Return both costs as text."""
   parameters, products = costs(runs, setting, run)
   return f"{parameters:,} parameters, {products / 1e6:.2f}M multiply-adds"

@@ -14,7 +14,7 @@ from reproduction.results import FASHION, Claim, Row, Runs, paired
 
 # The network that predicts under a budget.
 _BUDGETED = "exits_100"
-# Of the way from one exit's cost to the next one's.
+# Budgets between two exits, as fractions of the way from one cost to the next.
 _BETWEEN = 0.5
 
 
@@ -60,7 +60,7 @@ class Budgets:
 
   Attributes:
     costs: multiply-adds up to each exit.
-    anytime: test accuracy of each exit, all images leaving there.
+    anytime: test accuracy of each exit when all images leave there.
     budgeted: rows of `jaxkd.evaluate.budgeted_curve`, at budgets between the exits' costs.
   """
 
@@ -71,7 +71,7 @@ class Budgets:
 
 @functools.cache
 def budgets(runs: Runs) -> list[Budgets]:
-  """Of every seed's network; thresholds are fitted to the validation split."""
+  """Return the `Budgets` of every seed's network; thresholds are fitted to the validation split."""
   return [_budgets(runs, seed) for seed in runs.seeds[FASHION]]
 
 

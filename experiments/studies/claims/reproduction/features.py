@@ -1,4 +1,4 @@
-"""How far students' features are from their teacher's."""
+"""Distances of students' features from their teacher's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BATCH = 250
 
 @functools.cache
 def distances(runs: Runs, run: str, *, fitted: bool = False) -> list[Mapping[str, np.ndarray]]:
-  """Distances between pooled features on the test split, seed by seed.
+  """Return distances between pooled features on the test split, seed by seed.
 
   Args:
-    runs: finished ones.
-    run: of a student of the one teacher.
-    fitted: map the student's features linearly first, by least squares on its training images:
-      for a student whose features are not those that the teacher's classifier reads.
+    runs: finished runs.
+    run: name of a run with the shared teacher.
+    fitted: first map the student's features linearly, by least squares on its training images; for
+      a student whose features are not those that the teacher's classifier reads.
   """
   teacher, _ = bundle(runs.teacher)
   theirs = None
@@ -44,7 +44,7 @@ def distances(runs: Runs, run: str, *, fitted: bool = False) -> list[Mapping[str
 
 
 def _pooled(trained: Network, stage: Stage, examples: data.Examples) -> np.ndarray:
-  """The pooled features (N, C) of every example."""
+  """Return the pooled features (N, C) of every example."""
   run = _compiled(trained.module)
   parts = []
   for batch in data.evaluation_batches(examples, batch_size=_BATCH):
@@ -56,7 +56,7 @@ def _pooled(trained: Network, stage: Stage, examples: data.Examples) -> np.ndarr
 
 @functools.cache
 def _compiled(module: Any) -> Callable[[Any, Array], Array]:
-  """(variables, images) -> pooled features; other seeds' networks are the same program."""
+  """Return (variables, images) -> pooled features; all seeds share the program."""
   return jax.jit(
     lambda variables, images: module.apply(variables, images, False).features["pooled"]
   )

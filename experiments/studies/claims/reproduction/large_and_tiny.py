@@ -1,11 +1,11 @@
-"""The lecture's opening claim: what regularises a large network starves a tiny one."""
+"""The lecture's opening claim: regularisation helps a large network and hurts a tiny one."""
 
 from __future__ import annotations
 
 from reproduction.costs import cost
 from reproduction.results import DIGITS, FASHION, Claim, Row, Runs, paired
 
-# Setting -> the runs of the large and of the tiny network; "_strong" are the regularised ones.
+# Setting -> the runs of the large and of the tiny network; "_strong" is with regularisation.
 _NETWORKS = {FASHION: ("large", "tiny"), DIGITS: ("large", "alone")}
 
 

@@ -1,4 +1,4 @@
-"""From the claims' config file to runs."""
+"""The runs of the claims' config file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ TEACHER = "teacher"
 def claimed(
   config: Any, workdir: pathlib.Path, *, quick: bool = False
 ) -> tuple[Runs, list[sweep.Planned]]:
-  """The runs of every seed, with the hyperparameters that were chosen.
+  """Return the runs of every seed, with the chosen hyperparameters.
 
   Args:
     config: the module of a file such as `experiments/studies/claims/config.py`.
-    workdir: where they go.
-    quick: fewer seeds, shortened.
+    workdir: directory of the runs.
+    quick: fewer seeds, shorter training.
 
   Raises:
-    ConfigError: for a run whose hyperparameters were not chosen.
+    ConfigError: for a run without chosen hyperparameters.
   """
 
   def settings(setting: str, run: str) -> ConfigDict:
@@ -53,12 +53,12 @@ Candidates = dict[tuple[str, str], dict[str, list[pathlib.Path]]]
 
 
 def candidates(config: Any, workdir: pathlib.Path) -> tuple[Candidates, list[sweep.Planned]]:
-  """What is tried of every run: (setting, run) -> changes -> the runs' folders; and those runs."""
+  """Return the candidates, (setting, run) -> changes -> folders of the runs, and those runs."""
   return _tried(config, workdir, "search", config.SEARCH, config.SEARCH_SEEDS, config.RUNS)
 
 
 def questions(config: Any, workdir: pathlib.Path) -> tuple[Candidates, list[sweep.Planned]]:
-  """As `candidates`, of what is asked about runs with the hyperparameters that were chosen."""
+  """Return as `candidates`, of the runs about contradicted claims."""
   chosen = {
     setting: {run: f"{name}/{config.CHOSEN[setting][run]}" for run, name in runs.items()}
     for setting, runs in config.RUNS.items()
@@ -80,7 +80,7 @@ def _tried(
     for run, tried in of_setting.items():
       for changes in tried:
         settings = _settings(config, setting, "/".join(filter(None, (runs[setting][run], changes))))
-        # Of some candidates nobody knows whether they converge, and one that ends ends the search.
+        # Some candidates may diverge; an error would end the whole search.
         settings.nonfinite = "rollback"
         folders = found.setdefault((setting, run), {}).setdefault(changes, [])
         name = ",".join([f"{setting}-{run}", *filter(None, changes.split("/"))])
@@ -95,7 +95,7 @@ def _settings(config: Any, setting: str, name: str) -> ConfigDict:
 
 
 def _teacher(config: Any, folder: pathlib.Path, quick: bool) -> sweep.Planned:
-  """The one teacher, of the first setting."""
+  """Return the run of the shared teacher, in the first setting."""
   settings = _settings(config, next(iter(config.RUNS)), TEACHER)
   if quick:
     config.quick(settings)
@@ -105,7 +105,7 @@ def _teacher(config: Any, folder: pathlib.Path, quick: bool) -> sweep.Planned:
 def _planned(
   settings: ConfigDict, folder: pathlib.Path, seed: int, teacher: pathlib.Path
 ) -> sweep.Planned:
-  """One seed's run, of the teacher in a folder if it needs one."""
+  """Return one seed's run, with the teacher of a folder if it needs one."""
   settings = settings.copy_and_resolve_references()
   settings.seed = seed
   if recipes.is_taught(settings.method.name):

@@ -1,4 +1,4 @@
-"""The claims' pictures: bars with intervals, exits' curves, histograms of feature distances."""
+"""Figures of the claims: bars with intervals, curves of exits, histograms of feature distances."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARTS = {"offline": range(2, 8), "together": range(8, 16)}
 
 
 def draw_all(directory: pathlib.Path, results: Results, runs: Runs) -> None:
-  """Writes claims_*.png."""
+  """Write claims_*.png."""
   for part, numbers in _PARTS.items():
     groups = {
       f"{claim.number}. {textwrap.shorten(claim.source, 60, placeholder=' ...')}": [

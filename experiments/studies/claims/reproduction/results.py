@@ -21,13 +21,13 @@ FASHION, DIGITS = "fashion", "digits"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """One sentence of a paper or lecture, and the comparisons that try it.
+  """One sentence of a paper or lecture, and the comparisons that test it.
 
   Attributes:
-    number: its place in the list.
-    sentence: what is claimed.
-    source: who claims it.
-    settings: in which it is tried, see `experiments/studies/claims/config.py`.
+    number: position in the list.
+    sentence: the claim.
+    source: the paper or lecture.
+    settings: settings in which it is tested, see `experiments/studies/claims/config.py`.
     rows: the finished runs -> one row for each comparison.
   """
 
@@ -43,13 +43,13 @@ class Row:
   """One comparison; the claim is that its difference is positive.
 
   Attributes:
-    compared: what minus what.
-    difference: the mean over the seeds.
-    low: the lower end of the 95% interval.
-    high: its upper end.
-    seeds: how many pairs of runs; 0 where nothing is drawn, so that the interval is a point.
-    unit: of the difference.
-    note: what else is to be known, such as costs.
+    compared: the two sides, as "A - B".
+    difference: mean over the seeds.
+    low: lower end of the 95% interval.
+    high: upper end of the interval.
+    seeds: number of pairs of runs; 0 where nothing is random and the interval is a point.
+    unit: unit of the difference.
+    note: further facts, such as costs.
   """
 
   compared: str
@@ -62,7 +62,7 @@ class Row:
 
   @property
   def verdict(self) -> report.Verdict:
-    """By the interval and nothing else."""
+    """The verdict, by the interval alone."""
     return report.verdict(self.low, self.high)
 
 
@@ -75,26 +75,26 @@ def paired(
   scale: float = 100.0,
   note: str = "",
 ) -> Row:
-  """The row of a claim that `better` is above `worse`, seed by seed; both are scaled."""
+  """Return the row of the claim that `better` is above `worse`, seed by seed; both are scaled."""
   found = report.paired_difference([scale * x for x in better], [scale * x for x in worse])
   return Row(compared, *found, unit=unit, note=note)
 
 
 def exact(compared: str, difference: float, *, unit: str, note: str = "") -> Row:
-  """The row of a difference in which nothing is drawn."""
+  """Return the row of a difference without randomness."""
   return Row(compared, difference, difference, difference, 0, unit, note)
 
 
-# Compared and hashed by identity, so that what is computed of them can be remembered.
+# Compared and hashed by identity, so that results of methods can be cached.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runs:
   """The finished runs of `make claims`.
 
   Attributes:
-    workdir: where they are.
-    seeds: setting -> those of its runs.
-    settings: (setting, run) -> its config, without a seed.
-    constants: what the config file says beside its runs (`experiments/studies/claims/config.py`).
+    workdir: directory of the runs.
+    seeds: setting -> seeds of its runs.
+    settings: (setting, run) -> config, without a seed.
+    constants: the config file's module (`experiments/studies/claims/config.py`).
   """
 
   workdir: pathlib.Path
@@ -103,28 +103,28 @@ class Runs:
   constants: Any
 
   def folder(self, setting: str, run: str, seed: int) -> pathlib.Path:
-    """A run's work directory."""
+    """Return a run's work directory."""
     return self.workdir / f"seed{seed}" / f"{setting}-{run}"
 
   @property
   def teacher(self) -> pathlib.Path:
-    """The work directory of the one teacher."""
+    """The work directory of the shared teacher."""
     return self.workdir / "teacher"
 
   def folders(self, setting: str, run: str) -> list[pathlib.Path]:
-    """A run's work directories, seed by seed."""
+    """Return a run's work directories, seed by seed."""
     return [self.folder(setting, run, seed) for seed in self.seeds[setting]]
 
   def accuracies(
     self, setting: str, run: str, predictor: str = "", *, stage: str = ""
   ) -> list[float]:
-    """Test accuracy in 0..1, seed by seed.
+    """Return the test accuracy in 0..1, seed by seed.
 
     Args:
-      setting: of the run.
-      run: its name.
-      predictor: "" is the one that stands for the stage; "mean peer" the mean of all that are
-        called peer and a number.
+      setting: setting of the run.
+      run: name of the run.
+      predictor: "" is the reported one of the stage; "mean peer" the mean of all whose name is peer
+        and a number.
       stage: "" is the last one.
     """
     found = []
@@ -140,41 +140,41 @@ class Runs:
     return found
 
   def exits(self, setting: str, run: str) -> list[list[float]]:
-    """Of every exit of a network, shallowest first: its test accuracies, seed by seed."""
+    """Return the test accuracies of every exit, shallowest first, seed by seed."""
     count = len(predictors(self.folders(setting, run)[0], "exit"))
     return [self.accuracies(setting, run, f"exit_{k}") for k in range(count)]
 
   def bundle(
     self, setting: str, run: str, seed: int, predictor: str = ""
   ) -> tuple[Network, dict[str, Any]]:
-    """A trained network and its description; "" is what stands for the run."""
+    """Return a trained network and its description; "" is the reported predictor."""
     return bundle(self.folder(setting, run, seed), predictor)
 
   def parts(self, setting: str, run: str, seed: int) -> tuple[data.Dataset, Stage]:
-    """What a run was made of: its data and its last stage."""
+    """Return the data of a run and its last stage."""
     settings = self.settings(setting, run)
     settings.seed = seed
     found = build.dataset(settings, _load)
     return found, build.stages(settings, found, traced=False)[-1]
 
 
-# Reading a data set takes seconds, and most runs have the same.
+# Reading a data set takes seconds, and most runs share one.
 _load = functools.lru_cache(maxsize=1)(data.load)
 
 
 def summary(folder: pathlib.Path) -> dict[str, Any]:
-  """What a finished run left."""
+  """Return the summary of a finished run."""
   return experiment.read_summary(folder)
 
 
 def predictors(folder: pathlib.Path, kind: str) -> list[str]:
-  """Those of a finished run's last stage that are called `kind` and a number."""
+  """Return the predictors of a run's last stage whose name is `kind` and a number."""
   *_, last = summary(folder)["stages"].values()
   return [name for name in last["test"] if name.rpartition("_")[0] == kind]
 
 
 def bundle(folder: pathlib.Path, predictor: str = "") -> tuple[Network, dict[str, Any]]:
-  """A network of a finished run's last stage, and its description."""
+  """Return a network of a finished run's last stage, and its description."""
   stages = summary(folder)["stages"]
   stage = list(stages)[-1]
   return bundles.load_bundle(folder / "bundles" / stage / (predictor or stages[stage]["predictor"]))

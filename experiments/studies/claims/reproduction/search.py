@@ -1,4 +1,4 @@
-"""Choosing hyperparameters by the validation split."""
+"""The choice of hyperparameters by the validation split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tried = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
 def validated(
   candidates: Mapping[tuple[str, str], Mapping[str, Sequence[pathlib.Path]]],
 ) -> Tried:
-  """The validation accuracies of finished runs, by what stands for each."""
+  """Return the validation accuracies of finished runs, of their reported predictors."""
   return {
     key: {
       changes: [_validation(folder) for folder in folders] for changes, folders in tried.items()
@@ -28,12 +28,12 @@ def validated(
 
 
 def best(tried: Mapping[str, Sequence[float]]) -> str:
-  """The changes with the highest mean accuracy; of several, the first."""
+  """Return the changes with the highest mean accuracy, the first of equals."""
   return max(tried, key=lambda changes: statistics.mean(tried[changes]))
 
 
 def as_json(tried: Tried) -> str:
-  """Setting -> run -> changes -> accuracies."""
+  """Return setting -> run -> changes -> accuracies, as JSON."""
   settings: dict[str, dict[str, object]] = {}
   for (setting, run), accuracies in tried.items():
     settings.setdefault(setting, {})[run] = accuracies
@@ -41,7 +41,7 @@ def as_json(tried: Tried) -> str:
 
 
 def as_markdown(tried: Tried) -> str:
-  """A row for each run: its candidates with their accuracies, the best one in bold."""
+  """Return a table with a row per run: candidates with accuracies, the best one in bold."""
   lines = ["| setting | run | validation accuracy, % |", "|---|---|---|"]
   for (setting, run), accuracies in tried.items():
     chosen = best(accuracies)
@@ -56,7 +56,7 @@ def as_markdown(tried: Tried) -> str:
 def every_predictor(
   candidates: Mapping[tuple[str, str], Mapping[str, Sequence[pathlib.Path]]],
 ) -> str:
-  """A row for each run and change: the validation accuracy of every predictor."""
+  """Return a table with a row per run and change: validation accuracies of all predictors."""
   lines = [
     "| setting | run | beside what was chosen | validation accuracy, % |",
     "|---|---|---|---|",
@@ -73,8 +73,8 @@ def every_predictor(
         label = predictor.removeprefix(run).removeprefix(": ")
         label = f"{label} " if label else ""
         cells.append(f"{label}{statistics.mean(values):.2f}{spread}")
-      told = changes.replace("/", ", ") or "as chosen"
-      lines.append(f"| {setting} | {run} | {told} | {'; '.join(cells)} |")
+      changed = changes.replace("/", ", ") or "as chosen"
+      lines.append(f"| {setting} | {run} | {changed} | {'; '.join(cells)} |")
   return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ _VERDICTS = ("holds", "not shown", "contradicted")
 
 
 def as_json(results: Results) -> list[dict[str, Any]]:
-  """One flat object for each row."""
+  """Return one flat object per row."""
   return [
     {
       "number": claim.number,
@@ -34,7 +34,7 @@ def as_json(results: Results) -> list[dict[str, Any]]:
 
 
 def overview(results: Results) -> str:
-  """A Markdown table of how many rows of each claim came out how."""
+  """Return a Markdown table: the number of rows of each claim by verdict."""
   lines = [f"| | claim | source | {' | '.join(_VERDICTS)} |", f"|{'---|' * (3 + len(_VERDICTS))}"]
   everything = [row.verdict for _, rows in results for row in rows]
   for claim, rows in results:
@@ -46,7 +46,7 @@ def overview(results: Results) -> str:
 
 
 def as_markdown(results: Results, runs: Runs, facts: Mapping[str, str]) -> str:
-  """A table for each claim, the accuracies behind them, and the facts of the runs."""
+  """Return a table per claim, the accuracies behind them, and the facts of the runs."""
   parts = ["\n".join(f"- {name}: {fact}" for name, fact in facts.items())]
   for claim, rows in results:
     tried = f"; on {' and '.join(claim.settings)}" if claim.settings else ""
@@ -58,7 +58,7 @@ def as_markdown(results: Results, runs: Runs, facts: Mapping[str, str]) -> str:
 
 
 def _accuracies(runs: Runs) -> str:
-  """A row for each run, by the predictor that stands for it."""
+  """Return a row per run, with the accuracy of its reported predictor."""
   lines = ["| setting | run | test accuracy | trained as |", "|---|---|---|---|"]
   teacher = summary(runs.teacher)["stages"]["teacher"]["accuracy"]
   lines.append(f"| {next(iter(runs.seeds))} | teacher | {100 * teacher:.2f} | teacher |")
@@ -92,7 +92,7 @@ def _number(value: float, row: Row) -> str:
 
 
 def _noted(rows: Sequence[Row]) -> list[Row]:
-  """The rows with a note, of several with the same one the first."""
+  """Return the rows with a note, the first of those with the same note."""
   first: dict[str, Row] = {}
   for row in rows:
     if row.note:

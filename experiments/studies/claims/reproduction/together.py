@@ -1,4 +1,4 @@
-"""Claims about networks that teach each other, or themselves."""
+"""Claims about networks that are trained together without a teacher."""
 
 from __future__ import annotations
 
