@@ -17,7 +17,7 @@ WEIGHTS = {"fitnets": 10.0, "at": 100.0, "nst": 5.0, "ft": 50.0, "rkd": 0.1}
 
 
 def get_config(method: str = "simkd") -> ConfigDict:
-  """The config for `method`, one of `jaxkd.recipes.METHODS` or a sum of them ("kd+at")."""
+  """Return the config for `method`, one of `jaxkd.recipes.METHODS` or a sum of them ("kd+at")."""
   config = recipes.base_config(method)
   config.batch_size = 64
   config.evaluate_every = 10

@@ -1,4 +1,4 @@
-"""The examples of jaxkd in other code bases run, learn, and stay short."""
+"""The examples of jaxkd in other code bases run, their loss falls, and they are short."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 @functools.cache
 def losses_of(path, **options):
-  # The generator that compiles fastest; drawing initial weights is most of the time otherwise.
+  # The generator that compiles fastest; otherwise initial weights take most of the time.
   with jax.default_prng_impl("rbg"):
     return load(path).main(steps=8, **options)
 
@@ -41,7 +41,7 @@ def test_file_has_at_most_60_lines(path):
   assert len(path.read_text().splitlines()) <= 60
 
 
-def test_there_is_a_file_for_each_way_in():
+def test_there_is_a_file_for_each_code_base():
   names = {"bare_jax", "flax_nnx", "equinox_model", "shard_map_step"}
   assert {path.stem for path in FILES} == names
 
@@ -50,7 +50,7 @@ def test_bare_arrays_need_no_output():
   assert "Output" not in (FOLDER / "bare_jax.py").read_text().split('"""', 2)[2]
 
 
-def test_eight_devices_learn_what_one_learns():
+def test_eight_devices_have_the_losses_of_one():
   path = FOLDER / "shard_map_step.py"
   assert len(jax.devices()) == 8
   np.testing.assert_allclose(

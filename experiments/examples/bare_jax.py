@@ -11,19 +11,19 @@ from jaxkd.losses import cross_entropy, soft_target_kl
 
 
 def init(seed, width):
-  """A perceptron with one hidden layer, a dict of float32 arrays."""
+  """Return a perceptron with one hidden layer: a dict of float32 arrays."""
   rng = np.random.default_rng(seed)
   w1, w2 = rng.normal(0, 0.2, (64, width)), rng.normal(0, 0.2, (width, 10))
   return jax.tree.map(np.float32, {"w1": w1, "b1": np.zeros((1, width)), "w2": w2})
 
 
 def logits_of(params, x):
-  """(B, 64) -> (B, 10)."""
+  """Map images (B, 64) to logits (B, 10)."""
   return jax.nn.relu(x @ params["w1"] + params["b1"]) @ params["w2"]
 
 
 def train(loss, params, steps, learning_rate=0.5):
-  """Plain SGD on the whole batch; returns the parameters and every step's loss."""
+  """Run plain SGD on the whole batch; returns the parameters and every step's loss."""
 
   @jax.jit
   def step(params):
@@ -38,7 +38,7 @@ def train(loss, params, steps, learning_rate=0.5):
 
 
 def main(steps=20):
-  """Trains a teacher on labels, then a narrow student on both; returns the student's losses."""
+  """Train a teacher on labels, then a narrow student on both; returns the student's losses."""
   images, labels = sklearn.datasets.load_digits(return_X_y=True)
   x, y = np.float32(images[:256] / 16), labels[:256]
 

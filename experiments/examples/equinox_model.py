@@ -24,7 +24,7 @@ class Net(eqx.Module):
     self.classifier = eqx.nn.Linear(width, 10, key=second)
 
   def __call__(self, image):
-    """From one image (1, H, W) to logits and the map (H, W, C), jaxkd's order of axes."""
+    """Map one image (1, H, W) to logits and the map (H, W, C), in jaxkd's order of axes."""
     features = jax.nn.relu(self.convolution(image))
     return self.classifier(features.mean((1, 2))), jnp.moveaxis(features, 0, -1)
 
@@ -44,7 +44,7 @@ def step(student, teacher, images, labels, weight=1.0, learning_rate=0.1):
 
 
 def main(steps=10):
-  """Trains a wide teacher on labels, then a narrow student on both; returns its losses."""
+  """Train a wide teacher on labels, then a narrow student on both; returns its losses."""
   images, y = sklearn.datasets.load_digits(return_X_y=True)
   x, y = np.float32(images[:64].reshape(-1, 1, 8, 8) / 16), y[:64]
   teacher, student, losses = Net(16, jax.random.key(0)), Net(4, jax.random.key(1)), []

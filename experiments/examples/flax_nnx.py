@@ -21,7 +21,7 @@ class Net(nnx.Module):
     self.classifier = nnx.Linear(width, 10, rngs=rngs)
 
   def __call__(self, x):
-    """Images as rows (B, 64)."""
+    """Map images (B, 64) to an Output."""
     pooled = nnx.relu(self.hidden(x))
     features = {"pooled": pooled, "hint": nnx.relu(self.hint(pooled))}
     return Output(self.classifier(pooled), features)
@@ -39,14 +39,14 @@ def objective(student, teacher, x, y):
 
 @nnx.jit
 def step(student, teacher, optimizer, x, y):
-  """One update of the student; the teacher takes no gradient."""
+  """Make one update of the student; the teacher has no gradient."""
   loss, gradient = nnx.value_and_grad(objective)(student, teacher, x, y)
   optimizer.update(student, gradient)
   return loss
 
 
 def main(steps=10):
-  """Trains a wide teacher on labels, then a narrow student on both; returns its losses."""
+  """Train a wide teacher on labels, then a narrow student on both; returns its losses."""
   images, labels = sklearn.datasets.load_digits(return_X_y=True)
   x, y = jnp.asarray(images[:256] / 16, jnp.float32), jnp.asarray(labels[:256])
   teacher, student = Net(32, 1, nnx.Rngs(0)), Net(8, 32, nnx.Rngs(1))

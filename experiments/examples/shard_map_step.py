@@ -14,12 +14,12 @@ from jaxkd.types import Output
 
 
 def embed(params, x):
-  """(B, 64) -> (B, D)."""
+  """Map images (B, 64) to features (B, D)."""
   return Output(features={"pooled": jax.nn.tanh(x @ params)})
 
 
 def per_device(params, teacher, x, learning_rate=0.1):
-  """One step on this device's share of the batch."""
+  """Make one step on this device's share of the batch."""
 
   def objective(params):
     return losses.relational(embed(params, x), embed(teacher, x), axis_name="batch").total
@@ -30,7 +30,7 @@ def per_device(params, teacher, x, learning_rate=0.1):
 
 
 def make_step(devices):
-  """The step over a mesh of these devices: parameters everywhere, the batch split."""
+  """Return the step over a mesh of devices: parameters replicated, the batch split."""
   # With the default check_vma=True, shard_map sums the gradient of replicated parameters over the
   # devices by itself, and the pmean above would leave it as many times too large, silently.
   mapped = jax.shard_map(
@@ -44,7 +44,7 @@ def make_step(devices):
 
 
 def main(steps=5, devices=None):
-  """Teaches 8 dimensions the relations of the digits' 32 principal ones; returns the losses."""
+  """Train 8 dimensions to have the relations of the digits' 32 principal ones; returns losses."""
   images, _ = sklearn.datasets.load_digits(return_X_y=True)
   teacher = np.float32(np.linalg.svd(images - images.mean(0), full_matrices=False)[2][:32].T)
   x, rng = np.float32(images[:64] / 16), np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""experiments/budget.py on a run whose network was never trained."""
+"""experiments/budget.py on a run with an untrained network."""
 
 import importlib.util
 import json
@@ -66,7 +66,7 @@ def examples(count, seed):
   return data.ArrayExamples(pixels, labels, np.arange(count, dtype=np.int32))
 
 
-def test_the_command_writes_curves_budgets_and_times(script, run, tmp_path, monkeypatch, capsys):
+def test_command_writes_curves_budgets_and_times(script, run, tmp_path, monkeypatch, capsys):
   asked = []
 
   def load(name, **options):
@@ -80,7 +80,7 @@ def test_the_command_writes_curves_budgets_and_times(script, run, tmp_path, monk
   with flagsaver.as_parsed(**settings, output=str(table)):
     script.main(["budget.py"])
 
-  # The run's own split, so that thresholds are not fitted to what it was trained on.
+  # The run's split, so that thresholds are not fitted to training images.
   assert asked == [("digits", {"directory": None, "validation": 0.2, "seed": 1})]
   found = json.loads((run / "budget.json").read_text())
   costs = [row["multiply_adds"] for row in found["anytime"]]
@@ -109,7 +109,7 @@ def test_the_command_writes_curves_budgets_and_times(script, run, tmp_path, monk
     ("plain", "holds a MultiExit, expected an ensemble of one network's exits"),
   ],
 )
-def test_a_run_that_will_not_do_is_named(script, run, tmp_path, case, message):
+def test_unusable_run_is_named(script, run, tmp_path, case, message):
   workdir = tmp_path / "run"
   if case == "damaged":
     workdir.mkdir()
@@ -123,6 +123,6 @@ def test_a_run_that_will_not_do_is_named(script, run, tmp_path, case, message):
     script.load_run(workdir)
 
 
-def test_a_run_without_a_validation_split_is_refused(script):
+def test_run_without_a_validation_split_is_refused(script):
   with pytest.raises(ConfigError, match=r"data\.validation=0"):
     script.load_data({"seed": 1, "data": {"name": "digits", "validation": 0.0, "directory": ""}})

@@ -1,4 +1,4 @@
-"""experiments/evaluate.py on bundles of networks that were never trained."""
+"""experiments/evaluate.py on bundles of untrained networks."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""Tries the accelerators of this machine: parity and property tests on one, our step on all.
+"""Check the accelerators of this machine: parity and property tests on one, the step on all.
 
     python experiments/studies/accelerator/accelerator_check.py [--batch_size 256] [--steps 100]
 
@@ -6,10 +6,10 @@ The tests are tests/test_golden.py and tests/losses, with matrix products at the
 (by default a GPU rounds the factors of a float32 product to TF32, a TPU to bfloat16). What is timed
 is the training step of knowledge distillation from a ResNet-32x4 to a ResNet-8x4 on 32x32 images,
 mapped over all devices, in float32 at the default precision and in bfloat16. The share of the peak
-is that of the rate that matrix products of the same type reach in the same run. Each part has a
-process of its own: a TPU belongs to one at a time, and memory's peak is a process's.
+is relative to the rate of matrix products of the same type in the same run. Each part runs in a
+process of its own: one process at a time can use a TPU, and peak memory is counted per process.
 
-Where jax finds no accelerator, one line says so, and the exit status is 0.
+Without an accelerator one line is printed, and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ print(json.dumps([found[0].platform, found[0].device_kind, len(found)]))
 
 
 class Found(NamedTuple):
-  """The devices that jax uses here when nobody tells it which."""
+  """The devices that jax chooses by default."""
 
   platform: str
   kind: str
@@ -57,18 +57,18 @@ class Found(NamedTuple):
 
 
 class Measured(NamedTuple):
-  """What a step of some devices took.
+  """The measured costs of a step on some devices.
 
   Attributes:
-    dtype: what its networks compute in.
-    devices: that shared it.
-    batch_size: images of one step on each of them.
-    images_per_second: of all of them together.
-    compile_seconds: by which the first step was longer than the others.
-    peak_bytes: the most memory that was in use on one device; None if it does not say.
-    flops: of one step on one device, as XLA counts the program before it optimises it.
-    flops_per_second: of one device.
-    matmul_flops_per_second: of one device, in matrix products.
+    dtype: type of the networks' computation.
+    devices: number of devices that share the step.
+    batch_size: images of one step on each device.
+    images_per_second: of all devices together.
+    compile_seconds: time of the first step minus that of the others.
+    peak_bytes: peak memory of one device; None if the device does not report it.
+    flops: FLOPs of one step on one device, as XLA counts the program before optimisation.
+    flops_per_second: rate of one device.
+    matmul_flops_per_second: rate of one device in matrix products.
   """
 
   dtype: str
@@ -83,7 +83,7 @@ class Measured(NamedTuple):
 
 
 def main() -> int:
-  """Prints what was found; returns the exit status."""
+  """Check the devices and print the results; returns the exit status."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--batch_size", type=int, default=256, help="images for each device")
   parser.add_argument("--steps", type=int, default=100, help="that are timed")
@@ -133,7 +133,7 @@ def main() -> int:
 
 
 def find() -> Found:
-  """What jax finds, asked of another process: a TPU that this one held would be lost to others."""
+  """Return the devices of jax, found by a child process, which frees a TPU at its end."""
   done = subprocess.run(
     [sys.executable, "-c", _FIND], env=_environment(), stdout=subprocess.PIPE, text=True, check=True
   )
@@ -141,18 +141,18 @@ def find() -> Found:
 
 
 def pytest_command(found: Found) -> list[str]:
-  """How the tests are run on what was found."""
+  """Return the command of the tests for these devices."""
   left_out = []
   if found.count < 8:
-    left_out.append("devices")  # Those tests share a batch among eight.
+    left_out.append("devices")  # These tests share a batch among eight devices.
   if found.platform == "tpu":
-    left_out.append("float64")  # Which a TPU only imitates, with fewer bits.
+    left_out.append("float64")  # A TPU emulates float64 with fewer bits.
   command = [sys.executable, "-m", "pytest", *TESTS, "--float32"]
   return [*command, "-k", " and ".join(f"not {name}" for name in left_out)] if left_out else command
 
 
 def _environment(*, tests: bool = False) -> dict[str, str]:
-  """That of this process, without what would keep jax from the accelerators."""
+  """Return this process's environment without variables that hide accelerators from jax."""
   environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
   environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
   if tests:
@@ -171,17 +171,17 @@ def measure(
   dtype: str,
   matmul_size: int = 8192,
 ) -> Measured:
-  """Times the step of knowledge distillation over some devices, on noise that they already hold.
+  """Time the step of knowledge distillation over some devices, on noise that they already hold.
 
   Args:
-    teacher: a model whose batch statistics, if shared, are so over `devices.AXIS_NAME`.
+    teacher: a model whose batch statistics, if shared, are shared over `devices.AXIS_NAME`.
     student: likewise.
     chosen: the devices.
     image_shape: height, width, channels.
     batch_size: images of one step on each device.
-    steps: that are timed.
-    dtype: what the models compute in, for the matrix products that they are compared with.
-    matmul_size: rows and columns of those.
+    steps: number of timed steps.
+    dtype: type of the models' computation, and of the matrix products for comparison.
+    matmul_size: rows and columns of those products.
   """
   kd = schemes.Distillation("kd", losses.knowledge_distillation, 0.9)
   scheme = schemes.offline(student, {"teacher": teacher}, [kd], label_weight=0.1)
@@ -198,7 +198,7 @@ def measure(
   first, state = _seconds(mapped, state, batch, 1)
   _, state = _seconds(mapped, state, batch, min(steps, 5))
   whole, state = _seconds(mapped, state, batch, steps)
-  # Before the matrix products take theirs.
+  # Before the matrix products allocate memory.
   peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in chosen]
   return Measured(
     dtype=dtype,
@@ -214,7 +214,7 @@ def measure(
 
 
 def count_flops(step: Callable[[Any, Any], Any], state: Any, batch: Batch) -> float:
-  """The FLOPs of a step of one device, counted on the CPU: not every platform counts them."""
+  """Return the FLOPs of a step of one device, counted on the CPU, as not all platforms do."""
   [host, *_] = jax.local_devices(backend="cpu")
   mapped = jax.pmap(
     step, axis_name=devices.AXIS_NAME, in_axes=(None, 0), out_axes=None, devices=[host]
@@ -226,7 +226,7 @@ def count_flops(step: Callable[[Any, Any], Any], state: Any, batch: Batch) -> fl
 
 
 def matmul_rate(device: jax.Device, dtype: str, size: int, *, repeats: int = 10) -> float:
-  """FLOP/s of the best of a few rows of matrix products, at the default precision."""
+  """Return the FLOP/s of the best of several rows of matrix products, at default precision."""
   factor = jax.device_put(jnp.full((size, size), 1 / size, dtype), device)
   multiply = jax.jit(lambda x: lax.fori_loop(0, repeats, lambda _, y: x @ y, x))
   jax.block_until_ready(multiply(factor))
@@ -239,7 +239,7 @@ def matmul_rate(device: jax.Device, dtype: str, size: int, *, repeats: int = 10)
 
 
 def table(rows: Sequence[Measured]) -> str:
-  """What was measured, as Markdown."""
+  """Return the measurements as a Markdown table."""
   lines = [
     "| type | devices | images each | images/s | compiling, s | peak memory, GiB "
     "| TFLOP/s of a device | matrix products, TFLOP/s | share of it |",
@@ -267,7 +267,7 @@ def _noise(image_shape: tuple[int, int, int], count: int) -> Batch:
 
 
 def _placed(batch: Any, chosen: Sequence[jax.Device]) -> Any:
-  """Each device's share on it."""
+  """Put each device's share on the device."""
   mesh = jax.sharding.Mesh(np.asarray(chosen), (devices.AXIS_NAME,))
   split = jax.sharding.PartitionSpec(devices.AXIS_NAME)
   return jax.device_put(batch, jax.sharding.NamedSharding(mesh, split))
@@ -276,7 +276,7 @@ def _placed(batch: Any, chosen: Sequence[jax.Device]) -> Any:
 def _seconds(
   step: Callable[[Any, Any], Any], state: Any, batch: Any, count: int
 ) -> tuple[float, Any]:
-  """The time of some steps, and the state after them."""
+  """Return the time of some steps, and the state after them."""
   in_flight = devices.StepsInFlight()
   start = time.perf_counter()
   for _ in range(count):

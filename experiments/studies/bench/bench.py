@@ -1,11 +1,11 @@
-"""Ratios of our times to others', measured side by side: `make bench`.
+"""Measure ratios of our times to others', side by side: `make bench`.
 
     python experiments/studies/bench/bench.py --output bench.json
 
 Every section runs in a process of its own and prints its rows as JSON lines. The file holds, under
-each section's name, one number per section (the worst of its rows; "losses" has them all), the rows
-under "details", and what they were taken on. With --sections only some are measured anew; the file
-keeps the others, with the versions and machine of theirs.
+each section's name, one number per section (the worst of its rows; "losses" has all rows), the rows
+under "details", and the versions and the machine. --sections measures some sections again; the file
+keeps the others, with their versions and machine.
 """
 
 import functools
@@ -29,18 +29,20 @@ with needed_by_script("experiments/studies/bench/bench.py"):
   from jaxkd.report import write_atomically
   from jaxkd.runtime import devices, process
 
-_SECTIONS = flags.DEFINE_list("sections", None, "Which to measure; default all.")
+_SECTIONS = flags.DEFINE_list("sections", None, "Sections to measure; default all.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", 100, "Rounds of steps, at most.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each row's rounds, about.", lower_bound=0.0)
+_SECONDS = flags.DEFINE_float(
+  "seconds", 10.0, "Approximate time of the rounds of each row.", lower_bound=0.0
+)
 _RUNS = flags.DEFINE_integer("runs", 3, "Whole runs of each kind.", lower_bound=1)
-_EPOCHS = flags.DEFINE_integer("epochs", 20, "Of each whole run.", lower_bound=1)
-_ONLY = flags.DEFINE_list("only", None, "Rows of sections that have a choice of them.")
+_EPOCHS = flags.DEFINE_integer("epochs", 20, "Epochs of each whole run.", lower_bound=1)
+_ONLY = flags.DEFINE_list("only", None, "Rows to measure, in sections with a choice of rows.")
 _PART = flags.DEFINE_string("part", None, "For internal use: measure this section, here.")
 
 
 def main(argv: list[str]) -> None:
-  """Measures the sections that the flags name."""
+  """Measure the sections that the flags name."""
   del argv
   logging.set_verbosity(logging.WARNING)
   if _PART.value:
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> None:
     raise ConfigError(f"--sections={unknown[0]}: expected some of {', '.join(SECTIONS)}")
   load, _, _ = os.getloadavg()
   if load > 0.5:
-    # PyTorch's threads wait for each other at every operation, and each waits for a core.
+    # PyTorch's threads synchronise at every operation, and each needs a core.
     print(f"the machine is not idle (load {load:.1f}): the figures will be noise", file=sys.stderr)
   output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
   results = json.loads(output.read_text()) if output and output.exists() else {}
@@ -63,8 +65,8 @@ def main(argv: list[str]) -> None:
       if output:
         write_atomically(output, json.dumps(results, indent=2) + "\n")
   for name in sections:
-    told = f"{len(results[name])} rows" if name == "losses" else results[name]
-    print(f"{name}: {told}")
+    shown = f"{len(results[name])} rows" if name == "losses" else results[name]
+    print(f"{name}: {shown}")
 
 
 def _losses() -> dict[str, Any]:
@@ -104,7 +106,7 @@ def _flops() -> dict[str, Any]:
   return flops.measure(_ONLY.value or tuple(flops.PAIRS))
 
 
-# Section -> what measures it.
+# Section -> function that measures it.
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
   "losses": _losses,
   "step_over_handwritten": functools.partial(_steps, "handwritten"),
@@ -113,12 +115,12 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
   "cohort_over_parts": _cohorts,
   "flops_over_minimum": _flops,
 }
-# Those of one device, which has all cores.
+# Sections that run on one device with all cores.
 _UNDIVIDED = ("losses",)
 
 
 def _measured_apart(name: str, folder: pathlib.Path) -> dict[str, Any]:
-  """A section's rows, measured by another process: XLA's devices are fixed for each."""
+  """Measure a section in another process, as XLA's devices are fixed within one."""
   result = folder / f"{name}.json"
   shared = [f"--{f.name}={f.value}" for f in (_ROUNDS, _SECONDS, _RUNS, _EPOCHS)]
   shared += [f"--only={','.join(_ONLY.value)}"] if _ONLY.value else []

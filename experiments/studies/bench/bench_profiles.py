@@ -1,9 +1,10 @@
-"""Where steps and losses spend their time, on one core: it explains what `make bench` misses.
+"""Profile steps and losses on one core, to explain the goals that `make bench` misses.
 
     python experiments/studies/bench/bench_profiles.py --output bench_profiles.md
 
-With several threads XLA's work on a convolution appears in no profile, so both libraries have one
-here. Steps are those of `make bench`, ours and PyTorch's; losses are ours, forward and backward.
+With several threads XLA's work on a convolution appears in no profile, so both libraries use one
+thread here. Steps are those of `make bench`, ours and PyTorch's; losses are ours, forward and
+backward.
 """
 
 import os
@@ -33,7 +34,7 @@ _KINDS = ("convolutions", "their gradients", "matrix products", _LIBRARY, profil
 
 
 def main(argv: list[str]) -> None:
-  """Profiles everything and prints the tables."""
+  """Profile all steps and losses and print the tables."""
   del argv
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
   torch.set_num_threads(1)
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def _steps(name: str) -> list[tuple[str, dict[str, float]]]:
-  """Our step of a pair, ours with cached targets, and PyTorch's."""
+  """Return our step of a pair, ours with cached targets, and PyTorch's."""
   pair = pairs.PAIRS[name]
   batch = pairs.random_batch(pair.image_shape, pair.batch_size)
   here = jax.local_devices()[:1]
@@ -90,7 +91,7 @@ def _loss(name: str) -> tuple[str, dict[str, float]]:
 def _table(
   head: str, columns: Sequence[str], rows: Sequence[tuple[str, Mapping[str, float]]]
 ) -> str:
-  """Markdown; what was not found is 0."""
+  """Return a Markdown table; operations that do not occur have 0."""
   lines = [f"| {head} | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
   for name, found in rows:
     cells = (f"{found.get(column, 0.0):.2f}" for column in columns)

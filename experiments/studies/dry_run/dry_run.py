@@ -1,17 +1,17 @@
-"""Tries full-scale configs without their data and their accelerators.
+"""Try full-scale configs without their data and accelerators.
 
     python experiments/studies/dry_run/dry_run.py --workdir runs/dry-run --output dry_run.md \
         --configs configs/cifar100.py,configs/imagenet.py
 
-Every method of every teacher-student pair is planned as a run would be, and each of its training
-and evaluation steps lowered for TPU and CUDA at the config's own batch size, split over eight
-devices. Then every stage makes two updates on noise, for the pairs that the config file names in
-MAIN_PAIRS (else all). A teacher is tried once, as method "teacher"; methods without a teacher are
-tried once for each student. "kd" is also lowered in bfloat16 for every pair, and every method for
-the first: no convolution may then be left in another type.
+Every method of every teacher-student pair is built as in a run, and each of its training and
+evaluation steps is lowered for TPU and CUDA at the config's own batch size, split over eight
+devices. Then every stage makes two updates on noise, for the pairs in the config file's MAIN_PAIRS
+(by default all). A teacher is tried once, as method "teacher"; methods without a teacher are tried
+once per student. "kd" is also lowered in bfloat16 for every pair, and every method for the first
+pair: no convolution may then compute in another type.
 
-Each config's result is a line of WORKDIR/dry_run.jsonl; the same command goes on where it stopped
-and tries again what failed. Two at once, with a different --only, share a core each.
+Each config's result is a line of WORKDIR/dry_run.jsonl; the same command resumes and repeats what
+failed. Two commands with different --only can run at the same time.
 """
 
 import collections
@@ -40,14 +40,14 @@ with needed_by_script("experiments/studies/dry_run/dry_run.py"):
   from jaxkd.types import Participants
 
 _CONFIGS = flags.DEFINE_list("configs", None, "Config files that have PAIRS.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/dry-run", "Where the results are kept.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/dry-run", "Directory of the results.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the table to this Markdown file.")
 _ONLY = flags.DEFINE_string("only", "", "Try what matches: FILE:METHOD@PAIR, with -bfloat16.")
 _SKIP_STEPS = flags.DEFINE_bool("skip_steps", False, "Lower only.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 2, "Images of an update.", lower_bound=2)
 flags.mark_flags_as_required(["configs"])
 
-# Stages that are methods of their own here, and tried as such.
+# Stages that are tried as methods of their own.
 _ELSEWHERE = ("teacher", "alone")
 
 
@@ -57,10 +57,10 @@ class Trial:
 
   Attributes:
     file: the config file.
-    method: its method.
-    pair: its pair, "" for what the method alone stands for.
-    dtype: what it computes in.
-    steps: whether its stages make updates.
+    method: name of the method.
+    pair: teacher-student pair; "" for the method's default networks.
+    dtype: type of the computation.
+    steps: make two updates of every stage, too.
   """
 
   file: pathlib.Path
@@ -71,13 +71,13 @@ class Trial:
 
   @property
   def name(self) -> str:
-    """As `--only` sees it."""
+    """The name that `--only` matches."""
     at = f"@{self.pair}" if self.pair else ""
     return f"{self.file.stem}:{self.method}{at}{'' if self.dtype == 'float32' else '-bfloat16'}"
 
 
 def main(argv: list[str]) -> None:
-  """Tries whatever is missing and prints the table."""
+  """Try the missing configs and print the table."""
   del argv
   logging.set_verbosity(logging.WARNING)
   files = {pathlib.Path(name): load_module(pathlib.Path(name)) for name in _CONFIGS.value}
@@ -93,10 +93,10 @@ def main(argv: list[str]) -> None:
       continue
     result = _tried(trial, files[trial.file], teachers)
     with kept.open("a") as lines:
-      # On a line of its own, even if the one before was cut short.
+      # On a line of its own, even if the line before is incomplete.
       lines.write(f"\n{json.dumps(result)}\n")
     outcome = result["error"] or "passed"
-    jax.clear_caches()  # of a hundred megabytes a trial, kept for good otherwise
+    jax.clear_caches()  # a hundred megabytes per trial, never freed otherwise
     print(f"[{number}/{len(chosen)}] {trial.name}: {outcome} ({result['seconds']} s)", flush=True)
   results = _results(kept)
   text = _report(files, trials, results)
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
 
 
 def _trials(path: pathlib.Path, module: Any) -> Iterator[Trial]:
-  """What there is to try of a config file, networks shared between pairs once."""
+  """Return the trials of a config file; networks shared between pairs are tried once."""
   seen: set[tuple[str, str]] = set()
   main_pairs = getattr(module, "MAIN_PAIRS", module.PAIRS)
   for pair in module.PAIRS:
@@ -123,7 +123,7 @@ def _trials(path: pathlib.Path, module: Any) -> Iterator[Trial]:
       if method == "kd" or (pair == module.PAIRS[0] and method not in _ELSEWHERE):
         yield Trial(path, method, pair, dtype="bfloat16")
   for method in recipes.METHODS:
-    # Where a method alone stands for other networks than the first pair's.
+    # Methods whose default networks are not the first pair's.
     own, first = module.get_config(method), module.get_config(f"{method}@{module.PAIRS[0]}")
     if own.student.model != first.student.model:
       yield Trial(path, method, "", steps=not _SKIP_STEPS.value)
@@ -134,7 +134,7 @@ def _is_teacherless(method: str) -> bool:
 
 
 def _tried(trial: Trial, module: Any, teachers: dict[str, Participants]) -> dict[str, Any]:
-  """The line of a trial; `teachers` keeps trained ones for those that come after."""
+  """Return the line of a trial; `teachers` caches trained teachers for later trials."""
   started = time.monotonic()
   result: dict[str, Any] = {"name": trial.name, "lowered": [], "ran": [], "error": ""}
   try:
@@ -155,7 +155,7 @@ def _tried(trial: Trial, module: Any, teachers: dict[str, Participants]) -> dict
       if trial.method == "teacher":
         teachers.clear()
         teachers[settings.teacher.model] = ran[0].participants
-  except Exception as error:  # whatever it is, the others are still to be tried
+  except Exception as error:  # of any kind: the other configs are still tried
     result["error"] = f"{type(error).__name__}: {one_line(error)}"
   return {**result, "seconds": round(time.monotonic() - started, 1)}
 
@@ -163,19 +163,19 @@ def _tried(trial: Trial, module: Any, teachers: dict[str, Participants]) -> dict
 def _teacher(
   trial: Trial, module: Any, teachers: dict[str, Participants]
 ) -> Mapping[str, Participants]:
-  """A teacher that made its updates, for a method that needs one."""
+  """Return a teacher after its updates, for a method that needs one."""
   if _is_teacherless(trial.method):
     return {}
   settings = module.get_config(f"teacher@{trial.pair}")
   if settings.teacher.model not in teachers:
     [ran] = dry_run.dry_run(dry_run.prepare(settings), batch_size=_BATCH_SIZE.value)
-    teachers.clear()  # one at a time is enough, pair by pair
+    teachers.clear()  # one is enough: trials are ordered by pair
     teachers[settings.teacher.model] = ran.participants
   return {"teacher": teachers[settings.teacher.model]}
 
 
 def _results(file: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """The last line of each trial; one that was cut short counts for nothing."""
+  """Return the last line of each trial; an incomplete line is ignored."""
   results = {}
   for line in file.read_text().splitlines() if file.exists() else []:
     try:
@@ -195,7 +195,7 @@ def _report(
   trials: list[Trial],
   results: Mapping[str, Mapping[str, Any]],
 ) -> str:
-  """The tables of pairs and methods, with what their marks mean."""
+  """Return the tables of pairs and methods, and the meaning of their marks."""
   found = [results[t.name] for t in trials if t.name in results]
   lowered = sum(len(r["lowered"]) for r in found)
   halves = [r for r in found if r["name"].endswith("-bfloat16") and not r["error"]]
@@ -216,20 +216,20 @@ def _report(
     f"{len(halves)} configs were also lowered in bfloat16, and have no convolution in another "
     "type.",
     "",
-    "**2** is lowered and two updates, **L** is lowered, **FAILED** is told below, - is yet to be "
-    "tried. Methods without a teacher are tried once for each student, a teacher once.",
+    "**2** is lowered and two updates, **L** is lowered, **FAILED** is listed below, - is not "
+    "tried yet. Methods without a teacher are tried once for each student, a teacher once.",
   ]
   for path, module in files.items():
     lines += ["", f"## {path}", "", _table(path, module, results)]
     if extra := [t for t in trials if t.file == path and not t.pair]:
-      told = ", ".join(f"{t.name} {_mark(results.get(t.name))}" for t in extra)
-      lines += ["", f"Without a pair: {told}."]
+      marks = ", ".join(f"{t.name} {_mark(results.get(t.name))}" for t in extra)
+      lines += ["", f"Without a pair: {marks}."]
   failures = [f"- {r['name']}: {r['error']}" for r in found if r["error"]]
   return "\n".join([*lines, *(["", "## Failures", "", *failures] if failures else []), ""])
 
 
 def _table(path: pathlib.Path, module: Any, results: Mapping[str, Mapping[str, Any]]) -> str:
-  """A row for each pair, a column for each method."""
+  """Return a table with a row per pair and a column per method."""
   rows = [f"| teacher-student | {' | '.join(recipes.METHODS)} |"]
   rows.append("|---" * (len(recipes.METHODS) + 1) + "|")
   shared: dict[tuple[str, str], str] = {}

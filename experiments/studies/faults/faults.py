@@ -1,10 +1,10 @@
-"""Interrupts, damages and starves runs of the real script, and tabulates what became of them.
+"""Interrupt, damage and starve runs of the real script, and tabulate the outcomes.
 
     python experiments/studies/faults/faults.py --output faults.md
 
-The faults are the tests in tests/faults, each of which tells its row by `record_property`, and
-files of `make test` that are a row each: of data, files and configs that are wrong. Names of tests
-after `--` choose some of them, as for pytest: `-- tests/faults/test_kill.py`.
+The faults are the tests in tests/faults, each of which records its row by `record_property`, and
+test files about wrong data, files and configs, with one row per file. Names of tests after `--`
+choose some of them, as for pytest: `-- tests/faults/test_kill.py`.
 """
 
 import inspect
@@ -37,7 +37,7 @@ _HEAD = "| fault | tries | outcome | seconds |\n|---|---|---|---|"
 
 
 class _Table:
-  """A pytest plugin that keeps a row of every test that tells one, and one of every other file."""
+  """A pytest plugin: a row for every test that records one, and a row for every other file."""
 
   def __init__(self) -> None:
     self._rows: list[str] = []
@@ -45,28 +45,29 @@ class _Table:
     self._about: dict[str, str] = {}
 
   def pytest_itemcollected(self, item: pytest.Item) -> None:
-    """Notes what the test's file is about."""
+    """Store the first line of the docstring of the test's file."""
     document = inspect.getdoc(getattr(item, "module", None)) or item.nodeid
     self._about[item.nodeid] = document.splitlines()[0].rstrip(".")
 
   def pytest_runtest_logreport(self, report: Any) -> None:
-    """Notes how a test ended; what it had told before it failed is told all the same."""
+    """Store the outcome of a test; a failed test keeps what it recorded before."""
     if report.when != "call" and report.passed:
       return
-    told = dict(report.user_properties)
-    if report.passed and "fault" not in told:
+    recorded = dict(report.user_properties)
+    if report.passed and "fault" not in recorded:
       self._files.setdefault(self._about[report.nodeid], []).append(report)
       return
-    outcome = told.get("outcome", "")
+    outcome = recorded.get("outcome", "")
     if not report.passed:
       outcome = f"{report.outcome.upper()}: {outcome or report.longreprtext.splitlines()[-1]}"
-    self._add(told.get("fault", report.nodeid), told.get("tries", ""), outcome, report.duration)
+    fault, tries = recorded.get("fault", report.nodeid), recorded.get("tries", "")
+    self._add(fault, tries, outcome, report.duration)
 
   def _add(self, fault: str, tries: int | str, outcome: str, seconds: float) -> None:
     self._rows.append(f"| {fault} | {tries} | {outcome} | {seconds:.0f} |")
 
   def rows(self) -> list[str]:
-    """Those of tests, then those of files."""
+    """Return the rows of tests, then the rows of files."""
     for about, reports in self._files.items():
       seconds = sum(report.duration for report in reports)
       self._add(about, len(reports), f"{len(reports)} tests passed", seconds)
@@ -75,7 +76,7 @@ class _Table:
 
 
 def main(argv: list[str]) -> None:
-  """Runs the tests and writes the table; ends as pytest does."""
+  """Run the tests and write the table; the exit status is pytest's."""
   table, console = _Table(), Console()
   started = time.monotonic()
   status = pytest.main(["-m", "not long", "--tb=short", *(argv[1:] or _CHOSEN)], plugins=[table])

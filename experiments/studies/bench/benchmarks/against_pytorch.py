@@ -22,17 +22,17 @@ from jaxkd import models
 def measure(
   names: Sequence[str] = tuple(PAIRS), *, rounds: int = 100, seconds: float = 20.0
 ) -> dict[str, Any]:
-  """Pair -> our step's time over PyTorch's, and both in images/s and GFLOP/s.
+  """Return pair -> our step's time over PyTorch's, and both in images/s and GFLOP/s.
 
   "cached" is the ratio of our step with cached targets, which does not run the teacher, over
   PyTorch's, which does.
 
   PyTorch uses a thread per core and whichever of its two layouts is faster; ours runs over as many
-  XLA devices as an experiment chooses. They take turns in blocks of steps. "alone_ms" is each
-  without the other in between: were it much less than the other figure, the two pools of threads
-  would disturb each other.
+  XLA devices as an experiment chooses. They take turns in blocks of steps. "alone_ms" is the time
+  of each without turns; if it is much less than the other figure, the two thread pools disturb each
+  other.
 
-  GFLOP/s are those of `flops.minimum`, and "matmul_peak" is of the same process.
+  GFLOP/s count the FLOPs of `flops.minimum`; "matmul_peak" is measured in the same process.
   """
   torch.set_num_threads(cores())
   found: dict[str, Any] = {name: _compare(PAIRS[name], rounds, seconds) for name in names}
@@ -59,7 +59,7 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   cached.step()
   for run in steppers.values():
     run()
-  # Of the first update from the same weights: the same networks, the same objective.
+  # Losses of the first update from the same weights: equal if networks and objective are.
   for step in theirs.values():
     np.testing.assert_allclose(ours.loss, step.loss, rtol=1e-3)
   np.testing.assert_allclose(cached.loss, ours.loss, rtol=1e-5)
@@ -92,7 +92,7 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def torch_step(pair: Pair, people: Any, channels_last: bool) -> TorchStep:
-  """PyTorch's step from the same weights."""
+  """Return PyTorch's step from the same weights."""
   channels = pair.image_shape[-1]
   teacher, student = (
     twin(models.create(name, num_classes=pairs.CLASSES), people[role], channels)
@@ -111,7 +111,7 @@ def torch_step(pair: Pair, people: Any, channels_last: bool) -> TorchStep:
 
 
 def _block(step: Callable[[], None], target: float = 0.1) -> int:
-  """How many steps take about `target` seconds, from 1 to 8."""
+  """Return the number of steps that take about `target` seconds, from 1 to 8."""
   step()
   start = time.perf_counter()
   for number in itertools.count(1):

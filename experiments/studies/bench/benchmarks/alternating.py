@@ -1,4 +1,4 @@
-"""Times of several ways to do the same, taken in turns, and their ratio."""
+"""Times of several implementations of the same work, taken in turns, and their ratio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# However long a round takes, a median needs some.
+# The fewest rounds of a median, however long a round takes.
 LEAST_ROUNDS = 5
 
 
@@ -20,20 +20,20 @@ def alternate(
   warmup: int = 2,
   primers: int = 0,
 ) -> dict[str, list[float]]:
-  """Seconds per call of each contestant, one number per round.
+  """Return seconds per call of each contestant, one number per round.
 
-  Every round calls all of them, so that whatever else the machine does hits all; who goes first
-  rotates, since each finds the caches as the one before left them.
+  Every round calls all of them, so that other load on the machine affects all. The order rotates,
+  since each finds the caches as the one before left them.
 
   Args:
-    contestants: name -> what to time; it returns when its work is done.
-    rounds: at most so many.
-    seconds: after so many no further round starts, though at least LEAST_ROUNDS (or `rounds`, if
-      that is fewer) are made.
-    block: calls in a row, of which the mean counts: two pools of threads that wait actively
-      disturb each other less.
+    contestants: name -> function to time; it returns when its work is done.
+    rounds: largest number of rounds.
+    seconds: time after which no further round starts, after at least LEAST_ROUNDS (or `rounds`, if
+      that is fewer).
+    block: calls in a row, whose mean counts: two thread pools that wait actively disturb each other
+      less.
     warmup: rounds before those that count.
-    primers: calls before each block that do not count, for caches that others have filled.
+    primers: calls before each block that do not count, as others have filled the caches.
   """
   names = list(contestants)
   found: dict[str, list[float]] = {name: [] for name in names}
@@ -56,12 +56,12 @@ def alternate(
 
 
 def compared(seconds: Mapping[str, list[float]], ours: str, other: str) -> dict[str, Any]:
-  """One contestant's time over another's.
+  """Return one contestant's time over another's.
 
   Args:
-    seconds: of `alternate`.
-    ours: the numerator's name.
-    other: the denominator's.
+    seconds: result of `alternate`.
+    ours: name of the numerator.
+    other: name of the denominator.
 
   Returns:
     "ratio", the median over the rounds of the ratio within a round; "middle_half" of those ratios;
@@ -77,5 +77,5 @@ def compared(seconds: Mapping[str, list[float]], ours: str, other: str) -> dict[
 
 
 def milliseconds(seconds: list[float]) -> float:
-  """The median, in milliseconds."""
+  """Return the median in milliseconds."""
   return round(1000 * statistics.median(seconds), 3)

@@ -38,12 +38,12 @@ def measure(
   rounds: int = 100,
   seconds: float = 15.0,
 ) -> dict[str, Any]:
-  """Scheme and model -> the step's time over the sum of its parts.
+  """Return scheme and model -> the step's time over the sum of its parts.
 
-  The schemes are "dml" and "one". Parts of `members` peers are as many supervised steps of the
-  network. Parts of a network with `members` branches are a step of the trunk and a step per branch,
-  see `TrunkAlone` and `BranchAlone`. All are mapped over the devices that an experiment chooses for
-  the whole, and wait for their end.
+  The schemes are "dml" and "one". The parts of `members` peers are as many supervised steps of the
+  network. The parts of a network with `members` branches are a step of the trunk and a step per
+  branch, see `TrunkAlone` and `BranchAlone`. All are mapped over the devices that an experiment
+  chooses for the whole, and every step is waited for.
   """
   found = {}
   for model, shape in settings.items():
@@ -91,7 +91,7 @@ class TrunkAlone(nn.Module):
 
   Attributes:
     network: a model with `encode`.
-    stage: the last one.
+    stage: last stage of the trunk.
   """
 
   network: nn.Module
@@ -109,11 +109,11 @@ class TrunkAlone(nn.Module):
 
 
 class BranchAlone(nn.Module):
-  """The layers after a stage; what they are fed has a bias, so that its gradient is computed.
+  """The layers after a stage; their input has a bias, so that its gradient is computed.
 
   Attributes:
     network: a model with `resume`.
-    stage: the one whose features the branch is fed.
+    stage: the stage whose features are the input.
   """
 
   network: nn.Module

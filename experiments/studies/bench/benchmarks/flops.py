@@ -19,24 +19,24 @@ from jaxkd.runtime import devices
 
 
 def measure(names: Sequence[str] = tuple(PAIRS)) -> dict[str, Any]:
-  """Pair -> `cost_analysis()["flops"]` of the step compiled for one device, over the fewest.
+  """Return pair -> `cost_analysis()["flops"]` of the step compiled for one device, over the fewest.
 
   "ratio" is to the usual analytic count: twice `jaxkd.evaluate.multiply_adds` of teacher + 3
   students. "over_strict_minimum" is to `minimum`, which also leaves out products with padding and
   the gradient of the images; "products" are the traced step's convolutions and matrix products
-  alone, over that: above 1 something would be multiplied twice. What goes beyond them is
-  normalisation, activations, the loss and the update.
+  alone, over the same: above 1 something would be multiplied twice. The rest is normalisation,
+  activations, the loss and the update.
   """
   return {name: _compare(PAIRS[name]) for name in names}
 
 
 def minimum(pair: Pair) -> int:
-  """The fewest FLOPs of a training step on one image.
+  """Return the fewest FLOPs of a training step on one image.
 
   Two for every multiply-add of the convolutions and matrix products: of the teacher once, of the
-  student three times (forward, the weights' gradient, the inputs' gradient), but of its first
-  layer twice, since nobody needs the gradient of the images. Products with the zeros of a padding
-  are left out, as XLA leaves them out of its count.
+  student three times (forward, the weights' gradient, the inputs' gradient), but of its first layer
+  twice, since the gradient of the images is not needed. Products with the zeros of a padding are
+  left out, as in XLA's count.
   """
   teacher, student = (sum(layers(pair, name)) for name in (pair.teacher, pair.student))
   first, *_ = layers(pair, pair.student)
@@ -44,19 +44,19 @@ def minimum(pair: Pair) -> int:
 
 
 def layers(pair: Pair, name: str) -> list[int]:
-  """Multiply-adds of each of a network's layers on one image, in their order."""
+  """Return the multiply-adds of each layer of a network on one image, in order."""
   return [products_of(equation) for equation in equations(*_forward(pair, name))]
 
 
 def equations(function: Callable[..., Any], *args: Any) -> Iterator[JaxprEqn]:
-  """The convolutions and matrix products that a function's results need."""
+  """Return the convolutions and matrix products that a function's results need."""
   traced = jax.make_jaxpr(function)(*args).jaxpr
   needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
   yield from _inside(needed)
 
 
 def products_of(equation: JaxprEqn) -> int:
-  """The multiply-adds of a convolution or matrix product of which neither factor is padding."""
+  """Return the multiply-adds of a product in which neither factor is padding."""
   left, right = (variable.aval for variable in equation.invars[:2])
   result, params = equation.outvars[0].aval, equation.params
   if equation.primitive.name == "dot_general":
@@ -83,7 +83,7 @@ def products_of(equation: JaxprEqn) -> int:
 def _taps(
   size: int, kernel: int, results: int, *, stride: int, before: int, holes: int, spread: int
 ) -> int:
-  """How many pairs of an output and a kernel's place meet a pixel, along one axis."""
+  """Return the number of (output, kernel position) pairs that meet a pixel, along one axis."""
   places = (o * stride + k * spread - before for o in range(results) for k in range(kernel))
   return sum(place >= 0 and place % holes == 0 and place // holes < size for place in places)
 
@@ -97,7 +97,7 @@ def _inside(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
 
 
 def _forward(pair: Pair, name: str) -> tuple[Callable[..., Any], Any, Any]:
-  """A network's prediction of one image, and what it takes."""
+  """Return a network's prediction of one image, and its arguments."""
   network = models.create(name, num_classes=pairs.CLASSES)
   images = jax.ShapeDtypeStruct((1, *pair.image_shape), jnp.float32)
   variables = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -121,7 +121,7 @@ def _compare(pair: Pair) -> dict[str, Any]:
     donate_argnums=0,
   )
   lowered = mapped.lower(*stepper.arguments)
-  # XLA counts after its own passes; how well LLVM then does its work changes nothing in it.
+  # XLA counts after its own passes; the optimisation level of LLVM does not change the count.
   compiled = lowered.compile({"xla_backend_optimization_level": 0})
   counted = compiled.cost_analysis()["flops"]
   on_one = jax.vmap(stepper.function, (None, 0), axis_name=devices.AXIS_NAME)

@@ -19,11 +19,11 @@ from jaxkd import models
 def measure(
   names: Sequence[str] = tuple(PAIRS), *, rounds: int = 100, seconds: float = 15.0
 ) -> dict[str, Any]:
-  """Pair -> our step's time over the hand-written one's, on one device, and over all.
+  """Return pair -> our step's time over the hand-written one's, on one device and as run.
 
-  "ratio" compares steps on one device, which do the same; "as_run" is our step over several
-  devices, where an experiment chooses so, over the hand-written one on its one. All wait for every
-  step, so that the time of dispatching it counts in full.
+  "ratio" compares equal steps on one device; "as_run" is our step on as many devices as an
+  experiment chooses over the hand-written one on one device. Every step is waited for, so that the
+  time of its dispatch counts in full.
   """
   return {name: _compare(PAIRS[name], rounds, seconds) for name in names}
 
@@ -39,7 +39,7 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   if mapped.devices[1:]:
     contestants["mapped"] = mapped.step
   found = alternate(contestants, rounds=rounds, seconds=seconds, warmup=3)
-  # The times compare the same work only if both still compute the same.
+  # The times compare the same work only if both compute the same.
   np.testing.assert_allclose(ours.loss, hand.loss, rtol=1e-2)
   row = compared(found, "ours", "by_hand")
   row |= {f"{name}_ms": milliseconds(times) for name, times in found.items()}
@@ -49,7 +49,7 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 class _ByHand:
-  """The hand-written step and the state it has come to."""
+  """The hand-written step and its current state."""
 
   def __init__(self, pair: Pair, people: Mapping[str, Any]) -> None:
     teacher, student = (
@@ -71,7 +71,7 @@ class _ByHand:
 
 
 def handwritten_step(teacher: Any, student: Any) -> Any:
-  """What someone would write who needs this one method and nothing else."""
+  """Return the step as written by hand for this one method."""
   temperature = pairs.TEMPERATURE
 
   def step(state, frozen, images, labels):

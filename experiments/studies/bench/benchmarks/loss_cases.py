@@ -1,4 +1,4 @@
-"""The losses that are timed against PyTorch, and the arrays they are timed on; needs no PyTorch.
+"""The losses that are timed against PyTorch, and their arrays; needs no PyTorch.
 
 The arrays are the stages of resnet8x4 and resnet32x4 at 32x32, which have the same shapes.
 """
@@ -33,9 +33,9 @@ class Case(NamedTuple):
   """One loss.
 
   Attributes:
-    names: the arrays of SHAPES that it compares.
-    ours: from the student's Output, the teacher's, and labels (B,) to Terms.
-    peer: what it is compared with, in words; `loss_peers.py` has the function of the same name.
+    names: names of the compared arrays in SHAPES.
+    ours: (student's Output, teacher's Output, labels (B,)) -> Terms.
+    peer: description of the peer; `loss_peers.py` has the function of the same name.
     signed: the arrays have both signs; otherwise they come from a ReLU.
   """
 
@@ -108,7 +108,7 @@ CASES: dict[str, Case] = {
 
 
 def arrays_of(case: Case, batch: int) -> tuple[Arrays, Arrays, np.ndarray]:
-  """The student's arrays by name (B, H, W, C), the teacher's, and labels (B,)."""
+  """Return the student's arrays by name (B, H, W, C), the teacher's, and labels (B,)."""
   rng = np.random.default_rng(0)
 
   def draw(name: str) -> np.ndarray:
@@ -116,13 +116,13 @@ def arrays_of(case: Case, batch: int) -> tuple[Arrays, Arrays, np.ndarray]:
     return values if case.signed else np.maximum(values, 0)
 
   students = {name: draw(name) for name in case.names}
-  # A teacher that the student has begun to resemble.
+  # The teacher and the student are similar.
   teachers = {name: (0.5 * x + 0.5 * draw(name)) for name, x in students.items()}
   return students, teachers, rng.integers(0, 100, batch).astype(np.int32)
 
 
 def value_and_gradient(case: Case) -> Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]:
-  """From the student's arrays, the teacher's and labels to the loss and the student's gradients."""
+  """Return (student's arrays, teacher's, labels) -> the loss and the student's gradients."""
 
   def loss(students, teachers, labels):
     return case.ours(_output(students), _output(teachers), labels).total

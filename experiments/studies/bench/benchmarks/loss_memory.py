@@ -1,10 +1,10 @@
-"""The memory of one loss, forward and backward, in a process of its own.
+"""Measure the memory of one loss, forward and backward, in a process of its own.
 
     python experiments/studies/bench/benchmarks/loss_memory.py at 64 ours
 
-Prints how far the process's resident memory rises above what it was before the call, at its peak,
-as the kernel counts it: the same measure for every library. What the first call leaves behind
-(compiled code, thread pools) is there before; what it allocated has been given back.
+Prints the peak of the process's resident memory during a call minus its value before, as the kernel
+counts it: the same measure for every library. A first call has left compiled code and thread pools,
+and has freed its arrays.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SIDES = ("ours", "eager", "compiled")
 
 
 def rise(name: str, batch: int, side: str) -> int:
-  """Bytes that one call needs beside its arguments, measured in a child process.
+  """Return the bytes that one call needs beside its arguments, measured in a child process.
 
   Args:
     name: one of `loss_cases.CASES`.
-    batch: examples.
+    batch: number of examples.
     side: "ours", or PyTorch's "eager" or "compiled".
   """
   command = [sys.executable, __file__, name, str(batch), side]
@@ -37,27 +37,27 @@ def rise(name: str, batch: int, side: str) -> int:
 
 
 def main(name: str, batch: int, side: str) -> None:
-  """Prints one JSON line."""
+  """Print one JSON line."""
   call = _call(name, batch, side)
   for _ in range(2):
     call()
   rises = []
   for _ in range(3):
-    # A library's threads may let go of a call's last arrays a moment after it.
+    # Threads of a library may free the last arrays of a call shortly after it.
     time.sleep(0.1)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    # Linux: the peak counts from here.
+    # Linux: reset the peak.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     call()
     rises.append(_resident("VmHWM") - before)
-  # What was still held before a call is missing from its rise; nothing makes it too large.
+  # Memory still held before a call is missing from its rise, so the largest rise is right.
   print(json.dumps({"bytes": max(rises)}))
 
 
 def _call(name: str, batch: int, side: str) -> Callable[[], None]:
-  """A function that computes value and gradient, and lets go of them."""
+  """Return a function that computes value and gradient, and frees them."""
   from benchmarks import loss_cases
 
   case = loss_cases.CASES[name]
@@ -97,6 +97,6 @@ def _resident(field: str) -> int:
 
 
 if __name__ == "__main__":
-  # As for the scripts in experiments/studies/bench, whose package this is a part of.
+  # The folder of the package, as for the scripts in experiments/studies/bench.
   sys.path[0] = str(pathlib.Path(__file__).parents[1])
   main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

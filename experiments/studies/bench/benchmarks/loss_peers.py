@@ -1,6 +1,6 @@
 """The same losses in PyTorch: torchdistill's own classes, else plain formulas. Needs both.
 
-Every function makes one from (student's arrays, teacher's, labels) to a scalar, NCHW.
+Every function returns one from (student's arrays, teacher's, labels) to a scalar, NCHW.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def kd() -> Loss:
 
 
 def fitnets() -> Loss:
-  """Its configurations for FitNets name this wrapper."""
+  """The wrapper that torchdistill's configurations for FitNets name."""
   ends = {
     "input": {"is_from_teacher": False, "module_path": "stage2", "io": "output"},
     "target": {"is_from_teacher": True, "module_path": "stage2", "io": "output"},
@@ -35,7 +35,7 @@ def fitnets() -> Loss:
 
 
 def at() -> Loss:
-  """Its mode "code"."""
+  """Mode "code" of torchdistill."""
   return _torchdistill(mid_level.ATLoss(_pairs(_MAPS), mode="code"))
 
 
@@ -69,7 +69,7 @@ def rkd() -> Loss:
 
 
 def simkd() -> Loss:
-  """What the authors' loop computes after the projector."""
+  """The mean square of the authors' loop after the projector."""
   return lambda s, t, labels: functional.mse_loss(s["stage3"], t["stage3"])
 
 
@@ -92,11 +92,11 @@ def nst() -> Loss:
 
 
 def value_and_gradient(name: str, *, compiled: bool) -> Callable[..., list[torch.Tensor]]:
-  """(student's tensors, teacher's, labels) -> the loss, then its gradients in the order of names.
+  """Return (student's tensors, teacher's, labels) -> the loss, then gradients in order of names.
 
   Args:
     name: one of `loss_cases.CASES`.
-    compiled: through torch.compile, for these shapes alone.
+    compiled: use torch.compile, for these shapes alone.
   """
   loss_of = _LOSSES[name]()
   if compiled:
@@ -110,7 +110,7 @@ def value_and_gradient(name: str, *, compiled: bool) -> Callable[..., list[torch
 
 
 def tensors(arrays: Mapping[str, np.ndarray], *, learning: bool) -> dict[str, torch.Tensor]:
-  """NHWC arrays as PyTorch lays them out: contiguous NCHW."""
+  """Return NHWC arrays in PyTorch's layout: contiguous NCHW."""
   found = {}
   for name, x in arrays.items():
     laid_out = np.ascontiguousarray(np.moveaxis(x, 3, 1)) if x.ndim == 4 else x.copy()
@@ -119,7 +119,7 @@ def tensors(arrays: Mapping[str, np.ndarray], *, learning: bool) -> dict[str, to
 
 
 def array(x: torch.Tensor) -> np.ndarray:
-  """Back again."""
+  """Return a tensor as an NHWC array."""
   x = x.detach().numpy()
   return np.moveaxis(x, 1, 3) if x.ndim == 4 else x
 

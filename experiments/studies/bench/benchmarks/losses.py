@@ -1,13 +1,13 @@
 """The time and memory of our losses against torchdistill's and plain PyTorch's; needs both.
 
-Forward and backward, both libraries in one process with as many threads, calls alternating, so
-that whatever else the machine does hits both; the median of many. The peer is PyTorch eager or
+Forward and backward, both libraries in one process with equally many threads, calls alternating, so
+that other load on the machine affects both; the median of many. The peer is PyTorch eager or
 torch.compile, whichever is faster. Memory is the rise of a process's resident memory during one
-call, with the arguments counted in. Values and gradients are compared first.
+call, arguments included. Values and gradients are compared first.
 
-`over_limit` is our time over what the machine needs at least: the bytes of arguments and gradients
-at the bandwidth of a copy, or the FLOPs that XLA counts at the rate of a matrix product, whichever
-is longer. XLA counts the body of a loop once, so that rkd's FLOPs are given by hand.
+`over_limit` is our time over the least time of the machine: the bytes of arguments and gradients at
+the bandwidth of a copy, or the FLOPs that XLA counts at the rate of a matrix product, whichever is
+longer. XLA counts the body of a loop once, so rkd's FLOPs are given by hand.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def measure(
   batches: Sequence[int] = (64, 256),
   seconds: float = 3.0,
 ) -> dict[str, Any]:
-  """Everything, as JSON has it.
+  """Return all measurements, as in the JSON file.
 
   Args:
-    names: of `loss_cases.CASES`.
-    batches: their sizes.
-    seconds: for each loss and size, beside compilation. torch.compile needs g++.
+    names: keys of `loss_cases.CASES`.
+    batches: batch sizes.
+    seconds: time for each loss and size, beside compilation. torch.compile needs g++.
 
   Returns:
     {"losses": {"kd, batch 64": {"ratio", "memory_ratio", "over_limit", ...}}, "limits": ...,
     "summary": ..., "rkd_batch_1024_bytes": ...}.
   """
-  # Worker processes that compile would still run while others are timed.
+  # Worker processes of the compiler would still run during the timing.
   os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
   torch.set_num_threads(machine.cores())
-  # In giga of bytes or of FLOPs per second.
+  # In gigabytes or GFLOP per second.
   limits = {"copy": copy_bandwidth(), "matmul": max(machine.matmul_peak().values())}
   rows = {}
   for name in names:
@@ -77,7 +77,7 @@ def measure(
 
 
 def compare(name: str, batch: int, seconds: float, limits: Mapping[str, float]) -> dict[str, Any]:
-  """One loss at one batch size."""
+  """Measure one loss at one batch size."""
   case = loss_cases.CASES[name]
   students, teachers, labels = loss_cases.arrays_of(case, batch)
   arguments = jax.device_put((dict(students), dict(teachers), labels))
@@ -94,13 +94,13 @@ def compare(name: str, batch: int, seconds: float, limits: Mapping[str, float]) 
       _check_agreement(name, runs["ours"](), theirs(s, t, numbers), list(students))
     except AssertionError:
       raise
-    except Exception as error:  # torch.compile fails in many ways; the reason is kept
+    except Exception as error:  # torch.compile fails in many ways; the reason is stored
       if side == "eager":
         raise
       failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
       continue
     runs[side] = lambda theirs=theirs: theirs(s, t, numbers)
-  # The other library's threads still spin for a while, and have filled the caches.
+  # Threads of the other library still spin for a while, and have filled the caches.
   rounds = alternate(runs, rounds=_MOST_ROUNDS, seconds=seconds, primers=1)
   times = {side: statistics.median(each) for side, each in rounds.items()}
   peer = min((side for side in runs if side != "ours"), key=lambda side: times[side])
@@ -129,7 +129,7 @@ def compare(name: str, batch: int, seconds: float, limits: Mapping[str, float]) 
 
 
 def copy_bandwidth() -> float:
-  """Gigabytes read and written per second by the fastest of large copies, numpy's or PyTorch's."""
+  """Return the GB/s read and written by the fastest large copy, numpy's or PyTorch's."""
   source, target = np.ones(1 << 26, np.float32), np.ones(1 << 26, np.float32)
   ours, theirs = torch.from_numpy(source), torch.from_numpy(target)
   best = min(_best(lambda: np.copyto(target, source)), _best(lambda: theirs.copy_(ours)))
@@ -156,7 +156,7 @@ def _best(run: Callable[[], Any], calls: int = 10) -> float:
 
 
 def _check_agreement(name: str, ours: Any, theirs: Sequence[Any], order: Sequence[str]) -> None:
-  """The timings compare the same work only if both compute the same thing."""
+  """Raise an AssertionError unless both compute the same value and gradients."""
   value, gradients = ours
   np.testing.assert_allclose(value, theirs[0].numpy(), rtol=1e-4, err_msg=name)
   for key, gradient in zip(order, theirs[1:], strict=True):

@@ -1,4 +1,4 @@
-"""What the figures were taken on: versions, processor, and what its matrix products reach."""
+"""The machine of the measurements: versions, processor, and the rate of its matrix products."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchdistill")
 
 
 def versions() -> dict[str, str]:
-  """Package -> version, of those that are installed."""
+  """Return package -> version, of installed packages."""
   found = {"python": platform.python_version()}
   for package in _PACKAGES:
     try:
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-  """Processor, cores that may be used, memory, and the load of the last minutes."""
+  """Return processor, usable cores, memory, and the load of the last minutes."""
   pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   return {
     "processor": _processor(),
@@ -39,14 +39,14 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-  """Cores that this process may use."""
+  """Return the number of cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def matmul_peak(size: int = 2048, tries: int = 10) -> dict[str, float]:
-  """GFLOP/s of the best of several float32 matrix products, by XLA and, where it is, PyTorch."""
+  """Return GFLOP/s of the best of several float32 matrix products, of XLA and PyTorch."""
   x = jnp.ones((size, size), jnp.float32)
   multiply = jax.jit(jnp.matmul)
   found = {"xla": _best_rate(lambda: jax.block_until_ready(multiply(x, x)), size, tries)}

@@ -26,7 +26,7 @@ LEARNING_RATE, MOMENTUM = 0.05, 0.9
 
 
 class Pair(NamedTuple):
-  """Two networks of `jaxkd.models.create`, and what they are fed."""
+  """Two networks of `jaxkd.models.create`, and the shape of their input."""
 
   teacher: str
   student: str
@@ -37,14 +37,14 @@ class Pair(NamedTuple):
 PAIRS = {
   "resnet32x4-resnet8x4": Pair("resnet32x4", "resnet8x4", (32, 32, 3)),
   "resnet20-resnet8": Pair("resnet20", "resnet8", (32, 32, 3)),
-  # Those of experiments/studies/claims/config.py and configs/digits.py.
+  # The pairs of experiments/studies/claims/config.py and configs/digits.py.
   "fashion": Pair("resnet20_w8_s2", "resnet8_w8_s2", (28, 28, 1)),
   "digits": Pair("resnet14_w8", "resnet8_w4", (8, 8, 1)),
 }
 
 
 def random_batch(image_shape: Sequence[int], batch_size: int) -> Batch:
-  """Noise with labels, as numpy arrays; always the same."""
+  """Return noise with labels, as numpy arrays; always the same."""
   rng = np.random.default_rng(0)
   return Batch(
     rng.normal(size=(batch_size, *image_shape)).astype(np.float32),
@@ -55,7 +55,7 @@ def random_batch(image_shape: Sequence[int], batch_size: int) -> Batch:
 
 
 def distilling(pair: Pair) -> Scheme:
-  """KD of the pair, as `jaxkd.recipes` makes it."""
+  """Return the scheme of KD for the pair, as runs build it."""
   options = {"num_classes": CLASSES, "axis_name": devices.AXIS_NAME}
   return schemes.offline(
     models.create(pair.student, **options),
@@ -72,10 +72,10 @@ def _chosen(scheme: Scheme, batch: Batch) -> Sequence[jax.Device]:
 
 
 class Stepper:
-  """A scheme's mapped step as the training loop calls it, and the state it has come to.
+  """A scheme's mapped step as the training loop calls it, and its current state.
 
   Attributes:
-    devices: those that share it.
+    devices: devices that share the step.
   """
 
   def __init__(
@@ -88,15 +88,15 @@ class Stepper:
     untrained: Sequence[str] = (),
     cached: bool = False,
   ) -> None:
-    """Makes the state; the step is compiled when it is first called.
+    """Create the state; the step is compiled at its first call.
 
     Args:
-      scheme: what is trained, by SGD with momentum.
-      batch: of every step.
-      on: the devices that share it; by default as an experiment chooses them.
+      scheme: the scheme, trained by SGD with momentum.
+      batch: batch of every step.
+      on: devices that share the step; by default as an experiment chooses them.
       given: participants that start with these variables.
-      untrained: frozen participants that are drawn: a step takes the same time with random weights.
-      cached: what the loss needs of the targets is computed here, and the step reads it.
+      untrained: frozen participants with random weights: a step takes the same time with them.
+      cached: compute the cached targets here; the step reads them.
     """
     on = on or _chosen(scheme, batch)
     self.devices = list(on)
@@ -120,7 +120,7 @@ class Stepper:
     self._metrics: Any = None
 
   def _targets(self, scheme: Scheme, on: Sequence[jax.Device]) -> tuple[Callable[..., Any], Any]:
-    """The loss by stored targets, and the batch's, for every device its own."""
+    """Return the loss by stored targets, and the batch's targets for each device."""
     people = self._state.participants
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._batch)
     context = Context(jax.random.key(0), jnp.int32(0), devices.AXIS_NAME)
@@ -134,12 +134,12 @@ class Stepper:
 
   @property
   def participants(self) -> dict[str, Any]:
-    """Everyone's variables, on the host."""
+    """The variables of all participants, on the host."""
     return devices.host_copy(self._state.participants)
 
   @property
   def loss(self) -> float:
-    """That of the last step."""
+    """The loss of the last step."""
     total, count = self._metrics["loss"]
     return float(total) / float(count)
 
@@ -149,6 +149,6 @@ class Stepper:
     return self._state, self._batch
 
   def step(self) -> None:
-    """Makes one update, and waits for it."""
+    """Make one update, and wait for it."""
     self._state, self._metrics = self._step(self._state, self._batch)
     jax.block_until_ready((self._state, self._metrics))

@@ -1,4 +1,4 @@
-"""What a run's main thread is busy with, by a look at its stack every few milliseconds."""
+"""The phases of a run's main thread, sampled from its stack every few milliseconds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Self
 
-# (End of a file's path, function or "" for all, phase). Of a stack, the innermost frame that is
-# named here tells the phase: so what a step compiles counts as compiling.
+# (End of a file's path, function or "" for all, phase). The innermost frame of a stack that is
+# listed here decides the phase, so that compilation inside a step counts as compiling.
 _PHASES = (
   ("jax/_src/compiler.py", "compile_or_get_cached", "compiling or loading programs"),
   ("jax/_src/interpreters/pxla.py", "lower_sharding_computation", "lowering"),
@@ -31,14 +31,14 @@ REST = "everything else"
 
 
 class Phases:
-  """Counts, while its `with` block runs, in which phase the thread that entered it is.
+  """Samples the phase of the thread that entered it while its `with` block runs.
 
   Attributes:
-    seconds: phase -> seconds, the longest first; complete when the block has ended.
+    seconds: phase -> seconds, the longest first; complete at the end of the block.
   """
 
   def __init__(self, every: float = 0.005) -> None:
-    """Args: every: seconds between two looks."""
+    """Args: every: seconds between two samples."""
     self.seconds: dict[str, float] = {}
     self._every = every
     self._seen: collections.Counter[str] = collections.Counter()
@@ -69,7 +69,7 @@ class Phases:
 
 
 def phase_of(innermost: FrameType) -> str:
-  """The phase that a stack is in."""
+  """Return the phase of a stack."""
   for frame in _outwards(innermost):
     for file, function, phase in _PHASES:
       if frame.f_code.co_filename.endswith(file) and function in ("", frame.f_code.co_name):

@@ -1,6 +1,6 @@
-"""Where the time of a compiled program goes, by kinds of operations; and that of a PyTorch loop.
+"""Profiles of a compiled program and of a PyTorch loop, by kind of operation.
 
-For one thread: what XLA hands to other threads is not told by its profile.
+For one thread: work that XLA gives to other threads is missing from its profile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-# The first beginning that fits a thunk's name names its kind.
+# Prefix of a thunk's name -> kind; the first match counts.
 _XLA_KINDS = {
   "conv_general_dilated": "convolutions",
   "convolution": "their gradients",
@@ -32,7 +32,7 @@ REST = "everything else"
 
 
 class Span(NamedTuple):
-  """Something that a thread did, in nanoseconds; spans of a thread nest."""
+  """An interval of a thread's work, in nanoseconds; spans of a thread nest."""
 
   name: str
   start: float
@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
 
 def of_xla(run: Callable[[], Any], calls: int = 10) -> dict[str, float]:
-  """Kind -> milliseconds in one call, which must wait for its results."""
+  """Return kind -> milliseconds in one call, which must wait for its results."""
   run()
   with tempfile.TemporaryDirectory(prefix="jaxkd-profile-") as folder:
     with jax.profiler.trace(folder):
@@ -62,7 +62,7 @@ def of_xla(run: Callable[[], Any], calls: int = 10) -> dict[str, float]:
 
 
 def of_torch(run: Callable[[], Any], calls: int = 10) -> dict[str, float]:
-  """The same of a function that calls PyTorch."""
+  """Return the same for a function that calls PyTorch."""
   import torch
 
   run()
@@ -76,7 +76,7 @@ def of_torch(run: Callable[[], Any], calls: int = 10) -> dict[str, float]:
 
 
 def own_times(spans: Iterable[Span]) -> dict[str, float]:
-  """Name -> time in spans of that name, without what happens in spans inside of them.
+  """Return name -> time in spans of that name, without the spans inside them.
 
   >>> own_times([Span("outer", 0, 10), Span("inner", 2, 5), Span("inner", 6, 7)])
   {'outer': 6.0, 'inner': 4.0}

@@ -1,4 +1,4 @@
-"""What the file of all benchmarks holds: a number for each section, and its rows."""
+"""The file of all benchmarks: a number for each section, and its rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def merged(results: dict[str, Any], name: str, part: dict[str, Any]) -> dict[str, Any]:
-  """The results with those of one section in place of what they held of it."""
+  """Return the results with one section replaced."""
   found = part["found"]
   details = dict(results.get("details", {}))
   details[name] = {key: part[key] for key in ("seconds", "versions", "machine")}
@@ -21,7 +21,7 @@ def merged(results: dict[str, Any], name: str, part: dict[str, Any]) -> dict[str
 
 
 def headline(name: str, rows: dict[str, Any]) -> float:
-  """One number for a section: of whole runs the one with cached targets, else the worst row's."""
+  """Return one number for a section: of whole runs the cached one, else the worst row's."""
   if name == "run_over_pytorch" and "cached" in rows:
     return rows["cached"]["ratio"]
   return max(row["ratio"] for row in rows.values())

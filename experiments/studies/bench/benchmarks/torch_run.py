@@ -14,12 +14,12 @@ from jaxkd import models
 
 
 def run(job: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-  """Trains the job's student; returns its accuracy on the test split.
+  """Train the job's student; returns its accuracy on the test split.
 
   Args:
-    job: of `benchmarks.whole_runs`.
+    job: a job of `benchmarks.whole_runs`.
     arrays: images (N, H, W, C) uint8 and labels of "train", "validation" and "test", and the
-      variables of the "teacher/..." and of the "student/...", with which it starts.
+      initial variables, "teacher/..." and "student/...".
   """
   torch.manual_seed(job["seed"])
   channels = arrays["train_images"].shape[-1]
@@ -51,7 +51,7 @@ def run(job: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
   batch_size, done = job["batch_size"], 0
   rest = torch.empty(0, dtype=torch.int64)
   while done < job["steps"]:
-    # As ours: a batch may hold the end of one epoch and the beginning of the next.
+    # As ours: a batch may contain the end of one epoch and the start of the next.
     rest = torch.cat([rest, torch.randperm(len(labels))])
     while len(rest) >= batch_size and done < job["steps"]:
       chosen, rest = rest[:batch_size], rest[batch_size:]
@@ -82,7 +82,7 @@ def _rate(job: dict[str, Any], done: int) -> float:
 
 
 def _augmented(images: torch.Tensor, black: torch.Tensor, padding: int) -> torch.Tensor:
-  """Each image cropped at a place of its own out of a padded copy, every second one mirrored."""
+  """Crop each image at a random position of a padded copy, and mirror half of them."""
   batch, channels, height, width = images.shape
   padded = black.expand(batch, channels, height + 2 * padding, width + 2 * padding).clone()
   padded[:, :, padding : padding + height, padding : padding + width] = images

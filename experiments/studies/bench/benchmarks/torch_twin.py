@@ -1,4 +1,4 @@
-"""The same networks and the same step in PyTorch, by hand; needs it."""
+"""The same networks and the same step in PyTorch, written by hand."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
 
 
 def twin(network: CifarResNet, variables: Mapping[str, Any], channels: int) -> ResNet:
-  """The PyTorch network that computes what `network` does with these variables."""
+  """Return the PyTorch network that computes the same as `network` with these variables."""
   found = ResNet(network, channels)
   state = {name: torch.from_numpy(value) for name, value in _named(variables)}
   missing, unexpected = found.load_state_dict(state, strict=False)
@@ -71,7 +71,7 @@ def twin(network: CifarResNet, variables: Mapping[str, Any], channels: int) -> R
 
 
 def _named(variables: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """PyTorch's name and layout of every variable."""
+  """Return PyTorch's name and layout of every variable."""
   leaves = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
   for (_, *modules, leaf), value in flatten_dict(dict(variables)).items():
     first, *inner = modules
@@ -83,14 +83,14 @@ def _named(variables: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
       layer, block = first.removeprefix("stage").split("_")
       shortcut = {"downsample_conv": ["downsample", "0"], "downsample_bn": ["downsample", "1"]}
       path = [f"layer{layer}", block, *shortcut.get(inner[0], inner)]
-    array = np.array(value)  # a copy that may be written
+    array = np.array(value)  # a writable copy
     if leaf == "kernel":
       array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
     yield ".".join([*path, leaves.get(leaf, leaf)]), np.ascontiguousarray(array)
 
 
 class TorchStep:
-  """KD by SGD with momentum, as a plain PyTorch loop does it."""
+  """KD by SGD with momentum, as in a plain PyTorch loop."""
 
   def __init__(
     self,
@@ -106,7 +106,7 @@ class TorchStep:
     nesterov: bool = False,
     weight_decay: float = 0.0,
   ) -> None:
-    """Takes the networks over: `student` is trained where it is."""
+    """Use these networks; `student` is trained in place."""
     self.layout = torch.channels_last if channels_last else torch.contiguous_format
     self.teacher = teacher.to(memory_format=self.layout).eval().requires_grad_(False)
     self.student = student.to(memory_format=self.layout).train()
@@ -124,7 +124,7 @@ class TorchStep:
 
   @property
   def loss(self) -> float:
-    """That of the last step."""
+    """The loss of the last step."""
     assert self._loss is not None
     return self._loss.item()
 
@@ -134,7 +134,7 @@ class TorchStep:
     with torch.inference_mode():
       taught = self.teacher(images)
     t = self._temperature
-    # A tensor of inference mode may be no part of a graph; its copy may.
+    # A tensor of inference mode cannot be part of a graph; its copy can.
     targets = F.log_softmax(taught.clone() / t, dim=1)
     logits = self.student(images)
     soft = F.kl_div(

@@ -1,9 +1,9 @@
-"""One whole run, ours or PyTorch's, timed from when everything is imported and the data are read.
+"""Time one whole run, ours or PyTorch's, after all imports and the reading of the data.
 
     python experiments/studies/bench/benchmarks/whole_run.py jaxkd JOB.json
 
-A process of its own for every run: nothing that an earlier one compiled is left in memory. Prints
-one JSON line. JOB.json is written by `benchmarks.whole_runs`.
+Every run has a process of its own, without programs that an earlier one compiled. Prints one JSON
+line. JOB.json is written by `benchmarks.whole_runs`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-# What a run imports late; importing is no part of its time.
+# Modules that a run imports late; imports are not part of its time.
 _LATE = ("grain", "tensorflow_datasets", "matplotlib.pyplot", "tensorboardX", "orbax.checkpoint")
 
 
 def main(who: str, job: dict[str, Any]) -> dict[str, Any]:
-  """Makes the run; returns its seconds and its accuracy on the test split."""
+  """Train once; returns the seconds and the accuracy on the test split."""
   return {"jaxkd": _ours, "pytorch": _theirs}[who](job)
 
 
@@ -91,6 +91,6 @@ def _theirs(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  # As for the scripts in experiments/studies/bench, whose package this is a part of.
+  # The folder of the package, as for the scripts in experiments/studies/bench.
   sys.path[0] = str(pathlib.Path(__file__).parents[1])
   print(json.dumps(main(sys.argv[1], json.loads(pathlib.Path(sys.argv[2]).read_text()))))

@@ -1,4 +1,4 @@
-"""A whole run of ours over PyTorch's for the same epochs, from the same weights."""
+"""The time of our whole run over PyTorch's, for the same epochs from the same weights."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from jaxkd.types import Network
 
 _SCRIPT = pathlib.Path(__file__).parent / "whole_run.py"
 _CONFIG = pathlib.Path(__file__).parents[2] / "claims" / "config.py"
-# Of what runs once.
+# Compiler option for programs that run once.
 _FAST = {"xla_backend_optimization_level": 0}
-# What ours is allowed to do that the plain loop does not.
+# Options of our run that the plain loop does not have.
 CACHED = {"cached_targets": True, "data.views": 4}
 # Name -> overrides of our run.
 VARIANTS: dict[str, Mapping[str, Any]] = {
@@ -47,16 +47,17 @@ def measure(
   rounds: int = 3,
   overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Variant -> the time of our run, compilation included, over PyTorch's, and what it consists of.
+  """Return variant -> our run's time, compilation included, over PyTorch's, and its parts.
 
   Both train the config's student for `epochs` with crop and flip, and score it on the validation
-  and the test split. Neither counts its imports, nor reading the data into memory ("read_seconds"
-  is what that takes us); ours also writes checkpoints, curves and bundles. The teacher is given,
-  and untrained: accuracies only show that both end alike.
+  and the test split. Imports and reading the data into memory ("read_seconds" of ours) do not
+  count; ours also writes checkpoints, curves and bundles. The teacher is given and untrained: the
+  accuracies only show that both end alike.
 
-  Runs take turns, each in a process of its own. "first" is the ratio when nothing was ever compiled
-  on this machine, "ratio" the median of the later rounds, which find on the disk what the first
-  compiled; "without_compiling" leaves compilation out. "phases" is what our last run was busy with.
+  Runs take turns, each in a process of its own. "first" is the ratio when nothing was compiled on
+  this machine before, "ratio" the median of the later rounds, which load the programs of the first
+  from the disk; "without_compiling" leaves compilation out. "phases" has the seconds of our last
+  run by phase.
   """
   with tempfile.TemporaryDirectory(prefix="jaxkd-bench-") as folder:
     home = pathlib.Path(folder)
@@ -71,7 +72,7 @@ def measure(
 
 
 def settings_of(job: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  """The config of our run."""
+  """Return the config of our run."""
   settings = variants.load_module(_CONFIG).get_config(job["config"])
   for path, value in job["overrides"].items():
     *sections, field = path.split(".")
@@ -83,7 +84,7 @@ def settings_of(job: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def prepare(home: pathlib.Path, config: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-  """Makes the teacher, the first weights and PyTorch's arrays; returns what both are asked."""
+  """Write the teacher, the first weights and PyTorch's arrays; returns the job of both."""
   bundle = home / "teacher"
   job: dict[str, Any] = {
     "config": config,
@@ -101,7 +102,7 @@ def prepare(home: pathlib.Path, config: str, overrides: Mapping[str, Any]) -> di
     role: jax.jit(network.init, compiler_options=_FAST)(jax.random.key(number), images)
     for number, (role, network) in enumerate({"teacher": teacher, "student": student}.items())
   }
-  # Untrained: a step takes the same time whatever the teacher knows.
+  # Untrained: a step takes the same time with any weights of the teacher.
   bundles.save_bundle(
     bundle,
     Network(teacher, weights["teacher"]),
@@ -118,7 +119,7 @@ def prepare(home: pathlib.Path, config: str, overrides: Mapping[str, Any]) -> di
     arrays[f"{name}_images"] = split.fetch(np.arange(len(split)))
     arrays[f"{name}_labels"] = np.asarray(split.labels)
   np.savez(home / "arrays.npz", **arrays)
-  # What kind of network it is says the bundle.
+  # The architecture is in the bundle.
   job["overrides"]["teacher.model"] = ""
   recipe = settings.student
   each_epoch = -(-len(train) // settings.batch_size)
@@ -151,7 +152,7 @@ def _made(
   job: Mapping[str, Any],
   overrides: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-  """One run, in a process of its own."""
+  """Train once in a process of its own."""
   who = "pytorch" if overrides is None else "jaxkd"
   own = dict(job) | {"workdir": str(home / f"{name}-{number}")}
   own["overrides"] = {**job["overrides"], **(overrides or {})}
