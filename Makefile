@@ -54,6 +54,6 @@ lock:
 	build/lock/bin/pip freeze --exclude jaxkd-distillation >> requirements.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info docs/methods docs/api
 
 include tests/tests.mk $(wildcard experiments/studies/*/study.mk)
