@@ -19,8 +19,7 @@ import pytest
 from jaxkd import models
 from jaxkd.adapters import Gate
 from jaxkd.evaluate import multiply_adds
-from jaxkd.models import Branched, CifarResNet, GatedBranches, MSDNet
-from jaxkd.models.torch import load as from_torch
+from jaxkd.models import Branched, CifarResNet, GatedBranches, MSDNet, from_torch
 from jaxkd.models.torch.load import module_path
 from tests.torch_weights import digest, msdnet_fields, regenerate
 

@@ -26,7 +26,7 @@ class StagedModel(nn.Module):
     smallest: rows and columns that images must have.
     signed_stages: stages whose features have both signs, as no ReLU ends them: a connector that
       ends in one cannot imitate them.
-    torch_names: how the published PyTorch code calls the modules, for `jaxkd.models.torch.load`.
+    torch_names: how the published PyTorch code calls the modules, for `jaxkd.models.from_torch`.
   """
 
   smallest: ClassVar[int] = 1

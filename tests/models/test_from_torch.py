@@ -10,8 +10,7 @@ from flax import linen as nn
 
 from jaxkd.adapters import Gate
 from jaxkd.errors import ConfigError
-from jaxkd.models import Branched, CifarResNet, GatedBranches, create
-from jaxkd.models.torch import load
+from jaxkd.models import Branched, CifarResNet, GatedBranches, create, from_torch
 from jaxkd.models.torch.load import module_path
 
 FILES = Path(__file__).parent / "torch_files"
@@ -82,7 +81,7 @@ def state():
 
 
 def converted(source, model=None, image_shape=(8, 8, 2)):
-  return load(source, model or Small(), image_shape=image_shape)
+  return from_torch(source, model or Small(), image_shape=image_shape)
 
 
 def test_every_kind_of_value_lands_in_its_place(state):
@@ -194,9 +193,9 @@ def test_two_values_for_one_variable_are_an_error(state):
 
 def test_first_layer_depends_on_the_channels_of_images():
   state = {"conv.weight": np.ones((4, 1, 3, 5), np.float32)}
-  assert load(state, Convolution(), image_shape=(8, 8, 1))
+  assert from_torch(state, Convolution(), image_shape=(8, 8, 1))
   with pytest.raises(ConfigError, match=r"\(3, 5, 1, 4\) from conv\.weight, expected \(3, 5, 3, "):
-    load(state, Convolution())
+    from_torch(state, Convolution())
 
 
 class Convolution(nn.Module):
@@ -209,16 +208,16 @@ class Convolution(nn.Module):
 
 def test_model_without_torch_names_is_an_error_that_names_those_with():
   with pytest.raises(ConfigError, match=r"this Dense; they are for .*CifarResNet.*MSDNet"):
-    load({"weight": np.ones((3, 4))}, nn.Dense(3))
+    from_torch({"weight": np.ones((3, 4))}, nn.Dense(3))
   with pytest.raises(ConfigError, match="no PyTorch names are known for this Branched"):
-    load({"weight": np.ones((3, 4))}, Branched(nn.Dense(3), 2))
+    from_torch({"weight": np.ones((3, 4))}, Branched(nn.Dense(3), 2))
 
 
 def test_error_names_the_file():
   with pytest.raises(ConfigError, match=r"checkpoint\.pth: not the weights of this CifarResNet: 1"):
-    load(FILES / "checkpoint.pth", create("resnet8_w4", num_classes=3))
+    from_torch(FILES / "checkpoint.pth", create("resnet8_w4", num_classes=3))
   with pytest.raises(ConfigError, match=r"absent\.pth: no such file"):
-    load("absent.pth", create("resnet8_w4", num_classes=3))
+    from_torch("absent.pth", create("resnet8_w4", num_classes=3))
 
 
 def test_file_gives_what_the_mapping_in_it_gives():
@@ -230,7 +229,7 @@ def test_file_gives_what_the_mapping_in_it_gives():
       return nn.Dense(2, use_bias=False, name="layer")(images)
 
   for name in ("checkpoint.pth", "checkpoint_legacy.pth"):
-    variables = load(str(FILES / name), Linear(), image_shape=(1, 1, 3))
+    variables = from_torch(str(FILES / name), Linear(), image_shape=(1, 1, 3))
     kernel = variables["params"]["layer"]["kernel"]
     np.testing.assert_array_equal(kernel, np.arange(6).reshape(2, 3).T / 8)
 

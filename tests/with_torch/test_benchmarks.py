@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jaxkd import models
 from jaxkd.evaluate import multiply_adds
-from jaxkd.models.torch import load
+from jaxkd.models import from_torch
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def test_twins_have_as_many_parameters_and_multiply_adds(benchmarks, name, image
   images = np.zeros((1, *image_shape), np.float32)
   counted = multiply_adds(lambda v, x: network.apply(v, x).logits, variables, images)
   assert counter.get_total_flops() == 2 * counted
-  back = load(twin.state_dict(), network, image_shape=image_shape)
+  back = from_torch(twin.state_dict(), network, image_shape=image_shape)
   jax.tree.map(np.testing.assert_array_equal, dict(back), variables)
 
 
@@ -83,7 +83,7 @@ def test_twins_make_the_same_update(benchmarks, channels_last):
   theirs.step(images, torch.from_numpy(batch.labels.astype(np.int64)))
   assert theirs.loss == pytest.approx(ours.loss, rel=1e-5)
   student = models.create(pair.student, num_classes=10)
-  trained = load(theirs.student.state_dict(), student, image_shape=pair.image_shape)
+  trained = from_torch(theirs.student.state_dict(), student, image_shape=pair.image_shape)
   for one, other in zip(
     jax.tree.leaves(trained["params"]),
     jax.tree.leaves(ours.participants["student"]["params"]),

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from jaxkd.errors import ConfigError
-from jaxkd.models import create
-from jaxkd.models.torch import load
+from jaxkd.models import create, from_torch
 from tests.with_torch import train_teacher
 
 # What a user without PyTorch runs; importing a module that is None fails.
@@ -55,7 +54,7 @@ def test_teacher_is_as_accurate_here_as_in_pytorch(teacher, name):
 def test_tensors_of_pytorch_need_no_file(teacher):
   model = create("resnet14_w8", num_classes=10)
   state = train_teacher.ResNet14(1, 10).bfloat16().state_dict()
-  bias = load(state, model, image_shape=(8, 8, 1))["params"]["classifier"]["bias"]
+  bias = from_torch(state, model, image_shape=(8, 8, 1))["params"]["classifier"]["bias"]
   np.testing.assert_array_equal(bias, state["fc.bias"].float().numpy())
   with pytest.raises(ConfigError, match="of another shape"):
-    load(state, model)
+    from_torch(state, model)
