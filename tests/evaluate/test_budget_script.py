@@ -28,7 +28,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A finished run's directory: a ResNet with one exit on its first stage."""
+  """The directory of a finished run: a ResNet with one exit on its first stage."""
   workdir = tmp_path_factory.mktemp("run")
   plain = models.create("resnet8_w4", num_classes=10)
   images = jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32)
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
   module = models.with_exits(plain, output, ["stage1"], num_classes=10)
   shapes = jax.eval_shape(module.init, jax.random.key(0), images)
   rng = np.random.default_rng(0)
-  # Small enough for probabilities that differ; variances are positive.
+  # Small values, so that probabilities differ; positive, so that variances are valid.
   variables = jax.tree.map(lambda x: rng.uniform(0, 0.3, x.shape).astype(x.dtype), shapes)
   network = models.exit_ensemble(module, variables)
   save_bundle(
@@ -66,11 +66,11 @@ def examples(count, seed):
   return data.ArrayExamples(pixels, labels, np.arange(count, dtype=np.int32))
 
 
-def test_command_writes_curves_budgets_and_times(script, run, tmp_path, monkeypatch, capsys):
-  asked = []
+def test_budget_script_writes_curves_budgets_and_times(script, run, tmp_path, monkeypatch, capsys):
+  calls = []
 
   def load(name, **options):
-    asked.append((name, options))
+    calls.append((name, options))
     train, validation, test = (examples(n, n) for n in (100, 30, 21))
     return data.Dataset(name, train, validation, test, 10, SHAPE, (0.3,), (0.4,))
 
@@ -80,8 +80,8 @@ def test_command_writes_curves_budgets_and_times(script, run, tmp_path, monkeypa
   with flagsaver.as_parsed(**settings, output=str(table)):
     script.main(["budget.py"])
 
-  # The run's split, so that thresholds are not fitted to training images.
-  assert asked == [("digits", {"directory": None, "validation": 0.2, "seed": 1})]
+  # The run's own validation split, so that thresholds are not fitted to training examples.
+  assert calls == [("digits", {"directory": None, "validation": 0.2, "seed": 1})]
   found = json.loads((run / "budget.json").read_text())
   costs = [row["multiply_adds"] for row in found["anytime"]]
   assert [row["budget"] for row in found["budgeted"]] == [costs[0], sum(costs) / 2, costs[1]]
@@ -109,7 +109,7 @@ def test_command_writes_curves_budgets_and_times(script, run, tmp_path, monkeypa
     ("plain", "holds a MultiExit, expected an ensemble of one network's exits"),
   ],
 )
-def test_unusable_run_is_named(script, run, tmp_path, case, message):
+def test_error_names_what_an_unusable_run_lacks(script, run, tmp_path, case, message):
   workdir = tmp_path / "run"
   if case == "damaged":
     workdir.mkdir()
@@ -123,6 +123,6 @@ def test_unusable_run_is_named(script, run, tmp_path, case, message):
     script.load_run(workdir)
 
 
-def test_run_without_a_validation_split_is_refused(script):
+def test_run_without_validation_split_is_refused(script):
   with pytest.raises(ConfigError, match=r"data\.validation=0"):
     script.load_data({"seed": 1, "data": {"name": "digits", "validation": 0.0, "directory": ""}})
