@@ -21,7 +21,7 @@ from jaxkd import methods
 from jaxkd.errors import unknown_name
 from jaxkd.experiment.config import base_config
 
-# Teacher-student pairs of the published tables; the first is what a method alone stands for.
+# Teacher-student pairs of the published tables; the first is the default.
 MAIN_PAIRS = (
   "resnet32x4-resnet8x4",
   "wrn_40_2-wrn_16_2",
@@ -39,14 +39,14 @@ PAIRS = (
   "cifar_resnet50-mobilenetv2",
   "cifar_resnet50-vgg8",
   "wrn_40_2-shufflenetv1",
-  # SimKD's.
+  # The pairs of SimKD's tables.
   "resnet32x4-vgg8",
   "resnet32x4-shufflenetv2_x1.5",
 )
 
 
 def get_config(argument: str = "simkd") -> ConfigDict:
-  """The config for "METHOD" or "METHOD@TEACHER-STUDENT", the pair one of PAIRS.
+  """Return the config for "METHOD" or "METHOD@TEACHER-STUDENT", the pair one of PAIRS.
 
   "multi_exit" alone trains the MSDNet of its authors; with a pair, the pair's student with exits.
   """
@@ -70,7 +70,7 @@ def get_config(argument: str = "simkd") -> ConfigDict:
 
 
 def _as_in_the_tables(config: ConfigDict) -> None:
-  """RepDistiller's variants of methods whose defaults here are their authors'."""
+  """Set RepDistiller's variants of methods whose defaults here are their authors'."""
   factors = methods.section(config, "ft")
   if factors is not None:
     factors.weight = 200.0
@@ -82,7 +82,7 @@ def _as_in_the_tables(config: ConfigDict) -> None:
       factors.paraphraser_learning_rate = 0.01
   boundaries = methods.section(config, "ab")
   if boundaries is not None and boundaries is config.method:
-    # After the first stage, labels alone.
+    # Labels alone after the first stage.
     boundaries.second_label_weight = 1.0
     boundaries.second_kd_weight = 0.0
 
@@ -93,20 +93,20 @@ def _schedule(config: ConfigDict, epochs: int, drops: tuple[int, ...]) -> None:
 
 
 def _mutual(config: ConfigDict) -> None:
-  """The schedule of chxy95's code; the authors' own is for person re-identification."""
+  """Set the schedule of chxy95's code; the authors' own is for person re-identification."""
   _schedule(config, 200, (60, 120, 180))
   config.student.nesterov = True
 
 
 def _native_ensemble(config: ConfigDict) -> None:
-  """The authors'."""
+  """Set the authors' schedule."""
   _schedule(config, 300, (151, 225))
   config.student.weight_decay = 1e-4
   config.batch_size = 128
 
 
 def _own_teacher(config: ConfigDict) -> None:
-  """That of the earlier published code (luanyunteng's), whose objective is the default here."""
+  """Set the schedule of the earlier published code (luanyunteng's), which has our objective."""
   _schedule(config, 200, (75, 130, 180))
   config.batch_size = 128
   # These widen their last map before they pool it; the exits are as wide as the map.
@@ -115,14 +115,14 @@ def _own_teacher(config: ConfigDict) -> None:
 
 
 def _multi_exit(config: ConfigDict) -> None:
-  """The authors', but for crops, which pad with black and not with the mean colour."""
+  """Set the authors' schedule, except crops, which pad with black, not with the mean colour."""
   _schedule(config, 300, (150, 225))
   config.student.nesterov = True
   config.student.weight_decay = 1e-4
 
 
 def _authors_msdnet(config: ConfigDict) -> None:
-  """The network and data of multi-exit distillation's authors: 100 images of each class."""
+  """Set the network and data of multi-exit distillation's authors: 100 images per class."""
   config.student.model = "msdnet_11"
   config.method.scale = 10 / 11
   config.data.per_class = 100

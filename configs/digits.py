@@ -2,7 +2,7 @@
 
     python experiments/train.py --config configs/digits.py:simkd --workdir runs/digits-simkd
 
-The teacher sees every training image, the students ten of each class.
+The teacher is trained on all training images, the students on ten of each class.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from jaxkd.experiment.config import base_config
 
 
 def get_config(method: str = "simkd") -> ConfigDict:
-  """The config for `method`, one of `jaxkd.methods.METHODS` or a sum of them ("kd+at")."""
+  """Return the config for `method`, one of `jaxkd.methods.METHODS` or a sum of them ("kd+at")."""
   config = base_config(method)
   config.batch_size = 64
   config.evaluate_every = 5
@@ -37,6 +37,6 @@ def get_config(method: str = "simkd") -> ConfigDict:
   attention = methods.section(config, "at")
   if attention is not None:
     # Maps of unit norm differ more per pixel the fewer pixels they have: the published 1000 is
-    # for maps of 32x32 to 8x8, and here drowns the labels.
+    # for maps of 32x32 to 8x8, and outweighs the labels here.
     attention.weight = 10.0
   return config

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 from jaxkd import methods
 from jaxkd.experiment.config import base_config
 
-# Chosen by `make fashion-search` (experiments/results/fashion_search.md), on the validation split:
-# learning rates, 0.1 where a method is not named, and a tenth of the published weights, which are
-# for many more images and longer training.
+# Learning rates, 0.1 where a method is not named, and a tenth of the published weights, which are
+# for many more images and longer training. Chosen by `make fashion-search` on the validation split:
+# experiments/studies/tables/results/fashion_search.md.
 RATES = dict.fromkeys(
   ("kd", "fitnets", "at", "gradient_at", "nst", "ft", "ab", "rkd", "simkd"), 0.4
 )
@@ -18,7 +18,7 @@ WEIGHTS = {"fitnets": 10.0, "at": 100.0, "nst": 5.0, "ft": 50.0, "rkd": 0.1}
 
 
 def get_config(method: str = "simkd") -> ConfigDict:
-  """The config for `method`, one of `jaxkd.methods.METHODS` or a sum of them ("kd+at")."""
+  """Return the config for `method`, one of `jaxkd.methods.METHODS` or a sum of them ("kd+at")."""
   config = base_config(method)
   config.batch_size = 64
   config.evaluate_every = 10

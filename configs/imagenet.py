@@ -10,7 +10,7 @@ torchvision's, trained: --config.teacher.weights=resnet34.pth; without, they are
 
 KD is 0.5 labels and 0.5 soft targets at T = 1, SimKD trains for 120 epochs, factor transfer for 1
 epoch of the paraphraser and 90 with weight 1000, all as published. Other methods have their
-default weights, for want of published ones.
+default weights, as none are published.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ PAIRS = (
 
 
 def get_config(argument: str = "kd") -> ConfigDict:
-  """The config for "METHOD" or "METHOD@TEACHER-STUDENT", the pair one of PAIRS."""
+  """Return the config for "METHOD" or "METHOD@TEACHER-STUDENT", the pair one of PAIRS."""
   method, _, pair = argument.partition("@")
   if pair and pair not in PAIRS:
     raise unknown_name("pair", pair, PAIRS)

@@ -1,10 +1,10 @@
-"""Prediction under a budget, by a finished run's multi-exit network.
+"""Evaluate prediction under a budget, with the multi-exit network of a finished run.
 
     python experiments/budget.py --run runs/fashion-exits --output exits.md
 
-Prints how good each exit is and what it costs; fits thresholds to the validation split for several
-average budgets, and applies them to the test split; and times inference that stops at the exit
-chosen beside the whole network. Writes budget.json and budget.png to the run's directory.
+Prints accuracy and cost of each exit; fits confidence thresholds to the validation split for
+several average budgets and applies them to the test split; and times inference that stops at the
+chosen exit, beside the whole network. Writes budget.json and budget.png to the run's directory.
 """
 
 import json
@@ -33,9 +33,9 @@ with needed_by_script("experiments/budget.py"):
 
 _RUN = flags.DEFINE_string("run", None, "The run's work directory.")
 _BUDGETS = flags.DEFINE_integer(
-  "budgets", 8, "How many, evenly from the first exit's cost to the last's.", lower_bound=2
+  "budgets", 8, "Number of budgets, evenly from the first exit's cost to the last's.", lower_bound=2
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each, taken in turn.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each budget, taken in turn.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer("images", 2048, "Test images to time.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 256, "Largest batch.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the tables to this Markdown file.")
@@ -43,7 +43,7 @@ flags.mark_flag_as_required("run")
 
 
 def main(argv: list[str]) -> None:
-  """Measures the run's network, and prints and writes the results."""
+  """Measure the run's network; print and write the results."""
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 
 def load_run(run: pathlib.Path) -> tuple[Any, Mapping[str, Any], Mapping[str, Any]]:
-  """The multi-exit model that a run's last stage trained, its variables, and the run's config."""
+  """Return the multi-exit model of a run's last stage, its variables, and the run's config."""
   try:
     summary = json.loads((run / "summary.json").read_text())
     config, stage = summary["config"], list(summary["stages"])[-1]
@@ -97,7 +97,7 @@ def load_run(run: pathlib.Path) -> tuple[Any, Mapping[str, Any], Mapping[str, An
 
 
 def load_data(config: Mapping[str, Any]) -> data.Dataset:
-  """The run's data, with the validation split that it did not train on."""
+  """Return the run's data set, with the validation split that it was not trained on."""
   section = config["data"]
   if not section["validation"]:
     raise ConfigError(
@@ -117,16 +117,16 @@ def measure(
   images: int,
   batch_size: int,
 ) -> dict[str, Any]:
-  """Accuracies, costs and times, as budget.json holds them.
+  """Return accuracies, costs and times, as budget.json holds them.
 
   Args:
     model: a multi-exit model.
     variables: its Flax variables.
-    examples: with a validation split.
-    budgets: how many.
-    rounds: timings of each.
-    images: of the test split that are timed.
-    batch_size: the largest batch.
+    examples: data set with a validation split.
+    budgets: number of budgets.
+    rounds: timings of each budget.
+    images: number of test images that are timed.
+    batch_size: largest batch.
   """
 
   def prepare(batch: Batch) -> Batch:
@@ -176,10 +176,10 @@ def times(
   rounds: int,
   batch_size: int,
 ) -> tuple[float, list[float]]:
-  """Milliseconds per 1000 images: of the whole network, and of early exit with each thresholds.
+  """Return milliseconds per 1000 images: of the whole network, and of early exit by thresholds.
 
-  Everything is compiled before; medians over rounds in which all take turns, so that a machine
-  that slows down slows all of them.
+  Everything is compiled before. The times are medians over rounds in which all take turns, so that
+  a machine that slows down affects all of them.
   """
   sizes = evaluate.batch_sizes(batch_size)
   early = evaluate.EarlyExit(model, variables, sizes=sizes)
@@ -208,12 +208,12 @@ def times(
 
 
 def last_exit(model: Any) -> Callable[[Any, Array], Array]:
-  """(variables, images) -> the last exit's logits; the others' classifiers are not computed."""
+  """Return (variables, images) -> the last exit's logits, without the other classifiers."""
   return lambda variables, images: model.apply(variables, images, False)[-1].logits
 
 
 def tables(results: Mapping[str, Any]) -> str:
-  """Both tables, in Markdown."""
+  """Return both tables in Markdown."""
   return "\n\n".join(
     [
       report.anytime_table(results["anytime"]),

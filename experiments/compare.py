@@ -1,4 +1,4 @@
-"""Compares methods over several seeds: one table of means and standard deviations.
+"""Compare methods over several seeds: one table of means and standard deviations.
 
     python experiments/compare.py --config configs/digits.py --workdir runs/digits-compare
 
@@ -10,21 +10,21 @@ for all of them, "student.model=msdnet_small". A method may also come from anoth
 "configs/fashion_mnist.py:kd/weight=0.5". Each file, and each change of "teacher." fields, has a
 teacher of its own.
 
-With --one_teacher, seed 0's teaches in every seed. As other seeds hold out other images, which it
-has seen, validation is then left out of the table.
+With --one_teacher, the teacher of seed 0 is used in every seed. Other seeds hold out images that it
+was trained on, so the table then has no validation accuracies.
 
 With --every_predictor there is a row for every peer, branch, exit, ensemble and generation, and one
-for the mean of each kind; gains are then over the same predictor of the run that --against names,
-or over that run's only one.
+for the mean of each kind. Gains are then over the same predictor of the run that --against names,
+or over its only predictor.
 
-With --rates the students are trained at each learning rate instead, and the table tells validation
-accuracies only, to choose by. With one rate it is the usual one, of the students at that rate; a
-method that names its own, "simkd/learning_rate=1.6", keeps it.
+With several --rates the students are trained at each learning rate, and the table has validation
+accuracies alone, for the choice of a rate. With one rate the table is the usual one, of students at
+that rate; a method that names its own, "simkd/learning_rate=1.6", keeps it.
 
---plot draws the means that the table tells, with their 95% intervals.
+--plot draws the means of the table with their 95% intervals.
 
-The runs are spread over the machine's cores or devices; what each says is in WORKDIR/logs. Every
-run is resumable, so the same command goes on where it stopped.
+The runs are spread over the machine's cores or devices; the output of each is in WORKDIR/logs. The
+same command resumes.
 """
 
 import functools
@@ -57,10 +57,10 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
 _RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from, by validation.")
 _ONE_TEACHER = flags.DEFINE_bool(
-  "one_teacher", False, "Seed 0's teacher teaches in every seed, where teachers are dear."
+  "one_teacher", False, "Use the teacher of seed 0 in every seed, where teachers are expensive."
 )
 _EVERY_PREDICTOR = flags.DEFINE_bool(
-  "every_predictor", False, "Rows for all predictors, not only for what a run is reported by."
+  "every_predictor", False, "Rows for all predictors, not only for the reported one of each run."
 )
 _AGAINST = flags.DEFINE_string("against", "alone", "The run that gains are counted from.")
 _WORKERS = flags.DEFINE_integer(
@@ -75,7 +75,7 @@ Runs = Mapping[tuple[str, float | None], list[pathlib.Path]]
 
 
 def main(argv: list[str]) -> None:
-  """Runs whatever is missing and prints the table."""
+  """Run all unfinished jobs and print the table."""
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
@@ -112,9 +112,9 @@ def main(argv: list[str]) -> None:
 def _planned(
   students: list[str], rates: list[float], workdir: pathlib.Path
 ) -> dict[tuple[str, float | None], list[sweep.Job]]:
-  """The runs of all seeds: of the students, and of their teachers."""
+  """Return the runs of all seeds: of the students and of their teachers."""
   for name in students:
-    _settings(name, rates[0] if rates else None)  # a mistake is told before anything else
+    _settings(name, rates[0] if rates else None)  # a wrong variant is reported before anything runs
   teachers = {name: _teacher(name) for name in students if methods.is_taught(_method(name))}
   planned: dict[tuple[str, float | None], list[sweep.Job]] = {}
   for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
@@ -138,7 +138,7 @@ def _planned(
 
 
 def _compared(runs: Runs, workdir: pathlib.Path) -> tuple[report.Accuracies, str]:
-  """The test accuracies of finished runs, and their table; leaves the figures in `workdir`."""
+  """Return the test accuracies of finished runs and their table; writes comparison.json."""
   tests: report.Accuracies = {}
   validations: report.Accuracies = {}
   for (name, _), folders in runs.items():
@@ -149,13 +149,13 @@ def _compared(runs: Runs, workdir: pathlib.Path) -> tuple[report.Accuracies, str
         for row, accuracy in found.items():
           table.setdefault(row, []).append(accuracy)
   report.write_atomically(workdir / "comparison.json", json.dumps(tests, indent=2) + "\n")
-  # Where another seed's teacher has seen the images, validation tells nothing.
+  # The teacher of another seed was trained on these validation images.
   shown = {} if _ONE_TEACHER.value else validations
   return tests, report.comparison_table(tests, shown, against=_label(_AGAINST.value))
 
 
 def _validation(folders: list[pathlib.Path]) -> list[float]:
-  """The last validation accuracies of runs, by what stands for each."""
+  """Return the last validation accuracies of runs, of the reported predictor of each."""
   found = []
   for folder in folders:
     stages = experiment.read_summary(folder)["stages"]
@@ -172,7 +172,7 @@ def _validated(stages: dict, folder: pathlib.Path) -> dict:
 
 
 def _draw(path: pathlib.Path, panels: Mapping[str, report.Accuracies], xlabel: str) -> None:
-  """Draws means over seeds with their 95% intervals, of which one seed has none."""
+  """Draw means over seeds with their 95% intervals; a single seed has no interval."""
   bars = {}
   for panel, accuracies in panels.items():
     bars[panel] = []
@@ -215,7 +215,7 @@ def _rate(text: str) -> float:
 
 
 def _parts(name: str) -> tuple[str, str]:
-  """The config file, if one is named, and what follows it."""
+  """Split a variant into its config file, if it names one, and the rest."""
   file, colon, variant = name.rpartition(".py:")
   return f"{file}.py" if colon else "", variant
 
@@ -232,7 +232,7 @@ def _teacher(name: str) -> str:
 
 
 def _label(name: str) -> str:
-  """What a variant's folder and row are called."""
+  """Return the name of a variant's folder and row."""
   file, variant = _parts(name)
   prefix = f"{pathlib.Path(file).name}:" if file else ""
   return prefix + variant.replace("/", ",")

@@ -1,10 +1,10 @@
-"""A trained network as one file that runs with jax, and its weights under readable names.
+"""Export a trained network as one file that runs with jax, and its weights under readable names.
 
     python experiments/export.py --bundle runs/digits/bundles/distilled/student --output student/
 
-Writes function.stablehlo, weights.safetensors and README.txt, which says what goes in, what comes
-out and how to load it, to the output directory, and prints the same. Given a run's directory
-instead of one bundle, it does so for every predictor of every stage.
+Writes function.stablehlo, weights.safetensors and README.txt (input, output, how to load it) to the
+output directory, and prints README.txt. A run's directory in place of a bundle exports every
+predictor of every stage.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ with needed_by_script("experiments/export.py"):
 
   from jaxkd import report
   from jaxkd.errors import ConfigError, DiskError, one_line
-  from jaxkd.export import bundles, stablehlo
+  from jaxkd.export import bundles, scores, stablehlo
 
 _BUNDLE = flags.DEFINE_string("bundle", None, "A predictor's bundle, or a run's work directory.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to write to; new, or an older export.")
@@ -36,13 +36,13 @@ FUNCTION, WEIGHTS, README = "function.stablehlo", "weights.safetensors", "README
 
 
 def main(argv: list[str]) -> None:
-  """Exports what the flags name."""
+  """Export the bundles that the flags name."""
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
-  found = predictors(pathlib.Path(_BUNDLE.value))
+  found = scores.find_bundles(pathlib.Path(_BUNDLE.value))
   outputs = {name: pathlib.Path(_OUTPUT.value) / name for name in found}
-  # Nothing is written before everything was looked at.
+  # All output directories are checked before any is written.
   for output in outputs.values():
     check_output(output)
   console = Console()
@@ -51,21 +51,8 @@ def main(argv: list[str]) -> None:
     console.print(f"{outputs[name]}\n\n{text}", soft_wrap=True, highlight=False, markup=False)
 
 
-def predictors(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Where to write below the output directory -> bundle: "" for one, STAGE/PREDICTOR for a run."""
-  if (directory / "model.json").is_file():
-    return {"": directory}
-  root = directory / "bundles" if (directory / "bundles").is_dir() else directory
-  found = sorted(path.parent for path in root.glob("**/model.json"))
-  if not found:
-    raise ConfigError(
-      f"bundle={str(directory)!r}: no model.json there, so neither a bundle nor a run with bundles"
-    )
-  return {str(path.relative_to(root)): path for path in found}
-
-
 def check_output(directory: pathlib.Path) -> None:
-  """Raises unless a directory is new, empty, or an older export."""
+  """Raise a ConfigError unless a directory is new, empty, or an older export."""
   if not directory.exists():
     return
   if not directory.is_dir():
@@ -85,7 +72,7 @@ def write(
   platforms: tuple[str, ...],
   batch_size: int | None,
 ) -> str:
-  """Exports one bundle; returns what README.txt says."""
+  """Export one bundle; returns the text of README.txt."""
   network, description = bundles.load_bundle(bundle)
   exported = stablehlo.export_function(
     network, description, platforms=platforms, batch_size=batch_size
@@ -98,7 +85,7 @@ def write(
 
 
 def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies a file, and reads the copy back before it takes its name."""
+  """Copy a file, and read the copy back before it gets its name."""
   content = source.read_bytes()
   partial = target.with_name(target.name + ".partial")
   partial.write_bytes(content)
@@ -110,7 +97,7 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
 def described(
   exported: export.Exported, variables: Mapping[str, Any], description: Mapping[str, Any]
 ) -> str:
-  """What README.txt says."""
+  """Return the text of README.txt."""
   (images,), (logits,) = exported.in_avals, exported.out_avals
   arrays = jax.tree_util.tree_leaves_with_path(variables)
   path = "/".join(key.key for key in arrays[-1][0])

@@ -1,12 +1,12 @@
-"""Trains a config's teacher and students, or resumes where the same command stopped.
+"""Train the teacher and the students of a config, or resume where the same command stopped.
 
     python experiments/train.py --config configs/digits.py:simkd --workdir runs/digits-simkd
 
 Any field can be set on the command line: --config.student.learning_rate=0.1
 With --summary in place of --workdir it only prints what it would train.
 
-SIGTERM has a run save what it has made and exit with status 75, Ctrl-C with 130; the same command
-goes on from there. A second signal ends it at once.
+On SIGTERM the run saves a checkpoint and exits with status 75, on Ctrl-C with 130; the same command
+resumes. A second signal ends the process at once.
 """
 
 import os
@@ -42,7 +42,7 @@ with needed_by_script("experiments/train.py"):
   from jaxkd.experiment import config, overview, run
   from jaxkd.runtime import compilation, devices, memory, processes
 
-# Unlocked, so that a field that does not exist arrives at `check_config`, which knows its like.
+# Unlocked, so that an unknown field reaches `check_config`, which names the nearest one.
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
@@ -65,13 +65,13 @@ flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-  """Runs the experiment that the flags name."""
+  """Run the experiment that the flags name."""
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   settings = _CONFIG.value
   config.check_config(settings)
   settings.lock()
-  logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save
+  logging.set_verbosity(logging.WARNING)  # orbax logs every step of every save
   if _SUMMARY.value:
     _say_method(settings.method.name)
     overview.overview(settings, _CONSOLE)
@@ -99,19 +99,19 @@ def main(argv: list[str]) -> None:
   except Exception as error:
     if processes.is_single_process():
       raise
-    # An orderly exit would wait for the others, which may be waiting for this process.
+    # A normal exit would wait for the other processes, which may be waiting for this one.
     if processes.is_lost_process_error(error):
       _end_alone()
     _end(_last_words(error))
 
 
 def _are_several() -> bool:
-  """Whether the flags ask for one of several processes."""
+  """Check whether the flags make this one of several processes."""
   return bool(_DISTRIBUTED.value or _MPI.value or _COORDINATOR.value)
 
 
 def _say_method(method: str) -> None:
-  """Prints which method a config file chose, where --config names none."""
+  """Print the method that a config file chose, where --config names none."""
   file, _, argument = flags.FLAGS["config"].config_filename.partition(":")
   if not argument:
     _say(f"method {method}, as --config={file} names none; another is --config={file}:METHOD")
@@ -120,29 +120,29 @@ def _say_method(method: str) -> None:
 def _last_words(error: Exception) -> str:
   if isinstance(error, ConfigError | DiskError):
     if processes.is_first_process():
-      time.sleep(3)  # its end is theirs, and they are to tell of their mistake, not of its end
+      time.sleep(3)  # the others print the error before this exit aborts them
     return _one_line(error)
   return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _end(line: str) -> NoReturn:
-  """Ends this process at once, without waiting for its threads or for other processes."""
+  """End this process at once, without waiting for its threads or for other processes."""
   os.write(2, f"{line}\n".encode())
   os._exit(1)
 
 
 def _end_alone() -> NoReturn:
-  """Ends one of several processes after another one is gone."""
+  """End one of several processes after another one died."""
   if _STOP.requested:  # as the other one was, which was quicker
     os._exit(_STOP.status)
   _end(processes.LOST_PROCESS)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """The arguments that are no flags; a mistake in a flag or a config becomes a ConfigError."""
+  """Return the arguments that are no flags; a wrong flag or config raises a ConfigError."""
   try:
     arguments = flags.FLAGS(argv)
-    # That its file cannot be read surfaces only when a config is looked at.
+    # The file is read, or found unreadable, when a field is first read.
     _ = _CONFIG.value.method
   except OSError as error:
     raise ConfigError(f"--config: {str(error).splitlines()[-1].strip()}") from error
@@ -158,9 +158,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _config_error(error: BaseException | None) -> ConfigError | None:
-  """The mistake that a config file found, which the flag's error quotes with its traceback."""
+  """Return the ConfigError of a config file, which the flag's error quotes with a traceback."""
   while error is not None:
-    # ml_collections raises a copy of it, in which its message is the whole traceback.
+    # ml_collections raises a copy of it, whose message is the whole traceback.
     if isinstance(error, ConfigError) and "\n" not in str(error):
       return error
     error = error.__cause__ or error.__context__
@@ -168,11 +168,11 @@ def _config_error(error: BaseException | None) -> ConfigError | None:
 
 
 def guarded_main() -> None:
-  """Reports a user's mistake as one line and a non-zero status, without a traceback."""
+  """Run `main`; a wrong command ends in one line and a non-zero status, without a traceback."""
   try:
     app.run(main, flags_parser=parse_flags)
   except DiskError as error:
-    # At an orderly exit, threads of orbax wait five minutes for what was not written.
+    # At a normal exit, threads of orbax wait five minutes for failed writes.
     sys.stdout.flush()
     _end(_one_line(error))
   except ConfigError as error:

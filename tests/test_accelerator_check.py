@@ -1,4 +1,4 @@
-"""The check of accelerators: what it measures, tried on the CPU, and what it says without any."""
+"""The check of accelerators: its measurements, on the CPU, and its output without accelerator."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def check():
-  path = ROOT / "experiments/accelerator_check.py"
+  path = ROOT / "experiments/studies/accelerator/accelerator_check.py"
   spec = importlib.util.spec_from_file_location("accelerator_check", path)
   module = importlib.util.module_from_spec(spec)
   sys.modules["accelerator_check"] = module
@@ -27,7 +27,7 @@ def check():
   return module
 
 
-def test_a_step_over_several_devices_is_measured(check):
+def test_step_over_several_devices_is_measured(check):
   teacher, student = (
     TinyNet(width, axis_name=mapping.AXIS_NAME, dtype=jnp.bfloat16) for width in (6, 4)
   )
@@ -42,17 +42,17 @@ def test_a_step_over_several_devices_is_measured(check):
     matmul_size=16,
   )
   assert (measured.devices, measured.batch_size, measured.dtype) == (2, 8, "bfloat16")
-  # Both rates are of the same three steps.
+  # Both rates count the same three steps.
   seconds = 3 * 2 * 8 / measured.images_per_second
   assert measured.flops_per_second == pytest.approx(3 * measured.flops / seconds)
   assert measured.compile_seconds > 0, "the first step is compiled"
   assert measured.matmul_flops_per_second > 0
-  assert measured.peak_bytes is None, "a CPU does not tell"
+  assert measured.peak_bytes is None, "a CPU does not report it"
   assert "| unknown |" in check.table([measured])
   json.dumps(measured._asdict())
 
 
-def test_flops_are_those_of_the_networks_and_grow_with_the_batch(check):
+def test_flops_are_those_of_the_networks_and_grow_with_the_batch_size(check):
   def step(kernel, images):
     return jax.lax.pmean(jnp.sum(images @ kernel), mapping.AXIS_NAME)
 
@@ -62,7 +62,7 @@ def test_flops_are_those_of_the_networks_and_grow_with_the_batch(check):
   assert many == pytest.approx(2 * few, rel=0.05)
 
 
-def test_the_table_has_a_row_for_each_type(check):
+def test_table_has_a_row_for_each_type(check):
   row = check.Measured("float32", 8, 256, 1e6, 12.34, 3 * 2**30, 1e12, 2e14, 8e14)
   _, _, first, second = check.table([row, row._replace(dtype="bfloat16")]).splitlines()
   assert first == "| float32 | 8 | 256 | 1000000 | 12.3 | 3.00 | 200 | 800 | 25.0% |"
@@ -80,9 +80,9 @@ def test_tests_that_a_platform_cannot_run_are_left_out(check, platform, count, c
 
 
 @pytest.mark.long
-def test_without_an_accelerator_it_says_so_in_one_line():
+def test_without_accelerator_one_line_is_printed():
   done = subprocess.run(
-    [sys.executable, "experiments/accelerator_check.py"],
+    [sys.executable, "experiments/studies/accelerator/accelerator_check.py"],
     cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "nonsense"},
     capture_output=True,
@@ -96,8 +96,8 @@ def test_without_an_accelerator_it_says_so_in_one_line():
 
 
 @pytest.mark.long
-def test_the_tests_that_it_runs_pass_on_a_single_device(check):
-  """Here a CPU stands in for the accelerator."""
+def test_its_tests_pass_on_a_single_device(check):
+  """A CPU takes the place of the accelerator."""
   command = check.pytest_command(check.Found("cuda", "a kind", 1))
   done = subprocess.run(
     command, cwd=ROOT, env=check._environment(tests=True), capture_output=True, text=True

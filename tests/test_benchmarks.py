@@ -1,4 +1,4 @@
-"""The measuring behind `make bench`: turns, ratios, the fewest FLOPs, and what parts consist of."""
+"""The measurements of `make bench`: turns, ratios, the fewest FLOPs, and the parts of cohorts."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ MODULES = (
 
 @pytest.fixture(scope="module")
 def benchmarks():
-  """The modules of experiments/benchmarks, by name."""
+  """The modules of experiments/studies/bench/benchmarks, by name."""
   before = set(sys.modules)
-  sys.path.insert(0, str(ROOT / "experiments"))
+  sys.path.insert(0, str(ROOT / "experiments/studies/bench"))
   try:
     yield {name: importlib.import_module(f"benchmarks.{name}") for name in MODULES}
   finally:
-    sys.path.remove(str(ROOT / "experiments"))
+    sys.path.remove(str(ROOT / "experiments/studies/bench"))
     for name in set(sys.modules) - before:
       if name.split(".")[0] == "benchmarks":
         del sys.modules[name]
 
 
-def test_contestants_take_turns_at_going_first_and_warming_up_does_not_count(benchmarks):
+def test_order_of_contestants_rotates_and_warmup_does_not_count(benchmarks):
   calls = []
   contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
   found = benchmarks["alternating"].alternate(contestants, rounds=3, warmup=1, block=2)
@@ -52,7 +52,7 @@ def test_contestants_take_turns_at_going_first_and_warming_up_does_not_count(ben
   assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
 
 
-def test_primers_go_before_each_block_and_do_not_count(benchmarks):
+def test_primers_precede_each_block_and_do_not_count(benchmarks):
   calls = []
   contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
   found = benchmarks["alternating"].alternate(contestants, rounds=1, warmup=0, block=2, primers=1)
@@ -60,13 +60,13 @@ def test_primers_go_before_each_block_and_do_not_count(benchmarks):
   assert {name: len(times) for name, times in found.items()} == {"a": 1, "b": 1}
 
 
-def test_time_runs_out_only_after_the_least_rounds(benchmarks):
+def test_time_limit_holds_after_the_least_rounds(benchmarks):
   alternating = benchmarks["alternating"]
   found = alternating.alternate({"a": lambda: None}, rounds=100, seconds=0.0)
   assert len(found["a"]) == alternating.LEAST_ROUNDS
 
 
-def test_a_ratio_is_the_median_over_rounds_not_of_medians(benchmarks):
+def test_ratio_is_the_median_over_rounds_not_of_medians(benchmarks):
   times = {"ours": [1.0, 4.0, 30.0], "other": [2.0, 1.0, 10.0]}
   row = benchmarks["alternating"].compared(times, "ours", "other")
   assert (row["ratio"], row["middle_half"], row["rounds"]) == (3.0, [1.75, 3.5], 3)
@@ -82,14 +82,14 @@ def _multiplied(benchmarks, function, *args):
   return sum(flops.products_of(equation) for equation in flops.equations(function, *args))
 
 
-def test_what_is_inside_of_a_span_is_not_its_own_time(benchmarks):
+def test_own_time_of_a_span_excludes_inner_spans(benchmarks):
   span = benchmarks["profiles"].Span
   spans = [span("inner", 2, 5), span("outer", 0, 10), span("inner", 6, 7), span("next", 10, 12)]
   own = benchmarks["profiles"].own_times(spans)
   assert own == {"outer": 6, "inner": 4, "next": 2}
 
 
-def test_a_profile_tells_products_from_the_rest(benchmarks):
+def test_profile_separates_products_from_the_rest(benchmarks):
   x = jnp.ones((64, 64))
   run = jax.jit(lambda x: jnp.sin(jnp.dot(x, x)))
   found = benchmarks["profiles"].of_xla(lambda: jax.block_until_ready(run(x)), calls=2)
@@ -99,7 +99,7 @@ def test_a_profile_tells_products_from_the_rest(benchmarks):
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(5, 3, 1), (6, 3, 2), (7, 1, 2), (4, 5, 1)])
 def test_products_with_padding_are_not_counted(benchmarks, size, kernel, stride):
-  """All ones: every multiply-add that meets a pixel adds 1 to the sum of the outputs."""
+  """With ones as factors, every multiply-add at a pixel adds 1 to the sum of the outputs."""
   images, weights = np.ones((2, size, size, 3)), np.ones((kernel, kernel, 3, 4))
 
   def convolve(images, weights):
@@ -114,8 +114,8 @@ def test_products_with_padding_are_not_counted(benchmarks, size, kernel, stride)
   assert counted < padded if kernel > 1 else counted == padded
 
 
-def test_the_gradient_of_a_convolution_multiplies_as_often_as_the_convolution(benchmarks):
-  """The holes that a stride leaves in the input's gradient are no products either."""
+def test_gradient_of_a_convolution_has_as_many_products_as_the_convolution(benchmarks):
+  """Zeros that a stride inserts in the input's gradient are not counted either."""
 
   def convolve(images, weights):
     return jax.lax.conv_general_dilated(
@@ -129,8 +129,8 @@ def test_the_gradient_of_a_convolution_multiplies_as_often_as_the_convolution(be
     assert _multiplied(benchmarks, gradient, *args) == once
 
 
-def test_the_fewest_flops_are_those_of_teacher_and_students_gradient(benchmarks):
-  """What autodiff itself needs, traced."""
+def test_fewest_flops_are_those_of_teacher_and_students_gradient(benchmarks):
+  """The traced step of autodiff is the reference."""
   flops, pairs = benchmarks["flops"], benchmarks["pairs"]
   pair = pairs.Pair("resnet8_w8", "resnet8_w4", (8, 8, 1))
   networks = [models.create(name, num_classes=10) for name in (pair.teacher, pair.student)]
@@ -148,11 +148,11 @@ def test_the_fewest_flops_are_those_of_teacher_and_students_gradient(benchmarks)
   assert flops.minimum(pair) == 2 * _multiplied(benchmarks, step, *variables, images)
 
 
-def test_what_a_run_is_busy_with_is_told_by_its_innermost_known_frame(benchmarks):
+def test_phase_of_a_run_is_that_of_its_innermost_known_frame(benchmarks):
   phases = benchmarks["phases"]
 
   def lives(file, function, then):
-    """then(), called by a function of this name in this file."""
+    """Call `then` from a function of this name in this file."""
     names = {"then": then}
     exec(compile(f"def {function}(): return then()", file, "exec"), names)
     return names[function]
@@ -166,7 +166,7 @@ def test_what_a_run_is_busy_with_is_told_by_its_innermost_known_frame(benchmarks
   assert lives("/x/jaxkd/train/input.py", "next", trace)() == "tracing"
 
   def looked_at(phase, times):
-    """Returns once that phase was seen so often: how long that takes is the machine's matter."""
+    """Return after the phase was sampled so often, however slow the machine."""
     while found._seen[phase] < times:
       time.sleep(0.001)
 
@@ -182,8 +182,8 @@ def test_what_a_run_is_busy_with_is_told_by_its_innermost_known_frame(benchmarks
 
 
 @pytest.mark.parametrize("members", [2, 3])
-def test_a_trunk_and_branches_are_the_parts_of_the_branched_network(benchmarks, members):
-  """As many weights and products, but for what gives the parts a loss of their own."""
+def test_trunk_and_branches_are_the_parts_of_the_branched_network(benchmarks, members):
+  """Weights and products are equal, except for the layers that give the parts a loss."""
   cohort = benchmarks["cohort"]
   network = models.create("resnet8_w4", num_classes=10)
   images = jnp.zeros((2, 8, 8, 1))
@@ -206,7 +206,7 @@ def test_a_trunk_and_branches_are_the_parts_of_the_branched_network(benchmarks, 
     return np.array([weights, products]) - tidy
 
   channels = features.shape[-1]
-  # The trunk's own classifier, of which a gradient needs two products; the branch's bias has none.
+  # The trunk's classifier needs two products for its gradient; the branch's bias needs none.
   trunk_own = np.array([(channels + 1) * 10, 2 * len(images) * channels * 10])
   parts = facts(trunk, images, trunk_own)
   parts = parts + members * facts(branch, features, np.array([channels, 0]))
@@ -214,7 +214,7 @@ def test_a_trunk_and_branches_are_the_parts_of_the_branched_network(benchmarks, 
   np.testing.assert_array_equal(parts, whole)
 
 
-def test_a_section_measured_anew_replaces_its_own_figures_alone(benchmarks):
+def test_section_measured_again_replaces_only_its_own_figures(benchmarks):
   record = benchmarks["record"]
   taken = {"seconds": 1.0, "versions": {"jax": "1"}, "machine": {"cores": 2}}
   rows = {"a": {"ratio": 0.9}, "b": {"ratio": 1.2}}
@@ -234,13 +234,13 @@ def test_a_section_measured_anew_replaces_its_own_figures_alone(benchmarks):
   assert json.loads(json.dumps(results)) == results
 
 
-def test_a_run_takes_its_overrides_into_the_config(benchmarks):
+def test_overrides_of_a_run_are_in_its_config(benchmarks):
   job = {"config": "kd@fashion", "overrides": {"student.epochs": 3, "data.views": 4}}
   settings = benchmarks["whole_runs"].settings_of(job)
   assert (settings.student.epochs, settings.data.views, settings.method.name) == (3, 4, "kd")
 
 
-def test_rows_of_runs_tell_the_first_from_the_later_ones(benchmarks):
+def test_rows_of_runs_separate_the_first_from_later_ones(benchmarks):
   def runs(seconds, compiling):
     keys = ("seconds", "compile_seconds")
     made = [dict(zip(keys, two, strict=True)) for two in zip(seconds, compiling, strict=True)]

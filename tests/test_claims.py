@@ -1,4 +1,4 @@
-"""The claims: what is compared with what, how it is chosen and told, and what was written."""
+"""The study of claims: comparisons, choice of hyperparameters, tables, and the written results."""
 
 import importlib
 import json
@@ -13,13 +13,13 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import overrides
 
 ROOT = pathlib.Path(__file__).parent.parent
-WRITTEN = ROOT / "experiments/results"
+WRITTEN = ROOT / "experiments/studies/claims/results"
 
 
 @pytest.fixture(scope="module")
 def reproduction():
-  """The modules that experiments/claims.py imports, as it does."""
-  sys.path.insert(0, str(ROOT / "experiments"))
+  """The modules that experiments/studies/claims/claims.py imports, by name."""
+  sys.path.insert(0, str(ROOT / "experiments/studies/claims"))
   names = (
     "exits",
     "large_and_tiny",
@@ -31,16 +31,16 @@ def reproduction():
     "together",
   )
   yield {name: importlib.import_module(f"reproduction.{name}") for name in names}
-  sys.path.remove(str(ROOT / "experiments"))
+  sys.path.remove(str(ROOT / "experiments/studies/claims"))
 
 
 @pytest.fixture(scope="module")
 def config():
-  return overrides.load_module(ROOT / "configs/claims.py")
+  return overrides.load_module(ROOT / "experiments/studies/claims/config.py")
 
 
 def finished(folder, accuracies, predictor="student", stage="distilled"):
-  """What a run leaves, of its accuracies alone."""
+  """Write the accuracies of a finished run."""
   test = {name: {"accuracy": value} for name, value in accuracies.items()}
   folder.mkdir(parents=True)
   stages = {"teacher": {"predictor": ""}, stage: {"predictor": predictor, "test": test}}
@@ -49,7 +49,7 @@ def finished(folder, accuracies, predictor="student", stage="distilled"):
 
 @pytest.fixture
 def runs(reproduction, config, tmp_path):
-  """Three seeds: KD and SimKD are a point better than alone at every one, AT two worse."""
+  """Three seeds; in each, KD and SimKD are one point above the student alone, AT two below."""
   everything = reproduction["results"].Runs(
     tmp_path, {"fashion": (0, 1, 2)}, lambda setting, run: None, config
   )
@@ -64,7 +64,7 @@ def test_gains_are_paired_by_seed_and_signed_as_claimed(reproduction, runs):
   rows = reproduction["offline"]._kd(runs)
   gain = rows[0]
   assert gain.compared == "KD at T=1 - student alone"
-  # The levels differ by 15 points between the seeds, the gains do not.
+  # Levels differ by 15 points between seeds, gains do not.
   assert (gain.difference, gain.low, gain.high) == pytest.approx((1.0, 1.0, 1.0))
   assert (gain.seeds, gain.verdict) == (3, "holds")
   effect = rows[-1]
@@ -74,13 +74,13 @@ def test_gains_are_paired_by_seed_and_signed_as_claimed(reproduction, runs):
   assert found["attention transfer (activations) - student alone"] == "contradicted"
 
 
-def test_worked_numbers_hold_to_their_last_digit(reproduction):
+def test_worked_examples_hold_to_the_last_digit(reproduction):
   rows = reproduction["offline"]._softmax(None)
   assert [row.verdict for row in rows] == ["holds"] * 3
   assert all(0 < row.difference <= 0.0005 for row in rows)
 
 
-def test_a_mean_of_peers_is_of_all_of_them(reproduction, config, tmp_path):
+def test_mean_peer_is_the_mean_of_all_peers(reproduction, config, tmp_path):
   everything = reproduction["results"].Runs(tmp_path, {"digits": (4,)}, None, config)
   folder = everything.folder("digits", "dml", 4)
   finished(folder, {"peer_0": 0.5, "peer_1": 0.75, "ensemble": 1.0}, predictor="peer_0")
@@ -89,9 +89,7 @@ def test_a_mean_of_peers_is_of_all_of_them(reproduction, config, tmp_path):
   assert everything.accuracies("digits", "dml", "ensemble") == [1.0]
 
 
-def test_exits_are_compared_one_by_one_and_small_training_sets_with_large(
-  reproduction, config, tmp_path
-):
+def test_every_exit_is_compared_and_small_training_sets_with_large(reproduction, config, tmp_path):
   everything = reproduction["results"].Runs(tmp_path, {"fashion": (0, 1)}, None, config)
   for seed in (0, 1):
     for size, gain in zip(config.SIZES, (0.03, 0.02, 0.0), strict=True):
@@ -111,7 +109,7 @@ def test_exits_are_compared_one_by_one_and_small_training_sets_with_large(
   assert (shrinks.difference, shrinks.verdict) == (pytest.approx(3), "holds")
 
 
-def test_every_run_is_planned_for_every_seed_with_what_was_chosen(reproduction, config, tmp_path):
+def test_every_run_is_planned_for_every_seed_with_chosen_fields(reproduction, config, tmp_path):
   runs, planned = reproduction["planning"].claimed(config, tmp_path)
   assert len({run.folder for run in planned}) == len(planned)
   expected = sum(len(config.SEEDS[setting]) * len(config.RUNS[setting]) for setting in config.RUNS)
@@ -134,7 +132,7 @@ def test_quick_runs_are_short(reproduction, config, tmp_path):
   assert max(images) <= 500
 
 
-def test_questions_are_asked_of_what_was_chosen_with_seeds_of_their_own(
+def test_runs_about_contradicted_claims_have_chosen_fields_and_other_seeds(
   reproduction, config, tmp_path
 ):
   asked, planned = reproduction["planning"].questions(config, tmp_path)
@@ -159,13 +157,13 @@ def test_every_predictor_has_a_validation_accuracy(reproduction, tmp_path):
   assert text.splitlines()[-1] == "| fashion | byot | as chosen | exit_0 50.00; student 100.00 |"
 
 
-def test_a_run_for_which_nothing_was_chosen_is_refused(reproduction, config, tmp_path, monkeypatch):
+def test_run_without_chosen_hyperparameters_is_refused(reproduction, config, tmp_path, monkeypatch):
   monkeypatch.delitem(config.CHOSEN["fashion"], "simkd")
   with pytest.raises(ConfigError, match=r"CHOSEN\['fashion'\] has no 'simkd'"):
     reproduction["planning"].claimed(config, tmp_path)
 
 
-def test_what_was_chosen_is_what_validation_found_best(reproduction, config):
+def test_chosen_hyperparameters_are_best_by_validation(reproduction, config):
   tried = json.loads((WRITTEN / "claims_search.json").read_text())
   for setting, runs in config.SEARCH.items():
     assert set(config.CHOSEN[setting]) == set(config.RUNS[setting]) == set(runs)
@@ -178,7 +176,7 @@ def test_what_was_chosen_is_what_validation_found_best(reproduction, config):
   assert reproduction["search"].best(temperatures) == config.KD
 
 
-def test_every_claim_was_tried_and_its_verdicts_are_the_intervals(reproduction):
+def test_every_claim_has_rows_whose_verdicts_follow_from_the_intervals(reproduction):
   rows = json.loads((WRITTEN / "claims.json").read_text())
   assert {row["number"] for row in rows} == set(range(1, 16))
   for row in rows:
@@ -188,7 +186,7 @@ def test_every_claim_was_tried_and_its_verdicts_are_the_intervals(reproduction):
     assert row["seeds"] >= 5 or low == high
 
 
-def test_every_row_that_was_written_is_in_the_tables():
+def test_every_row_of_the_json_file_is_in_the_tables():
   rows = json.loads((WRITTEN / "claims.json").read_text())
   lines = (WRITTEN / "claims.md").read_text().splitlines()
   found = [line for line in lines if re.search(r"\| (holds|not shown|contradicted) \|$", line)]

@@ -250,7 +250,9 @@ def test_the_script_reports_which_configs_passed_and_failed(tmp_path):
   workdir.mkdir()
   passed = {"name": "small:kd@resnet8_w8-resnet8_w4", "lowered": [], "ran": [], "error": ""}
   (workdir / "dry_run.jsonl").write_text(json.dumps({**passed, "seconds": 1.0}) + "\n{cut sh")
-  command = f"experiments/dry_run.py --configs {config} --workdir {workdir} --skip_steps"
+  command = (
+    f"experiments/studies/dry_run/dry_run.py --configs {config} --workdir {workdir} --skip_steps"
+  )
   done = subprocess.run(
     [
       sys.executable,

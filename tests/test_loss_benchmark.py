@@ -1,4 +1,4 @@
-"""The table of losses that `make bench` times, and how it measures memory; without PyTorch."""
+"""The losses that `make bench` times, and its measurement of memory; without PyTorch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments/studies/bench/benchmarks"
 
 
 @pytest.fixture(scope="module")
 def modules():
-  """Those of experiments/benchmarks that need no PyTorch."""
+  """The modules of experiments/studies/bench/benchmarks that need no PyTorch."""
   names = ("benchmarks", "benchmarks.loss_cases", "benchmarks.loss_memory")
   sys.path.insert(0, str(FOLDER.parent))
   try:
@@ -27,7 +27,7 @@ def modules():
       sys.modules.pop(name, None)
 
 
-def test_every_case_has_its_peer(modules):
+def test_every_case_has_a_peer(modules):
   cases, _ = modules
   text = (FOLDER / "loss_peers.py").read_text()
   functions = {x.name for x in ast.parse(text).body if isinstance(x, ast.FunctionDef)}
@@ -35,7 +35,7 @@ def test_every_case_has_its_peer(modules):
 
 
 @pytest.mark.parametrize("name", ["kd", "ab"])
-def test_a_case_gives_a_loss_and_the_gradient_of_every_array_of_the_student(modules, name):
+def test_case_returns_a_loss_and_the_gradient_of_every_array_of_the_student(modules, name):
   cases, _ = modules
   case = cases.CASES[name]
   students, teachers, labels = cases.arrays_of(case, 2)
@@ -50,7 +50,7 @@ def test_a_case_gives_a_loss_and_the_gradient_of_every_array_of_the_student(modu
   assert all(np.abs(x).max() > 0 for x in gradients.values())
 
 
-def test_memory_counts_what_a_call_allocates_and_not_its_arguments(modules):
+def test_memory_excludes_the_arguments_of_a_call(modules):
   _, memory = modules
   gradient = 64 * 16 * 16 * 128 * 4
   found = memory.rise("fitnets", 64, "ours")

@@ -15,7 +15,7 @@ from jaxkd.errors import ConfigError, MissingPackage, needed_by
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "docs/install.md").read_text()
 # Distribution -> import, where the names differ.
 IMPORTED_AS = {
   "absl-py": "absl",

@@ -13,6 +13,7 @@ from jaxkd.evaluate.budgeted import (
   exit_shares,
   fit_thresholds,
 )
+from jaxkd.evaluate.calibration import calibration_bins, calibration_error
 from jaxkd.evaluate.costs import exit_costs, multiply_adds
 from jaxkd.evaluate.early_exit import EarlyExit, EarlyPredictions, batch_sizes
 from jaxkd.evaluate.metrics import feature_distances, score
@@ -24,6 +25,8 @@ __all__ = [
   "anytime_curve",
   "batch_sizes",
   "budgeted_curve",
+  "calibration_bins",
+  "calibration_error",
   "chosen_exits",
   "confidences",
   "exit_costs",

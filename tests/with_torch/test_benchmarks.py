@@ -21,12 +21,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def benchmarks():
-  sys.path.insert(0, str(ROOT / "experiments"))
+  sys.path.insert(0, str(ROOT / "experiments/studies/bench"))
   try:
     names = ("torch_twin", "torch_run", "pairs")
     yield {name: importlib.import_module(f"benchmarks.{name}") for name in names}
   finally:
-    sys.path.remove(str(ROOT / "experiments"))
+    sys.path.remove(str(ROOT / "experiments/studies/bench"))
 
 
 def _variables(network, image_shape):

@@ -1,1 +1,0 @@
-"""The papers' claims: which runs each compares, and what the runs say of it."""

@@ -1,0 +1,1 @@
+"""The papers' claims: the runs that each compares, and the results."""

@@ -1,0 +1,102 @@
+"""Scores of bundles on a data set: accuracy, cross-entropy and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import data, evaluate, preprocessing
+from jaxkd.errors import ConfigError
+from jaxkd.types import Array, Batch, Network, Preprocessing
+
+METRICS = ("accuracy", "cross_entropy", "calibration_error")
+
+
+def find_bundles(directory: Path) -> dict[str, Path]:
+  """Map the name of a predictor to its bundle.
+
+  Args:
+    directory: a bundle, whose name is "", or a run's work directory, whose predictors are named
+      STAGE/PREDICTOR.
+
+  Raises:
+    ConfigError: if there is no bundle.
+  """
+  if (directory / "model.json").is_file():
+    return {"": directory}
+  root = directory / "bundles" if (directory / "bundles").is_dir() else directory
+  found = sorted(path.parent for path in root.glob("**/model.json"))
+  if not found:
+    raise ConfigError(
+      f"bundle={str(directory)!r}: no model.json there, so neither a bundle nor a run with bundles"
+    )
+  return {str(path.relative_to(root)): path for path in found}
+
+
+def score_network(
+  network: Network,
+  dataset: data.Dataset,
+  *,
+  split: str = "test",
+  crop: int = 0,
+  batch_size: int = 256,
+) -> Mapping[str, float]:
+  """Score a trained network on one split of a data set.
+
+  The images are converted to the mean, std and size that the network was trained on
+  (`network.preprocessing`); without it they are normalised as the data set's own.
+
+  Args:
+    network: returns one Output; of several exits the last one counts.
+    dataset: with the classes that the network predicts.
+    split: "test", "validation" or "train".
+    crop: side of the centre of the images that is used, as `data.resized_crop` of a run; 0 for all.
+    batch_size: examples of one step.
+
+  Returns:
+    METRICS by name: a fraction, nats per example, and the expected calibration error of 15 bins.
+
+  Raises:
+    ConfigError: for a split that the data set does not have, or other classes or channels than the
+      network's.
+  """
+  examples = getattr(dataset, split, None)
+  if examples is None:
+    raise ConfigError(f"split={split!r}: data set {dataset.name!r} has no such examples")
+  size = (crop, crop) if crop else dataset.image_shape[:2]
+  given = Preprocessing(dataset.mean, dataset.std, size)
+  model = preprocessing.as_trained(network, given)
+
+  @jax.jit
+  def step(variables: Mapping[str, Array], batch: Batch) -> tuple[dict, Array]:
+    pixels = data.normalize(batch.images, dataset.mean, dataset.std)
+    pixels = data.centre_crop(pixels, size=crop) if crop else pixels
+    images = preprocessing.inputs_of(model, pixels)
+    output = network.module.apply(variables, images, train=False)
+    logits = (output[-1] if isinstance(output, tuple) else output).logits
+    if logits.shape[-1] != dataset.num_classes:
+      raise ConfigError(
+        f"the network predicts {logits.shape[-1]} classes, data set {dataset.name!r} has "
+        f"{dataset.num_classes}"
+      )
+    sums = evaluate.score(logits, batch.labels, batch.weights)
+    return sums, evaluate.calibration_bins(logits, batch.labels, batch.weights)
+
+  variables = jax.device_put(network.variables)
+  found = [
+    jax.device_get(step(variables, batch))
+    for batch in data.evaluation_batches(examples, batch_size=min(batch_size, len(examples)))
+  ]
+  means = {
+    name: float(
+      sum(np.float64(sums[name][0]) for sums, _ in found)
+      / sum(np.float64(sums[name][1]) for sums, _ in found)
+    )
+    for name in METRICS[:2]
+  }
+  bins = jnp.asarray(sum(np.asarray(part, np.float64) for _, part in found))
+  return {**means, METRICS[2]: evaluate.calibration_error(bins)}

@@ -1,0 +1,58 @@
+"""The examples of jaxkd in other code bases run, their loss falls, and they are short."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "experiments/examples"
+FILES = sorted(FOLDER.glob("*.py"))
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+@functools.cache
+def losses_of(path, **options):
+  # The generator that compiles fastest; otherwise initial weights take most of the time.
+  with jax.default_prng_impl("rbg"):
+    return load(path).main(steps=8, **options)
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@each_file
+def test_loss_falls(path):
+  losses = losses_of(path)
+  assert len(losses) == 8 and np.isfinite(losses).all()
+  assert losses[-1] < 0.97 * losses[0]
+
+
+@each_file
+def test_file_has_at_most_60_lines(path):
+  assert len(path.read_text().splitlines()) <= 60
+
+
+def test_there_is_a_file_for_each_code_base():
+  names = {"bare_jax", "flax_nnx", "equinox_model", "shard_map_step"}
+  assert {path.stem for path in FILES} == names
+
+
+def test_bare_arrays_need_no_output():
+  assert "Output" not in (FOLDER / "bare_jax.py").read_text().split('"""', 2)[2]
+
+
+def test_eight_devices_have_the_losses_of_one():
+  path = FOLDER / "shard_map_step.py"
+  assert len(jax.devices()) == 8
+  np.testing.assert_allclose(
+    losses_of(path), losses_of(path, devices=(jax.devices()[0],)), rtol=1e-4
+  )
