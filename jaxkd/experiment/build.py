@@ -1,4 +1,4 @@
-"""From a config to the list of stages of an experiment."""
+"""From a config to the phases of an experiment."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ with needed_by("jaxkd.experiment.build"):
 from jaxkd import methods
 from jaxkd.data import (
   Dataset,
-  Examples,
-  augmentation,
-  centre_crop,
   load,
-  normalize,
   per_class,
   unseen_classes,
   validate_dataset,
-  with_unlabelled,
 )
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks
+from jaxkd.experiment.preparation import (
+  evaluation_preparation,
+  phase_examples,
+  training_preparation,
+)
 from jaxkd.jaxprs import multiply_adds_of
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.networks import select
@@ -82,7 +82,7 @@ def dataset(
 def stages(
   settings: ml_collections.ConfigDict, data: Dataset, *, traced: bool = True
 ) -> list[Phase]:
-  """The stages of an experiment: the teachers, the student alone, the distilled student's.
+  """The phases of an experiment: the teachers, the baseline, the distilled student.
 
   Nothing is compiled here: mistakes in models, stages and shapes surface from their shapes alone.
 
@@ -112,11 +112,11 @@ def stages(
     for number, (teacher, variables) in enumerate(networks.teachers(settings, data, options)):
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher
-      plan.append(_teaching(called, number, teacher, variables, settings, data))
+      plan.append(_teacher_phase(called, teacher, variables, settings, data))
     methods.check_classes(settings, teachers, data.num_classes)
   if name == "teacher":
     plan = _with_note(plan, unseen_classes(data))
-    return _rehearsed(plan, data) if traced else plan
+    return _counted(plan, data) if traced else plan
 
   model = settings.student.model
   student, student_output = networks.create(
@@ -136,20 +136,20 @@ def stages(
     image_shape=data.image_shape,
     options=options,
     epochs=settings.student.epochs,
-    steps_per_epoch=count_steps(len(_examples(settings, "student", data)), settings.batch_size),
+    steps_per_epoch=count_steps(
+      len(phase_examples(settings, "student", data)), settings.batch_size
+    ),
     hyperparameters=settings.method,
     create=lambda model: networks.create("method.models", model, data, options)[0],
   )
   try:
     specs = methods.phases(setup) if distils else []
-    if (settings.baseline or not distils) and not any(t.name == BASELINE for t in specs):
+    if (settings.baseline or not distils) and not any(spec.name == BASELINE for spec in specs):
       specs = [methods.baseline(setup), *specs]
     # What takes no tracing comes before what does.
-    plan += [_learning(spec, settings, data, teachers) for spec in specs]
-    if plan[-1].role != "baseline":
-      plan[-1] = dataclasses.replace(plan[-1], role="student")
+    plan += [_student_phase(spec, settings, data, teachers) for spec in specs]
     if traced:
-      plan = _rehearsed(plan, data)
+      plan = _counted(plan, data)
   except ConfigError:
     raise
   except ValueError as error:
@@ -159,7 +159,7 @@ def stages(
 
 
 def _with_note(plan: list[Phase], note: str) -> list[Phase]:
-  """The stages, the first with one more line for the reader, if there is one."""
+  """The phases, the first with one more note, if there is one."""
   if not note:
     return plan
   first, *others = plan
@@ -194,64 +194,48 @@ _HINT = (
 )
 
 
-def _teaching(
-  called: str,
-  number: int,
+def _teacher_phase(
+  name: str,
   teacher: Teacher,
   variables: Mapping[str, Any] | None,
   settings: ml_collections.ConfigDict,
   data: Dataset,
 ) -> Phase:
-  """The stage of one teacher, by the teachers' recipe; without epochs if it comes trained."""
-  scheme = methods.supervised(teacher.model, participant=called)
-  stage = _stage(called, scheme, settings, "teacher", data, seed_offset=number)
-  stage = dataclasses.replace(stage, label=teacher.label, reported=called, role="teacher")
+  """The phase of one teacher, by the teachers' recipe; without epochs if it comes trained."""
+  spec = PhaseSpec(
+    name,
+    methods.supervised(teacher.model, participant=name),
+    seed_offset=int(name.partition("_")[2] or 0),
+    reported=name,
+    label=teacher.label,
+    role="teacher",
+  )
+  phase = _phase(spec, settings, "teacher", data)
   if variables is None:
-    return stage
-  # It is scored like any other, where that is wanted and its classes are the data's.
+    return phase
+  # It is scored like any other, where the config says so and its classes are the data's.
   scored = teacher.num_classes == data.num_classes
   return dataclasses.replace(
-    stage,
+    phase,
     epochs=0,
-    given={called: variables},
-    reported=called if scored and settings.teacher.rescore else "",
-    expected=Expected(called, data.num_classes, teacher.accuracy, _HINT) if scored else None,
+    given={name: variables},
+    reported=name if scored and settings.teacher.rescore else "",
+    expected=Expected(name, data.num_classes, teacher.accuracy, _HINT) if scored else None,
     notes=teacher.notes,
   )
 
 
-def _learning(
+def _student_phase(
   spec: PhaseSpec,
   settings: ml_collections.ConfigDict,
   data: Dataset,
   teachers: Mapping[str, Teacher],
 ) -> Phase:
-  """The stage of one of a method's trainings, by the student's recipe."""
-  stage = _stage(
-    spec.name,
-    spec.scheme,
-    settings,
-    "student",
-    data,
-    learning_rate=spec.learning_rate or None,
-    epochs=spec.epochs,
-    turns=spec.turns,
-    seed_offset=spec.seed_offset,
-  )
-  label = spec.label or stage.label
+  """The phase of one of a method's specs, by the student's recipe."""
   if spec.reuses_classifier:
-    label = "+".join([label, *(teacher.label for teacher in teachers.values())])
-  # Where nothing predicts yet, there is nothing to choose the best epoch by.
-  keep = stage.keep if spec.reported else "last"
-  return dataclasses.replace(
-    stage,
-    role="baseline" if spec.name == BASELINE else "",
-    inherit=spec.inherit,
-    reported=spec.reported,
-    label=label,
-    keep=keep,
-    notes=spec.notes,
-  )
+    label = [spec.label or settings.student.model, *(t.label for t in teachers.values())]
+    spec = dataclasses.replace(spec, label="+".join(label))
+  return _phase(spec, settings, "student", data)
 
 
 def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) -> Batch:
@@ -266,15 +250,15 @@ def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) ->
   )
 
 
-def _rehearsed(stages: Sequence[Phase], data: Dataset) -> list[Phase]:
-  """The stages with their multiply-adds; what does not fit surfaces before a teacher is trained."""
+def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
+  """The phases with their multiply-adds. Tracing raises for what does not fit, before training."""
   return [
     dataclasses.replace(
-      stage, multiply_adds=multiply_adds(stage.scheme, data.image_shape, parts=stage.accumulate)
+      phase, multiply_adds=multiply_adds(phase.scheme, data.image_shape, parts=phase.accumulate)
     )
-    if stage.epochs
-    else stage
-    for stage in stages
+    if phase.epochs
+    else phase
+    for phase in plan
   ]
 
 
@@ -304,34 +288,25 @@ def multiply_adds(
     return None
 
 
-def _stage(
-  name: str,
-  scheme: Scheme,
-  settings: ml_collections.ConfigDict,
-  role: str,
-  data: Dataset,
-  *,
-  learning_rate: float | None = None,
-  epochs: int | None = None,
-  turns: tuple[str, ...] = (),
-  seed_offset: int = 0,
+def _phase(
+  spec: PhaseSpec, settings: ml_collections.ConfigDict, section: str, data: Dataset
 ) -> Phase:
-  """One stage: `role` says whose recipe and examples, but for another rate, length or seed."""
-  recipe = settings[role]
-  epochs = epochs or recipe.epochs
-  # Who learns from labels alone learns nothing from images without.
-  examples = _examples(settings, role, data, labelled=name == BASELINE)
+  """The phase of a spec, by the recipe and the examples of a config's "teacher" or "student"."""
+  recipe = settings[section]
+  epochs = spec.epochs or recipe.epochs
+  # A student that learns from labels alone learns nothing from images without.
+  examples = phase_examples(settings, section, data, labelled=spec.name == BASELINE)
   steps = count_steps(len(examples), settings.batch_size)
   if epochs * steps >= 2**31:
     raise ConfigError(
-      f"phase {name!r}: {epochs} epochs of {steps} updates each are more than int32 counts"
+      f"phase {spec.name!r}: {epochs} epochs of {steps} updates each are more than int32 counts"
     )
   schedule = learning_rate_schedule(
     recipe.schedule,
-    learning_rate=learning_rate or recipe.learning_rate,
+    learning_rate=spec.learning_rate or recipe.learning_rate,
     epochs=epochs,
-    # Those who take turns count their own updates.
-    steps_per_epoch=-(-steps // max(1, len(turns))),
+    # Participants that take turns count their own updates.
+    steps_per_epoch=-(-steps // max(1, len(spec.turns))),
     drops=recipe.drops,
     drop_factor=recipe.drop_factor,
     warmup_epochs=recipe.warmup_epochs,
@@ -344,64 +319,26 @@ def _stage(
     weight_decay=recipe.weight_decay,
     clip_norm=recipe.clip_norm,
   )
-  if turns:
-    optimizer = take_turns(optimizer, turns)
-  augment = augmentation(
-    crop=settings.data.crop,
-    resized_crop=settings.data.resized_crop,
-    flip=settings.data.flip,
-    cutout=settings.data.cutout,
-    mixup=settings.data.mixup,
-    num_classes=data.num_classes,
-    # The published recipes pad with black before they normalise.
-    fill=[-mean / std for mean, std in zip(data.mean, data.std, strict=True)],
-    axis_name=AXIS_NAME,
-  )
-
-  def normalized(batch: Batch) -> Batch:
-    return dataclasses.replace(batch, images=normalize(batch.images, data.mean, data.std))
-
-  def evaluated(batch: Batch) -> Batch:
-    batch, size = normalized(batch), settings.data.resized_crop
-    if not size:
-      return batch
-    return dataclasses.replace(batch, images=centre_crop(batch.images, size=size))
-
   return Phase(
-    name=name,
-    scheme=scheme,
-    optimizer=optimizer,
+    name=spec.name,
+    role=spec.role,
+    scheme=spec.scheme,
+    optimizer=take_turns(optimizer, spec.turns) if spec.turns else optimizer,
     epochs=epochs,
     examples=examples,
     batch_size=settings.batch_size,
-    seed=settings.seed + seed_offset,
-    prepare_training=lambda keys, batch: augment(keys, normalized(batch)),
-    prepare_evaluation=evaluated,
-    reported=role,
-    label=recipe.model,
-    keep=settings.keep,
+    seed=settings.seed + spec.seed_offset,
+    prepare_training=training_preparation(settings, data),
+    prepare_evaluation=evaluation_preparation(settings, data),
+    inherit=spec.inherit,
+    reported=spec.reported,
+    label=spec.label or recipe.model,
+    # Where nothing predicts yet, there is no accuracy to choose the best epoch by.
+    keep=settings.keep if spec.reported else "last",
     accumulate=settings.accumulate,
     average_decay=recipe.average_decay or None,
     views=settings.data.views,
     cached_targets=settings.cached_targets,
     resident_bytes=settings.resident_megabytes * 2**20,
+    notes=spec.notes,
   )
-
-
-def _examples(
-  settings: ml_collections.ConfigDict, role: str, data: Dataset, *, labelled: bool = False
-) -> Examples:
-  """What the teacher, or a student, is trained on; `labelled` leaves out images without labels."""
-  field = "teacher_per_class" if role == "teacher" else "per_class"
-  limit, unlabelled = settings.data[field], settings.data.unlabelled
-  if not limit:
-    return data.train
-  try:
-    chosen = per_class(data.train, limit, seed=settings.seed)
-    if labelled or role == "teacher" or not unlabelled:
-      return chosen
-    field, limit = "unlabelled", unlabelled
-    return with_unlabelled(chosen, data.train, unlabelled, seed=settings.seed)
-  except ConfigError as error:
-    reason = str(error).partition(": ")[2]
-    raise ConfigError(f"data.{field}={limit}: {reason}") from error

@@ -204,7 +204,7 @@ class PhaseSpec:
   turns: tuple[str, ...] = ()
   seed_offset: int = 0
   notes: tuple[str, ...] = ()
-  role: Literal["student", "baseline", ""] = "student"
+  role: Literal["teacher", "student", "baseline", ""] = "student"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,7 +85,9 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
   if own.form == "confidence" and not own.weight:
     raise ConfigError("method.weight=0.0: expected a number > 0 with form='confidence'")
   # At the rate of all generations, which differ in their teachers alone.
-  first = PhaseSpec(BASELINE, supervised(setup.student), learning_rate=own.learning_rate)
+  first = PhaseSpec(
+    BASELINE, supervised(setup.student), learning_rate=own.learning_rate, role="baseline"
+  )
   found = [first]
   for generation in range(1, own.generations + 1):
     inherit = {

@@ -165,8 +165,8 @@ def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
   Args:
     phases: phase -> {"role": ..., "accuracy": ...}, in order. The first teacher, the baseline and
-      the student are compared. In summaries of earlier versions, which have no roles, the phases
-      called teacher and alone are the first two, and the last one trained the student.
+      the last student are compared. In summaries of earlier versions, which have no roles, the
+      phases called teacher and alone are the first two, and the last one trained the student.
 
   Returns:
     "difference": student minus baseline; "gap_closed": that, as a share of teacher minus baseline
@@ -186,7 +186,9 @@ def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   *_, last = phases
   for name, row in phases.items():
     old_role = {last: "student", "teacher": "teacher", "alone": "baseline"}.get(name, "")
-    by_role.setdefault(row.get("role", old_role), row)
+    role = row.get("role", old_role)
+    if role == "student" or role not in by_role:
+      by_role[role] = row
   if "baseline" not in by_role or "student" not in by_role:
     return {}
   baseline, student = by_role["baseline"]["accuracy"], by_role["student"]["accuracy"]

@@ -1,0 +1,79 @@
+"""The examples of a phase, and how its networks see them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxkd.data import (
+  Dataset,
+  Examples,
+  augmentation,
+  centre_crop,
+  normalize,
+  per_class,
+  with_unlabelled,
+)
+from jaxkd.errors import ConfigError
+from jaxkd.runtime.mapping import AXIS_NAME
+from jaxkd.types import Array, Batch
+
+
+def training_preparation(settings: Any, data: Dataset) -> Callable[[Array, Batch], Batch]:
+  """Normalisation and augmentation of training batches, by the config's "data" section."""
+  augment = augmentation(
+    crop=settings.data.crop,
+    resized_crop=settings.data.resized_crop,
+    flip=settings.data.flip,
+    cutout=settings.data.cutout,
+    mixup=settings.data.mixup,
+    num_classes=data.num_classes,
+    # The published recipes pad with black before they normalise.
+    fill=[-mean / std for mean, std in zip(data.mean, data.std, strict=True)],
+    axis_name=AXIS_NAME,
+  )
+  return lambda keys, batch: augment(keys, _normalized(batch, data))
+
+
+def evaluation_preparation(settings: Any, data: Dataset) -> Callable[[Batch], Batch]:
+  """Normalisation of evaluation batches, and the crop of their middle where training crops."""
+
+  def prepare(batch: Batch) -> Batch:
+    batch, size = _normalized(batch, data), settings.data.resized_crop
+    if not size:
+      return batch
+    return dataclasses.replace(batch, images=centre_crop(batch.images, size=size))
+
+  return prepare
+
+
+def _normalized(batch: Batch, data: Dataset) -> Batch:
+  return dataclasses.replace(batch, images=normalize(batch.images, data.mean, data.std))
+
+
+def phase_examples(settings: Any, role: str, data: Dataset, *, labelled: bool = False) -> Examples:
+  """The training examples of the "teacher" or a "student".
+
+  Args:
+    settings: a config, of which "data" and "seed" count.
+    role: "teacher" or "student".
+    data: the data set.
+    labelled: leave out images without labels.
+
+  Raises:
+    ConfigError: naming the field, if a class has fewer images than asked for.
+  """
+  field = "teacher_per_class" if role == "teacher" else "per_class"
+  limit, unlabelled = settings.data[field], settings.data.unlabelled
+  if not limit:
+    return data.train
+  try:
+    chosen = per_class(data.train, limit, seed=settings.seed)
+    if labelled or role == "teacher" or not unlabelled:
+      return chosen
+    field, limit = "unlabelled", unlabelled
+    return with_unlabelled(chosen, data.train, unlabelled, seed=settings.seed)
+  except ConfigError as error:
+    reason = str(error).partition(": ")[2]
+    raise ConfigError(f"data.{field}={limit}: {reason}") from error
