@@ -163,7 +163,7 @@ def _convolved(eqn: core.JaxprEqn, axis: int) -> int | None:
 
 def _multiplied(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
   contracted, batch = eqn.params["dimension_numbers"]
-  places = []
+  positions = []
   for number, known in enumerate(inputs):
     if not isinstance(known, PerExample):
       continue
@@ -175,12 +175,12 @@ def _multiplied(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
       partner = batch[1 - number][place]
       if other != PerExample(partner) and not _uniform(eqn, 1 - number, other, partner):
         return None
-      places.append(place)
+      positions.append(place)
     else:
       free = [_free(eqn, side) for side in range(2)]
       place = len(batch[0]) + number * len(free[0]) + free[number].index(known.axis)
-      places.append(place)
-  return places[0] if len(set(places)) == 1 else None
+      positions.append(place)
+  return positions[0] if len(set(positions)) == 1 else None
 
 
 def _free(eqn: core.JaxprEqn, side: int) -> list[int]:
@@ -191,17 +191,17 @@ def _free(eqn: core.JaxprEqn, side: int) -> list[int]:
 
 
 def _gathered(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
-  values, places = inputs
+  values, indices = inputs
   numbers = eqn.params["dimension_numbers"]
   out_rank = len(shape_of(eqn.outvars[0]))
   if not isinstance(values, PerExample):
     return None
-  if isinstance(places, PerExample):
+  if isinstance(indices, PerExample):
     # Indices of each example into that example.
     pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
-    if (values.axis, places.axis) not in pairs:
+    if (values.axis, indices.axis) not in pairs:
       return None
-    return [axis for axis in range(out_rank) if axis not in numbers.offset_dims][places.axis]
+    return [axis for axis in range(out_rank) if axis not in numbers.offset_dims][indices.axis]
   # The same indices into every example.
   gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
   size = shape_of(eqn.invars[0])[values.axis]

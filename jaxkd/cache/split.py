@@ -161,19 +161,21 @@ def split_loss(
   front = len(invars) - len(jax.tree.leaves(targets.output))
   flat = flatten(traced.jaxpr, dict.fromkeys(invars[front:], PerExample(0)))
   chosen = _cheapest(flat, invars[front:], operations_per_byte)
-  places = tuple(flat.axis(var) for var in chosen)
+  example_axes = tuple(flat.axis(var) for var in chosen)
   precompute = flat.part(invars[front:], chosen, effects=False)
   reads = _inputs_read(targets, live_inputs(precompute.jaxpr))
   changing = _paths(trees.merge(traced.output[1].state, learning), "participants")
   return SplitLoss(
-    stored=tuple(_examples_first(v.aval, axis) for v, axis in zip(chosen, places, strict=True)),
+    stored=tuple(
+      _examples_first(v.aval, axis) for v, axis in zip(chosen, example_axes, strict=True)
+    ),
     reads=reads,
     changing=tuple(path for path in reads if path in set(changing)),
     _targets=targets,
     _loss=traced,
     _precompute=precompute,
     _loss_from_cache=flat.part([*invars[:front], *chosen], flat.outputs),
-    _axes=places,
+    _axes=example_axes,
     _axis_size=size,
   )
 

@@ -1,4 +1,4 @@
-"""What is taken to be per example is: no other example and no other place changes it."""
+"""Values found to be per example depend on no other example and not on the place in the batch."""
 
 import jax
 import jax.numpy as jnp

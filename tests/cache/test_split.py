@@ -70,8 +70,8 @@ STORED = {
     # And the norm next to which a distance is rounding, of the map whose own costs more anew.
     ["float32[16, 16]", "float32[8, 8]", "float32[]"],
   ),
-  # Where they have fewer places than channels, what is compared are mean outer products.
-  "nst, few places": (
+  # With fewer positions than channels, mean outer products are compared.
+  "nst, few positions": (
     losses.neuron_selectivity_transfer,
     maps(stage3=(2, 32)),
     maps(stage3=(2, 32)),
