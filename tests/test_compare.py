@@ -114,9 +114,9 @@ def test_changes_apply_to_the_named_fields(compare, made):
 def test_a_method_of_another_config_file_has_the_teacher_of_that_file(compare, made, tmp_path):
   (tmp_path / "folder").mkdir()
   (tmp_path / "folder/other.py").write_text(
-    "from jaxkd import recipes\n"
+    "from jaxkd.experiment.config import base_config\n"
     "def get_config(method):\n"
-    "  config = config.base_config(method)\n"
+    "  config = base_config(method)\n"
     "  config.data.name = 'mnist'\n"
     "  return config\n"
   )

@@ -16,7 +16,7 @@ from jaxkd.adapters import Gate, Projector
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, networks
-from jaxkd.methods import Distillation, per_example
+from jaxkd.methods import Distillation, of_exits, per_example
 from jaxkd.methods._gradients import learn_with_gradients
 from jaxkd.networks import learn, select
 from jaxkd.runtime import mapping
@@ -65,7 +65,7 @@ SCHEMES = {
   "native ensemble": methods.native_ensemble(STUDENT, Gate(2), branches=2, from_stage="stage1"),
   "exits": methods.multi_exit(
     models.MultiExit(STUDENT, {"stage1": models.LinearExit(3)}, hint_stage="pooled"),
-    losses.multi_exit,
+    of_exits(losses.multi_exit),
     label_weights=(1.0, 1.0),
     image_shape=SHAPE,
   ),

@@ -166,7 +166,7 @@ def test_modules_of_the_extra_name_the_package_to_install(errors):
   # scikit-learn is needed to prepare the digits, once.
   for what, package in [
     ("jaxkd.export.bundles", "safetensors"),
-    ("jaxkd.methods", "ml_collections"),
+    ("jaxkd.experiment.config", "ml_collections"),
     ("jaxkd.report", "matplotlib"),
     ("batches", "grain"),
     ("load", "tensorflow-datasets"),

@@ -14,9 +14,6 @@ from jax.experimental import multihost_utils
 
 from jaxkd.errors import ConfigError, needed_by
 
-with needed_by("jaxkd.runtime.processes"):
-  import filelock
-
 LOST_PROCESS = (
   "error: another process of this run has died or cannot be reached; the same command for all "
   "of them goes on from the last checkpoint"
@@ -142,6 +139,10 @@ def workdir_lock(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     ConfigError: in every process, if another run holds the lock or the folder cannot be written.
   """
+  # Needed by runs alone, and not by `jaxkd.train`.
+  with needed_by("the lock of a work directory"):
+    import filelock
+
   lock = filelock.FileLock(workdir / LOCK)
   problem = ""
   if is_first_process():

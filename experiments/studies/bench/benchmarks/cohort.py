@@ -16,7 +16,7 @@ from benchmarks.alternating import alternate, compared, milliseconds
 from benchmarks.pairs import Stepper
 from jaxkd import methods, models
 from jaxkd.adapters import Gate
-from jaxkd.models.layers import separate
+from jaxkd.models.compose.parts import separate
 from jaxkd.runtime import mapping
 from jaxkd.types import Array, Batch, Output
 
