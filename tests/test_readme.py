@@ -7,12 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from jaxkd import recipes
-from jaxkd.experiment import overrides
+from jaxkd import data, losses, methods
+from jaxkd.experiment import build, overrides
+from jaxkd.experiment import config as experiment_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,6 +50,10 @@ RESULTS = {
     names["output"].features["pooled"].shape == (4, 8)
     and names["summary"]["stages"]["distilled"]["accuracy"] > 0.5
   ),
+  "docs/contributing.md": lambda names: (
+    names["summary"]["stages"]["distilled"]["accuracy"] > 0.5
+    and names["cosine"](names["student"], names["teacher"]).feature > 0
+  ),
   "docs/losses.md": lambda names: float(names["terms"].total) > 0,
   "docs/training.md": lambda names: float(names["metrics"]["cosine_feature"][0]) > 0,
 }
@@ -57,9 +63,35 @@ RESULTS = {
 def test_snippets_run(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   names = {"__name__": "__main__"}
-  for block in blocks(TEXTS[page], "python"):
-    exec(compile(block, page, "exec"), names)
+  with mock.patch.dict(methods.METHODS):  # a page may register a method
+    for block in blocks(TEXTS[page], "python"):
+      exec(compile(block, page, "exec"), names)
   assert page not in RESULTS or RESULTS[page](names)
+
+
+def test_method_in_the_diff_of_the_contributing_page_is_a_valid_entry_of_the_registry(monkeypatch):
+  page = TEXTS["docs/contributing.md"]
+  loss, diff = blocks(page, "python")[0], blocks(page, "diff")[0]
+  names = {}
+  exec(compile(loss, "losses/cosine.py", "exec"), names)
+  monkeypatch.setattr(losses, "cosine", names["cosine"], raising=False)
+  added = diff.partition("--- a/jaxkd/methods/registry.py")[0].splitlines()[2:]
+  assert all(line.startswith("+") for line in added[1:])
+  source = "\n".join(line[1:] for line in added if line.startswith("+"))
+  exec(compile(source, "methods/cosine.py", "exec"), names)
+  with mock.patch.dict(methods.METHODS):
+    methods.register("cosine", names["METHOD"])
+    settings = experiment_config.base_config("kd+cosine")
+    settings.teacher.model, settings.student.model = "resnet8_w8", "resnet8_w4"
+    settings.baseline = False
+    experiment_config.check_config(settings)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    indices = np.arange(8, dtype=np.int32)
+    examples = data.ArrayExamples(images, indices % 4, indices)
+    dataset = data.Dataset("drawn", *3 * [examples], 4, (8, 8, 1), (0.5,), (0.3,))
+    distilled = build.stages(settings, dataset, traced=False)[-1]
+  assert "cosine_pooled_connector" in distilled.scheme.learners
 
 
 def lines_of(snippet):
@@ -147,7 +179,7 @@ def check_config_of(arguments):
       assert last in part, field
       text = isinstance(part[last], str)
       part[last] = value if text else type(part[last])(json.loads(value.lower()))
-  recipes.check_config(config)
+  experiment_config.check_config(config)
 
 
 @each_page
@@ -169,7 +201,7 @@ def test_the_table_of_the_readme_is_the_one_that_was_written():
 
 
 def test_every_method_is_named_in_the_readme():
-  for name in recipes.METHODS:
+  for name in methods.METHODS:
     assert f"`{name}`" in README or name in ("teacher", "alone"), name
 
 

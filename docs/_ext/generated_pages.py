@@ -35,11 +35,10 @@ GOLDEN = {"fitnets": "fitnet"}
 
 def registry() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
   """Map each method to its summary and its config fields."""
-  from jaxkd import recipes
+  from jaxkd import methods
 
   return {
-    name: (method.summary, recipes.fields(name)["method"])
-    for name, method in recipes.METHODS.items()
+    name: (method.summary, methods.method_fields(name)) for name, method in methods.METHODS.items()
   }
 
 
