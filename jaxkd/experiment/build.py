@@ -290,7 +290,7 @@ def multiply_adds(
 def _phase(
   spec: PhaseSpec, settings: ml_collections.ConfigDict, section: str, data: Dataset
 ) -> Phase:
-  """Build the phase of a spec, by the recipe and the examples of a config's "teacher" or "student"."""
+  """Build the phase of a spec, by the recipe and examples of a config's "teacher" or "student"."""
   recipe = settings[section]
   epochs = spec.epochs or recipe.epochs
   # A student that learns from labels alone learns nothing from images without.
