@@ -118,7 +118,7 @@ def test_simkd_reuses_any_networks_classifier(planned, student, teacher, matched
 @pytest.mark.parametrize("student", ["wrn", "vgg", "mobilenet", "shufflenet", "vit", "mlp"])
 def test_methods_without_a_teacher_cut_any_network(planned, student):
   [branches] = planned("one", student, "resnet")
-  assert branches.notes[0].startswith("3 branches share what is up to stage")
+  assert branches.notes[0].startswith("3 branches share the layers up to stage")
   [exits] = planned("multi_exit", student, "resnet")
   assert exits.notes[0].startswith("exits on stage1 ")
 

@@ -1,4 +1,4 @@
-"""Arrays that an adapter keeps from step to step, such as a bank of earlier examples' features."""
+"""State that an adapter keeps between steps, such as a bank of earlier examples' features."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from jax import Array, lax
 
 
 def all_examples(x: Array, axis_name: str | None) -> Array:
-  """The examples of all devices, in the order of the global batch.
+  """Return the examples of all devices, in the order of the global batch.
 
-  An adapter that writes its collection `jaxkd.types.MEMORY` from these keeps the same bits on every
-  device; such a collection is never averaged over devices.
+  An adapter that writes its collection `jaxkd.types.MEMORY` from these has bit-identical values on
+  every device; that collection is never averaged over devices.
 
   Args:
     x: (B, ...) of this device.

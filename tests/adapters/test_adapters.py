@@ -229,7 +229,7 @@ def test_projector_without_activation_lacks_the_last_relu_alone(size):
 
 
 def test_a_vector_is_no_map_and_the_error_says_so():
-  with pytest.raises(ConfigError, match=r"stage 'stage3'.*a vector has no places to make a map of"):
+  with pytest.raises(ConfigError, match=r"stage 'stage3'.*a vector \(B, C\) cannot become a map"):
     projector_for((2, 3), (2, 4, 4, 8), stage="stage3")
 
 
