@@ -90,7 +90,7 @@ def stages(name, **fields):
   settings = settings_for(name, method=fields)
   settings.teacher.model, settings.student.model = "resnet8_w8", "resnet8_w4"
   config.check_config(settings)
-  return build.stages(settings, data(), traced=False)
+  return build.phases(settings, data(), traced=False)
 
 
 def test_a_first_stage_shorter_than_the_warmup_is_refused():
@@ -98,7 +98,7 @@ def test_a_first_stage_shorter_than_the_warmup_is_refused():
   settings.method.update({"two_stage": True, "first_epochs": 4})
   settings.teacher.model, settings.student.model = "resnet8_w8", "resnet8_w4"
   with pytest.raises(ConfigError, match=r"^warmup_epochs=5: expected a number <= 4, "):
-    build.stages(settings, data(), traced=False)
+    build.phases(settings, data(), traced=False)
 
 
 @pytest.mark.parametrize(

@@ -323,7 +323,7 @@ def test_a_damaged_config_of_a_run_is_named(refuse, tmp_path):
 
 def test_a_truncated_checkpoint_is_named_and_kept(refuse, tmp_path):
   settings, workdir = settings_for("alone"), tmp_path / "run"
-  [stage] = build.stages(settings, dataset())
+  [stage] = build.phases(settings, dataset())
   example = Batch(np.zeros((2, 8, 8, 1), np.float32), *np.zeros((3, 2), np.int32))
   shapes = FirstState(stage.scheme, stage.optimizer, example).shapes
   state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -52,7 +52,7 @@ def planned(monkeypatch):
     settings.teacher.model, settings.student.model = teacher, student
     settings.method.update(fields)
     config.check_config(settings)
-    return build.stages(settings, dataset())
+    return build.phases(settings, dataset())
 
   return plan_for
 

@@ -163,7 +163,7 @@ def test_each_section_of_the_config_has_its_own_dropout(monkeypatch, role, metho
     return TinyNet(), Output(logits=jnp.ones((2, 3)))
 
   monkeypatch.setattr(networks, "create", create)
-  build.stages(settings, DATA)
+  build.phases(settings, DATA)
   assert asked == {f"{role}.model": settings[role].dropout}
 
 

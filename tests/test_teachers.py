@@ -98,7 +98,7 @@ def settings_for(method="kd", paths=(), student="mlp", /, **teacher):
 
 
 def stages_of(settings, data):
-  return build.stages(settings, data)
+  return build.phases(settings, data)
 
 
 def targets_of(stages, data, count=8):

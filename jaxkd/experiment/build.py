@@ -79,7 +79,7 @@ def dataset(
     raise ConfigError(f"data.test_per_class={few}: {reason} in the test split") from error
 
 
-def stages(
+def phases(
   settings: ml_collections.ConfigDict, data: Dataset, *, traced: bool = True
 ) -> list[Phase]:
   """Build the phases of an experiment: the teachers, the baseline, the distilled student.

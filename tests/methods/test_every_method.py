@@ -83,7 +83,7 @@ def planned(variant, **changes):
   settings = settings_with(variant)
   settings.update(changes)
   config.check_config(settings)
-  return build.stages(settings, dataset())
+  return build.phases(settings, dataset())
 
 
 @pytest.fixture
@@ -340,7 +340,7 @@ def test_a_teacher_takes_pytorchs_weights(tmp_path):
     settings.baseline = False
     settings.teacher.update({"model": model, "weights": str(file), **changes})
     config.check_config(settings)
-    return build.stages(settings, data)[0]
+    return build.phases(settings, data)[0]
 
   teacher = teacher_of("resnet8")
   assert teacher.epochs == 0
@@ -359,7 +359,7 @@ def test_a_teacher_takes_pytorchs_weights(tmp_path):
 def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was(tiny_models):
   settings = settings_for("simkd")
   settings.method.learning_rate = 0.25
-  _, alone, distilled = build.stages(settings, dataset())
+  _, alone, distilled = build.phases(settings, dataset())
   slopes = []
   for stage in (alone, distilled):
     optimizer, weights = stage.optimizer, {"w": np.zeros(1, np.float32)}

@@ -30,7 +30,7 @@ def stages_of(variant, dtype):
   settings.data.crop = 0
   settings.sync_batch_norm = True
   settings.compute_dtype = dtype
-  found = build.stages(settings, dataset(), traced=False)
+  found = build.phases(settings, dataset(), traced=False)
   return {s.name: s.scheme for s in found if s.name not in ("teacher", "alone")}
 
 

@@ -110,7 +110,7 @@ def schemes_of(variant: str, pair: Pair) -> dict[str, Scheme]:
     section, _, name = name.rpartition(".")
     settings[section or "method"][name] = ast.literal_eval(value)
   config.check_config(settings)
-  stages = build.stages(settings, _dataset(pair.image_shape), traced=False)
+  stages = build.phases(settings, _dataset(pair.image_shape), traced=False)
   return {stage.name: stage.scheme for stage in stages}
 
 
