@@ -1,4 +1,4 @@
-"""Values that are valid alone and have no effect together: an error, or a line at the start."""
+"""Values that are valid alone but contradict each other: an error, or a line at the start."""
 
 import io
 import pathlib
@@ -131,7 +131,7 @@ def test_one_weight_may_be_zero(fields):
 
 
 @pytest.mark.parametrize(
-  ("sections", "told"),
+  ("sections", "remarks"),
   [
     ({"student": {"epochs": 240}, "teacher": {"epochs": 240}}, []),
     (
@@ -152,8 +152,8 @@ def test_one_weight_may_be_zero(fields):
     ),
   ],
 )
-def test_drops_and_ramps_after_the_last_epoch_are_reported(sections, told):
-  assert config.remarks(settings_for(**sections)) == told
+def test_drops_and_ramps_after_the_last_epoch_are_reported(sections, remarks):
+  assert config.remarks(settings_for(**sections)) == remarks
 
 
 def test_a_run_reports_them_before_training(tmp_path):

@@ -1,4 +1,4 @@
-"""What a user gets wrong is one readable line, before anything is compiled or written."""
+"""Wrong input gives one readable line, before anything is compiled or written."""
 
 import json
 import pathlib
@@ -42,13 +42,13 @@ def dataset(shape=(8, 8, 1), classes=10):
     indices = np.arange(count, dtype=np.int32)
     return ArrayExamples(np.zeros((count, *shape), np.uint8), labels, indices)
 
-  # Validation is there or not, whatever the config says: nothing here is trained.
+  # The config's validation field is not used: nothing here is trained.
   parts = examples(32), examples(16), examples(16)
   return Dataset("digits", *parts, classes, shape, (0.5,) * shape[-1], (0.2,) * shape[-1])
 
 
 def contents(folder):
-  """All but the lock, which says nothing."""
+  """Return the bytes of all files except the lock, which is empty."""
   files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
   return {str(path): path.read_bytes() for path in files}
 
@@ -301,7 +301,7 @@ def test_the_workdir_of_a_run_in_progress_is_refused(refuse, tmp_path, monkeypat
     (workdir / "config.json").write_text(json.dumps(settings_for().to_dict()))
     monkeypatch.delattr(run, "load")  # it is refused before data are loaded
     refuse(settings_for(), message)
-    # Reading what is finished is nobody's business but the reader's.
+    # Reading a finished run needs no lock.
     (workdir / "summary.json").write_text('{"stages": {}}')
     monkeypatch.setattr(run.report, "closing_table", lambda summary: "table")
     assert run.run(settings_for(), workdir, Console(quiet=True)) == {"stages": {}}
@@ -364,7 +364,7 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-  """What each command says, and where it was told to work."""
+  """The output of each command, and its work directory."""
   folder = tmp_path_factory.mktemp("workdirs")
 
   def answer(case):

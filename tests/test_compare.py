@@ -1,4 +1,4 @@
-"""experiments/compare.py with runs that are not trained: its jobs and its tables."""
+"""experiments/compare.py without training: its jobs and its tables."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""Configs: what is wrong is named in one line, and what is delivered is right."""
+"""Configs: wrong values give one line, and the delivered configs are valid."""
 
 import copy
 import functools

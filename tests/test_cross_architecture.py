@@ -1,4 +1,4 @@
-"""Every method between networks of different kinds: which stages it compares, or why not."""
+"""Every method between networks of different kinds: the stages it compares, or the error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dropout from the config to the step: who takes it, and what is dropped when."""
+"""Dropout from the config to the step: the networks and steps on which it acts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ SCHEMES = {
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_dropout_acts_on_learners_alone(name):
-  """By the random numbers that each part of a scheme draws; traced only."""
+  """Count the random numbers that each part of a scheme draws, by tracing alone."""
   scheme, data = SCHEMES[name], batch()
   participants = jax.eval_shape(scheme.init, jax.random.key(0), data)
   traced, targets = jax.make_jaxpr(scheme.targets, return_shape=True)(participants, data)

@@ -1,4 +1,4 @@
-"""Dry runs: configs are lowered for accelerators and tried on noise; failures are named."""
+"""Dry runs: configs are lowered for accelerators and run on noise; failures name their phase."""
 
 import dataclasses
 import importlib

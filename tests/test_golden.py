@@ -1,4 +1,4 @@
-"""Our losses and connectors give the values and gradients of published code.
+"""The losses and adapters give the values and gradients of published code.
 
 `pytest tests/test_golden.py [--golden DIR]`: every case of every .npz file in the folder is a
 test, in float64 and in float32; without --golden or --float32, to save time, in float32 only the

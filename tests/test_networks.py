@@ -1,4 +1,4 @@
-"""Which parameters a part of a network needs."""
+"""The parameters that a part of a network needs, and its state."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_parameters_before_and_after_a_stage_are_those_of_encode_and_resume(stag
     )
     return set(flatten_dict(variables["params"]))
 
-  everyone = {"student": variables_of(RESNET)}
-  before = select(everyone, partial_learners(RESNET, "student", stage, SHAPE))["student"]
-  after = select(everyone, later_learners(RESNET, "student", stage, SHAPE))["student"]
+  variables = {"student": variables_of(RESNET)}
+  before = select(variables, partial_learners(RESNET, "student", stage, SHAPE))["student"]
+  after = select(variables, later_learners(RESNET, "student", stage, SHAPE))["student"]
   assert set(flatten_dict(before)) == made("encode", images, to_stage=stage)
   assert set(flatten_dict(after)) == made("resume", features, from_stage=stage)
 

@@ -1,4 +1,4 @@
-"""Teachers that come trained: the images they see, their classes, how well they predict."""
+"""Trained teachers: their preprocessing, their classes, their accuracy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ THEIRS = Preprocessing((0.3,), (0.2,), (6, 6))
 
 
 class Heard(Silent):
-  """Keeps what was told."""
+  """A reporter that keeps its messages."""
 
   def __init__(self):
     self.lines = []
@@ -46,7 +46,7 @@ class Heard(Silent):
 
 
 def examples(count, size=6, channels=1, seed=0):
-  """Those of `tests.tiny`, every pixel as often as their size asks for."""
+  """Examples of `tests.tiny`, with pixels repeated to reach the size."""
   own = tiny.examples(count, seed)
   times = size // 6
   images = own.images.repeat(times, 1).repeat(times, 2).repeat(channels, 3)
@@ -102,7 +102,7 @@ def stages_of(settings, data):
 
 
 def targets_of(stages, data, count=8):
-  """What the last stage's losses see of the teachers, for the first test images."""
+  """Return the targets of the last phase for the first test images."""
   teachers = {name: stage.given[name] for stage in stages for name in stage.given}
   images = (data.test.images[:count] / 255 - np.array(data.mean)) / np.array(data.std)
   number = jnp.arange(count)
@@ -111,7 +111,7 @@ def targets_of(stages, data, count=8):
 
 
 def accuracy_of(stage, data):
-  """That of a stage that comes trained, on the test images, and what it told."""
+  """Return the accuracy of a trained teacher on the test images, and its messages."""
   heard = Heard()
   finished = train_phase(
     stage,
@@ -243,9 +243,9 @@ def test_the_assumption_for_an_old_bundle_is_reported_and_can_be_overridden(teac
   own = (data.test.images[:8] / 255 - 0.3) / 0.2
   want = teacher.module.apply(teacher.variables, jnp.float32(own)).logits
   assert not np.allclose(targets_of(stages, data)["kd"].logits, want, atol=1.0)
-  told = stages_of(settings_for("kd", [old], mean=(0.3,), std=(0.2,)), data)
-  np.testing.assert_allclose(targets_of(told, data)["kd"].logits, want, rtol=1e-4, atol=1e-4)
-  assert told[0].notes == ("its images are converted to 6x6, mean (0.3), std (0.2)",)
+  found = stages_of(settings_for("kd", [old], mean=(0.3,), std=(0.2,)), data)
+  np.testing.assert_allclose(targets_of(found, data)["kd"].logits, want, rtol=1e-4, atol=1e-4)
+  assert found[0].notes == ("its images are converted to 6x6, mean (0.3), std (0.2)",)
 
 
 @pytest.mark.parametrize("rescore", [True, False])
@@ -393,9 +393,9 @@ def test_imagenet_models_get_torchvisions_preprocessing_by_default(monkeypatch):
   assert usual.converted.wanted == models.published_preprocessing("imagenet_resnet18")
   assert "224x224, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)" in usual.notes[0]
   given = {"mean": (0.1, 0.2, 0.3), "image_size": 64}
-  [(told, _)] = read(settings_for("at", [], "resnet8_w4", **options, **given))
+  [(teacher, _)] = read(settings_for("at", [], "resnet8_w4", **options, **given))
   want = Preprocessing((0.1, 0.2, 0.3), (0.229, 0.224, 0.225), (64, 64))
-  assert told.converted.wanted == want
+  assert teacher.converted.wanted == want
 
 
 def test_a_bundle_is_described_by_its_network(teacher, tmp_path):

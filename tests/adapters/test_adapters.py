@@ -1,4 +1,4 @@
-"""Regressor and Projector: shapes, statistics, precision, and what cannot be connected."""
+"""Regressor and Projector: shapes, statistics, precision, and refused shapes."""
 
 from __future__ import annotations
 

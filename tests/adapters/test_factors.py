@@ -1,4 +1,4 @@
-"""Paraphraser and translator: widths, statistics, precision, and what cannot be connected."""
+"""Paraphraser and translator: widths, statistics, precision, and refused shapes."""
 
 from __future__ import annotations
 

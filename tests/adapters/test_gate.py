@@ -1,4 +1,4 @@
-"""ONE's gate."""
+"""ONE's gate: its values, initialisation and refused inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Born-again networks: generations, each taught by the one before."""
+"""Born-again networks: each generation learns from the previous one."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Deep mutual learning: peers that all learn, from the labels and from each other."""
+"""Deep mutual learning: peers learn from labels and from each other."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Every method of the recipes: the stages it asks for, and that its students learn in them."""
+"""Every method: its phases, and that its students learn in them."""
 
 import ast
 import json

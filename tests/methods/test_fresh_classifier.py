@@ -1,4 +1,4 @@
-"""A fresh classifier learns on an encoder that stands still."""
+"""A newly initialised classifier learns on a frozen encoder."""
 
 from __future__ import annotations
 

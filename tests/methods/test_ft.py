@@ -1,4 +1,4 @@
-"""A paraphraser learns to restore a frozen teacher's features."""
+"""Factor transfer's autoencoder learns to reconstruct a frozen teacher's features."""
 
 import dataclasses
 

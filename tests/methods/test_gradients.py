@@ -1,4 +1,4 @@
-"""Outputs with gradients: the right gradients, nothing else changed, and differentiable again."""
+"""Outputs with gradients: correct, differentiable, and otherwise equal to the plain outputs."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_teachers_gradient_of_an_example_does_not_depend_on_the_batch(variable
 
 @jit
 def matching(params, statistics, images, target):
-  """What a student is trained on, and its gradient, with the images and a stage matched."""
+  """An objective with gradients at the images and at a stage, and its derivative."""
   stages = ("images", "stage1")
 
   def objective(params):

@@ -1,4 +1,4 @@
-"""One network with several exits that teaches itself."""
+"""One network with several exits that learns from its deeper exits."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A student under frozen teachers: who learns, what is summed, what stands still."""
+"""The offline scheme: objective, learners, and frozen teachers."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""SimKD: the student predicts through its teacher's classifier, and leaves with it."""
+"""SimKD: the student predicts through its teacher's classifier, also when exported."""
 
 import dataclasses
 import shutil

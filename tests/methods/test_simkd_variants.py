@@ -226,10 +226,10 @@ def test_two_equal_teachers_act_as_one():
 
   @jit
   def run(participants, twins):
-    def terms(scheme, everyone):
-      targets = scheme.targets(everyone, batch())
-      scalar, aux = scheme.loss({}, everyone, batch(), targets, context())
-      return scalar, aux.terms, scheme.predict(everyone, batch().images)
+    def terms(scheme, variables):
+      targets = scheme.targets(variables, batch())
+      scalar, aux = scheme.loss({}, variables, batch(), targets, context())
+      return scalar, aux.terms, scheme.predict(variables, batch().images)
 
     return terms(scheme, participants), terms(both, twins)
 

@@ -1,4 +1,4 @@
-"""Which stages "auto" compares."""
+"""The stages that "auto" compares."""
 
 from __future__ import annotations
 

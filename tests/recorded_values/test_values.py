@@ -1,4 +1,4 @@
-"""What methods compute on fixed weights is what was recorded: objectives, terms and gradients.
+"""Objectives, terms and gradients of methods on fixed weights equal the recorded values.
 
 `python -m tests.recorded_values.record` records anew, where a change is meant.
 """
