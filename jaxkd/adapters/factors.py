@@ -21,11 +21,11 @@ class FactorEncoder(nn.Module):
   in size, `jaxkd.losses.factor_transfer` average-pools the larger.
 
   Attributes:
-    channels: of the factor.
+    channels: channels of the factor.
     batch_norm: normalise after each convolution.
-    negative_slope: of the leaky ReLU.
+    negative_slope: slope of the leaky ReLU for negative inputs.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the computation; parameters and statistics stay float32.
+    dtype: dtype of the computation; parameters and statistics stay float32.
 
   Parameters: "conv1".."conv3" {"kernel", "bias"}; with `batch_norm` also "bn1".."bn3" {"scale",
   "bias"} and statistics of those names.
@@ -73,9 +73,9 @@ class FactorDecoder(FactorEncoder):
   Attributes:
     channels: the teacher's, C.
     batch_norm: normalise after each convolution.
-    negative_slope: of the leaky ReLU.
+    negative_slope: slope of the leaky ReLU for negative inputs.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the computation; parameters and statistics stay float32.
+    dtype: dtype of the computation; parameters and statistics stay float32.
   """
 
 

@@ -24,7 +24,7 @@ class Gate(nn.Module):
   Attributes:
     branches: number of branches.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the linear layer and the normalisation; parameters and statistics stay float32.
+    dtype: dtype of the linear layer and the normalisation; parameters and statistics stay float32.
 
   Parameters: "linear" {"kernel", "bias"} and "bn" {"scale", "bias"}; statistics: "bn". Initial
   values are torch's.

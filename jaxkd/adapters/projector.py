@@ -41,7 +41,7 @@ class Projector(nn.Module):
     activation: whether a ReLU follows the last normalisation. Without it, the output can match
       features of both signs (a model's `signed_stages`).
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the computation; parameters and statistics stay float32.
+    dtype: dtype of the computation; parameters and statistics stay float32.
 
   Parameters: "conv1", ... {"kernel"} and "bn1", ... {"scale", "bias"} in the layout's order;
   statistics: "bn1", .... Kernels are (k, k, in, out), for vectors (in, out).

@@ -33,7 +33,7 @@ class Regressor(nn.Module):
     activation: whether a ReLU comes last. Without it, the output can match features of both signs
       (a model's `signed_stages`).
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the computation; parameters and statistics stay float32.
+    dtype: dtype of the computation; parameters and statistics stay float32.
 
   Parameters: "conv" {"kernel", "bias"} and "bn" {"scale", "bias"}; statistics: "bn".
 

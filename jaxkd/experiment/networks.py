@@ -63,8 +63,8 @@ def teachers(
 ) -> list[Trained]:
   """Return the teachers, each with its variables if it is already trained.
 
-  A trained teacher may predict other classes than those of the data set. Its images are converted
-  to those that it was trained on.
+  A trained teacher may predict other classes than those of the data set. Its images are
+  converted to those that it was trained on.
 
   Args:
     settings: a config; its section "teacher" is used.

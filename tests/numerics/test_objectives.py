@@ -89,7 +89,7 @@ def make_update(scheme, options, *, devices=1, parts=1):
 
 
 def disagreements(variant, size, *, scales=SCALES, devices=1, parts=1):
-  """What differs between float32, in parts and on devices, and float64 with the whole batch.
+  """The differences between float32, in parts and on devices, and float64 with the whole batch.
 
   Batch statistics are those of a part: a learner that has some is compared with float64 in parts.
   """
