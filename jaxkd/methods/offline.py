@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from jaxkd.adapters.memory import examples_over
 from jaxkd.errors import ConfigError
 from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.methods._labels import accuracy, label_terms
@@ -92,7 +93,8 @@ def offline(
         seen = infer(d.teacher_adapter, participants[name], (seen, batch))
       if d.adapter is not None:
         name = d.learning_participant
-        participants[name] = initialize(d.adapter, rng, name, (outputs["student"], seen, batch))
+        drawn = initialize(d.adapter, rng, name, (outputs["student"], seen, batch))
+        participants[name] = {"params": {}, **drawn}  # an adapter may have state alone
     return participants
 
   def targets(participants: Participants, batch: Batch) -> dict[str, Any]:
@@ -153,9 +155,10 @@ def offline(
       if d.adapter is not None:
         name = d.learning_participant
         inputs, key = (ours, theirs, batch), key_for(context.rng, name)
-        (ours, theirs), state[name] = learn(
-          d.adapter, everyone[name], inputs, key, where=batch.mask
-        )
+        with examples_over(context.axis_name):
+          (ours, theirs), state[name] = learn(
+            d.adapter, everyone[name], inputs, key, where=batch.mask
+          )
       connected[d.name] = ours
       terms |= d.terms(ours, theirs, batch, context)
       for name, metric in d.metrics.items():
