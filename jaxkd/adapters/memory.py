@@ -1,4 +1,4 @@
-"""State that an adapter keeps between steps, such as a bank of earlier examples' features."""
+"""Arrays that an adapter keeps from step to step, such as a bank of earlier examples' features."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from jax import Array, lax
 
 _axis_name: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis_name", default=None)
 
-<<<<<<< HEAD
-def all_examples(x: Array, axis_name: str | None) -> Array:
-  """Return the examples of all devices, in the order of the global batch.
-=======
 
 @contextlib.contextmanager
 def examples_over(axis_name: str | None) -> Iterator[None]:
@@ -32,10 +28,9 @@ def examples_over(axis_name: str | None) -> Iterator[None]:
 
 def all_examples(x: Array) -> Array:
   """The examples of all devices, in the order of the global batch.
->>>>>>> w-trials
 
-  An adapter that writes its collection `jaxkd.types.MEMORY` from these has bit-identical values on
-  every device; that collection is never averaged over devices.
+  An adapter that writes its collection `jaxkd.types.MEMORY` from these keeps the same bits on every
+  device; such a collection is never averaged over devices.
 
   Args:
     x: (B, ...) of this device.
