@@ -1,4 +1,4 @@
-"""What each field of a config accepts, and its default.
+"""Fields of a config: the values that each accepts, and its default.
 
 A config is a nested mapping made from a tree of `Field`s; `check` compares any config with that
 tree before anything is loaded, compiled or written.
@@ -21,9 +21,9 @@ class Field:
   """One value of a config.
 
   Attributes:
-    default: its value where nobody says otherwise.
+    default: its value in a config that does not set it.
     accepts: whether a value is valid.
-    meaning: what would be accepted, for the error message.
+    meaning: the accepted values in words, for the error message.
     any_type: whether values may be of another type than the default.
   """
 
@@ -36,14 +36,14 @@ class Field:
 Fields = Mapping[str, Any]  # name -> Field, or a nested Fields
 
 
-# What the int32 of a device can count, or name a draw by.
+# The largest int32: steps are counted and random keys are folded in int32 on the device.
 _LARGEST = 2**31 - 1
-# What its float32 can tell from zero and from infinity.
+# The smallest normal and the largest finite float32.
 _SMALLEST, _GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 def integer(default: int, *, minimum: int = 0, maximum: int = _LARGEST) -> Field:
-  """A whole number in a range."""
+  """Return a field for a whole number in a range."""
   upper = "< 2**31" if maximum == _LARGEST else f"<= {maximum}"
   return Field(
     default,
@@ -55,7 +55,7 @@ def integer(default: int, *, minimum: int = 0, maximum: int = _LARGEST) -> Field
 def number(
   default: float, *, minimum: float = 0.0, maximum: float = math.inf, exclusive: bool = False
 ) -> Field:
-  """A number of float32 in a range; `exclusive` leaves the minimum itself out."""
+  """Return a field for a float32 number in a range; `exclusive` excludes the minimum itself."""
 
   def accepts(v: Any) -> bool:
     if not _is_finite(v):
@@ -67,22 +67,22 @@ def number(
 
 
 def flag(default: bool) -> Field:
-  """True or False."""
+  """Return a field for True or False."""
   return Field(default, lambda v: isinstance(v, bool), "True or False")
 
 
 def choice(default: str, names: Sequence[str]) -> Field:
-  """One of a few names."""
+  """Return a field for one of several names."""
   return Field(default, lambda v: v in names, f"one of {', '.join(names)}")
 
 
 def text(default: str) -> Field:
-  """Any text in one line."""
+  """Return a field for any text of one line."""
   return Field(default, _is_line, "a text of printable characters")
 
 
 def numbers(default: tuple[float, ...]) -> Field:
-  """A tuple of positive numbers in rising order."""
+  """Return a field for a tuple of positive numbers in rising order."""
 
   def accepts(v: Any) -> bool:
     if not isinstance(v, tuple | list):
@@ -94,7 +94,7 @@ def numbers(default: tuple[float, ...]) -> Field:
 
 
 def weights(default: tuple[float, ...] = ()) -> Field:
-  """A tuple of positive numbers in any order; () leaves the weighing to the method."""
+  """Return a field for a tuple of positive numbers in any order; () is the method's default."""
 
   def accepts(v: Any) -> bool:
     return isinstance(v, tuple | list) and all(_is_finite(x) and x > 0 for x in v)
@@ -103,9 +103,9 @@ def weights(default: tuple[float, ...] = ()) -> Field:
 
 
 def channel_numbers(*, positive: bool = False) -> Field:
-  """A tuple of numbers, one per channel of an image; or one such tuple for each of several files.
+  """Return a field for a tuple of one number per image channel, or one such tuple for each file.
 
-  () leaves it open.
+  () is unset.
   """
 
   def one(v: Any) -> bool:
@@ -119,7 +119,7 @@ def channel_numbers(*, positive: bool = False) -> Field:
 
 
 def image_sizes(*, maximum: int = 4096) -> Field:
-  """The side of square images, 0 to leave it open; or a tuple of one for each of several files."""
+  """Return a field for the side of square images (0 is unset), or a tuple of one for each file."""
 
   def one(v: Any) -> bool:
     return isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= maximum
@@ -132,7 +132,7 @@ def image_sizes(*, maximum: int = 4096) -> Field:
 
 
 def names(default: tuple[str, ...]) -> Field:
-  """A tuple of at least one name."""
+  """Return a field for a tuple of at least one name."""
   return Field(
     default,
     lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(map(_is_line, v)),
@@ -141,19 +141,19 @@ def names(default: tuple[str, ...]) -> Field:
 
 
 def _is_line(v: Any) -> bool:
-  # Without what no file system takes (NUL) and what would break an error message in two.
+  # Excludes NUL, which file systems reject, and line breaks, as error messages have one line.
   return isinstance(v, str) and v.isprintable()
 
 
 def _is_finite(v: Any) -> bool:
-  """Whether `v` is a number, and one that float32 holds, which devices compute in."""
+  """Check whether `v` is a number in the range of float32, in which devices compute."""
   if not isinstance(v, int | float) or isinstance(v, bool):
     return False
-  return v == 0 or _SMALLEST <= abs(v) <= _GREATEST  # of any integer, at which math.isfinite raises
+  return v == 0 or _SMALLEST <= abs(v) <= _GREATEST  # for large integers math.isfinite raises
 
 
 def check(config: Mapping[str, Any], fields: Fields, path: str = "") -> None:
-  """Raises a ConfigError naming the first field that is unknown, missing or out of range.
+  """Raise a ConfigError naming the first field that is unknown, missing or out of range.
 
   >>> check({"epochs": 0}, {"epochs": integer(3, minimum=1)})
   Traceback (most recent call last):
@@ -168,7 +168,7 @@ def check(config: Mapping[str, Any], fields: Fields, path: str = "") -> None:
       raise ConfigError(f"{where} is missing from the config")
     value = config[name]
     if not isinstance(field, Field):
-      # A ConfigDict is no Mapping.
+      # A ConfigDict is not a Mapping.
       if not hasattr(value, "items"):
         raise ConfigError(f"{where}={value!r}: expected a section with {', '.join(field)}")
       check(value, field, f"{where}.")

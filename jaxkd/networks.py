@@ -1,4 +1,4 @@
-"""Draw, run and train the networks of a scheme; select the parameters that learn."""
+"""Initialise and run the networks of a scheme; select the parameters that learn."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from jaxkd.types import Array, Network, Output, Participants
 
 
 def select(participants: Participants, learners: Iterable[str]) -> Participants:
-  """The parameters that receive gradients, without the "params" level of Flax's variables.
+  """Return the parameters that receive gradients, without Flax's level "params".
 
   Args:
     participants: name -> Flax variables.
     learners: names of participants, or paths into their parameters ("student/head").
 
   Returns:
-    {"student": params, "connector": {"conv1": params}, ...}
+    {"student": params, "projector": {"conv1": params}, ...}
 
   Raises:
-    ValueError: naming the learner and what there is, if a path leads nowhere.
+    ValueError: naming the learner and the existing names, if a path does not exist.
 
   >>> tree = {"student": {"params": {"stem": 1, "head": 2}, "batch_stats": {"stem": 3}}}
   >>> select(tree, ["student"])
@@ -53,7 +53,7 @@ def select(participants: Participants, learners: Iterable[str]) -> Participants:
 
 
 def frozen(participants: Iterable[str], learners: Iterable[str]) -> tuple[str, ...]:
-  """The participants of which no part learns.
+  """Return the participants without any learning parameter.
 
   >>> frozen(["teacher", "student", "projector"], ["student/head", "projector"])
   ('teacher',)
@@ -63,7 +63,7 @@ def frozen(participants: Iterable[str], learners: Iterable[str]) -> tuple[str, .
 
 
 def merge(participants: Participants, learning: Participants) -> Participants:
-  """`participants` with the parameters of `learning` (see `select`) in place of its own.
+  """Return `participants` with their parameters replaced by those of `learning` (see `select`).
 
   >>> tree = {"student": {"params": {"stem": 1, "head": 2}, "batch_stats": {"stem": 3}}}
   >>> merge(tree, {"student": {"head": 9}})
@@ -73,7 +73,7 @@ def merge(participants: Participants, learning: Participants) -> Participants:
 
 
 def update(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-  """`tree` with the leaves of `changes` laid over it; nested dicts are merged, not replaced.
+  """Return `tree` with the leaves of `changes` in it; nested dicts are merged, not replaced.
 
   >>> update({"student": {"params": 1, "batch_stats": 2}}, {"student": {"batch_stats": 5}})
   {'student': {'params': 1, 'batch_stats': 5}}
@@ -86,26 +86,27 @@ def update(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def key_for(rng: Array, participant: str) -> Array:
-  """The key of one participant: the same whoever else takes part.
+  """Return the key of one participant, which does not depend on the other participants.
 
-  A student alone and a distilled student of the same seed therefore start from equal weights.
+  A student without a teacher and a distilled student of the same seed therefore have equal initial
+  weights.
   """
   return jax.random.fold_in(rng, zlib.crc32(participant.encode()) & 0x7FFFFFFF)
 
 
-# A model, or one whose images are converted to those that it was trained on.
+# A model, or a model with conversion of its images to those that it was trained on.
 Model = nn.Module | Converted
 
 
 def initialize(module: Model, rng: Array, participant: str, inputs: Any) -> dict[str, Any]:
-  """Fresh variables for one participant."""
+  """Return initial variables of one participant."""
   key = key_for(rng, participant)
   keys = {"params": key, "dropout": key}
   return dict(plain(module).init(keys, inputs_of(module, inputs), train=False))
 
 
 def network_of(module: Model, variables: Mapping[str, Any]) -> Network:
-  """A model as it leaves a scheme, with what is known of the images it was trained on."""
+  """Return a model as a Network, with its preprocessing if its images are converted."""
   wanted = module.wanted if isinstance(module, Converted) else None
   return Network(plain(module), variables, wanted)
 
@@ -120,24 +121,24 @@ def learn(
   to_stage: str | None = None,
   where: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
-  """A learner's output in training mode, and its new non-parameter state.
+  """Return a learner's output in training mode, and its new non-parameter state.
 
-  The state holds only what the module replaced: statistics of layers that did not run are left
-  out, so that pooling over devices does not touch them.
+  The state holds only the arrays that the module replaced. It has no statistics of layers that did
+  not run, so that averaging over devices does not change them.
 
   Args:
-    module: a model, a model whose images are converted (`jaxkd.preprocessing`), a connector.
+    module: a model, a model whose images are converted (`jaxkd.preprocessing`), or an adapter.
     variables: its Flax variables.
     inputs: images, or features.
-    rng: for dropout.
-    from_stage: the inputs are this stage's features: the model goes on from there.
-    to_stage: the deepest stage that is needed: a model that has `encode` stops there, and any
-      other runs to its end.
-    where: `Batch.mask`: examples of which nothing counts are zeros to the module, and out of its
-      batch statistics.
+    rng: key for dropout.
+    from_stage: the inputs are this stage's features, from which the model resumes.
+    to_stage: the deepest stage that is needed: a model with `encode` stops there, any other model
+      runs to its end.
+    where: `Batch.mask`: examples that are padding only are replaced by zeros, and excluded from
+      the batch statistics.
 
   Raises:
-    ConfigError: if the model cannot go on from a stage.
+    ConfigError: if the model has no `resume` and `from_stage` is given.
   """
   mutable = [collection for collection in variables if collection != "params"]
   if from_stage is None:
@@ -169,7 +170,7 @@ def infer(
   from_stage: str | None = None,
   to_stage: str | None = None,
 ) -> Any:
-  """A network's output in evaluation mode; the arguments are those of `learn`."""
+  """Return a network's output in evaluation mode; the arguments are those of `learn`."""
   if from_stage is None:
     inputs = inputs_of(module, inputs)
   model = plain(module)
@@ -177,7 +178,7 @@ def infer(
 
 
 def _part(module: nn.Module, from_stage: str | None, to_stage: str | None) -> dict[str, Any]:
-  """What makes a model run only a part of itself."""
+  """Return the options of `apply` with which a model runs only a part of its layers."""
   if from_stage is not None:
     if not hasattr(module, "resume"):
       raise ConfigError(
@@ -193,23 +194,23 @@ def _part(module: nn.Module, from_stage: str | None, to_stage: str | None) -> di
 def partial_learners(
   module: nn.Module, participant: str, to_stage: str, image_shape: tuple[int, int, int]
 ) -> tuple[str, ...]:
-  """The parameters that a stage's features depend on.
+  """Return the parameters that a stage's features depend on.
 
-  Found by tracing, in evaluation mode; nothing is computed. Works for any model, whether or not
-  it can stop at a stage: what counts is what enters the features.
+  They are found by tracing, in evaluation mode, without computing anything. This works for any
+  model, also for one that cannot stop at a stage.
 
   Args:
     module: `__call__(images, train) -> Output`; its `encode` is used if it has one.
-    participant: what the scheme calls it.
+    participant: its name in the scheme.
     to_stage: the deepest stage that is needed.
     image_shape: (H, W, C).
 
   Returns:
     Learners for a Scheme: the participant itself if every parameter is needed, else the largest
-    subtrees of which all is, "student/stem_conv".
+    subtrees whose parameters are all needed, such as "student/stem_conv".
 
   Raises:
-    ConfigError: if there is no such stage, or nothing to learn before it.
+    ConfigError: if there is no such stage, or no parameter before it.
 
   >>> from jaxkd.models import create
   >>> partial_learners(create("resnet8", num_classes=3), "student", "stem", (8, 8, 1))
@@ -222,9 +223,9 @@ def partial_learners(
 def later_learners(
   module: nn.Module, participant: str, from_stage: str, image_shape: tuple[int, int, int]
 ) -> tuple[str, ...]:
-  """The parameters that the logits depend on and a stage's features do not: what comes after it.
+  """Return the parameters after a stage: the logits depend on them, the stage's features do not.
 
-  The complement of `partial_learners`, but for what the logits do not need either; see there.
+  They are the complement of `partial_learners`, except for parameters that the logits do not need.
 
   >>> from jaxkd.models import create
   >>> later_learners(create("resnet8", num_classes=3), "student", "pooled", (8, 8, 1))
@@ -242,7 +243,7 @@ def _needed(
   result: Callable[[Output], Any],
   to_stage: str | None = None,
 ) -> Any:
-  """The tree of the module's parameters, True for those that `result` depends on."""
+  """Return the tree of the module's parameters, True for those that `result` depends on."""
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   variables = jax.eval_shape(
     lambda rng, images: initialize(module, rng, "module", images), jax.random.key(0), images
@@ -268,7 +269,7 @@ def _nonempty(needed: Any, participant: str, where: str) -> tuple[str, ...]:
 
 
 def _subtrees(needed: Any, path: str) -> Iterator[str]:
-  """The largest subtrees of which every leaf is needed."""
+  """Yield the largest subtrees whose leaves are all needed."""
   leaves = jax.tree.leaves(needed)
   if leaves and all(leaves):
     yield path

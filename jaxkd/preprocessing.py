@@ -5,7 +5,7 @@ the images of a run may have others. `as_trained` converts them:
 
     given = Preprocessing((0.5,), (0.5,), (28, 28))
     teacher = as_trained(load_bundle("runs/digits/bundles/teacher/teacher")[0], given)
-    scheme = schemes.offline(student, {"teacher": teacher}, distillations)
+    scheme = methods.offline(student, {"teacher": teacher}, distillations)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The vocabulary of jaxkd: what models return, what losses return, and what a scheme is.
+"""The types of jaxkd: outputs of models, terms of losses, batches, networks and schemes.
 
-Everything here is a pytree or a tuple of pure functions, and needs nothing but jax.
+Everything here is a pytree or a tuple of pure functions, and needs jax alone.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from jax.typing import ArrayLike
 
 Array = jax.Array
 
-# {"teacher": variables, "student": variables, "connector": variables, ...}: one pytree with every
+# {"teacher": variables, "student": variables, "kd_adapter": variables, ...}: one pytree with every
 # network of a scheme, each as a Flax variable dict ({"params": ..., "batch_stats": ...}).
 Participants = dict[str, Any]
 
-# The collection of variables that is not averaged over devices: the module that writes it writes
-# the same values on every device.
+# The collection of variables that is not averaged over devices: a module that has it writes the
+# same values on every device.
 MEMORY = "memory"
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Output:
-  """What a model returns. Every part is optional: `Output(logits=z)` serves a logit loss.
+  """The output of a model. Every part is optional: `Output(logits=z)` is enough for a logit loss.
 
   Models with several exits or branches return a tuple of Outputs, shallowest first.
 
   Attributes:
     logits: class scores, (B, C).
-    features: stage name -> post-activation array, (B, H, W, C) or (B, C). `"pooled"` is what the
-      classifier sees.
+    features: stage name -> post-activation array, (B, H, W, C) or (B, C). `"pooled"` is the
+      input of the classifier.
     preactivations: the same stages before their last activation.
     gradients: stage name -> d(sum of cross-entropies) / d(its features), `"images"` for the input;
-      only where a scheme was asked for them.
+      only if a loss needs them.
   """
 
   logits: Array | None = None
@@ -48,9 +48,9 @@ class Output:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Terms:
-  """What a loss returns: a feature term and a logit term, two scalars.
+  """The value of a loss: a feature term and a logit term, two scalars.
 
-  Terms add and scale, so that a composed objective reads as it is written in a paper.
+  Terms can be added and scaled, so that a composed objective reads as in a paper.
 
   >>> terms = 0.9 * Terms(logit=2.0) + Terms(feature=3.0)
   >>> terms
@@ -64,7 +64,7 @@ class Terms:
 
   @property
   def total(self) -> Any:
-    """The sum of both terms, what is differentiated."""
+    """The sum of both terms, which is differentiated."""
     return self.feature + self.logit
 
   def __add__(self, other: Terms) -> Terms:
@@ -73,7 +73,7 @@ class Terms:
     return Terms(self.feature + other.feature, self.logit + other.logit)
 
   def __radd__(self, other: Any) -> Terms:
-    # sum([...]) starts from the integer 0.
+    # sum([...]) starts with the integer 0.
     return self if isinstance(other, int) and other == 0 else NotImplemented
 
   def __mul__(self, weight: ArrayLike) -> Terms:
@@ -83,24 +83,23 @@ class Terms:
 
 
 def _scaled(term: ArrayLike, weight: ArrayLike) -> Any:
-  # The Python zero of a term that a loss does not have stays one: nobody reports it.
+  # A term that a loss does not have is the Python number 0.0; it stays one and is not reported.
   return term if isinstance(term, float) and term == 0 else term * weight
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Examples of one step.
+  """The examples of one step.
 
   Attributes:
     images: (B, H, W, C), float, or uint8 as stored.
     labels: class numbers (B,), int32; or class probabilities (B, C) after mixing augmentations.
-    weights: (B,) float32, how much a label counts; 0 marks unlabelled examples.
-    indices: (B,) int32, the examples' places in their data set (cached targets, memory banks).
-    epochs: (B,) int32, how often each was trained on before (views of it); None where not asked.
-    mask: (B,), or the leading axes of dense logits; what counts at all. Padding, 0 or False, is out
-      of every term of every loss, every metric and every statistic, and may hold anything. None
-      counts all.
+    weights: (B,) float32, weights of the labels; 0 marks unlabelled examples.
+    indices: (B,) int32, positions of the examples in their data set (cached targets, memory banks).
+    epochs: (B,) int32, number of earlier epochs of each example (its view); None if not needed.
+    mask: (B,), or the leading axes of dense logits. 0 or False marks padding, which is excluded
+      from all losses, metrics and statistics, and may have any value. None is no padding.
     views: name -> another version of the same images (a strong augmentation, another resolution),
       (B, ...), for methods that compare several.
   """
@@ -117,11 +116,11 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchIndices:
-  """Examples of one step by their places, where the device has the examples themselves.
+  """The examples of one step by position, if the examples are resident on the device.
 
   Attributes:
-    positions: (B,) int32, within the N examples that are trained on.
-    epochs: (B,) int32, as a Batch's.
+    positions: (B,) int32, positions within the N training examples.
+    epochs: (B,) int32, as in Batch.
   """
 
   positions: Any
@@ -131,12 +130,12 @@ class BatchIndices:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """How much a batch holds, as means over its parts on all devices.
+  """Counts of labels, positions and examples of a batch, as means over its parts on all devices.
 
   Attributes:
-    labels: the sum of the labels' weights.
-    positions: the number of logits' rows that the mask counts.
-    examples: the number of examples of which the mask counts a position.
+    labels: sum of the labels' weights.
+    positions: number of rows of logits that are no padding.
+    examples: number of examples with a position that is no padding.
   """
 
   labels: Array
@@ -146,18 +145,18 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What a loss may need besides data.
+  """Inputs of a loss besides outputs and data.
 
   Attributes:
     rng: a PRNG key of this step and device.
-    step: how many updates this stage has made, for ramps.
+    step: number of earlier updates in this phase, for ramps.
     axis_name: the device axis, for quantities of the global batch; None outside a mapped step.
-    parts: how many parts of a device's batch the loss is computed on, one after the other
+    parts: number of parts of a device's batch on which the loss is computed in sequence
       (`jaxkd.train.training_step`); the step takes the mean over them.
-    counts: of the whole batch, which a mean over a part is scaled by; None where there is one part
-      and no mask.
+    counts: counts of the whole batch, to scale a mean over a part; None if there is one part and
+      no mask.
     classifiers: participant -> (features, from_stage) -> logits: its layers after a stage, by
-      default after the last one, in evaluation mode. The scheme sets it for its losses; it does
+      default after the last stage, in evaluation mode. The scheme sets it for its losses; it does
       not pass through jax's transformations.
   """
 
@@ -171,7 +170,7 @@ class Context:
 
 jax.tree_util.register_pytree_node(
   Context,
-  # Functions over traced variables are no part of a pytree.
+  # Functions over traced variables cannot be leaves of a pytree.
   lambda context: ((context.rng, context.step, context.counts), (context.axis_name, context.parts)),
   lambda static, arrays: Context(arrays[0], arrays[1], *static, arrays[2]),
 )
@@ -180,10 +179,10 @@ jax.tree_util.register_pytree_node(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Aux:
-  """What a scheme's loss returns beside the scalar.
+  """The result of a scheme's loss besides the scalar.
 
   Attributes:
-    terms: loss name -> its Terms, already weighted: their totals sum to the scalar.
+    terms: loss name -> its Terms, already weighted; the sum of their totals is the scalar.
     metrics: name -> (sum, count), so that averages are unbiased over batches and devices.
     state: the learners' new non-parameter state, as a partial Participants tree
       ({"student": {"batch_stats": ...}}).
@@ -196,12 +195,12 @@ class Aux:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """The images that a network was trained on: pixel values in 0..1, (x - mean) / std, of one size.
+  """Normalisation and size of the images of a network: pixel values x become (x - mean) / std.
 
   `jaxkd.preprocessing` converts one into another.
 
   Attributes:
-    mean: one number per channel, of pixel values scaled to 0..1.
+    mean: one number per channel, for pixel values scaled to 0..1.
     std: likewise, greater than 0.
     image_size: (H, W).
   """
@@ -222,14 +221,14 @@ class _ModuleAndVariables(NamedTuple):
 
 
 class Network(_ModuleAndVariables):
-  """A model and its weights, ready to leave the scheme it was trained in.
+  """A model and its weights, independent of the scheme that trained it.
 
-  It unpacks as two: `module, variables = network`.
+  It unpacks into two: `module, variables = network`.
 
   Attributes:
     module: a linen module whose `__call__(images, train)` returns an Output.
     variables: its Flax variable dict.
-    preprocessing: the images that it was trained on; None where that is unknown, or where they are
+    preprocessing: the images that it was trained on; None if that is unknown, or if they are
       the images of the current run.
   """
 
@@ -238,7 +237,7 @@ class Network(_ModuleAndVariables):
   def __new__(
     cls, module: Any, variables: Mapping[str, Any], preprocessing: Preprocessing | None = None
   ) -> Network:
-    """Makes a network; `preprocessing` is no element of the tuple."""
+    """Create a network; `preprocessing` is not an element of the tuple."""
     network = super().__new__(cls, module, variables)
     network.preprocessing = preprocessing
     return network
@@ -251,18 +250,18 @@ class Network(_ModuleAndVariables):
 
 
 class Scheme(NamedTuple):
-  """Who learns from whom, as pure functions over one pytree of participants.
+  """A way to train one or several networks: pure functions over one pytree of participants.
 
   Attributes:
-    init: (rng, batch) -> Participants. Fresh variables for everyone.
-    targets: (participants, batch) -> pytree. All that depends on frozen participants and the
-      batch alone. Runs outside the differentiated function and in eval mode, so that a teacher
-      is neither trained nor has its batch statistics moved.
+    init: (rng, batch) -> Participants. Initial variables of all participants.
+    targets: (participants, batch) -> pytree. Everything that depends on frozen participants and the
+      batch alone. It runs outside the differentiated function and in evaluation mode, so that a
+      teacher's parameters and batch statistics do not change.
     loss: (learning, participants, batch, targets, context) -> (scalar, Aux). `learning` holds the
-      learners' parameters (`jaxkd.networks.select`) and is what is differentiated.
-    predict: (participants, images) -> {predictor: logits}, every named predictor.
+      learners' parameters (`jaxkd.networks.select`), with respect to which it is differentiated.
+    predict: (participants, images) -> {predictor: logits}, of all predictors.
     learners: the participants, or subtrees such as "student/head", that receive gradients.
-    export: participants -> {predictor: Network}, the predictors that can stand alone.
+    export: participants -> {predictor: Network}, the predictors as networks of their own.
   """
 
   init: Callable[[Array, Batch], Participants]

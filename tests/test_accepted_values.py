@@ -1,4 +1,4 @@
-"""Values that are valid alone and have no effect together: an error, or a line at the start."""
+"""Values that are valid alone but contradict each other: an error, or a line at the start."""
 
 import io
 import pathlib
@@ -57,7 +57,7 @@ def test_a_drop_before_the_first_update_is_refused():
     schedule(drops=(0.01, 1))
 
 
-def test_drops_an_update_apart_all_count():
+def test_drops_one_update_apart_all_apply():
   rate = schedule(drops=(1.0, 1.1, 1.2))
   np.testing.assert_allclose([rate(n) for n in (9, 10, 11, 12)], [1, 0.1, 0.01, 0.001], rtol=1e-5)
 
@@ -90,7 +90,7 @@ def stages(name, **fields):
   settings = settings_for(name, method=fields)
   settings.teacher.model, settings.student.model = "resnet8_w8", "resnet8_w4"
   config.check_config(settings)
-  return build.stages(settings, data(), traced=False)
+  return build.phases(settings, data(), traced=False)
 
 
 def test_a_first_stage_shorter_than_the_warmup_is_refused():
@@ -98,7 +98,7 @@ def test_a_first_stage_shorter_than_the_warmup_is_refused():
   settings.method.update({"two_stage": True, "first_epochs": 4})
   settings.teacher.model, settings.student.model = "resnet8_w8", "resnet8_w4"
   with pytest.raises(ConfigError, match=r"^warmup_epochs=5: expected a number <= 4, "):
-    build.stages(settings, data(), traced=False)
+    build.phases(settings, data(), traced=False)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_one_weight_may_be_zero(fields):
 
 
 @pytest.mark.parametrize(
-  ("sections", "told"),
+  ("sections", "remarks"),
   [
     ({"student": {"epochs": 240}, "teacher": {"epochs": 240}}, []),
     (
@@ -152,11 +152,11 @@ def test_one_weight_may_be_zero(fields):
     ),
   ],
 )
-def test_what_comes_after_the_last_epoch_is_told(sections, told):
-  assert config.remarks(settings_for(**sections)) == told
+def test_drops_and_ramps_after_the_last_epoch_are_reported(sections, remarks):
+  assert config.remarks(settings_for(**sections)) == remarks
 
 
-def test_a_run_tells_it_before_it_trains(tmp_path):
+def test_a_run_reports_them_before_training(tmp_path):
   settings = settings_for("alone", student={"epochs": 1})
   settings.student.model = "mlp"
   printed = io.StringIO()
@@ -172,7 +172,7 @@ def script(*flags):
 
 
 @pytest.mark.long
-def test_the_script_says_which_method_a_config_without_one_takes(tmp_path):
+def test_the_script_names_the_method_of_a_config_without_one(tmp_path):
   chosen = ["--config.student.model=mlp", "--config.teacher.model=mlp", "--summary"]
   file = tmp_path / "digits.py"
   text = (ROOT / "configs/digits.py").read_text()

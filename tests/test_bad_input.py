@@ -1,4 +1,4 @@
-"""What a user gets wrong is one readable line, before anything is compiled or written."""
+"""Wrong input gives one readable line, before anything is compiled or written."""
 
 import json
 import pathlib
@@ -42,13 +42,13 @@ def dataset(shape=(8, 8, 1), classes=10):
     indices = np.arange(count, dtype=np.int32)
     return ArrayExamples(np.zeros((count, *shape), np.uint8), labels, indices)
 
-  # Validation is there or not, whatever the config says: nothing here is trained.
+  # The config's validation field is not used: nothing here is trained.
   parts = examples(32), examples(16), examples(16)
   return Dataset("digits", *parts, classes, shape, (0.5,) * shape[-1], (0.2,) * shape[-1])
 
 
 def contents(folder):
-  """All but the lock, which says nothing."""
+  """Return the bytes of all files except the lock, which is empty."""
   files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
   return {str(path): path.read_bytes() for path in files}
 
@@ -155,18 +155,18 @@ def refuse(monkeypatch, tmp_path):
   ],
   ids=lambda value: None if hasattr(value, "items") else value[:40],
 )
-def test_a_mistake_is_named_before_anything_is_compiled_or_written(refuse, settings, message):
+def test_a_wrong_value_is_refused_before_compilation_and_writes(refuse, settings, message):
   refuse(settings, message)
 
 
-def test_an_unknown_data_set_is_named_with_its_like(refuse, monkeypatch):
+def test_an_unknown_data_set_is_refused_with_similar_names(refuse, monkeypatch):
   from jaxkd.data import load
 
   monkeypatch.setattr(run, "load", load)
   refuse(settings_for(data={"name": "cifar"}), r"^unknown data set 'cifar': did you mean 'cifar10")
 
 
-def test_an_unknown_method_or_field_is_named_with_its_like(refuse):
+def test_an_unknown_method_or_field_is_refused_with_similar_names(refuse):
   settings = settings_for().unlock()
   settings.method.name = "simkdd"
   refuse(settings, r"^unknown method 'simkdd': did you mean 'simkd'\? known: ab, alone, at")
@@ -176,7 +176,7 @@ def test_an_unknown_method_or_field_is_named_with_its_like(refuse):
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (3, 8, 1)])
-def test_images_that_a_model_cannot_take_are_named_with_their_size(refuse, monkeypatch, shape):
+def test_the_error_names_the_size_of_images_a_model_cannot_take(refuse, monkeypatch, shape):
   monkeypatch.setattr(run, "load", lambda *args, **options: dataset(shape))
   size = f"{shape[0]}x{shape[1]}"
   refuse(
@@ -206,7 +206,7 @@ def test_a_teacher_bundle_of_another_architecture_is_refused(refuse, bundle):
   )
 
 
-def test_a_teacher_bundle_with_other_weights_than_it_says_is_refused(refuse, bundle):
+def test_a_teacher_bundle_whose_weights_differ_from_its_description_is_refused(refuse, bundle):
   document = json.loads((bundle / "model.json").read_text())
   document["network"]["fields"]["widths"] = [8, 8, 16, 64]
   (bundle / "model.json").write_text(json.dumps(document))
@@ -216,7 +216,7 @@ def test_a_teacher_bundle_with_other_weights_than_it_says_is_refused(refuse, bun
   )
 
 
-def test_a_teacher_bundle_that_is_not_there_is_named(refuse, tmp_path):
+def test_a_missing_teacher_bundle_is_named(refuse, tmp_path):
   missing = tmp_path / "nothing"
   refuse(
     settings_for(teacher={"bundle": str(missing)}), f"^{missing} is not a bundle: no model.json"
@@ -249,20 +249,20 @@ def test_a_workdir_of_another_config_is_refused_and_the_difference_named(refuse,
   refuse(settings_for("simkd"), r"holds another config's run .* and \d+ more fields\)$")
 
 
-def test_a_teachers_run_goes_on_whatever_the_student(tmp_path):
+def test_a_teachers_run_resumes_with_another_student(tmp_path):
   hold(tmp_path / "run", settings_for("teacher"))
   run.refuse_other_run(settings_for("teacher", student={"epochs": 7}), tmp_path / "run")
   with pytest.raises(ConfigError, match=r"teacher.epochs=240 there, 7 asked"):
     run.refuse_other_run(settings_for("teacher", teacher={"epochs": 7}), tmp_path / "run")
 
 
-def test_a_run_goes_on_on_other_devices(tmp_path):
+def test_a_run_resumes_on_other_devices(tmp_path):
   hold(tmp_path / "run", settings_for())
   elsewhere = settings_for(devices=4, cpu_devices=3, checkpoint_seconds=5.0)
   run.refuse_other_run(elsewhere, tmp_path / "run")
 
 
-def test_a_finished_run_of_another_config_is_not_shown_as_this_ones(refuse, tmp_path):
+def test_results_of_another_config_are_not_shown(refuse, tmp_path):
   hold(tmp_path / "run", settings_for())
   (tmp_path / "run" / "summary.json").write_text("{}")
   refuse(settings_for(seed=3), r"holds another config's run \(seed=0 there, 3 asked\)$")
@@ -275,7 +275,7 @@ def test_a_damaged_summary_of_a_run_is_named(refuse, tmp_path, text):
   refuse(settings_for(), f"^{tmp_path}/run/summary.json is damaged .* makes it anew from the chec")
 
 
-def test_a_workdir_of_something_else_is_refused(refuse, tmp_path):
+def test_a_workdir_with_other_files_is_refused(refuse, tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "thesis.tex").write_text("everything")
   refuse(settings_for(), f"^workdir {tmp_path}/run is not empty and holds no run; choose another$")
@@ -301,13 +301,13 @@ def test_the_workdir_of_a_run_in_progress_is_refused(refuse, tmp_path, monkeypat
     (workdir / "config.json").write_text(json.dumps(settings_for().to_dict()))
     monkeypatch.delattr(run, "load")  # it is refused before data are loaded
     refuse(settings_for(), message)
-    # Reading what is finished is nobody's business but the reader's.
+    # Reading a finished run needs no lock.
     (workdir / "summary.json").write_text('{"stages": {}}')
     monkeypatch.setattr(run.report, "closing_table", lambda summary: "table")
     assert run.run(settings_for(), workdir, Console(quiet=True)) == {"stages": {}}
 
 
-def test_a_lock_left_behind_is_not_in_the_way(tmp_path):
+def test_a_stale_lock_does_not_block_a_run(tmp_path):
   with workdir_lock(tmp_path / "run"):
     pass
   run.refuse_other_run(settings_for(), tmp_path / "run")
@@ -323,7 +323,7 @@ def test_a_damaged_config_of_a_run_is_named(refuse, tmp_path):
 
 def test_a_truncated_checkpoint_is_named_and_kept(refuse, tmp_path):
   settings, workdir = settings_for("alone"), tmp_path / "run"
-  [stage] = build.stages(settings, dataset())
+  [stage] = build.phases(settings, dataset())
   example = Batch(np.zeros((2, 8, 8, 1), np.float32), *np.zeros((3, 2), np.int32))
   shapes = FirstState(stage.scheme, stage.optimizer, example).shapes
   state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
@@ -364,7 +364,7 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-  """What each command says, and where it was told to work."""
+  """The output of each command, and its work directory."""
   folder = tmp_path_factory.mktemp("workdirs")
 
   def answer(case):
@@ -379,7 +379,7 @@ def answers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", COMMANDS)
-def test_the_command_line_answers_in_one_line_and_fails(answers, case):
+def test_the_command_line_prints_one_line_and_fails(answers, case):
   done, workdir = answers[case]
   assert done.returncode != 0
   assert done.stdout == ""

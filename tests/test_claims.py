@@ -74,7 +74,7 @@ def test_gains_are_paired_by_seed_and_signed_as_claimed(reproduction, runs):
   assert found["attention transfer (activations) - student alone"] == "contradicted"
 
 
-def test_worked_examples_hold_to_the_last_digit(reproduction):
+def test_worked_examples_agree_to_the_last_digit(reproduction):
   rows = reproduction["offline"]._softmax(None)
   assert [row.verdict for row in rows] == ["holds"] * 3
   assert all(0 < row.difference <= 0.0005 for row in rows)

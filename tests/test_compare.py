@@ -1,4 +1,4 @@
-"""experiments/compare.py with runs that are not trained: its jobs and its tables."""
+"""experiments/compare.py without training: its jobs and its tables."""
 
 import functools
 import importlib.util
@@ -145,7 +145,7 @@ def test_a_method_with_another_teacher_has_it_trained(compare, made):
   assert own.teacher.bundle == f"runs/{teacher}/bundles/teacher/teacher"
 
 
-def test_one_teacher_is_the_first_seeds(compare, made):
+def test_with_one_teacher_it_is_that_of_the_first_seed(compare, made):
   table = compare("--methods=kd", "--one_teacher", "--seeds=2")
   assert sorted(made) == ["seed0/alone", "seed0/kd", "seed0/teacher", "seed1/alone", "seed1/kd"]
   assert made["seed1/kd"].teacher.bundle == "runs/seed0/teacher/bundles/teacher/teacher"
@@ -217,7 +217,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_errors_of_one_line_before_any_write(compare, made, tmp_path, mistake):
+def test_wrong_arguments_are_one_line_errors_before_any_write(compare, made, tmp_path, mistake):
   (tmp_path / "empty.py").touch()
   with pytest.raises(ConfigError, match=MISTAKES[mistake]) as error:
     compare(mistake)

@@ -1,4 +1,4 @@
-"""Configs: what is wrong is named in one line, and what is delivered is right."""
+"""Configs: wrong values give one line, and the delivered configs are valid."""
 
 import copy
 import functools
@@ -120,7 +120,7 @@ def test_a_delivered_config_refuses_an_unknown_method(file):
     importlib.import_module(f"configs.{file}").get_config("fitnet")
 
 
-def test_an_unknown_field_is_named_with_its_section_and_its_like():
+def test_an_unknown_field_is_refused_with_section_and_similar_names():
   with pytest.raises(
     ConfigError, match=r"^unknown field of student 'learning_rat': did you mean 'learning_rate'"
   ):
@@ -136,7 +136,7 @@ def test_an_unknown_field_is_named_with_its_section_and_its_like():
 
 
 @pytest.mark.parametrize("value", [None, 3, "kd", [1]])
-def test_a_section_that_is_none_is_named(value):
+def test_a_value_in_place_of_a_section_is_refused(value):
   with pytest.raises(ConfigError, match=r"^student=.*expected a section with model, epochs"):
     config.check_config(changed("kd", ("student",), value))
   with pytest.raises(ConfigError, match=r"method"):
@@ -158,7 +158,7 @@ OWN_RECIPES = {
 
 
 @pytest.mark.parametrize("method", OWN_RECIPES)
-def test_methods_that_the_tables_lack_have_recipes_of_their_own(method):
+def test_methods_missing_in_the_tables_have_their_own_recipes(method):
   configs = importlib.import_module("configs.cifar100")
   usual = config.base_config(method).student.to_dict()
   settings = configs.get_config(f"{method}@resnet110-resnet32")

@@ -1,4 +1,4 @@
-"""Every method between networks of different kinds: which stages it compares, or why not."""
+"""Every method between networks of different kinds: the stages it compares, or the error."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def planned(monkeypatch):
     settings.teacher.model, settings.student.model = teacher, student
     settings.method.update(fields)
     config.check_config(settings)
-    return build.stages(settings, dataset())
+    return build.phases(settings, dataset())
 
   return plan_for
 
@@ -75,7 +75,9 @@ def dataset():
     ("resnet", "vit", "stage1 16x16x2 with stage1 4x4x8, stage2 8x8x4 with stage2 4x4x8"),
   ],
 )
-def test_feature_methods_pair_stages_by_size_and_say_so(planned, student, teacher, attention):
+def test_feature_methods_pair_stages_by_size_and_note_the_pairs(
+  planned, student, teacher, attention
+):
   *_, distilled = planned("at", student, teacher)
   [note] = distilled.notes
   assert note.startswith(f"at compares {attention}")
@@ -91,7 +93,7 @@ def test_objectives_of_every_feature_method_can_be_traced(planned, student, teac
 
 
 @pytest.mark.parametrize("student", ["wrn", "vgg", "mobilenet"])
-def test_boundaries_are_matched_first_up_to_where_the_student_gives_them(planned, student):
+def test_first_phase_of_ab_ends_where_its_preactivations_are_computed(planned, student):
   # A pre-activation network gives the last of them with the layers after it.
   _, warmup, _ = planned("ab", student, "resnet", traced=student == "wrn")
   assert warmup.notes[0].startswith("ab compares preactivations of stage")
@@ -116,9 +118,9 @@ def test_simkd_reuses_any_networks_classifier(planned, student, teacher, matched
 
 
 @pytest.mark.parametrize("student", ["wrn", "vgg", "mobilenet", "shufflenet", "vit", "mlp"])
-def test_methods_without_a_teacher_cut_any_network(planned, student):
+def test_methods_without_a_teacher_accept_any_network(planned, student):
   [branches] = planned("one", student, "resnet")
-  assert branches.notes[0].startswith("3 branches share what is up to stage")
+  assert branches.notes[0].startswith("3 branches share the layers up to stage")
   [exits] = planned("multi_exit", student, "resnet")
   assert exits.notes[0].startswith("exits on stage1 ")
 
@@ -140,20 +142,20 @@ def test_methods_without_a_teacher_cut_any_network(planned, student):
     ("byot", "mlp", "resnet", r"^bottleneck exits: the network gives no map"),
   ],
 )
-def test_a_method_refuses_networks_without_what_it_compares(
+def test_a_method_refuses_networks_without_the_arrays_it_compares(
   planned, method, student, teacher, message
 ):
   with pytest.raises(ConfigError, match=message):
     planned(method, student, teacher)
 
 
-def test_vectors_will_do_where_no_place_is_compared(planned):
+def test_vectors_are_accepted_if_no_spatial_axis_is_compared(planned):
   for student, teacher in (("resnet", "mlp"), ("mlp", "vit"), ("mlp", "mlp")):
     *_, distilled = planned("kd+fitnets+rkd", student, teacher, traced=student == "resnet")
     assert any(note.startswith("fitnets compares ") for note in distilled.notes)
 
 
-def test_stages_can_be_set_beside_those_that_are_found(planned):
+def test_stages_of_the_config_can_be_combined_with_auto(planned):
   *_, distilled = planned("at", "resnet", "vgg", stages=("stage1:stem", "auto"))
   assert distilled.notes == (
     "at compares stage1 16x16x2 with stem 16x16x2, stage2 8x8x4 with stage1 8x8x2, "
@@ -168,7 +170,7 @@ def test_stages_can_be_set_beside_those_that_are_found(planned):
 @pytest.mark.parametrize(
   ("method", "maker"), [("simkd", "projector_for"), ("fitnets", "regressor_for")]
 )
-def test_what_imitates_signed_features_does_not_end_in_a_relu(
+def test_modules_that_imitate_signed_features_have_no_final_relu(
   planned, monkeypatch, method, maker, teacher, activation, relu
 ):
   module = importlib.import_module(f"jaxkd.methods.{method}")

@@ -1,4 +1,4 @@
-"""Dropout from the config to the step: who takes it, and what is dropped when."""
+"""Dropout from the config to the step: the networks and steps on which it acts."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ SCHEMES = {
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_learners_drop_and_nobody_else_ever(name):
-  """By the random numbers that each part of a scheme draws; traced only."""
+def test_dropout_acts_on_learners_alone(name):
+  """Count the random numbers that each part of a scheme draws, by tracing alone."""
   scheme, data = SCHEMES[name], batch()
   participants = jax.eval_shape(scheme.init, jax.random.key(0), data)
   traced, targets = jax.make_jaxpr(scheme.targets, return_shape=True)(participants, data)
@@ -121,7 +121,7 @@ class Mask(nn.Module):
     return Output(nn.Dense(3)(images.reshape(len(images), -1)))
 
 
-def test_every_device_and_every_step_drops_something_else():
+def test_dropout_masks_differ_between_devices_and_steps():
   scheme, optimizer = methods.supervised(Mask()), optax.sgd(0.1)
   chosen = jax.local_devices()[:2]
   step = mapping.map_training_step(
@@ -141,7 +141,7 @@ def test_every_device_and_every_step_drops_something_else():
   assert np.sum(masks[0] != masks[1]) > 16
 
 
-def test_a_model_without_dropout_is_named_with_those_that_have_it():
+def test_the_error_for_a_model_without_dropout_names_those_that_have_it():
   with pytest.raises(ConfigError) as caught:
     networks.create("student.model", "mlp", DATA, {}, dropout=0.5)
   message = str(caught.value)
@@ -163,11 +163,11 @@ def test_each_section_of_the_config_has_its_own_dropout(monkeypatch, role, metho
     return TinyNet(), Output(logits=jnp.ones((2, 3)))
 
   monkeypatch.setattr(networks, "create", create)
-  build.stages(settings, DATA)
+  build.phases(settings, DATA)
   assert asked == {f"{role}.model": settings[role].dropout}
 
 
-def test_dropout_reaches_the_model_and_0_takes_any():
+def test_dropout_reaches_the_model_and_0_accepts_any_model():
   module, _ = networks.create("student.model", "resnet8_w4", DATA, {}, dropout=0.3)
   assert module == models.create("resnet8_w4", num_classes=3, dropout=0.3)
   assert networks.create("student.model", "mlp", DATA, {})[0] == models.create("mlp", num_classes=3)

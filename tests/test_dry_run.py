@@ -1,4 +1,4 @@
-"""Dry runs: configs are lowered for accelerators and tried on noise; failures are named."""
+"""Dry runs: configs are lowered for accelerators and run on noise; failures name their phase."""
 
 import dataclasses
 import importlib
@@ -141,7 +141,7 @@ def test_a_convolution_in_another_type_is_an_error(tiny_models, monkeypatch):
     dry_run.lower(planned, device_count=2)
 
 
-def test_a_config_is_tried_on_noise(tiny_models):
+def test_a_config_is_tried_on_random_images(tiny_models):
   (ran,) = dry_run.dry_run(dry_run.prepare(settings_for("alone")), batch_size=2)
   assert ran.phase == "alone" and np.isfinite(ran.losses).all() and len(ran.losses) == 2
 
@@ -224,7 +224,7 @@ def test_networks_see_imagenet_cut_to_224(tiny_models):
     ({"resized_crop": 6, "crop": 1}, "^data.crop=1: expected 0 with data.resized_crop=6$"),
   ],
 )
-def test_crops_that_do_not_fit_are_named(changes, message):
+def test_crops_that_do_not_fit_are_refused(changes, message):
   settings = settings_for("alone", data=changes)
   with pytest.raises(ConfigError, match=message):
     dry_run.prepare(settings)

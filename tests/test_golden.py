@@ -1,4 +1,4 @@
-"""Our losses and connectors give the values and gradients of published code.
+"""The losses and adapters give the values and gradients of published code.
 
 `pytest tests/test_golden.py [--golden DIR]`: every case of every .npz file in the folder is a
 test, in float64 and in float32; without --golden or --float32, to save time, in float32 only the
@@ -82,17 +82,17 @@ OURS = {"loss": np.array(2.0), "grad_a": np.array([1.0, 3.0]), "grad_b": np.arra
     ("grad_b", np.array([np.inf])),
   ],
 )
-def test_comparison_sees_a_wrong_value(name, value):
+def test_comparison_detects_a_wrong_value(name, value):
   assert not disagreements(CASE, OURS, "float64")
   assert len(disagreements(CASE, OURS | {name: value}, "float64")) == 1
 
 
-def test_comparison_sees_a_missing_gradient():
+def test_comparison_detects_a_missing_gradient():
   ours = {name: value for name, value in OURS.items() if name != "grad_a"}
   assert disagreements(CASE, ours, "float64") == ["grad_a: not computed"]
 
 
-def test_comparison_wants_finite_values_where_the_reference_has_none():
+def test_comparison_requires_finite_values_where_the_reference_has_none():
   case = CASE._replace(values=CASE.values | {"loss": np.array(np.nan)})
   named = CASE._replace(values=CASE.values | {"nonfinite": np.array("loss, grad_a")})
   for reference in (case, named):

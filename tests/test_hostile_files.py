@@ -294,7 +294,7 @@ def test_names_in_a_config_cannot_be_paths(method, field, bad_path, tmp_path, mo
       settings[role].model = model
   with pytest.raises(ConfigError) as error:
     config.check_config(settings)
-    build.stages(settings, build.dataset(settings, fake_dataset))
+    build.phases(settings, build.dataset(settings, fake_dataset))
   assert len(str(error.value).splitlines()) == 1
   assert not list(tmp_path.iterdir())
 

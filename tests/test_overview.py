@@ -37,7 +37,7 @@ def test_an_overview_has_every_phases_length_pairs_and_network(monkeypatch, cons
   assert table[-1].split()[0] == "total" and table[-2].split() == ["classifier", "10", "330", "320"]
 
 
-def test_a_network_shown_before_is_referred_to(monkeypatch, console):
+def test_a_network_shown_earlier_is_referenced(monkeypatch, console):
   monkeypatch.setattr(build, "dataset", lambda settings: dataset())
   overview.overview(settings_for("kd"), console)
   assert console.file.getvalue().rstrip().endswith("\nstudent: resnet8_w4, as in phase 'alone'")

@@ -2,7 +2,7 @@
 
 from tests.reading_path import CONFIG, LAST, SCRIPT, reading_path, report
 
-MOST_FILES = 61
+MOST_FILES = 68
 
 
 def test_first_update_runs_through_a_bounded_number_of_files():

@@ -1,4 +1,4 @@
-"""Sweeps: which runs are made, in which order, by which worker, and how failures are reported."""
+"""Sweeps: their runs, the order of runs, the workers, and reports of failures."""
 
 import contextlib
 import functools

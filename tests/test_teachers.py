@@ -1,4 +1,4 @@
-"""Teachers that come trained: the images they see, their classes, how well they predict."""
+"""Trained teachers: their preprocessing, their classes, their accuracy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ THEIRS = Preprocessing((0.3,), (0.2,), (6, 6))
 
 
 class Heard(Silent):
-  """Keeps what was told."""
+  """A reporter that keeps its messages."""
 
   def __init__(self):
     self.lines = []
@@ -46,7 +46,7 @@ class Heard(Silent):
 
 
 def examples(count, size=6, channels=1, seed=0):
-  """Those of `tests.tiny`, every pixel as often as their size asks for."""
+  """Examples of `tests.tiny`, with pixels repeated to reach the size."""
   own = tiny.examples(count, seed)
   times = size // 6
   images = own.images.repeat(times, 1).repeat(times, 2).repeat(channels, 3)
@@ -98,11 +98,11 @@ def settings_for(method="kd", paths=(), student="mlp", /, **teacher):
 
 
 def stages_of(settings, data):
-  return build.stages(settings, data)
+  return build.phases(settings, data)
 
 
 def targets_of(stages, data, count=8):
-  """What the last stage's losses see of the teachers, for the first test images."""
+  """Return the targets of the last phase for the first test images."""
   teachers = {name: stage.given[name] for stage in stages for name in stage.given}
   images = (data.test.images[:count] / 255 - np.array(data.mean)) / np.array(data.std)
   number = jnp.arange(count)
@@ -111,7 +111,7 @@ def targets_of(stages, data, count=8):
 
 
 def accuracy_of(stage, data):
-  """That of a stage that comes trained, on the test images, and what it told."""
+  """Return the accuracy of a trained teacher on the test images, and its messages."""
   heard = Heard()
   finished = train_phase(
     stage,
@@ -134,7 +134,7 @@ RUNS = {
 
 @pytest.mark.parametrize("rescore", [True, False])
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_a_bundle_teaches_as_well_on_other_images(teacher, tmp_path, run, rescore):
+def test_a_bundle_teaches_equally_well_with_other_preprocessing(teacher, tmp_path, run, rescore):
   data = dataset(**run)
   settings = settings_for("kd", [bundle(tmp_path / "b", teacher)], rescore=rescore)
   stages = stages_of(settings, data)
@@ -150,7 +150,7 @@ def test_a_bundle_teaches_as_well_on_other_images(teacher, tmp_path, run, rescor
   assert len(stages[0].notes) == bool(run)
 
 
-def test_equal_images_are_not_touched(teacher):
+def test_equal_preprocessing_changes_nothing(teacher):
   assert as_trained(teacher, THEIRS) is teacher.module
   images = jnp.ones((2, 6, 6, 1))
   same = jax.make_jaxpr(lambda x: convert(x, given=THEIRS, wanted=THEIRS))(images)
@@ -213,7 +213,7 @@ def test_cached_targets_are_those_of_the_converted_images(teacher, tmp_path):
     assert rows[1][name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_a_run_scores_and_saves_a_teacher_as_what_it_is(teacher, tmp_path):
+def test_a_run_scores_and_saves_a_teacher_with_its_own_preprocessing(teacher, tmp_path):
   data = dataset(mean=0.8, std=0.4, size=12)
   settings = settings_for("simkd", [bundle(tmp_path / "b", teacher)])
   said = io.StringIO()
@@ -234,7 +234,7 @@ def test_a_run_scores_and_saves_a_teacher_as_what_it_is(teacher, tmp_path):
   assert found == pytest.approx(summary["stages"]["distilled"]["accuracy"], abs=0.01)
 
 
-def test_an_old_bundle_says_what_is_assumed_and_can_be_told(teacher, tmp_path):
+def test_the_assumption_for_an_old_bundle_is_reported_and_can_be_overridden(teacher, tmp_path):
   old = bundle(tmp_path / "old", teacher._replace(preprocessing=None))
   data = dataset(mean=0.8, std=0.05)
   stages = stages_of(settings_for("kd", [old]), data)
@@ -243,14 +243,14 @@ def test_an_old_bundle_says_what_is_assumed_and_can_be_told(teacher, tmp_path):
   own = (data.test.images[:8] / 255 - 0.3) / 0.2
   want = teacher.module.apply(teacher.variables, jnp.float32(own)).logits
   assert not np.allclose(targets_of(stages, data)["kd"].logits, want, atol=1.0)
-  told = stages_of(settings_for("kd", [old], mean=(0.3,), std=(0.2,)), data)
-  np.testing.assert_allclose(targets_of(told, data)["kd"].logits, want, rtol=1e-4, atol=1e-4)
-  assert told[0].notes == ("its images are converted to 6x6, mean (0.3), std (0.2)",)
+  found = stages_of(settings_for("kd", [old], mean=(0.3,), std=(0.2,)), data)
+  np.testing.assert_allclose(targets_of(found, data)["kd"].logits, want, rtol=1e-4, atol=1e-4)
+  assert found[0].notes == ("its images are converted to 6x6, mean (0.3), std (0.2)",)
 
 
 @pytest.mark.parametrize("rescore", [True, False])
 @pytest.mark.parametrize("validation", [True, False])
-def test_a_teacher_that_predicts_badly_is_named_before_anything_learns(
+def test_a_teacher_with_low_accuracy_is_reported_before_training(
   teacher, tmp_path, rescore, validation
 ):
   data = dataset() if validation else dataclasses.replace(dataset(), validation=None)
@@ -277,7 +277,7 @@ def test_a_teacher_that_predicts_badly_is_named_before_anything_learns(
     ({}, {"image_size": (6, 6)}, r"teacher.image_size=\(6, 6\): expected one for each of 1 files"),
   ],
 )
-def test_images_that_a_teacher_cannot_take_are_named_in_a_line(
+def test_images_that_a_teacher_cannot_take_are_a_one_line_error(
   teacher, tmp_path, run, changes, message
 ):
   settings = settings_for("kd", [bundle(tmp_path / "b", teacher)], **changes)
@@ -293,7 +293,7 @@ def test_a_teacher_that_is_trained_in_the_run_has_the_runs_images(changes):
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("of two\nlines"), AssertionError()])
-def test_whatever_a_module_raises_is_a_line(monkeypatch, error):
+def test_any_exception_of_a_module_is_a_one_line_error(monkeypatch, error):
   class Foreign(MLP):
     def __call__(self, images, train=False):
       raise error
@@ -324,7 +324,7 @@ def changed(settings, changes):
 
 
 @pytest.mark.parametrize("method", NO_LOGITS)
-def test_where_no_logits_are_compared_a_teacher_may_have_other_classes(tmp_path, method):
+def test_a_teacher_may_have_other_classes_if_no_logits_are_compared(tmp_path, method):
   name, *changes = method.split("/")
   path = convolutional(tmp_path / "b", 7)
   stages = stages_of(changed(settings_for(name, [path], "resnet8_w4"), changes), dataset(size=12))
@@ -335,7 +335,7 @@ def test_where_no_logits_are_compared_a_teacher_may_have_other_classes(tmp_path,
 @pytest.mark.parametrize(
   "method", ["kd", "simkd", "gradient_at", "kd+at", "ab", "fitnets/two_stage=True", "teacher"]
 )
-def test_where_logits_are_compared_it_may_not(tmp_path, method):
+def test_a_teacher_of_other_classes_is_refused_if_logits_are_compared(tmp_path, method):
   name, *changes = method.split("/")
   settings = settings_for(name, [convolutional(tmp_path / "b", 7)], "resnet8_w4")
   with pytest.raises(ConfigError, match=r"^teacher.bundle='.*' predicts 7 classes, the student 3"):
@@ -367,7 +367,7 @@ def test_weights_of_other_classes_and_images_teach(resnet8):
     stages_of(settings_for("kd", [], "resnet8_w4", **given), data)
 
 
-def test_weights_of_other_channels_are_named_in_a_line(resnet8):
+def test_weights_of_other_channels_are_a_one_line_error(resnet8):
   settings = settings_for("at", [], "resnet8_w4", weights=str(resnet8), model="resnet8")
   with pytest.raises(
     ConfigError, match=r"^teacher.weights, for teacher.model='resnet8': "
@@ -376,7 +376,7 @@ def test_weights_of_other_channels_are_named_in_a_line(resnet8):
   assert len(str(error.value).splitlines()) == 1
 
 
-def test_imagenet_models_see_torchvisions_images_unless_told(monkeypatch):
+def test_imagenet_models_get_torchvisions_preprocessing_by_default(monkeypatch):
   def zeros(path, module, *, image_shape):
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
@@ -393,9 +393,9 @@ def test_imagenet_models_see_torchvisions_images_unless_told(monkeypatch):
   assert usual.converted.wanted == models.published_preprocessing("imagenet_resnet18")
   assert "224x224, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)" in usual.notes[0]
   given = {"mean": (0.1, 0.2, 0.3), "image_size": 64}
-  [(told, _)] = read(settings_for("at", [], "resnet8_w4", **options, **given))
+  [(teacher, _)] = read(settings_for("at", [], "resnet8_w4", **options, **given))
   want = Preprocessing((0.1, 0.2, 0.3), (0.229, 0.224, 0.225), (64, 64))
-  assert told.converted.wanted == want
+  assert teacher.converted.wanted == want
 
 
 def test_a_bundle_is_described_by_its_network(teacher, tmp_path):

@@ -3,7 +3,7 @@
 from jaxkd.adapters.at_stages import AtStages, TeacherAtStages
 from jaxkd.adapters.factors import FactorDecoder, FactorEncoder, paraphraser_for, translator_for
 from jaxkd.adapters.gate import Gate
-from jaxkd.adapters.memory import all_examples
+from jaxkd.adapters.memory import all_examples, write_rows
 from jaxkd.adapters.projector import Projector, projector_for
 from jaxkd.adapters.regressor import Regressor, regressor_for
 
@@ -20,4 +20,5 @@ __all__ = [
   "projector_for",
   "regressor_for",
   "translator_for",
+  "write_rows",
 ]

@@ -1,4 +1,4 @@
-"""Modules applied at stages of a student or a teacher, as the adapter of a distillation."""
+"""Adapters that apply modules at stages of a student or a teacher."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class AtStages(nn.Module):
     modules: stage -> `__call__(array, train)`.
     arrays: "features" or "preactivations".
 
-  Variables: those of the module itself if there is one stage; else by stage.
+  Variables: those of the module if there is one stage; else one level per stage.
   """
 
   modules: Mapping[str, nn.Module]
   arrays: Arrays = "features"
 
   def setup(self) -> None:
-    """One module takes the scope of the adapter: its variables have no further level."""
+    """Share the scope with a single module, so that its variables have no further level."""
     if len(self.modules) == 1:
       nn.share_scope(self, next(iter(self.modules.values())))
 
   def __call__(self, inputs: tuple[Output, Any, Batch], train: bool) -> tuple[Output, Any]:
-    """(student, teacher, batch) -> (student, teacher), the student's arrays replaced."""
+    """Map (student, teacher, batch) to (student, teacher) with the student's arrays replaced."""
     student, teacher, _ = inputs
     return _replaced(student, self.modules, self.arrays, train), teacher
 
@@ -51,12 +51,12 @@ class TeacherAtStages(nn.Module):
   arrays: Arrays = "features"
 
   def setup(self) -> None:
-    """As in `AtStages`."""
+    """Share the scope with a single module, as in `AtStages`."""
     if len(self.modules) == 1:
       nn.share_scope(self, next(iter(self.modules.values())))
 
   def __call__(self, inputs: tuple[Output, Batch], train: bool) -> Output:
-    """(teacher, batch) -> teacher, its arrays replaced."""
+    """Map (teacher, batch) to the teacher with its arrays replaced."""
     return _replaced(inputs[0], self.modules, self.arrays, train)
 
 

@@ -1,4 +1,4 @@
-"""Factor transfer's networks: the teacher's paraphraser and the student's translator."""
+"""Networks of factor transfer: the teacher's paraphraser and the student's translator."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jaxkd.losses._checks import is_number
 class FactorEncoder(nn.Module):
   """Three 3x3 convolutions from a feature map to a factor, each followed by a leaky ReLU.
 
-  C -> C -> channels -> channels, with biases and padding 1, so that the size stays. On the
-  teacher's map it is the paraphraser, on the student's the translator. Where the two factors
-  differ in size, `jaxkd.losses.factor_transfer` average-pools the larger.
+  C -> C -> channels -> channels, with biases and padding 1, so the size does not change. On the
+  teacher's map it is the paraphraser, on the student's the translator. If the two factors differ
+  in size, `jaxkd.losses.factor_transfer` average-pools the larger.
 
   Attributes:
-    channels: of the factor.
+    channels: channels of the factor.
     batch_norm: normalise after each convolution.
-    negative_slope: of the leaky ReLU.
+    negative_slope: slope of the leaky ReLU for negative inputs.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the computation; parameters and statistics stay float32.
+    dtype: dtype of the computation; parameters and statistics stay float32.
 
   Parameters: "conv1".."conv3" {"kernel", "bias"}; with `batch_norm` also "bn1".."bn3" {"scale",
   "bias"} and statistics of those names.
@@ -43,7 +43,7 @@ class FactorEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> jax.Array:
-    """(B, H, W, C) -> (B, H, W, channels)."""
+    """Map (B, H, W, C) to (B, H, W, channels)."""
     if features.ndim != 4:
       raise ConfigError(f"{type(self).__name__}: features {features.shape} are not (B, H, W, C)")
     x = features
@@ -64,7 +64,7 @@ class FactorEncoder(nn.Module):
 
 
 class FactorDecoder(FactorEncoder):
-  """From a factor back to the teacher's feature map: FactorEncoder's mirror image.
+  """The mirror image of FactorEncoder, from a factor back to the teacher's feature map.
 
   Three transposed 3x3 convolutions, kC -> kC -> C -> C, each followed by a leaky ReLU. Of stride
   1, a transposed convolution is a convolution with its kernel turned by 180 degrees, so these
@@ -73,28 +73,28 @@ class FactorDecoder(FactorEncoder):
   Attributes:
     channels: the teacher's, C.
     batch_norm: normalise after each convolution.
-    negative_slope: of the leaky ReLU.
+    negative_slope: slope of the leaky ReLU for negative inputs.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the computation; parameters and statistics stay float32.
+    dtype: dtype of the computation; parameters and statistics stay float32.
   """
 
 
 def paraphraser_for(
   teacher_shape: Sequence[int], *, stage: str, rate: float = 0.5, **options: Any
 ) -> tuple[FactorEncoder, FactorDecoder]:
-  """The encoder and decoder of a teacher's feature map, which learn to reconstruct it.
+  """Return an encoder and a decoder that learn to reconstruct a teacher's feature map.
 
   Args:
-    teacher_shape: (B, H, W, C_t); the batch size is not looked at.
-    stage: its name, for the error.
+    teacher_shape: (B, H, W, C_t); the batch size is not used.
+    stage: name of the stage, for the error.
     rate: channels of the factor per channel of the teacher (the paper's k), rounded down.
-    **options: FactorEncoder's other attributes, for both.
+    **options: other attributes of FactorEncoder, for both.
 
   Returns:
     (encoder, decoder), for `jaxkd.methods.ft`.
 
   Raises:
-    ConfigError: naming the stage and the shape, if it is not a map or the rate leaves no channel.
+    ConfigError: naming the stage and the shape, if it is not a map or the factor has no channel.
 
   >>> encoder, decoder = paraphraser_for((2, 4, 4, 64), stage="stage3")
   >>> encoder.channels, decoder.channels
@@ -116,21 +116,21 @@ def translator_for(
   rate: float = 0.5,
   **options: Any,
 ) -> FactorEncoder:
-  """The encoder of a student's feature map, to a factor of the teacher's paraphraser's channels.
+  """Return an encoder from a student's feature map to the channels of the teacher's factor.
 
   Args:
     student_shape: (B, H, W, C_s).
     teacher_shape: (B, H', W', C_t), of the feature map that the paraphraser takes; the sizes may
-      differ. Batch sizes are not looked at.
-    stage: its name, for the error.
-    rate: that of the teacher's paraphraser.
-    **options: FactorEncoder's other attributes.
+      differ. Batch sizes are not used.
+    stage: name of the stage, for the error.
+    rate: rate of the teacher's paraphraser.
+    **options: other attributes of FactorEncoder.
 
   Returns:
     A FactorEncoder, C_s -> C_s -> rate * C_t -> rate * C_t. It keeps the student's size.
 
   Raises:
-    ConfigError: naming the stage and both shapes, if one is not a map or the rate leaves no
+    ConfigError: naming the stage and both shapes, if one is not a map or the factor has no
       channel.
 
   >>> translator_for((2, 8, 8, 16), (2, 4, 4, 64), stage="stage3", rate=0.75).channels

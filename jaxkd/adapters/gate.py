@@ -1,4 +1,4 @@
-"""ONE's gate: how much each branch counts, image by image."""
+"""ONE's gate: the weight of each branch for each image."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _linear_uniform = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Gate(nn.Module):
-  """Weights of the branches, from the shared features: softmax(ReLU(BN(linear(mean)))).
+  """Weights of the branches from the shared features, softmax(ReLU(BN(linear(mean)))).
 
-  The mean is over the image. The weights of an image sum to 1; one branch alone has weight 1.
+  The mean is over the image. The weights of an image sum to 1; a single branch has weight 1.
 
   Attributes:
-    branches: how many.
+    branches: number of branches.
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the linear layer and the normalisation; parameters and statistics stay float32.
+    dtype: dtype of the linear layer and the normalisation; parameters and statistics stay float32.
 
   Parameters: "linear" {"kernel", "bias"} and "bn" {"scale", "bias"}; statistics: "bn". Initial
   values are torch's.
 
   Source: Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, as the
-  authors' code has it for any size of image (theirs pools 16x16 maps).
+  authors' code, extended to any image size (that code pools 16x16 maps).
   """
 
   branches: int
@@ -39,10 +39,10 @@ class Gate(nn.Module):
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> jax.Array:
-    """(B, H, W, C) or (B, C) -> (B, branches), float32 or wider.
+    """Map (B, H, W, C) or (B, C) to (B, branches), float32 or wider.
 
     Raises:
-      ConfigError: for features of another rank, or no branches.
+      ConfigError: for features of another rank, or if `branches` is less than 1.
     """
     if features.ndim not in (2, 4):
       raise ConfigError(f"Gate: features {features.shape} are neither (B, H, W, C) nor (B, C)")

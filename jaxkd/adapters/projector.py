@@ -1,4 +1,4 @@
-"""SimKD's projector: the student's feature in the shape of the teacher's."""
+"""SimKD's projector, from the student's feature to the shape of the teacher's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses._resize import adaptive_average_pool
 
-# A layout's convolutions, first to last: "dw" filters each channel by itself.
+# The convolutions of a layout, first to last; "dw" is depthwise.
 LAYOUTS = ("1x1", "1x1-1x1", "1x1-3x3-1x1", "1x1-dw3x3-1x1")
 
 
@@ -35,22 +35,22 @@ class Projector(nn.Module):
   Attributes:
     size: the teacher's (height, width); None for a vector (B, C_t).
     channels: the teacher's channels, C_t.
-    reduction: how much narrower the middle is; it must divide C_t. The paper tries 1, 2, 4, 8.
-      The layout "1x1" has no middle and takes no notice of it.
-    layout: one of LAYOUTS; "dw3x3" is depthwise, each channel filtered by itself.
-    activation: end in a ReLU; without it, the last normalisation is the end, and features of both
-      signs (a model's `signed_stages`) can be imitated.
+    reduction: C_t / width of the middle; it must divide C_t. The paper tries 1, 2, 4, 8. The layout
+      "1x1" has no middle and ignores it.
+    layout: one of LAYOUTS; "dw3x3" is depthwise.
+    activation: whether a ReLU follows the last normalisation. Without it, the output can match
+      features of both signs (a model's `signed_stages`).
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the computation; parameters and statistics stay float32.
+    dtype: dtype of the computation; parameters and statistics stay float32.
 
   Parameters: "conv1", ... {"kernel"} and "bn1", ... {"scale", "bias"} in the layout's order;
   statistics: "bn1", .... Kernels are (k, k, in, out), for vectors (in, out).
 
   Source: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
-  as the authors' code, whose projector is "1x1-3x3-1x1" with reduction 2 by default. The other
-  layouts are the paper's ablation; the code has none of them (the depthwise one as a comment),
-  and they keep its batch normalisation and ReLU after every convolution. Vectors, and ending
-  without ReLU, are this project's.
+  as in the authors' code, whose projector is "1x1-3x3-1x1" with reduction 2 by default. The other
+  layouts are from the paper's ablation; the code has none of them (the depthwise one as a comment).
+  Here they have batch normalisation and ReLU after every convolution, too. Vectors, and the form
+  without a final ReLU, are this project's.
   """
 
   size: tuple[int, int] | None
@@ -63,9 +63,9 @@ class Projector(nn.Module):
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> jax.Array:
-    """(B, H, W, C_s) -> (B, H', W', C_t), H' and W' the teacher's or the student's, if smaller.
+    """Map (B, H, W, C_s) to (B, H', W', C_t), of the teacher's size or the student's, if smaller.
 
-    With `size=None`, (B, H, W, C_s) or (B, C_s) -> (B, C_t).
+    With `size=None`, map (B, H, W, C_s) or (B, C_s) to (B, C_t).
     """
     convolutions = _convolutions(self.layout, self.channels, self.reduction)
     x = self._resized(features)
@@ -107,15 +107,15 @@ def projector_for(
   layout: str = "1x1-3x3-1x1",
   **options: Any,
 ) -> Projector:
-  """The Projector between two features, or an error that says why there is none.
+  """Return the Projector between two features.
 
   Args:
-    student_shape: (B, H, W, C_s), or for a teacher's vector also (B, C_s).
-    teacher_shape: (B, H', W', C_t) or (B, C_t); the batch size is not looked at.
-    stage: its name, for the error.
+    student_shape: (B, H, W, C_s); if the teacher's feature is a vector, also (B, C_s).
+    teacher_shape: (B, H', W', C_t) or (B, C_t); the batch size is not used.
+    stage: name of the stage, for the error.
     reduction: see Projector.
     layout: see Projector.
-    **options: Projector's other attributes.
+    **options: other attributes of Projector.
 
   Returns:
     A Projector.
@@ -132,7 +132,7 @@ def projector_for(
   student, teacher = tuple(student_shape), tuple(teacher_shape)
   where = f"stage {stage!r}: no projector from student {student} to teacher {teacher}"
   if len(teacher) == 4 and len(student) == 2:
-    raise ConfigError(f"{where}: a vector has no places to make a map of")
+    raise ConfigError(f"{where}: a vector (B, C) cannot become a map (B, H, W, C)")
   if len(teacher) not in (2, 4) or len(student) not in (2, 4):
     raise ConfigError(f"{where}: they must be (B, H, W, C) or (B, C)")
   try:
@@ -149,7 +149,7 @@ def projector_for(
 
 
 def _convolutions(layout: str, channels: int, reduction: int) -> list[tuple[int, int, int]]:
-  """(output channels, kernel size, channel groups) of each convolution."""
+  """Return (output channels, kernel size, channel groups) of each convolution."""
   if layout not in LAYOUTS:
     raise unknown_name("projector layout", layout, LAYOUTS)
   *middle, _ = layout.split("-")

@@ -1,4 +1,4 @@
-"""FitNets' regressor: a small network from the student's features to the teacher's."""
+"""FitNets' regressor, a small network from the student's features to the teacher's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Size = tuple[int, int]
 class Regressor(nn.Module):
   """One convolution, batch normalisation and ReLU from student to teacher features.
 
-  The convolution follows from the sizes, the first that fits:
+  The sizes determine the convolution; the first row that applies:
 
   | student against teacher | convolution |
   |---|---|
@@ -28,18 +28,18 @@ class Regressor(nn.Module):
   Attributes:
     size: the teacher's (height, width); None for features (B, D), which take a dense layer.
     channels: the teacher's channels.
-    batch_norm: normalise after the convolution.
-    use_bias: give the convolution a bias, as torch has by default.
-    activation: end in a ReLU; without it, features of both signs (a model's `signed_stages`) can be
-      imitated.
+    batch_norm: whether batch normalisation follows the convolution.
+    use_bias: whether the convolution has a bias, as in torch by default.
+    activation: whether a ReLU comes last. Without it, the output can match features of both signs
+      (a model's `signed_stages`).
     axis_name: device axis over which batch statistics are shared; None keeps them per device.
-    dtype: of the computation; parameters and statistics stay float32.
+    dtype: dtype of the computation; parameters and statistics stay float32.
 
   Parameters: "conv" {"kernel", "bias"} and "bn" {"scale", "bias"}; statistics: "bn".
 
   Source: Romero et al., "FitNets", ICLR 2015; the table is ConvReg of RepDistiller and
   mdistiller, its last row SimKD's. RKD's is `batch_norm=False, use_bias=False,
-  activation=False`. Sizes are looked at in both axes, so that non-square maps fit too.
+  activation=False`. Here both axes are compared, so that maps need not be square.
   """
 
   size: Size | None
@@ -52,7 +52,7 @@ class Regressor(nn.Module):
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> jax.Array:
-    """(B, H, W, C) or (B, D) -> the teacher's shape, but for a smaller student's size."""
+    """Map (B, H, W, C) or (B, D) to the teacher's shape; a smaller student keeps its size."""
     x = self._linear(features)
     if self.batch_norm:
       x = nn.BatchNorm(
@@ -91,16 +91,16 @@ class Regressor(nn.Module):
 def regressor_for(
   student_shape: Sequence[int], teacher_shape: Sequence[int], *, stage: str, **options: Any
 ) -> Regressor:
-  """The Regressor between two features, or an error that says why there is none.
+  """Return the Regressor between two features.
 
   Args:
     student_shape: (B, H, W, C) or (B, D).
-    teacher_shape: likewise; the batch size is not looked at.
-    stage: its name, for the error.
-    **options: Regressor's other attributes.
+    teacher_shape: likewise; the batch size is not used.
+    stage: name of the stage, for the error.
+    **options: other attributes of Regressor.
 
   Returns:
-    A Regressor; its output has the teacher's shape, or the student's height and width where the
+    A Regressor; its output has the teacher's shape, or the student's height and width if the
     student is smaller and `jaxkd.losses.fitnets` pools the teacher.
 
   Raises:
@@ -123,7 +123,7 @@ def regressor_for(
 
 
 def _relation(student: Size, teacher: Size) -> Literal["twice", "half", "larger", "smaller"] | None:
-  """Which convolution of the table brings one size to the other, if any."""
+  """Return the row of the table that applies to two sizes; None if there is none."""
   (rows, columns), (teacher_rows, teacher_columns) = student, teacher
   # A 3x3 convolution of stride 2 and padding 1 rounds odd sizes up.
   if rows == 2 * teacher_rows and (columns + 1) // 2 == teacher_columns:

@@ -49,18 +49,18 @@ from jaxkd.types import Array, Batch, Context, Scheme
 def dataset(
   settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = load
 ) -> Dataset:
-  """The data that a config names, in the parts that it asks for.
+  """Load the data set of a config, in the parts that it asks for.
 
   Args:
     settings: a config, of which "data" and "seed" count.
-    load_data: in place of `jaxkd.data.load`, such as one that remembers what it loaded.
+    load_data: function to load it, such as one with a cache.
 
   Raises:
     ConfigError: as `jaxkd.data.load` and `validate_dataset`; or if a class has fewer test images
       than asked for.
   """
   own = settings.data
-  split_seed = own.get("split_seed", -1)  # which configs of earlier runs have not
+  split_seed = own.get("split_seed", -1)  # missing in configs of earlier runs
   data = validate_dataset(
     load_data(
       own.name,
@@ -79,17 +79,17 @@ def dataset(
     raise ConfigError(f"data.test_per_class={few}: {reason} in the test split") from error
 
 
-def stages(
+def phases(
   settings: ml_collections.ConfigDict, data: Dataset, *, traced: bool = True
 ) -> list[Phase]:
-  """The phases of an experiment: the teachers, the baseline, the distilled student.
+  """Build the phases of an experiment: the teachers, the baseline, the distilled student.
 
-  Nothing is compiled here: mistakes in models, stages and shapes surface from their shapes alone.
+  Nothing is compiled: errors in models, stages and shapes follow from shapes alone.
 
   Args:
     settings: a config that `check_config` accepts.
     data: what `settings.data` names.
-    traced: whether every objective is traced; without, what does not fit shows when it first runs.
+    traced: trace every objective, so that what does not fit raises here and not in its first step.
 
   Raises:
     ConfigError: naming the field and what would be accepted.
@@ -146,7 +146,6 @@ def stages(
     specs = methods.phases(setup) if distils else []
     if (settings.baseline or not distils) and not any(spec.name == BASELINE for spec in specs):
       specs = [methods.baseline(setup), *specs]
-    # What takes no tracing comes before what does.
     plan += [_student_phase(spec, settings, data, teachers) for spec in specs]
     if traced:
       plan = _counted(plan, data)
@@ -159,7 +158,7 @@ def stages(
 
 
 def _with_note(plan: list[Phase], note: str) -> list[Phase]:
-  """The phases, the first with one more note, if there is one."""
+  """Return the phases, with one more note on the first, if there is one."""
   if not note:
     return plan
   first, *others = plan
@@ -167,7 +166,7 @@ def _with_note(plan: list[Phase], note: str) -> list[Phase]:
 
 
 def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
-  """The data set, its `image_shape` that of the images as the networks see them.
+  """Return the data set with the `image_shape` that the networks see.
 
   Raises:
     ConfigError: if `data.crop`, `resized_crop` or `cutout` is more than the images have.
@@ -187,7 +186,7 @@ def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
   return dataclasses.replace(data, image_shape=(size, size, channels))
 
 
-# For a teacher that comes trained and does not predict.
+# Hint for a trained teacher whose accuracy is at chance.
 _HINT = (
   "check that its images and classes are those that it was trained on (teacher.mean, teacher.std, "
   "teacher.image_size, data.name)"
@@ -201,7 +200,7 @@ def _teacher_phase(
   settings: ml_collections.ConfigDict,
   data: Dataset,
 ) -> Phase:
-  """The phase of one teacher, by the teachers' recipe; without epochs if it comes trained."""
+  """Build the phase of one teacher, by the teachers' recipe; without epochs if it comes trained."""
   spec = PhaseSpec(
     name,
     methods.supervised(teacher.model, participant=name),
@@ -231,7 +230,7 @@ def _student_phase(
   data: Dataset,
   teachers: Mapping[str, Teacher],
 ) -> Phase:
-  """The phase of one of a method's specs, by the student's recipe."""
+  """Build the phase of one of a method's specs, by the student's recipe."""
   if spec.reuses_classifier:
     label = [spec.label or settings.student.model, *(t.label for t in teachers.values())]
     spec = dataclasses.replace(spec, label="+".join(label))
@@ -239,7 +238,7 @@ def _student_phase(
 
 
 def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) -> Batch:
-  """What a batch looks like to a scheme: shapes and dtypes, of these leading axes."""
+  """Return the shapes and dtypes of a batch as a scheme sees it, with these leading axes."""
   number = jax.ShapeDtypeStruct(leading, jnp.int32)
   return Batch(
     images=jax.ShapeDtypeStruct((*leading, *image_shape), jnp.float32),
@@ -251,7 +250,7 @@ def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) ->
 
 
 def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
-  """The phases with their multiply-adds. Tracing raises for what does not fit, before training."""
+  """Return the phases with their multiply-adds; tracing raises for what does not fit."""
   return [
     dataclasses.replace(
       phase, multiply_adds=multiply_adds(phase.scheme, data.image_shape, parts=phase.accumulate)
@@ -265,10 +264,10 @@ def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
 def multiply_adds(
   scheme: Scheme, image_shape: tuple[int, int, int], *, parts: int = 1
 ) -> int | None:
-  """Those of an example's targets and loss, forwards; None if they cannot be counted.
+  """Count the multiply-adds of one example's targets and loss, forwards.
 
-  Nothing is computed, but the objective is traced, so that what does not fit is an error here, an
-  objective that cannot be computed on `parts` of a batch, too.
+  Nothing is computed, but the objective is traced: what does not fit raises here, and so does an
+  objective that cannot be computed on `parts` of a batch. None if a loop has no known length.
   """
   examples = 2
   batch = batch_shapes(image_shape, (1, examples))  # on one device
@@ -284,14 +283,14 @@ def multiply_adds(
   traced = jax.make_jaxpr(mapped)(jax.random.key(0), batch)
   try:
     return multiply_adds_of(traced.jaxpr) // examples
-  except ConfigError:  # of loops whose length nobody knows
+  except ConfigError:  # a loop of unknown length
     return None
 
 
 def _phase(
   spec: PhaseSpec, settings: ml_collections.ConfigDict, section: str, data: Dataset
 ) -> Phase:
-  """The phase of a spec, by the recipe and the examples of a config's "teacher" or "student"."""
+  """Build the phase of a spec, by the recipe and examples of a config's "teacher" or "student"."""
   recipe = settings[section]
   epochs = spec.epochs or recipe.epochs
   # A student that learns from labels alone learns nothing from images without.

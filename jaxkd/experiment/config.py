@@ -1,4 +1,4 @@
-"""The fields of an experiment's config, their defaults, and contradictions between them."""
+"""Fields of an experiment's config, their defaults, and checks for contradictions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES, drops_after_the_end
 
 
 def training_fields(model: str) -> Fields:
-  """How one network is trained; defaults are RepDistiller's CIFAR recipe."""
+  """Return the fields of the training of one network, by default RepDistiller's CIFAR recipe."""
   return {
     "model": text(model),
     "epochs": integer(240, minimum=1),
@@ -44,12 +44,12 @@ def training_fields(model: str) -> Fields:
     "drop_factor": number(0.1, exclusive=True, maximum=1.0),
     "warmup_epochs": number(0.0),
     "average_decay": number(0.0, maximum=0.999999),
-    # Of residual networks, between a block's convolutions.
+    # Dropout between the convolutions of a residual block, for models that have it.
     "dropout": number(0.0, maximum=0.99),
   }
 
 
-# What every experiment has; a method adds its own fields under "method".
+# Fields of every experiment; a method adds its own fields under "method".
 COMMON: Fields = {
   "seed": integer(0),
   "batch_size": integer(64, minimum=1, maximum=2**20),
@@ -60,58 +60,57 @@ COMMON: Fields = {
   "compute_dtype": choice("float32", ("float32", "bfloat16")),
   "evaluate_every": integer(1, minimum=1),
   "checkpoint_seconds": number(60.0),
-  # Updates that one program makes before the host has the next word; 0 leaves it to the device.
+  # Training steps per compiled program; 0 chooses by platform.
   "steps_per_dispatch": integer(0),
-  # What becomes of a stage when a step is not finite, which is never applied: "stop" with an error,
-  # "skip" it, or "rollback" to the last checkpoint, with the learning rates times rollback_factor,
-  # at most so many times.
+  # Policy for a step that is not finite, which is never applied: "stop" with an error, "skip" it,
+  # or "rollback" to the last checkpoint, with the learning rates times rollback_factor, at most
+  # `rollbacks` times.
   "nonfinite": choice("stop", POLICIES),
   "rollback_factor": number(0.5, exclusive=True, maximum=0.99),
   "rollbacks": integer(3, minimum=1),
   "keep": choice("last", ("last", "best")),
   "baseline": flag(True),
-  # Whether what the losses need of frozen networks is computed once per example and view and read
-  # back; and how much of it, with the training images, is held on each device. The rest of it all
-  # is on disk.
+  # Whether outputs of frozen networks that the losses need are computed once per example and view,
+  # and the memory for them and the training images on each device. What does not fit is on disk.
   "cached_targets": flag(False),
   "resident_megabytes": integer(1024),
   "data": {
     "name": text("digits"),
     "directory": text(""),
     "validation": number(0.1, maximum=0.9),
-    # Of the choice of the validation images; -1 is the run's own seed. A number lets runs of
-    # several seeds share a teacher that has seen none of them.
+    # Seed of the choice of validation images; -1 is the run's seed. With another number, runs of
+    # several seeds have the same validation images and can share a teacher.
     "split_seed": integer(-1, minimum=-1),
     "per_class": integer(0),
-    # Training images beyond per_class that a student sees without their labels.
+    # Number of training images beyond per_class that the student sees without labels.
     "unlabelled": integer(0),
     "teacher_per_class": integer(0),
-    # Test images of each class, 0 for all: a figure of fewer is for looking whether things work.
+    # Test images per class, 0 for all; fewer are for trial runs, not for results.
     "test_per_class": integer(0),
     "crop": integer(0),
-    # The side to which a random rectangle of an image is resized, in evaluation that of the middle
-    # that is cut out; 0 leaves images at the size in which they come.
+    # Side to which a random rectangle of an image is resized, and of the centre crop in evaluation;
+    # 0 keeps the size of the images.
     "resized_crop": integer(0),
     "flip": flag(False),
     "cutout": integer(0),
     "mixup": number(0.0, maximum=1000.0),
-    # How many ways an example is augmented, epoch after epoch in turn; 0 for ever new ones.
+    # Number of augmented views of an example, one per epoch in turn; 0 draws a new one every epoch.
     "views": integer(0),
   },
   "teacher": {
     **training_fields("resnet32x4"),
-    # A teacher that comes trained: a directory that a run left, or a file of PyTorch's weights for
-    # teacher.model (.pth, .safetensors).
+    # A trained teacher: the directory of a bundle, or a file of PyTorch weights for teacher.model
+    # (.pth, .safetensors).
     "bundle": text(""),
     "weights": text(""),
-    # The images that it was trained on, where they are not the run's: mean and std of pixel values
-    # in 0..1, and the side of the images. Of several files that differ, one for each. What is left
-    # open is what a bundle says, for weights of an ImageNet model torchvision's, else the run's.
+    # The images that it was trained on, if they are not the run's: mean and std of pixel values in
+    # 0..1, and the side of the images; one for each file if several files differ. Unset values are
+    # those of the bundle, torchvision's for weights of an ImageNet model, else the run's.
     "mean": channel_numbers(),
     "std": channel_numbers(positive=True),
     "image_size": image_sizes(),
     "count": integer(1, minimum=1, maximum=64),
-    # Whether one that comes trained is scored again; many runs with one teacher need not.
+    # Whether a trained teacher is scored again; not needed in many runs with one teacher.
     "rescore": flag(True),
   },
   "student": training_fields("resnet8x4"),
@@ -119,7 +118,7 @@ COMMON: Fields = {
 
 
 def defaults(fields: Fields) -> ml_collections.ConfigDict:
-  """A config with every field at its default.
+  """Return a config with every field at its default.
 
   >>> defaults({"epochs": integer(3), "data": {"name": text("digits")}}).data.name
   'digits'
@@ -139,7 +138,7 @@ def _default(field: Field) -> Any:
 
 
 def fields(method: str) -> Fields:
-  """Every field of a config for `method`, with what each accepts.
+  """Return every field of a config for `method`.
 
   Raises:
     ConfigError: as `jaxkd.methods.methods`.
@@ -148,14 +147,14 @@ def fields(method: str) -> Fields:
 
 
 def base_config(method: str) -> ml_collections.ConfigDict:
-  """The config that files in `configs/` start from: RepDistiller's CIFAR recipe for `method`."""
+  """Return the config that files in `configs/` modify: RepDistiller's CIFAR recipe for `method`."""
   return defaults(fields(method))
 
 
 def check_config(settings: ml_collections.ConfigDict) -> None:
-  """Raises a ConfigError if a field is unknown, missing or out of range, or contradicts another.
+  """Raise a ConfigError if a field is unknown, missing or out of range, or contradicts another.
 
-  Mistakes that show with the data or the networks only are errors of `jaxkd.experiment.build`.
+  `jaxkd.experiment.build` raises errors that depend on the data or the networks.
   """
   method = settings.get("method", {})
   name = method.get("name", "") if hasattr(method, "get") else method
@@ -164,7 +163,7 @@ def check_config(settings: ml_collections.ConfigDict) -> None:
 
 
 def remarks(settings: ml_collections.ConfigDict) -> list[str]:
-  """A line for every field of a valid config that has less effect than it seems to."""
+  """Return a line for every field of a valid config that has no effect or not its full effect."""
   return _remarks(settings, with_teacher=_has_teacher(settings.method.name))
 
 
@@ -173,27 +172,27 @@ def _has_teacher(name: str) -> bool:
 
 
 def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> None:
-  """Raises a ConfigError for a model that nobody knows, and for fields that contradict each other.
+  """Raise a ConfigError for an unknown model, and for fields that contradict each other.
 
   Args:
-    settings: a config whose fields are all there, each valid by itself.
-    with_teacher: whether a teacher is trained, or comes trained.
+    settings: a complete config whose fields are each valid.
+    with_teacher: whether the run has a teacher.
   """
   used = ["student"] if settings.method.name != "teacher" else []
   used += ["teacher"] if with_teacher else []
   for role in used:
-    own = settings[role]
-    # A bundle may hold a model of anybody's.
-    if not own.get("bundle"):
-      _check_model(own.model)
-    if own.optimizer == "sgd" and own.nesterov and not own.momentum:
+    section = settings[role]
+    # A bundle may hold a model that is not registered.
+    if not section.get("bundle"):
+      _check_model(section.model)
+    if section.optimizer == "sgd" and section.nesterov and not section.momentum:
       raise ConfigError(f"{role}.nesterov=True: needs momentum > 0, got {role}.momentum=0")
-    comes_trained = own.get("bundle") or own.get("weights")
-    # A number of updates that int32 does not count is the schedule's matter.
-    if own.epochs < own.warmup_epochs < 2**31 and not comes_trained:
+    comes_trained = section.get("bundle") or section.get("weights")
+    # The schedule checks numbers of updates that exceed int32.
+    if section.epochs < section.warmup_epochs < 2**31 and not comes_trained:
       raise ConfigError(
-        f"{role}.warmup_epochs={own.warmup_epochs:g}: expected a number <= {own.epochs}, as "
-        f"{role}.epochs says, since the learning rate would not be reached"
+        f"{role}.warmup_epochs={section.warmup_epochs:g}: expected a number <= {section.epochs}, "
+        f"as {role}.epochs says, since the learning rate would not be reached"
       )
   if with_teacher:
     _check_images(settings.teacher)
@@ -204,7 +203,7 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
 
 
 def _check_images(teacher: ml_collections.ConfigDict) -> None:
-  """Raises a ConfigError if a teacher that is trained in the run is to see other images."""
+  """Raise a ConfigError if images are stated for a teacher that is trained in the run."""
   if teacher.bundle or teacher.weights:
     return
   for field, unset in (("mean", ()), ("std", ()), ("image_size", 0)):
@@ -216,23 +215,24 @@ def _check_images(teacher: ml_collections.ConfigDict) -> None:
 
 
 def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list[str]:
-  """A line for every field that a run accepts, and that has less effect on it than it seems to.
+  """Return the lines of `remarks`.
 
   Args:
-    settings: a config that `check` accepts.
-    with_teacher: whether a teacher is trained, or comes trained.
+    settings: a config that `check_config` accepts.
+    with_teacher: whether the run has a teacher.
   """
   found = []
   comes_trained = settings.teacher.bundle or settings.teacher.weights
   used = ["student"] if settings.method.name != "teacher" else []
   used += ["teacher"] if with_teacher and not comes_trained else []
   for role in used:
-    own = settings[role]
-    late = drops_after_the_end(own.drops, own.epochs) if own.schedule == "step" else ()
+    section = settings[role]
+    late = drops_after_the_end(section.drops, section.epochs) if section.schedule == "step" else ()
     if late:
       which = ", ".join(f"{epoch:g}" for epoch in late)
       found.append(
-        f"{role}.drops={tuple(own.drops)}: without effect at {which}, as {role}.epochs={own.epochs}"
+        f"{role}.drops={tuple(section.drops)}: without effect at {which}, as "
+        f"{role}.epochs={section.epochs}"
       )
   method = settings.method
   if method.get("ramp", "none") != "none" and method.ramp_epochs > settings.student.epochs:
@@ -249,27 +249,30 @@ def _check_model(name: str) -> None:
 
 
 def _check_data(settings: ml_collections.ConfigDict) -> None:
-  own = settings.data
-  if own.crop and own.resized_crop:
-    raise ConfigError(f"data.crop={own.crop}: expected 0 with data.resized_crop={own.resized_crop}")
-  if own.unlabelled and not own.per_class and settings.method.name != "teacher":
+  section = settings.data
+  if section.crop and section.resized_crop:
     raise ConfigError(
-      f"data.unlabelled={own.unlabelled}: data.per_class=0 leaves no image unlabelled"
+      f"data.crop={section.crop}: expected 0 with data.resized_crop={section.resized_crop}"
+    )
+  if section.unlabelled and not section.per_class and settings.method.name != "teacher":
+    raise ConfigError(
+      f"data.unlabelled={section.unlabelled}: data.per_class=0 leaves no image unlabelled"
     )
   if settings.cached_targets:
     _check_views(settings)
 
 
 def _check_views(settings: ml_collections.ConfigDict) -> None:
-  """Raises a ConfigError if targets are to be cached of images that never come again."""
-  own = settings.data
-  if own.mixup:
+  """Raise a ConfigError if targets are to be cached for images that are never repeated."""
+  section = settings.data
+  if section.mixup:
     raise ConfigError(
-      f"data.mixup={own.mixup}: expected 0 with cached_targets=True, since every epoch mixes others"
+      f"data.mixup={section.mixup}: expected 0 with cached_targets=True, since every epoch "
+      "mixes others"
     )
-  random = [name for name in ("crop", "resized_crop", "flip", "cutout") if own[name]]
-  if random and not own.views:
+  random = [name for name in ("crop", "resized_crop", "flip", "cutout") if section[name]]
+  if random and not section.views:
     raise ConfigError(
       f"data.views=0: expected an integer >= 1 with cached_targets=True, since data.{random[0]}="
-      f"{own[random[0]]} makes an image a new one every time"
+      f"{section[random[0]]} makes an image a new one every time"
     )

@@ -95,7 +95,7 @@ def prepare(
   """
   config.check_config(settings)
   data = build.dataset(settings, load_data)
-  return Plan(settings, data, build.stages(settings, data, traced=False))
+  return Plan(settings, data, build.phases(settings, data, traced=False))
 
 
 def lower(

@@ -1,4 +1,4 @@
-"""The networks that a config names: by architecture, from a bundle, with the weights of PyTorch."""
+"""The networks that a config names: new models, bundles, and models with PyTorch weights."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Trained = tuple[Teacher, Mapping[str, Any] | None]
 def create(
   field: str, name: str, data: Dataset, options: Mapping[str, Any], *, dropout: float = 0.0
 ) -> tuple[nn.Module, Output | tuple[Output, ...]]:
-  """A model of that name for this data, and the shapes it returns.
+  """Return a model for a data set, and the shapes of its output.
 
   Args:
-    field: of the config, for errors.
+    field: config field, for errors.
     name: one of `models.names()`.
-    data: its images and classes.
-    options: the model's other fields.
-    dropout: of a model that has it; 0 for none.
+    data: data set with the shape of images and the number of classes.
+    options: other fields of the model.
+    dropout: dropout rate of a model that has dropout; 0 is none.
 
   Raises:
     ConfigError: for an unknown name, or a model that cannot take these images or has no dropout.
@@ -61,41 +61,43 @@ def create(
 def teachers(
   settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
 ) -> list[Trained]:
-  """The teachers, each with its variables if it comes trained.
+  """Return the teachers, each with its variables if it is already trained.
 
-  One that comes trained may predict other classes than the data's. It is given its images as it
-  was trained to, whatever those of the run are.
+  A trained teacher may predict other classes than those of the data set. Its images are
+  converted to those that it was trained on.
 
   Args:
-    settings: a config, of which the "teacher" section counts.
-    data: what they are to teach.
-    options: fields of models that are made here.
+    settings: a config; its section "teacher" is used.
+    data: data set of the run.
+    options: fields of models that are created here.
 
   Raises:
-    ConfigError: naming the field and what would be accepted.
+    ConfigError: naming the field and the accepted values.
   """
-  own = settings.teacher
+  section = settings.teacher
   fields = ("bundle", "weights")
-  given = {field: [path for path in own[field].split(",") if path] for field in fields}
+  given = {field: [path for path in section[field].split(",") if path] for field in fields}
   if all(given.values()):
     raise ConfigError(
-      f"teacher.bundle={own.bundle!r} and teacher.weights={own.weights!r}: expected one of them"
+      f"teacher.bundle={section.bundle!r} and teacher.weights={section.weights!r}: expected "
+      "one of them"
     )
   for field, paths in given.items():
-    if paths and own.count not in (1, len(paths)):
+    if paths and section.count not in (1, len(paths)):
       raise ConfigError(
-        f"teacher.count={own.count}: expected {len(paths)}, as many as teacher.{field}"
+        f"teacher.count={section.count}: expected {len(paths)}, as many as teacher.{field}"
       )
   paths, read = given["bundle"] or given["weights"], _bundled if given["bundle"] else _from_torch
   if paths:
-    images = images_of_files(own, data, len(paths))
+    images = images_of_files(section, data, len(paths))
     return [
       read(path, chosen, settings, data, options)
       for path, chosen in zip(paths, images, strict=True)
     ]
-  module, output = create("teacher.model", own.model, data, options, dropout=own.dropout)
-  output = _one_output("teacher.model", own.model, output)
-  return [(Teacher(module, output, own.model, f"teacher.model={own.model!r}"), None)] * own.count
+  name = section.model
+  module, output = create("teacher.model", name, data, options, dropout=section.dropout)
+  output = _one_output("teacher.model", name, output)
+  return [(Teacher(module, output, name, f"teacher.model={name!r}"), None)] * section.count
 
 
 def _from_torch(
@@ -105,14 +107,15 @@ def _from_torch(
   data: Dataset,
   options: Mapping[str, Any],
 ) -> Trained:
-  """A teacher that PyTorch trained."""
-  own, field = settings.teacher, "teacher.weights"
-  published = models.published_preprocessing(own.model)
-  # Weights for images of another number of channels are not those that were published.
+  """Return a teacher with weights from a file of PyTorch."""
+  name, dropout = settings.teacher.model, settings.teacher.dropout
+  field = "teacher.weights"
+  published = models.published_preprocessing(name)
+  # The published preprocessing does not apply to images of another number of channels.
   usual = published if published and len(published.mean) == data.image_shape[-1] else None
   wanted = images.over(usual or images.given)
   seen = dataclasses.replace(data, image_shape=wanted.image_shape)
-  module, output = create("teacher.model", own.model, seen, options, dropout=own.dropout)
+  module, output = create("teacher.model", name, seen, options, dropout=dropout)
   shape = wanted.image_shape
   try:
     try:
@@ -124,13 +127,13 @@ def _from_torch(
       if count in (None, data.num_classes):
         raise
       seen = dataclasses.replace(seen, num_classes=count)
-      module, output = create("teacher.model", own.model, seen, options, dropout=own.dropout)
+      module, output = create("teacher.model", name, seen, options, dropout=dropout)
       variables = models.from_torch(path, module, image_shape=shape)
   except ConfigError as error:
-    raise ConfigError(f"{field}, for teacher.model={own.model!r}: {error}") from error
-  output = _one_output("teacher.model", own.model, output)
+    raise ConfigError(f"{field}, for teacher.model={name!r}: {error}") from error
+  output = _one_output("teacher.model", name, output)
   network = Network(module, variables, wanted)
-  return _as_trained(f"{field}={path!r}", network, output, own.model, images, data), variables
+  return _as_trained(f"{field}={path!r}", network, output, name, images, data), variables
 
 
 def _bundled(
@@ -140,7 +143,7 @@ def _bundled(
   data: Dataset,
   options: Mapping[str, Any],
 ) -> Trained:
-  """A teacher that comes trained."""
+  """Return a teacher from a bundle."""
   name = settings.teacher.model
   network, description = bundles.load_bundle(pathlib.Path(path))
   where = f"teacher.bundle={path!r}"
@@ -157,8 +160,8 @@ def _bundled(
       f"{data.image_shape[-1]}: expected a network of {data.image_shape[-1]}"
     )
   given = images.given
-  said = network.preprocessing or dataclasses.replace(given, image_size=(height, width))
-  wanted = images.over(said)
+  stored_images = network.preprocessing or dataclasses.replace(given, image_size=(height, width))
+  wanted = images.over(stored_images)
   seen = dataclasses.replace(data, image_shape=wanted.image_shape)
   shapes = _shapes("teacher.bundle", path, network.module, seen, network.variables)
   output = _one_output("teacher.bundle", path, shapes)
@@ -184,7 +187,7 @@ def _as_trained(
   data: Dataset,
   description: Mapping[str, Any] = MappingProxyType({}),
 ) -> Teacher:
-  """A teacher that comes trained, its images converted if they are not the run's."""
+  """Return a trained teacher, with conversion of its images if they differ from the run's."""
   model = as_trained(network, images.given)
   converted = model if isinstance(model, Converted) else None
   notes = [f"its images are converted to {shown(converted.wanted)}"] if converted else []
@@ -198,27 +201,27 @@ def _as_trained(
   return dataclasses.replace(teacher, notes=tuple(notes))
 
 
-def _accuracy(said: Any) -> float | None:
-  """What a description says, if it can be an accuracy."""
-  number = isinstance(said, int | float) and not isinstance(said, bool)
-  return float(said) if number and 0 <= said <= 1 else None
+def _accuracy(value: Any) -> float | None:
+  """Return a description's value as a float if it is an accuracy in 0..1, else None."""
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return float(value) if number and 0 <= value <= 1 else None
 
 
 def _shapes(
   field: str, value: str, module: nn.Module, data: Dataset, variables: Any = None
 ) -> Output | tuple[Output, ...]:
-  """What a model returns for this data's images, as shapes; nothing is computed."""
+  """Return the shapes of a model's output for a data set's images, without computing anything."""
   images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
   try:
     if variables is None:
       return _initial_shapes(module, data.image_shape)
     return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
-  except Exception as error:  # of any kind: it is the module's own
+  except Exception as error:  # the module's code can raise any type
     reason = one_line(error)
     raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
 
 
-# Those who plan many experiments ask for the same networks again and again, deep ones take seconds.
+# A plan of many experiments needs the same networks repeatedly, and deep ones take seconds.
 @functools.lru_cache(maxsize=64)
 def _initial_shapes(
   module: nn.Module, image_shape: tuple[int, int, int]
@@ -228,7 +231,7 @@ def _initial_shapes(
 
 
 def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> Output:
-  """The shapes of a network that can teach: one with a single output."""
+  """Return the output shapes of a teacher, which must have a single output."""
   if isinstance(output, tuple):
     raise ConfigError(f"{field}={value!r} has {len(output)} exits: a teacher needs to have one")
   return output
@@ -236,13 +239,13 @@ def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> 
 
 @dataclasses.dataclass(frozen=True)
 class StatedImages:
-  """The images that one teacher was trained on, as far as the config states it.
+  """The config's statements about the images that one teacher was trained on.
 
   Attributes:
-    given: those of the run.
-    mean: () where the config has none.
+    given: preprocessing of the run.
+    mean: mean per channel; () if the config has none.
     std: likewise.
-    image_size: the side; 0 where the config has none.
+    image_size: side of the images; 0 if the config has none.
   """
 
   given: Preprocessing
@@ -251,36 +254,36 @@ class StatedImages:
   image_size: int = 0
 
   def over(self, usual: Preprocessing) -> Preprocessing:
-    """`usual`, with what the config states in its place."""
+    """Return `usual`, with the values of the config in place of its own."""
     size = (self.image_size, self.image_size) if self.image_size else usual.image_size
     return Preprocessing(self.mean or usual.mean, self.std or usual.std, size)
 
 
 def images_of_run(data: Dataset) -> Preprocessing:
-  """The images of a data set as its networks see them."""
+  """Return the preprocessing of a data set's images."""
   height, width, _ = data.image_shape
   return Preprocessing(tuple(data.mean), tuple(data.std), (height, width))
 
 
 def images_of_files(
-  own: ml_collections.ConfigDict, data: Dataset, count: int
+  section: ml_collections.ConfigDict, data: Dataset, count: int
 ) -> list[StatedImages]:
-  """What a config's "teacher" section states for each of its files.
+  """Return the images that a config's "teacher" section states for each of its files.
 
   Args:
-    own: the section; its `mean`, `std` and `image_size` are one for all files, or one for each.
-    data: the run's.
-    count: of files.
+    section: the section; its `mean`, `std` and `image_size` are one for all files, or one for each.
+    data: data set of the run.
+    count: number of files.
 
   Raises:
-    ConfigError: for more or fewer than one for each file, or than one number per channel.
+    ConfigError: if there is not one value per file, or not one number per channel.
   """
   given, channels = images_of_run(data), data.image_shape[-1]
   nested = {
-    field: any(isinstance(x, list | tuple) for x in own[field]) for field in ("mean", "std")
+    field: any(isinstance(x, list | tuple) for x in section[field]) for field in ("mean", "std")
   }
-  nested["image_size"] = isinstance(own.image_size, list | tuple)
-  each = {field: _each(field, own[field], several, count) for field, several in nested.items()}
+  nested["image_size"] = isinstance(section.image_size, list | tuple)
+  each = {field: _each(field, section[field], several, count) for field, several in nested.items()}
 
   def one(field: str, number: int) -> tuple[float, ...]:
     values = tuple(each[field][number])
@@ -294,7 +297,7 @@ def images_of_files(
 
 
 def shown(images: Preprocessing) -> str:
-  """The images in words."""
+  """Return a preprocessing in words."""
   mean, std = (
     f"({', '.join(f'{value:.4g}' for value in values)})" for values in (images.mean, images.std)
   )

@@ -31,7 +31,7 @@ def overview(settings: ml_collections.ConfigDict, console: Console) -> None:
   config.check_config(settings)
   data = build.dataset(settings)
   shown: dict[str, str] = {}
-  for phase in build.stages(settings, data):
+  for phase in build.phases(settings, data):
     length = f"{phase.epochs} epochs of {phase.steps_per_epoch} steps, {len(phase.examples)} images"
     lines = [f"{phase.name}: {length}", *phase.notes]
     if phase.reported:

@@ -116,7 +116,7 @@ def run(
     with workdir_lock(workdir):
       pass  # Fail before data are loaded if another run holds the lock.
   data = build.dataset(settings, load_data or load)
-  phases = build.stages(settings, data)
+  phases = build.phases(settings, data)
   if not settings.devices and not settings.cpu_devices:
     steps = [phase.multiply_adds for phase in phases if phase.epochs]
     chosen = devices.choose_devices(chosen, steps, settings.batch_size)

@@ -1,8 +1,9 @@
-"""Distillation methods: their hyperparameters, what they compare, and their phases of training.
+"""Distillation methods: their hyperparameters, the outputs they compare, and their phases.
 
 A method is one file with a `METHOD`, and a line in `registry.py`. The schemes that methods are
-built of serve programs of others, too: `offline` (a frozen teacher), `mutual`, `native_ensemble`,
-`multi_exit`, `born_again`, `simkd`, `fresh_classifier`, `autoencoder`, `supervised`.
+built from can be used without the experiments: `offline` (frozen teachers), `mutual`,
+`native_ensemble`, `multi_exit`, `born_again`, `simkd`, `fresh_classifier`, `autoencoder`,
+`supervised`.
 """
 
 from jaxkd.methods._exits import AdaptiveTemperature, of_exits

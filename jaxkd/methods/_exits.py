@@ -1,4 +1,4 @@
-"""One network with several exits, of which the deeper teach the shallower."""
+"""The scheme of one network with several exits, in which deeper exits teach shallower ones."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ from jaxkd.types import (
 
 TEMPERATURE = "temperature"
 
-# Where a network without exits of its own gets them, and what they are made of.
+# The stages at which exits are added to a network that has none, and the heads of these exits.
 EXITS = {"exits": names((AUTO,))}
 HEADS = ("linear", "conv", "projected", "bottleneck", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveTemperature:
-  """A temperature that rises while the deepest exit is too sure of itself.
+  """A temperature that rises while the deepest exit is too confident.
 
   It starts at `start`, and is multiplied by `factor` after every step in which the deepest exit's
-  mean largest probability, softened by it, exceeds `confidence`.
+  mean largest probability, softened with it, exceeds `confidence`.
 
   Attributes:
     start: the first temperature.
@@ -58,7 +58,7 @@ class AdaptiveTemperature:
     factor: at least 1.
 
   Source: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019,
-  the authors' code. There the temperature is lost when training is resumed.
+  the authors' code. That code loses the temperature when training is resumed.
   """
 
   start: float = 1.0
@@ -84,7 +84,7 @@ def multi_exit(
   summed: bool = False,
   image_shape: tuple[int, int, int],
 ) -> Scheme:
-  """A scheme of one network that learns at all of its exits, and from its own deeper ones.
+  """Return the scheme of one network that learns at all of its exits, and from its deeper exits.
 
   The objective is sum_m label_weights[m] * CE(exit m) + weight * distillation(exits). Examples
   without labels (weight 0) count in the second part only.
@@ -98,13 +98,13 @@ def multi_exit(
       (`jaxkd.models.MSDNet`, `jaxkd.models.MultiExit`).
     distillation: (exits, temperature, batch, context) -> Terms, the exits being Outputs, shallowest
       first, and the temperature None unless it adapts; a mean over the examples that count, or a
-      `WholeBatch`. `of_exits` makes it of a function of `jaxkd.losses`. None trains every exit by
-      the labels alone.
-    label_weights: one for each exit.
-    weight: of the distillation.
+      `WholeBatch`. `of_exits` makes it of a function of `jaxkd.losses`. None trains every exit
+      from labels alone.
+    label_weights: weight of the cross-entropy of each exit.
+    weight: factor of the distillation.
     temperature: None leaves it to `distillation`.
     summed: its feature term is a sum over the examples of the batch, not a mean.
-    image_shape: (H, W, C), by which the layers before an exit are found when it is exported.
+    image_shape: (H, W, C); the layers before an exit are found by tracing when it is exported.
 
   Raises:
     ConfigError: if there is not one label weight for each exit.
@@ -135,11 +135,11 @@ def multi_exit(
     targets: None,
     context: Context,
   ) -> tuple[Array, Aux]:
-    everyone = merge(participants, learning)
+    variables = merge(participants, learning)
     state: Participants = {}
     outputs, state["student"] = learn(
       network,
-      everyone["student"],
+      variables["student"],
       batch.images,
       key_for(context.rng, "student"),
       where=batch.mask,
@@ -157,7 +157,7 @@ def multi_exit(
     if distillation is not None:
       now = None
       if adapts:
-        now = everyone[TEMPERATURE]["adapted"][TEMPERATURE]
+        now = variables[TEMPERATURE]["adapted"][TEMPERATURE]
         metrics["temperature"] = (now, jnp.float32(1))
         state[TEMPERATURE] = {"adapted": {TEMPERATURE: adapted(now, outputs[-1], batch, context)}}
       if isinstance(distillation, WholeBatch):
@@ -197,7 +197,7 @@ def multi_exit(
     student = participants["student"]
     networks = {f"exit_{m}": cut_at_exit(network, student, m, image_shape) for m in range(exits)}
     if isinstance(network, MultiExit):
-      # Its deepest exit is the network it was before it was given exits.
+      # The deepest exit is the network without the added exits.
       networks[f"exit_{exits - 1}"] = plain_network(network, student)
     if exits > 1:
       networks["ensemble"] = exit_ensemble(network, student)
@@ -208,12 +208,12 @@ def multi_exit(
 
 
 def of_exits(kernel: Callable[..., Terms], *, whole: bool = False, **options: Any) -> Loss:
-  """The distillation of `multi_exit` by a function of `jaxkd.losses`.
+  """Return the distillation of `multi_exit` for a function of `jaxkd.losses`.
 
   Args:
-    kernel: (exits, where=mask, **options) -> Terms; also `temperature` where that adapts.
+    kernel: (exits, where=mask, **options) -> Terms; also `temperature` if that adapts.
     whole: whether it compares the examples of a batch with each other; it then takes `axis_name`.
-    **options: bound to it.
+    **options: passed to it.
   """
 
   def loss(exits: Any, temperature: Any, batch: Batch, context: Context) -> Terms:
@@ -226,7 +226,7 @@ def of_exits(kernel: Callable[..., Terms], *, whole: bool = False, **options: An
 
 
 def _pooled(terms: Terms, batch: Batch, context: Context, *, summed: bool) -> Terms:
-  """Terms whose mean over parts and devices is what the whole batch gives."""
+  """Return terms whose mean over parts and devices equals the terms of the whole batch."""
   local = scaled(terms, batch, context)
   if not summed:
     return local
@@ -235,8 +235,8 @@ def _pooled(terms: Terms, batch: Batch, context: Context, *, summed: bool) -> Te
 
 
 def network_with_exits(setup: Setup) -> Any:
-  """The student if it has exits of its own, else the student with the exits of the config."""
-  own = setup.hyperparameters
+  """Return the student if it has exits of its own, else the student with the config's exits."""
+  hyperparameters = setup.hyperparameters
   if isinstance(setup.student_output, tuple):
     return setup.student
   assert setup.student_output.logits is not None
@@ -244,14 +244,14 @@ def network_with_exits(setup: Setup) -> Any:
     setup.student,
     setup.student_output,
     _exit_stages(setup),
-    kind=own.head,
+    kind=hyperparameters.head,
     num_classes=setup.student_output.logits.shape[-1],
     **setup.options,
   )
 
 
 def _exit_stages(setup: Setup) -> tuple[str, ...]:
-  """The stages of the config; "auto" stands for the inner ones but the last."""
+  """Return the stages of the config; "auto" is all inner stages except the last."""
   stages: list[str] = []
   for stage in setup.hyperparameters.exits:
     stages += inner_stages(setup.student_shapes())[:-1] if stage == AUTO else [stage]
@@ -259,7 +259,7 @@ def _exit_stages(setup: Setup) -> tuple[str, ...]:
 
 
 def exits_phase(name: str, setup: Setup, network: Any, **scheme: Any) -> PhaseSpec:
-  """Trains all exits; the deepest stands for the network."""
+  """Return the phase that trains all exits; its result is the accuracy of the deepest exit."""
   return PhaseSpec(
     name,
     multi_exit(network, image_shape=setup.image_shape, **scheme),
@@ -277,7 +277,7 @@ def _notes(setup: Setup, network: Any) -> tuple[str, ...]:
 
 
 def exit_wise(setup: Setup, network: Any) -> PhaseSpec:
-  """A network with exits, each trained by the labels alone, at the student's rate."""
+  """Return the phase that trains each exit from labels alone, at the student's learning rate."""
   labels = (1.0,) * network.num_exits
   phase = exits_phase(BASELINE, setup, network, distillation=None, label_weights=labels)
   return dataclasses.replace(phase, learning_rate=None, role="baseline")

@@ -1,4 +1,4 @@
-"""Methods that compare features of several stages by one loss."""
+"""Methods that compare features of several stages with one loss."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def feature_method(
   compares_examples: bool = False,
   **method: Any,
 ) -> Method:
-  """A method that compares features of stages, without an adapter.
+  """Return a method that compares features of stages, without an adapter.
 
   Args:
-    name: of its term.
+    name: name of its term.
     summary: as in Method.
     kernel: (student, teacher, stages=, stage_weights=, where=, **options) -> Terms, of
       `jaxkd.losses`.
-    options: its fields; every one but "stages" is an option of the kernel of that name.
+    options: its fields; each except "stages" is passed to the kernel under its name.
     weight: default of the field "weight".
     compares_examples: whether the kernel compares examples of a batch with each other; it then
-      also takes `axis_name`, and features without a place, (B, C).
+      also takes `axis_name`, and features without spatial axes, (B, C).
     **method: other attributes of Method.
   """
   bind = whole_batch if compares_examples else per_example
@@ -59,13 +59,13 @@ def feature_term(
   where: str = "features",
   **distillation: Any,
 ) -> Term:
-  """The term for the teacher `setup.teacher_name`, weighted by the config and its share.
+  """Return the term for the teacher `setup.teacher_name`, weighted by the config and its share.
 
   Args:
-    name: of the term; made different for every teacher.
+    name: name of the term; another teacher's name is appended to it.
     setup: the networks.
     loss: as in Distillation.
-    stages: that are compared.
+    stages: the stages that are compared.
     where: "features" or "preactivations".
     **distillation: other attributes of Distillation.
   """

@@ -1,11 +1,12 @@
-"""Applying a network with the gradients of its loss, at the images or at any stage's features.
+"""Apply a network and compute the gradients of its loss at the images or at features of stages.
 
-What is differentiated is the sum of the examples' cross-entropies, weighted. For a network that
-treats examples one by one, a teacher in evaluation mode for one, each example's gradient is then
-that of its own loss, whatever the batch. Batch normalisation in training mode couples the
-examples: an example's gradient also counts how it moves the others' losses through the batch
-statistics. Statistics shared over a device axis couple those of all devices, and the gradient is
-that of the sum over all devices, as on one device with the whole batch.
+The differentiated scalar is the weighted sum of the examples' cross-entropies. If a network treats
+examples independently (a teacher in evaluation mode does), the gradient of an example is that of
+its own loss and does not depend on the batch. Batch normalisation in training mode couples the
+examples: the gradient of an example then includes its effect on the losses of other examples
+through the batch statistics. Statistics shared over a device axis couple the examples of all
+devices, and the gradient is that of the sum over all devices, as on one device with the whole
+batch.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def learn_with_gradients(
   rng: Array,
   where: Array | None = None,
 ) -> tuple[Output, dict[str, Any]]:
-  """A learner's output with gradients, and its new non-parameter state, in training mode.
+  """Return a learner's output with gradients, and its new non-parameter state, in training mode.
 
-  Both are those of `jaxkd.networks.learn`, and `Output.gradients` besides. All of it,
-  gradients included, can be differentiated with respect to the variables.
+  Both are as from `jaxkd.networks.learn`, with `Output.gradients` added. Everything, gradients
+  included, can be differentiated with respect to the variables.
 
   Args:
     module: `__call__(images, train) -> Output`; for gradients at stages also `stages`, `encode`
@@ -55,11 +56,11 @@ def learn_with_gradients(
     variables: its Flax variable dict.
     images: (B, H, W, C), floating point.
     labels: class numbers (B,), or class probabilities (B, C).
-    weights: (B,); an example of weight 0 (unlabelled) has no loss of its own. None weighs all 1.
+    weights: (B,); an example of weight 0 (unlabelled) has no loss. None is a weight of 1 for all.
     stages: where gradients are taken: "images", "flipped_images" (at the mirrored images, mirrored
       back; a second pass, whose batch statistics are discarded), names of stages.
     rng: for dropout.
-    where: `Batch.mask`: padding has no loss, and is out of the batch statistics.
+    where: `Batch.mask`: padding has no loss, and is excluded from the batch statistics.
 
   Raises:
     ConfigError: for a stage that the module does not have, or cannot be entered at.
@@ -81,14 +82,14 @@ def infer_with_gradients(
   stages: Sequence[str],
   where: Array | None = None,
 ) -> Output:
-  """A network's output with gradients, in evaluation mode.
+  """Return a network's output with gradients, in evaluation mode.
 
   Args:
-    module: as in `learn_with_gradients`. Where its images are converted, the gradient at "images"
-      is that at the images given.
+    module: as in `learn_with_gradients`. If its images are converted, the gradient at "images"
+      is the gradient at the images before conversion.
     variables: its Flax variable dict.
     images: (B, H, W, C), floating point.
-    labels: class numbers (B,), or class probabilities (B, C); the student's.
+    labels: class numbers (B,), or class probabilities (B, C), of the student's classes.
     weights: (B,), or None.
     stages: where gradients are taken, as in `learn_with_gradients`.
     where: `Batch.mask`: padding has no loss.
@@ -109,7 +110,7 @@ def infer_with_gradients(
 
 
 class _Targets(NamedTuple):
-  """What the differentiated cross-entropies are with."""
+  """Labels, weights and mask of the differentiated cross-entropies."""
 
   labels: Array
   weights: Array | None
@@ -135,7 +136,7 @@ def _with_gradients(
   if entered:
     features = jax.eval_shape(lambda images: call(module, images)[0].features, images)
     offsets = {stage: jnp.zeros(features[stage].shape, features[stage].dtype) for stage in entered}
-  # The images' gradient is a whole backward pass through the first layers: only where wanted.
+  # The gradient at the images needs a backward pass through the first layers: only on request.
   with_images = IMAGES in stages
   differentiate = jax.grad(loss, argnums=(0, 1) if with_images else (1,), has_aux=True)
   found, (output, changes) = differentiate(images, offsets)
@@ -143,7 +144,7 @@ def _with_gradients(
   if with_images:
     gradients[IMAGES] = found[0]
   if FLIPPED_IMAGES in stages:
-    # The flip is inside what is differentiated, so that the gradient comes out flipped back.
+    # The flip is inside the differentiated function, so the gradient is already flipped back.
     def flipped(images: Array) -> Array:
       return _summed_cross_entropy(call(module, images[:, :, ::-1])[0], targets)
 
@@ -152,13 +153,13 @@ def _with_gradients(
 
 
 class _Entered(NamedTuple):
-  """A module with offsets added to its features, in its place for `learn` and `infer`.
+  """A module with offsets added to its features; `learn` and `infer` take it in place of a module.
 
   Its inputs are (images, {stage: offset}).
 
   Attributes:
     module: a model with `encode` and `resume`.
-    stages: where offsets are added, from shallow to deep; at least one.
+    stages: stages at which offsets are added, from shallow to deep; at least one.
   """
 
   module: nn.Module
@@ -167,7 +168,7 @@ class _Entered(NamedTuple):
   def apply(
     self, variables: Mapping[str, Any], inputs: tuple[Array, Mapping[str, Array]], **options: Any
   ) -> Any:
-    """As the module's own `apply` of the images."""
+    """The module's `apply` on the images, with the offsets added."""
     return self.module.apply(variables, *inputs, method=self._through, **options)
 
   def _through(
@@ -180,7 +181,7 @@ class _Entered(NamedTuple):
       moved = part.features[stage] + offsets[stage]
       features |= {**part.features, stage: moved}
       preactivations |= part.preactivations
-      # Only asked to stop where it must: one stage needs no to_stage.
+      # `to_stage` is passed only if needed: with one stage, `resume` need not accept it.
       stop = {} if following is None else {"to_stage": following}
       try:
         part = model.resume(moved, stage, train, **stop)
@@ -194,7 +195,7 @@ class _Entered(NamedTuple):
 
 
 def _entered(module: nn.Module, stages: Sequence[str]) -> list[str]:
-  """The stages of the module among `stages`, from shallow to deep.
+  """Return the stages of the module among `stages`, from shallow to deep.
 
   Raises:
     ConfigError: for one that the module does not have, or cannot be entered at.
@@ -227,7 +228,7 @@ def _entered(module: nn.Module, stages: Sequence[str]) -> list[str]:
 def _summed_cross_entropy(output: Any, targets: _Targets) -> Array:
   if not isinstance(output, Output) or output.logits is None:
     raise ConfigError(
-      "gradients are of one cross-entropy: the model must return one Output, with logits"
+      "gradients need one cross-entropy: the model must return one Output, with logits"
     )
   labels, weights, where = targets
   (logits,) = widen(output.logits)

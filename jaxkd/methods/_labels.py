@@ -1,4 +1,4 @@
-"""What every scheme adds for its labels: the cross-entropy, and the accuracy."""
+"""Label terms of every scheme: the cross-entropy and the accuracy."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jaxkd.types import Array, Batch, Context, Terms
 def label_terms(
   logits: Any, batch: Batch, context: Context, *, label_smoothing: float = 0.0
 ) -> Terms:
-  """The cross-entropy with a batch's labels.
+  """Return the cross-entropy with the labels of a batch.
 
-  The mean over the parts of a batch and over the devices is that of the whole batch, however its
-  labels are spread.
+  The mean over the parts of a batch and over the devices equals the value of the whole batch,
+  however its labels are distributed over them.
 
   Args:
-    logits: of the batch, (..., C).
+    logits: (..., C).
     batch: its labels, weights and mask are used.
-    context: of the step.
+    context: context of the step.
     label_smoothing: probability spread over all classes.
   """
   in_parts = context.counts is not None
@@ -37,5 +37,5 @@ def label_terms(
 
 
 def accuracy(logits: Any, batch: Batch) -> tuple[Array, Array]:
-  """(weighted number of labels that are predicted, sum of weights)."""
+  """Return (weighted number of correct predictions, sum of weights)."""
   return score(logits, batch.labels, batch.weights, where=batch.mask)["accuracy"]

@@ -14,19 +14,19 @@ from jaxkd.errors import ConfigError
 from jaxkd.fields import Field, choice
 from jaxkd.methods.base import Setup, StagePair
 
-# What a config says to leave the choice to the networks' shapes.
+# The value of a config field for stages chosen from the networks' shapes.
 AUTO = "auto"
 
 Where = Literal["features", "preactivations"]
 Shapes = Mapping[str, tuple[int, ...]]
 Pairs = tuple[tuple[str, str], ...]
 
-# A stem has seen next to nothing, "pooled" has no place any more.
+# Not compared by "auto": a stem has a small receptive field, "pooled" has no spatial axes.
 _ENDS = ("stem", "pooled")
 
 
 def stage_pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-  """(student's stage, teacher's stage) for every "stage" or "student's:teacher's".
+  """Return (student's stage, teacher's stage) for every "STAGE" or "STUDENT_STAGE:TEACHER_STAGE".
 
   >>> stage_pairs(("stage1", "stage2:stage3"))
   (('stage1', 'stage1'), ('stage2', 'stage3'))
@@ -41,11 +41,11 @@ def stage_pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
 def chosen_pairs(
   setup: Setup, *, where: Where = "features", vectors: bool = False
 ) -> tuple[tuple[str, str], ...]:
-  """The pairs of stages that the config's `stages` name; "auto" stands for all that match.
+  """Return the pairs of stages that the config's `stages` name; "auto" is all that match.
 
   Args:
     setup: the networks, which must have the stages.
-    where: which arrays are meant.
+    where: which arrays are compared.
     vectors: whether "auto" may choose features (B, C).
 
   Raises:
@@ -61,7 +61,7 @@ def chosen_pairs(
 
 
 def hint_pair(setup: Setup) -> tuple[str, str]:
-  """The pair of stages that the config's `stage` names; "auto" is the second of all pairs.
+  """Return the pair of stages that the config's `stage` names; "auto" is the second of all pairs.
 
   Raises:
     ConfigError: as `chosen_pairs`.
@@ -75,7 +75,7 @@ def hint_pair(setup: Setup) -> tuple[str, str]:
 
 
 def last_pair(setup: Setup, *, vectors: bool = False) -> tuple[str, str]:
-  """The pair of stages that the config's `stage` names; "auto" is the last before pooling of each.
+  """Return the pair of stages of the config's `stage`; "auto" is the last before pooling of each.
 
   Raises:
     ConfigError: as `chosen_pairs`.
@@ -90,15 +90,15 @@ def last_pair(setup: Setup, *, vectors: bool = False) -> tuple[str, str]:
 def stage_options(
   setup: Setup, pairs: Sequence[tuple[str, str]], *, flows: bool = False
 ) -> dict[str, Any]:
-  """The options `stages` and `stage_weights` of a loss.
+  """Return the options `stages` and `stage_weights` of a loss.
 
   Args:
     setup: the networks; the weights are the config's field of that name.
-    pairs: the stages.
-    flows: the weights are those of adjacent pairs of stages.
+    pairs: the pairs of stages.
+    flows: the weights belong to adjacent pairs of stages.
 
   Raises:
-    ConfigError: for weights that are not as many.
+    ConfigError: if the number of weights is wrong.
   """
   weights = tuple(setup.hyperparameters.stage_weights)
   count = len(pairs) - flows
@@ -108,12 +108,12 @@ def stage_options(
   return {"stages": tuple(pairs), "stage_weights": weights or None}
 
 
-# Of the module that imitates a teacher's features: "auto" is a ReLU unless they have both signs.
+# Last activation of a module that imitates features: "auto" is a ReLU unless they are signed.
 ACTIVATION: Field = choice(AUTO, (AUTO, "relu", "none"))
 
 
 def ends_in_relu(setup: Setup, stage: str) -> bool:
-  """Whether what imitates the teacher's `stage` ends in a ReLU, by the config's `activation`."""
+  """Check whether the module that imitates the teacher's `stage` ends in a ReLU."""
   chosen = setup.hyperparameters.activation
   if chosen == AUTO:
     return stage not in getattr(setup.teacher.module, "signed_stages", ())
@@ -123,18 +123,18 @@ def ends_in_relu(setup: Setup, stage: str) -> bool:
 def adapter_at(
   name: str, setup: Setup, modules: Mapping[str, nn.Module], where: Where = "features"
 ) -> dict[str, Any]:
-  """The attributes of a Distillation that pass the student's arrays through modules.
+  """Return the attributes of a Distillation that pass the student's arrays through modules.
 
   Args:
-    name: of the distillation.
+    name: name of the distillation.
     setup: the networks.
-    modules: stage of the student -> module; none leaves the arrays as they are.
+    modules: stage of the student -> module; an empty mapping leaves the arrays unchanged.
     where: "features" or "preactivations".
   """
   if not modules:
     return {}
   named = setup.named(name)
-  # The adapter of one stage has the name that it has had in checkpoints since version 0.1.
+  # The participant of one stage's adapter keeps the name it has in checkpoints since version 0.1.
   participant = f"{named}_{next(iter(modules))}_connector" if len(modules) == 1 else ""
   return {"adapter": AtStages(modules, where), "adapter_name": participant}
 
@@ -147,10 +147,10 @@ def widths_matched(
   *,
   sizes: bool = False,
 ) -> dict[str, Any]:
-  """As `adapter_at`, where the student's channels differ from the teacher's.
+  """Return `adapter_at` with a module where the student's channels differ from the teacher's.
 
-  Each module is a convolution without bias, and batch normalisation: 1x1, or one that also brings
-  the size (`sizes`) to the teacher's.
+  Each module is a convolution without bias, and batch normalisation. The convolution is 1x1; with
+  `sizes`, it also changes the size to the teacher's.
   """
   modules: dict[str, nn.Module] = {}
   for ours, theirs in stages:
@@ -165,20 +165,20 @@ def widths_matched(
 
 
 def paired_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) -> Pairs:
-  """(student's stage, teacher's stage) for the stages between the stem and the pooled features.
+  """Return (student's stage, teacher's stage) for stages between the stem and the pooled features.
 
-  As many of each: in their order. Otherwise by spatial size: those of equal size, of several the
-  deepest; or, if no size is in both, every stage of the network with fewer and the stage of the
-  other that is nearest in size, order kept.
+  With equal numbers of stages, they are paired in order. Otherwise stages of equal spatial size are
+  paired, the deepest of each size. If the networks have no size in common, every stage of the
+  network with fewer stages is paired with the stage of the other that is nearest in size, in order.
 
   Args:
     student: stage -> shape, batch included, shallow to deep.
     teacher: likewise.
-    vectors: whether features without a place, (B, C), may be compared. They are where one network
-      has no others: the hidden layers of both if neither has, else both "pooled".
+    vectors: whether features without spatial axes, (B, C), may be compared. They are compared if a
+      network has no feature maps: the hidden layers if neither has any, else both "pooled".
 
   Raises:
-    ConfigError: if a network has no stage of the kind.
+    ConfigError: if a network has no stage that can be compared.
 
   >>> student = {f"stage{i}": (2, n, n, 8) for i, n in enumerate((16, 8, 4, 4), start=1)}
   >>> teacher = {f"stage{i}": (2, n, n, 8) for i, n in enumerate((32, 16, 8), start=1)}
@@ -191,7 +191,7 @@ def paired_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) ->
   if len(ours) == len(theirs):
     return tuple(zip(ours, theirs, strict=True))
   sizes = [{stage: shape[1:3] for stage, shape in of.items()} for of in (ours, theirs)]
-  # Later stages overwrite earlier ones of their size.
+  # Later stages overwrite earlier ones of the same size.
   by_size = [{size: stage for stage, size in of.items()} for of in sizes]
   if equal := [
     (stage, by_size[1][size]) for size, stage in by_size[0].items() if size in by_size[1]
@@ -203,16 +203,16 @@ def paired_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) ->
 
 
 def last_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) -> tuple[str, str]:
-  """The last stage before the pooled features, of each.
+  """Return the last stage before the pooled features, of student and teacher.
 
   Args:
     student: stage -> shape, batch included, shallow to deep.
     teacher: likewise.
-    vectors: whether features (B, C) will do: for the teacher's where it has no maps, for the
-      student's where the teacher has none.
+    vectors: whether features (B, C) are accepted: the teacher's if it has no maps, the student's
+      if the teacher has none.
 
   Raises:
-    ConfigError: if a network has no map where one is needed.
+    ConfigError: if a network has no feature map and needs one.
   """
   if not vectors or _maps(teacher):
     return _last(_need_maps(student, "student")), _last(_need_maps(teacher, "teacher"))
@@ -220,15 +220,15 @@ def last_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) -> t
 
 
 def inner_stages(shapes: Shapes) -> tuple[str, ...]:
-  """The stages between the stem and the pooled features, maps or vectors; all if there are none."""
+  """Return the stages between the stem and the pooled features; all stages if there are none."""
   return tuple(_hidden(shapes))
 
 
 def _need_maps(shapes: Shapes, owner: str) -> Shapes:
-  """A network's feature maps, stem aside.
+  """Return a network's feature maps, without the stem.
 
   Raises:
-    ConfigError: if it has none, with what it has.
+    ConfigError: if it has none, naming the features that it has.
   """
   maps = _maps(shapes)
   if not maps:
@@ -241,7 +241,7 @@ def _paired_vectors(student: Shapes, teacher: Shapes) -> Pairs:
   if _maps(student) or _maps(teacher):
     return (("pooled", "pooled"),)
   ours, theirs = tuple(_hidden(student)), tuple(_hidden(teacher))
-  # Vectors have no size to go by: the deepest are paired.
+  # Vectors have no spatial size: the deepest are paired.
   count = min(len(ours), len(theirs))
   return tuple(zip(ours[-count:], theirs[-count:], strict=True))
 
@@ -251,7 +251,7 @@ def _maps(shapes: Shapes) -> Shapes:
 
 
 def _hidden(shapes: Shapes) -> Shapes:
-  """Everything between the ends, or what there is."""
+  """Return the stages between the stem and the pooled features, or all if there are none."""
   return {s: shape for s, shape in shapes.items() if s not in _ENDS} or shapes
 
 
@@ -262,7 +262,7 @@ def _last(shapes: Shapes) -> str:
 def _nearest(
   fewer: Mapping[str, tuple[int, ...]], more: Mapping[str, tuple[int, ...]]
 ) -> tuple[str, ...]:
-  """For every stage of `fewer` one of `more`, in order, nearest in size; of equals the deepest."""
+  """Return the stages of `more` nearest in size to those of `fewer`; the deepest on a tie."""
 
   def distance(chosen: tuple[str, ...]) -> float:
     sides = zip(fewer.values(), (more[stage] for stage in chosen), strict=True)

@@ -1,4 +1,4 @@
-"""Activation boundaries of hidden neurons."""
+"""AB: activation boundaries of hidden neurons."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _distillations(setup: Setup) -> list[Term]:
 
 
 def _disagreement(stages: Sequence[StagePair]) -> Metric:
-  """The share of neurons that are on in one network and off in the other, mean over stages."""
+  """Return the metric: share of neurons active in exactly one network, averaged over stages."""
 
   def metric(
     student: Any, teacher: Any, batch: Batch, context: Context
@@ -67,7 +67,7 @@ METHOD = Method(
   },
   _distillations,
   source="Heo et al., Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019",
-  # The official second phase: soft targets at T = 3 alone.
+  # The second phase of the authors' code: soft targets at T = 3 alone.
   warmup=Warmup(
     default=True,
     epochs=30,

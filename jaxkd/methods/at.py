@@ -1,4 +1,4 @@
-"""Attention transfer from activations."""
+"""AT: attention transfer from activations."""
 
 from __future__ import annotations
 

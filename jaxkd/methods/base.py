@@ -1,4 +1,4 @@
-"""The parts of a method: the networks it is given, and the phases of training it asks for."""
+"""The types of a method: `Setup` is its input, `PhaseSpec` its output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 # (stage of the student, stage of the teacher)
 StagePair = tuple[str, str]
 
-# Names of phases. Initial weights do not depend on them, directories of checkpoints do.
+# Names of phases. Directories of checkpoints depend on them, initial weights do not.
 BASELINE = "alone"
 WARMUP = "warmup"
 DISTILLED = "distilled"
@@ -29,16 +29,17 @@ DISTILLED = "distilled"
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-  """A network that teaches.
+  """A teacher network.
 
   Attributes:
     module: the model.
     output: the shapes it returns.
     label: its name in tables.
-    field: of the config, with its value, that names it, for errors.
-    converted: the model with its images converted, where it was trained on others than the run's.
-    accuracy: on test images, as stated with its weights; None if nothing is stated.
-    notes: lines about the images that it is given.
+    field: config field and value that name it, for errors.
+    converted: the model with conversion of its images, if it was trained on other images than the
+      run's.
+    accuracy: accuracy on test images that is stored with its weights; None if there is none.
+    notes: lines about the images that it receives.
   """
 
   module: nn.Module
@@ -51,12 +52,12 @@ class Teacher:
 
   @property
   def model(self) -> nn.Module | Converted:
-    """The model as schemes take it."""
+    """The model, with conversion of its images if needed, as an argument of schemes."""
     return self.converted or self.module
 
   @property
   def num_classes(self) -> int:
-    """The number of classes that it predicts; 0 without logits."""
+    """Number of classes that it predicts; 0 without logits."""
     return 0 if self.output.logits is None else self.output.logits.shape[-1]
 
 
@@ -66,15 +67,15 @@ class Setup:
 
   Attributes:
     student: the model that learns.
-    student_output: the shapes it returns; a tuple, one for each exit, if it has exits of its own.
+    student_output: the shapes it returns; a tuple with one Output per exit if it has several exits.
     teachers: participant name -> Teacher; the first is called "teacher". Empty for methods that
       train without one.
     image_shape: (H, W, C).
     options: fields of every trained module: the axis of cross-device statistics, the dtype.
-    epochs: the student's.
+    epochs: epochs of the student.
     steps_per_epoch: updates of the student per epoch.
-    hyperparameters: the config's "method" section, or the part of it that is the method's.
-    create: name -> a model like the student's, for methods that train other networks beside it.
+    hyperparameters: the config's "method" section; in a sum of methods, the part of this method.
+    create: name -> model for the same data, for methods that train further networks.
     shares: participant name -> a teacher's share of the objective; they sum to 1.
     teacher_name: the teacher that a distillation is built for.
   """
@@ -93,7 +94,7 @@ class Setup:
 
   @property
   def share(self) -> float:
-    """The share of the teacher `teacher_name`."""
+    """Share of the teacher `teacher_name`."""
     return self.shares[self.teacher_name]
 
   @property
@@ -103,30 +104,30 @@ class Setup:
 
   @property
   def is_first(self) -> bool:
-    """Whether `teacher_name` is the first teacher: terms without a teacher are built once."""
+    """True for the first teacher only, for terms that are built once whatever the teachers."""
     return self.teacher_name == next(iter(self.teachers), "teacher")
 
   @property
   def plain_output(self) -> Output:
-    """The shapes that a student without exits of its own returns."""
+    """The shapes that a student with a single output returns."""
     assert isinstance(self.student_output, Output)
     return self.student_output
 
   @property
   def models(self) -> dict[str, nn.Module | Converted]:
-    """Every teacher's model by participant name, as schemes take it."""
+    """The teachers' models by participant name, as an argument of schemes."""
     return {name: teacher.model for name, teacher in self.teachers.items()}
 
   def for_teacher(self, name: str) -> Setup:
-    """The setup for another of the teachers."""
+    """Return the setup with another `teacher_name`."""
     return dataclasses.replace(self, teacher_name=name)
 
   def named(self, name: str) -> str:
-    """`name` for the first teacher, "NAME_TEACHER" for any other."""
+    """Return `name` for the first teacher, "NAME_TEACHER" for any other."""
     return name if self.teacher_name == "teacher" else f"{name}_{self.teacher_name}"
 
   def shapes(self, stage: StagePair | str, where: str = "features") -> tuple[Shape, Shape]:
-    """The student's and the teacher's shape at a stage, batch included."""
+    """Return the student's and the teacher's shape at a stage, batch included."""
     ours, theirs = (stage, stage) if isinstance(stage, str) else stage
     return (
       feature_shape(self.plain_output, ours, "student", where),
@@ -134,25 +135,25 @@ class Setup:
     )
 
   def all_shapes(self, where: str = "features") -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """The student's and the teacher's shapes by stage, shallow to deep, batch included."""
+    """Return the student's and the teacher's shapes by stage, shallow to deep, batch included."""
     return (
       self.student_shapes(where),
       _in_order(self.teacher.module, getattr(self.teacher.output, where)),
     )
 
   def student_shapes(self, where: str = "features") -> dict[str, Shape]:
-    """The student's shapes by stage, shallow to deep, batch included."""
+    """Return the student's shapes by stage, shallow to deep, batch included."""
     return _in_order(self.student, getattr(self.plain_output, where))
 
   def deepest(self, stages: Sequence[StagePair], where: str = "features") -> str:
-    """The stage up to which the student must run to give the arrays of all these stages."""
+    """Return the stage up to which the student must run to compute all these stages."""
     wanted = {ours for ours, _ in stages}
     order = tuple(self.student.stages)
     deepest = max(order.index(ours) for ours in wanted)
     images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
     key = jax.random.key(0)
     for stage in order[deepest:]:
-      # Some preactivations are made by the stage that follows.
+      # Some preactivations are computed by the next stage.
       encode = functools.partial(self.student.init_with_output, method="encode", to_stage=stage)
       output, _ = jax.eval_shape(encode, key, images)
       if wanted <= set(getattr(output, where)):
@@ -160,7 +161,7 @@ class Setup:
     raise unknown_name(f"stage of the student with {where}:", min(wanted), order)
 
   def compared(self, stages: Sequence[StagePair], where: str = "features") -> str:
-    """A line that names the stages that are compared, with their sizes."""
+    """Return a line with the compared stages and their sizes."""
     shown = []
     for pair in stages:
       if pair == ("images", "images"):
@@ -173,22 +174,22 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseSpec:
-  """One phase that a method asks for; `jaxkd.experiment.build` adds data and an optimizer.
+  """One phase of a method; `jaxkd.experiment.build` adds data and an optimizer.
 
   Attributes:
-    name: of the phase.
-    scheme: who learns from whom.
+    name: name of the phase.
+    scheme: participants and losses.
     inherit: participant -> "phase/participant" of an earlier phase, teachers included.
     epochs: passes over the student's examples; None takes the student's number.
     learning_rate: None takes the student's.
-    reported: the predictor whose accuracy is reported; "" where nothing predicts yet.
+    reported: predictor whose accuracy is reported; "" if the scheme has no predictor.
     label: name of the trained network in tables; "" takes the student's name.
     reuses_classifier: whether the student predicts through the teachers' classifiers.
-    gives: participant of the method's next phase -> the participant of this one it starts as.
-    turns: participants of which one is updated at a step, in this order; empty updates all.
+    gives: participant of the method's next phase -> participant of this phase that initialises it.
+    turns: participants that are updated one per step, in this order; empty updates all.
     seed_offset: added to the experiment's seed, for networks that must start differently.
-    notes: lines shown before the phase starts, such as the stages that are compared.
-    role: "student" for the trained student, "baseline" for the student that it is compared with,
+    notes: lines shown before the phase starts, such as the compared stages.
+    role: "student" for the result, "baseline" for the student that it is compared with,
       "" for a preparation.
   """
 
@@ -209,11 +210,11 @@ class PhaseSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """A distillation of a method with a line that says what it compares.
+  """A distillation of a method, and a line about the arrays that it compares.
 
   Attributes:
     distillation: the distillation.
-    compares: the stages and their sizes, for the reader; "" shows no line.
+    compares: the stages and their sizes, shown before training; "" shows no line.
   """
 
   distillation: Distillation
@@ -224,29 +225,29 @@ class Term:
 class Method:
   """A way to train a student: an entry of `jaxkd.methods.METHODS`.
 
-  A method with `distillations` gives terms of an objective under frozen teachers: such methods add
-  up ("kd+at"), ramp, and take several teachers. A method with `phases` is a scheme of its own. One
-  with neither trains from labels alone.
+  A method with `distillations` returns terms of an objective with frozen teachers: such methods can
+  be added ("kd+at"), ramped, and used with several teachers. A method with `phases` has a scheme of
+  its own. A method with neither trains from labels alone.
 
   Attributes:
     summary: one line for listings.
     fields: its hyperparameters, the config's "method" section.
     distillations: its terms for the teacher `Setup.teacher_name`.
     source: paper and published code that it follows.
-    before: phases that come before its own, such as that of a paraphraser.
-    warmup: defaults of a first phase, in which the student's layers up to the deepest stage matched
-      learn the method's terms alone; None where no such variant was published.
+    before: phases that come before the main one, such as that of a paraphraser.
+    warmup: defaults of a first phase, in which the student's layers up to the deepest matched stage
+      learn from the method's terms alone; None if no such variant was published.
     deepest: the last stage of the student that the terms reach; needed with `warmup`.
-    label_weight: of the cross-entropy, by default.
-    phases: the phases of a scheme of its own, in their order. One called "alone" stands for the
+    label_weight: default weight of the cross-entropy.
+    phases: the phases of a method with its own scheme, in order. A phase named "alone" is also the
       baseline.
-    without_teacher: whether those phases need no network that was trained before.
-    baseline: the phase of the baseline, where that is not one output trained by the labels.
+    without_teacher: whether those phases need no trained teacher.
+    baseline: the phase of the baseline, if that is not one output trained from labels.
     takes_exits: whether the student may have several exits of its own.
-    needs: what the networks must return: "logits" alone; "features", of any rank; "maps",
+    needs: arrays that the networks must return: "logits" alone; "features", of any rank; "maps",
       (B, H, W, C); "preactivations", of any rank; "stages" that the student can be cut at.
-    same_classes: why the teacher must predict the student's classes, in words; "" where it need
-      not, since no logits are compared.
+    same_classes: reason why the teacher must predict the student's classes, for the error message;
+      "" if no logits are compared.
   """
 
   summary: str
@@ -265,7 +266,7 @@ class Method:
   same_classes: str = "compares logits"
 
   def why_same_classes(self, hyperparameters: Any) -> str:
-    """`same_classes` with these hyperparameters: a second phase may compare logits."""
+    """Return `same_classes` for these hyperparameters: a second phase may compare logits."""
     if not self.same_classes and hyperparameters.get("two_stage"):
       weight = hyperparameters.second_kd_weight
       if weight:
@@ -277,23 +278,23 @@ class Method:
 
   @property
   def distils(self) -> bool:
-    """Whether the student learns from the predictions of a network: a teacher, a peer, itself."""
+    """True if the student learns from outputs of a network (a teacher, a peer, itself)."""
     return self.distillations is not None or self.phases is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Warmup:
-  """Defaults of a method's form in two phases.
+  """Defaults of a method with two phases.
 
   Attributes:
-    default: whether the method has two phases unless the config says otherwise.
-    epochs: of the first phase.
-    label_weight: of the cross-entropy in the second phase.
-    kd_weight: of softened logits in the second phase.
-    temperature: of those logits.
-    squared_temperature: whether they are scaled by its square.
-    kd_start: the factor on `kd_weight` at the start of the second phase, from which it goes
-      linearly to 1; 1 keeps it constant.
+    default: default of `two_stage`.
+    epochs: epochs of the first phase.
+    label_weight: weight of the cross-entropy in the second phase.
+    kd_weight: weight of softened logits in the second phase.
+    temperature: temperature of those logits.
+    squared_temperature: whether their term is scaled by the squared temperature.
+    kd_start: factor on `kd_weight` at the start of the second phase; it changes linearly to 1 by
+      the end. 1 keeps the weight constant.
   """
 
   default: bool
@@ -306,22 +307,22 @@ class Warmup:
 
 
 def check_something_learns(setup: Setup) -> None:
-  """Raises a ConfigError if neither the labels nor what is distilled has a weight."""
-  own = setup.hyperparameters
-  if not own.weight and not own.label_weight:
+  """Raise a ConfigError if the weights of both the labels and the distillation are 0."""
+  hyperparameters = setup.hyperparameters
+  if not hyperparameters.weight and not hyperparameters.label_weight:
     raise ConfigError("method.weight=0.0 and method.label_weight=0.0: expected one of them > 0")
 
 
 def sizes(shape: Shape) -> str:
-  """A feature's shape without the batch, as "28x28x4"."""
+  """Return a feature's shape without the batch, as "28x28x4"."""
   return "x".join(map(str, shape[1:]))
 
 
 def feature_shape(output: Output, stage: str, owner: str, where: str = "features") -> Shape:
-  """The shape of a stage's features, or preactivations.
+  """Return the shape of a stage's features or preactivations.
 
   Raises:
-    ConfigError: if the model has no such stage, naming those it has.
+    ConfigError: if the model has no such stage, naming the stages that it has.
   """
   arrays = getattr(output, where)
   if stage not in arrays:
@@ -330,6 +331,6 @@ def feature_shape(output: Output, stage: str, owner: str, where: str = "features
 
 
 def _in_order(module: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Shape]:
-  """Shapes by stage in the order of the model's stages, which tracing does not keep."""
+  """Return shapes by stage in the order of the model's stages, which tracing does not keep."""
   order = [stage for stage in getattr(module, "stages", arrays) if stage in arrays]
   return {stage: arrays[stage].shape for stage in order}

@@ -1,4 +1,4 @@
-"""Born-again networks: each generation learns from the one before, and all predict together."""
+"""Born-again networks: each generation learns from the previous one; all form an ensemble."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxkd.models import ensemble_of
 from jaxkd.networks import infer, initialize, key_for
 from jaxkd.types import Array, Batch, Context, Network, Output, Participants, Scheme, Terms
 
-# Far enough from the seeds that experiments are repeated with.
+# Larger than the seeds with which experiments are repeated.
 _NEXT_GENERATION = 1000
 
 
@@ -29,19 +29,19 @@ def born_again(
   generation: int,
   label_weight: float = 1.0,
 ) -> Scheme:
-  """A scheme of one generation: a fresh student, taught by an earlier student like it.
+  """Return the scheme of one generation: a new student that learns from earlier generations.
 
-  As `offline`, with the teachers "generation_0" (which had none) to "generation_{k - 1}". Only
-  those that a distillation names are run in training; the others are there for the ensemble.
+  As `offline`, with the teachers "generation_0" (trained from labels) to "generation_{k - 1}". Only
+  those that a distillation names run in training; the others are part of the ensemble.
 
   Predictors: "student", and the "ensemble", the mean of the probabilities of all generations, the
   student's included.
 
   Args:
-    student: the architecture of all of them.
-    distillations: `teacher` names the generation it looks to.
-    generation: k >= 1, the number of this one.
-    label_weight: of the cross-entropy; 0 leaves the labels out.
+    student: the architecture of all generations.
+    distillations: their `teacher` is the name of an earlier generation.
+    generation: k >= 1, the number of this generation.
+    label_weight: weight of the cross-entropy; 0 trains without labels.
 
   Raises:
     ConfigError: if `generation` is less than 1.
@@ -50,22 +50,22 @@ def born_again(
   Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018; the ensembles are its BANE.
   """
   if generation < 1:
-    raise ConfigError(f"generation is {generation}: the first that has a teacher is 1")
+    raise ConfigError(f"generation is {generation}: the first generation with a teacher is 1")
   earlier = [generation_name(number) for number in range(generation)]
   teaching = {name for distillation in distillations for name in distillation.teachers}
   teachers = {name: student for name in earlier if name in teaching}
   taught = offline(student, teachers, distillations, label_weight=label_weight)
 
   def init(rng: Array, batch: Batch) -> Participants:
-    silent = {
+    unused = {
       name: initialize(student, rng, name, batch.images) for name in earlier if name not in teachers
     }
-    return {**taught.init(rng, batch), **silent}
+    return {**taught.init(rng, batch), **unused}
 
   def predict(participants: Participants, images: Array) -> dict[str, Array]:
-    everyone = [infer(student, participants[name], images).logits for name in earlier]
-    own = taught.predict(participants, images)["student"]
-    return {"student": own, "ensemble": mean_log_probabilities([*everyone, own])}
+    logits = [infer(student, participants[name], images).logits for name in earlier]
+    latest = taught.predict(participants, images)["student"]
+    return {"student": latest, "ensemble": mean_log_probabilities([*logits, latest])}
 
   def export(participants: Participants) -> dict[str, Network]:
     networks = {name: Network(student, participants[name]) for name in (*earlier, "student")}
@@ -75,33 +75,36 @@ def born_again(
 
 
 def generation_name(number: int) -> str:
-  """What a generation is called, as a participant and as a stage."""
+  """Return the name of a generation as a participant and as a phase."""
   return f"generation_{number}"
 
 
 def _phases(setup: Setup) -> list[PhaseSpec]:
   check_something_learns(setup)
-  own = setup.hyperparameters
-  if own.form == "confidence" and not own.weight:
+  hyperparameters = setup.hyperparameters
+  if hyperparameters.form == "confidence" and not hyperparameters.weight:
     raise ConfigError("method.weight=0.0: expected a number > 0 with form='confidence'")
-  # At the rate of all generations, which differ in their teachers alone.
+  # All generations have the same learning rate: they differ in their teachers alone.
   first = PhaseSpec(
-    BASELINE, supervised(setup.student), learning_rate=own.learning_rate, role="baseline"
+    BASELINE,
+    supervised(setup.student),
+    learning_rate=hyperparameters.learning_rate,
+    role="baseline",
   )
   found = [first]
-  for generation in range(1, own.generations + 1):
+  for generation in range(1, hyperparameters.generations + 1):
     inherit = {
-      generation_name(earlier): f"{training.name}/student" for earlier, training in enumerate(found)
+      generation_name(earlier): f"{phase.name}/student" for earlier, phase in enumerate(found)
     }
     distillation = _from_generation(setup, generation_name(generation - 1))
-    # Where the teacher's confidence weighs the labels, they are in that term.
-    label_weight = 0.0 if own.form == "confidence" else own.label_weight
+    # With form="confidence" the distillation itself contains the labels.
+    label_weight = 0.0 if hyperparameters.form == "confidence" else hyperparameters.label_weight
     found.append(
       PhaseSpec(
         generation_name(generation),
         born_again(setup.student, [distillation], generation=generation, label_weight=label_weight),
         inherit,
-        learning_rate=own.learning_rate,
+        learning_rate=hyperparameters.learning_rate,
         seed_offset=generation * _NEXT_GENERATION,
       )
     )
@@ -109,23 +112,25 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
 
 
 def _from_generation(setup: Setup, teacher: str) -> Distillation:
-  """What a generation learns from the one before."""
-  own = setup.hyperparameters
-  if own.form == "confidence":
+  """Return the distillation of a generation from the previous one."""
+  hyperparameters = setup.hyperparameters
+  if hyperparameters.form == "confidence":
     loss: Loss = whole_batch(
       losses.confidence_weighted_by_teacher_max,
       labels=True,
-      reason="which divides by what the labels of a batch weigh",
+      reason="which divides by the sum of the label weights of a batch",
     )
-    return Distillation("confident_labels", loss, own.weight, teacher)
-  if own.form == "permuted":
-    return Distillation("permuted", permuted(own.temperature), own.weight, teacher)
-  loss = per_example(losses.knowledge_distillation, temperature=own.temperature)
-  return Distillation("kd", loss, own.weight, teacher)
+    return Distillation("confident_labels", loss, hyperparameters.weight, teacher)
+  if hyperparameters.form == "permuted":
+    return Distillation(
+      "permuted", permuted(hyperparameters.temperature), hyperparameters.weight, teacher
+    )
+  loss = per_example(losses.knowledge_distillation, temperature=hyperparameters.temperature)
+  return Distillation("kd", loss, hyperparameters.weight, teacher)
 
 
 def permuted(temperature: float) -> Loss:
-  """`losses.dark_knowledge_permuted` with a key of the step."""
+  """Return `losses.dark_knowledge_permuted` with a key of the step as a `Loss`."""
 
   def loss(student: Output, teacher: Output, batch: Batch, context: Context) -> Terms:
     rng = key_for(context.rng, "permuted")
@@ -137,16 +142,15 @@ def permuted(temperature: float) -> Loss:
 
 
 METHOD = Method(
-  "born-again networks: each generation taught by the one before (Furlanello et al., 2018)",
+  "born-again networks: each generation learns from the previous one (Furlanello et al., 2018)",
   {
-    # Those after the first, which has only labels.
+    # Number of generations after the first, which learns from labels alone.
     "generations": integer(3, minimum=1, maximum=64),
-    # What a generation learns of its teacher: its distribution, how sure it is of each example
-    # (a weight of the labels: CWTM), or its distribution with all but the largest entry
-    # permuted (DKPP).
+    # Which output of the teacher is used: its probabilities, its confidence per example as a weight
+    # of the labels (CWTM), or its probabilities with all but the largest permuted (DKPP).
     "form": choice("distribution", ("distribution", "confidence", "permuted")),
     "weight": number(1.0),
-    # 0 is born-again without labels.
+    # 0 trains without labels.
     "label_weight": number(1.0),
     "temperature": number(1.0, exclusive=True),
   },

@@ -1,4 +1,4 @@
-"""Be your own teacher: the deepest exit of a network teaches the others."""
+"""BYOT, be your own teacher: the deepest exit of a network teaches the other exits."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup
 
 
 def _phases(setup: Setup) -> list[PhaseSpec]:
-  own, network = setup.hyperparameters, network_with_exits(setup)
-  earlier = own.feature == "masked_squares"
+  hyperparameters, network = setup.hyperparameters, network_with_exits(setup)
+  earlier = hyperparameters.feature == "masked_squares"
   loss = of_exits(
     losses.be_your_own_teacher,
-    # One distance between two whole batches, or a sum over the batch.
+    # The later form has a distance between two whole batches, or a sum over the batch.
     whole=not earlier,
-    temperature=own.temperature,
+    temperature=hyperparameters.temperature,
     squared_temperature=earlier,
-    soft_weight=own.soft_weight,
-    feature_weight=own.feature_weight,
-    feature=own.feature,
-    feature_stage=own.feature_stage,
+    soft_weight=hyperparameters.soft_weight,
+    feature_weight=hyperparameters.feature_weight,
+    feature=hyperparameters.feature,
+    feature_stage=hyperparameters.feature_stage,
   )
-  shallow = (1.0 - own.soft_weight,) * (network.num_exits - 1)
-  deepest = 1.0 - own.soft_weight if earlier else 1.0
+  shallow = (1.0 - hyperparameters.soft_weight,) * (network.num_exits - 1)
+  deepest = 1.0 - hyperparameters.soft_weight if earlier else 1.0
   return [
     exits_phase(
       DISTILLED,
@@ -45,8 +45,8 @@ METHOD = Method(
     # "distance" is the authors' later one, with head="attention", soft_weight=0.3 and
     # feature_weight=0.03.
     "feature": choice("masked_squares", ("masked_squares", "distance")),
-    # What of an exit is compared with the deepest: its "hint", a map, or a vector after the
-    # attention head; or what it pools, as the earlier code does.
+    # Feature of an exit that is compared with the deepest: "hint" (a map, or a vector after the
+    # attention head) or "pooled", as in the earlier code.
     "feature_stage": choice("hint", ("hint", "pooled")),
     "temperature": number(3.0, exclusive=True),
     "soft_weight": number(0.1, maximum=1.0),

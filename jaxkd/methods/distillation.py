@@ -1,4 +1,4 @@
-"""One term of an objective: which outputs of a student and a teacher are compared, and how."""
+"""`Distillation`: one term of an objective, which compares outputs of student and teacher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class WholeBatch:
   """A loss that is not a mean over examples, such as one that compares examples with each other.
 
   It computes its value from the examples of all devices, which it gathers over
-  `context.axis_name`. It is refused where a device computes its batch in several parts.
+  `context.axis_name`. It is refused if a device computes its batch in several parts.
 
   Attributes:
     loss: as `Distillation.loss`.
@@ -49,18 +49,18 @@ class Distillation:
   """One term of the objective of `jaxkd.methods.offline`.
 
   Attributes:
-    name: under which its terms are reported; unique in a scheme.
+    name: name of its terms in reports; unique in a scheme.
     loss: (student, teacher, batch, context) -> Terms, or a mapping of parts to Terms, which are
       reported as "NAME_PART". `student` and `teacher` are the Outputs that the adapter returns. A
       mean over the examples that count in `batch.mask`, or a `WholeBatch`. `per_example` and
-      `whole_batch` make such losses of the functions in `jaxkd.losses`.
+      `whole_batch` make such losses from the functions in `jaxkd.losses`.
     weight: factor of its terms; a function of the step for a ramp.
     teacher: participant; or a tuple of participants, whose Outputs are then a dict; or a mapping of
-      participants to weights, for the weighted mean of their logits and nothing else of them.
+      participants to weights, for an Output with the weighted mean of their logits alone.
     adapter: Flax module `((student, teacher, batch), train) -> (student, teacher)`, or None. Its
       parameters learn with the student. Its other collections are state of the checkpoint: batch
       statistics are averaged over devices; a collection "memory" is not, and the module has to
-      write the same values on every device (`jaxkd.adapters.all_examples`).
+      write the same values on every device (`jaxkd.adapters.all_examples`, `write_rows`).
     adapter_name: participant that holds the adapter's variables; "" is NAME_adapter.
     teacher_adapter: Flax module `((teacher, batch), train) -> teacher` that does not learn, such as
       one trained in an earlier phase. It is applied outside the differentiated function.
@@ -83,21 +83,21 @@ class Distillation:
 
   @property
   def teachers(self) -> tuple[str, ...]:
-    """The participants it compares with."""
+    """Names of the teachers that it compares with."""
     return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
 
   @property
   def learning_participant(self) -> str:
-    """The participant of the adapter."""
+    """Name of the participant that holds the adapter's variables."""
     return self.adapter_name or f"{self.name}_adapter"
 
   @property
   def frozen_participant(self) -> str:
-    """The participant of the teacher adapter."""
+    """Name of the participant that holds the teacher adapter's variables."""
     return self.teacher_adapter_name or f"{self.name}_teacher_adapter"
 
   def combined(self, outputs: Mapping[str, Output]) -> Any:
-    """The teacher's Output, a dict of several, or the mean of the logits of several."""
+    """Return the teacher's Output, a dict of several Outputs, or the mean of several logits."""
     if isinstance(self.teacher, str):
       return outputs[self.teacher]
     if isinstance(self.teacher, tuple):
@@ -109,7 +109,7 @@ class Distillation:
     return Output(logits=mean)
 
   def terms(self, student: Any, teacher: Any, batch: Batch, context: Context) -> dict[str, Terms]:
-    """Its weighted terms by the name under which each is reported.
+    """Return its weighted terms by the name under which each is reported.
 
     Raises:
       ConfigError: for a `WholeBatch` loss on a part of a batch; for a loss that ignores the mask of
@@ -134,11 +134,11 @@ class Distillation:
 
 
 def per_example(kernel: Callable[..., Terms], /, **options: Any) -> Loss:
-  """A loss of a function of `jaxkd.losses` that is a mean over examples.
+  """Return a `Loss` for a function of `jaxkd.losses` that is a mean over examples.
 
   Args:
     kernel: (student, teacher, where=mask, **options) -> Terms.
-    **options: bound to it.
+    **options: passed to it.
   """
   bound = functools.partial(kernel, **options)
 
@@ -156,14 +156,14 @@ def whole_batch(
   reason: str = "which compares the examples of a batch",
   **options: Any,
 ) -> WholeBatch:
-  """A loss of a function of `jaxkd.losses` that needs the examples of all devices.
+  """Return a `WholeBatch` for a function of `jaxkd.losses` that needs the examples of all devices.
 
   Args:
     kernel: (student, teacher, axis_name=, where=mask, **options) -> Terms; with `labels`,
       (student, teacher, labels, weights, ...).
-    labels: pass it the labels and their weights.
+    labels: whether the labels and their weights are passed to it.
     reason: as `WholeBatch.reason`.
-    **options: bound to it.
+    **options: passed to it.
   """
   bound = functools.partial(kernel, **options)
 
@@ -182,7 +182,7 @@ def call_with_mask(
   batch: Batch,
   context: Context,
 ) -> Any:
-  """Call a loss or a metric; with padding in the batch, only if it reads the mask.
+  """Call a loss or a metric; if the batch has a mask, check that the function reads it.
 
   Raises:
     ConfigError: naming `what`, if the batch has a mask and the function does not read it.
@@ -199,7 +199,7 @@ def call_with_mask(
 
 
 class _WatchedBatch(Batch):
-  """A batch that records the fields that are read of it."""
+  """A batch that records which of its fields are read."""
 
   def __getattribute__(self, name: str) -> Any:
     reads = object.__getattribute__(self, "__dict__").get("reads")
@@ -216,5 +216,5 @@ def _unflatten(_: None, leaves: Any) -> Any:
   return Batch(*leaves)
 
 
-# So that a loss may hand its batch to a transformed function.
+# A loss may pass its batch to a function that jax transforms.
 jax.tree_util.register_pytree_node(_WatchedBatch, _flatten, _unflatten)

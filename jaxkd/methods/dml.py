@@ -1,4 +1,4 @@
-"""Deep mutual learning: networks that learn together, each from labels and from the others."""
+"""DML, deep mutual learning: networks learn together, from labels and from each other."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def mutual(
   updates: Literal["synchronous", "alternating"] = "synchronous",
   **options: Any,
 ) -> Scheme:
-  """A scheme of peers that all learn, none of them trained before.
+  """Return the scheme of several untrained networks, the peers, that learn from each other.
 
-  Each peer's objective is cross-entropy + weight * `losses.mutual(peer, the others)`; that of the
-  step is their sum, in which what a peer is taught is constant. The peers run side by side in one
-  step, all on the same images.
+  Each peer's objective is cross-entropy + weight * `losses.mutual(peer, other peers)`, in which the
+  outputs of the other peers are constant. The objective of the step is the sum over the peers. All
+  peers see the same images.
 
   Participants: the peers, by the names given. Predictors: each peer, and with more than one the
   "ensemble", the mean of their probabilities.
@@ -54,12 +54,12 @@ def mutual(
   Args:
     peers: participant name -> `__call__(images, train) -> Output`. Any number, of any
       architectures, in any order.
-    weight: of what a peer learns from the others.
+    weight: weight of the distillation from the other peers.
     label_smoothing: probability spread over all classes in the labels.
-    updates: "synchronous" changes every peer at every step. "alternating" changes one peer at a
-      step, in turn (number `step` modulo the number of peers), by its own objective; the others
-      only predict. Its optimizer must leave the others alone, too: `jaxkd.train.take_turns`.
-    **options: of `losses.mutual`: temperature, over_peers, target, detached, ...
+    updates: "synchronous" updates every peer at every step. "alternating" updates one peer per
+      step, in turn (number `step` modulo the number of peers), with its own objective; the other
+      peers only predict. The optimizer must not change them either: `jaxkd.train.take_turns`.
+    **options: options of `losses.mutual`: temperature, over_peers, target, detached, ...
 
   Raises:
     ConfigError: if there is no peer, or `updates` is unknown.
@@ -78,15 +78,15 @@ def mutual(
   def targets(participants: Participants, batch: Batch) -> None:
     return None
 
-  def run(name: str, everyone: Participants, batch: Batch, context: Context) -> Any:
+  def run(name: str, variables: Participants, batch: Batch, context: Context) -> Any:
     return learn(
-      peers[name], everyone[name], batch.images, key_for(context.rng, name), where=batch.mask
+      peers[name], variables[name], batch.images, key_for(context.rng, name), where=batch.mask
     )
 
   def objective(
     name: str, outputs: Mapping[str, Any], batch: Batch, context: Context
   ) -> dict[str, Terms]:
-    """One peer's terms."""
+    """Return the terms of one peer."""
     logits = outputs[name].logits
     labels = label_terms(logits, batch, context, label_smoothing=label_smoothing)
     others = [output for other, output in outputs.items() if other != name]
@@ -100,31 +100,31 @@ def mutual(
     targets: None,
     context: Context,
   ) -> tuple[Array, Aux]:
-    everyone = merge(participants, learning)
+    variables = merge(participants, learning)
     if updates == "alternating" and len(peers) > 1:
       turns = [functools.partial(turn, name) for name in peers]
       totals, metrics, state = lax.switch(
-        context.step % len(peers), turns, everyone, batch, context
+        context.step % len(peers), turns, variables, batch, context
       )
       terms = {kind: Terms(logit=total) for kind, total in totals.items()}
     else:
       outputs, state = {}, {}
       for name in peers:
-        outputs[name], state[name] = run(name, everyone, batch, context)
+        outputs[name], state[name] = run(name, variables, batch, context)
       parts = [objective(name, outputs, batch, context) for name in peers]
       terms = {kind: sum((part[kind] for part in parts), start=Terms()) for kind in parts[0]}
       metrics = _accuracies(outputs, batch)
     total = sum((t.total for t in terms.values()), start=jnp.float32(0))
     return total, Aux(terms, metrics, state)
 
-  def turn(name: str, everyone: Participants, batch: Batch, context: Context) -> Any:
-    """One peer's logit terms, everybody's accuracies, everybody's state: its own is new."""
+  def turn(name: str, variables: Participants, batch: Batch, context: Context) -> Any:
+    """Return the peer's logit terms, all accuracies, and all states, of which its own is new."""
     outputs, state = {}, {}
     for other in peers:
-      output, changes = run(other, everyone, batch, context)
+      output, changes = run(other, variables, batch, context)
       outputs[other] = output if other == name else lax.stop_gradient(output)
-      kept = {k: v for k, v in everyone[other].items() if k != "params"}
-      # Every turn hands back the same tree, so what did not change is in it, too.
+      kept = {k: v for k, v in variables[other].items() if k != "params"}
+      # All branches of lax.switch return the same tree, so unchanged state is included.
       state[other] = update(kept, changes) if other == name else kept
     totals = {k: terms.logit for k, terms in objective(name, outputs, batch, context).items()}
     return totals, _accuracies(outputs, batch), state
@@ -147,42 +147,43 @@ def mutual(
 
 
 def _accuracies(outputs: Mapping[str, Any], batch: Batch) -> dict[str, tuple[Array, Array]]:
-  """Each network's, and the mean over all."""
+  """Return the accuracy of each network, and the mean over all."""
   found = {f"accuracy_{name}": accuracy(output.logits, batch) for name, output in outputs.items()}
-  right, of = jax.tree.map(lambda *parts: sum(parts), *found.values())
-  return {"accuracy": (right, of), **found}
+  correct, count = jax.tree.map(lambda *parts: sum(parts), *found.values())
+  return {"accuracy": (correct, count), **found}
 
 
 def _phases(setup: Setup) -> list[PhaseSpec]:
-  own = setup.hyperparameters
-  if len(own.models) > own.peers:
+  hyperparameters = setup.hyperparameters
+  if len(hyperparameters.models) > hyperparameters.peers:
     raise ConfigError(
-      f"method.models={tuple(own.models)}: expected at most {own.peers}, as method.peers says"
+      f"method.models={tuple(hyperparameters.models)}: expected at most "
+      f"{hyperparameters.peers}, as method.peers says"
     )
   peers = {}
-  for place in range(own.peers):
-    name = own.models[place % len(own.models)]
-    peers[f"peer_{place}"] = setup.student if name == "student" else setup.create(name)
+  for index in range(hyperparameters.peers):
+    name = hyperparameters.models[index % len(hyperparameters.models)]
+    peers[f"peer_{index}"] = setup.student if name == "student" else setup.create(name)
   scheme = mutual(
     peers,
-    weight=own.weight,
-    label_smoothing=own.label_smoothing,
-    updates=own.updates,
-    temperature=own.temperature,
-    squared_temperature=own.squared_temperature,
-    over_peers=own.over_peers,
-    target=own.target,
-    detached=own.detached,
+    weight=hyperparameters.weight,
+    label_smoothing=hyperparameters.label_smoothing,
+    updates=hyperparameters.updates,
+    temperature=hyperparameters.temperature,
+    squared_temperature=hyperparameters.squared_temperature,
+    over_peers=hyperparameters.over_peers,
+    target=hyperparameters.target,
+    detached=hyperparameters.detached,
   )
-  first = own.models[0]
+  first = hyperparameters.models[0]
   return [
     PhaseSpec(
       DISTILLED,
       scheme,
-      learning_rate=own.learning_rate,
+      learning_rate=hyperparameters.learning_rate,
       reported="peer_0",
       label="" if first == "student" else first,
-      turns=tuple(peers) if own.updates == "alternating" else (),
+      turns=tuple(peers) if hyperparameters.updates == "alternating" else (),
     )
   ]
 
@@ -191,7 +192,7 @@ METHOD = Method(
   "deep mutual learning: peers that teach each other (Zhang et al., 2018)",
   {
     "peers": integer(2, minimum=1, maximum=64),
-    # Peer i is a models[i % len(models)]; "student" is student.model.
+    # The model of peer i is models[i % len(models)]; "student" is student.model.
     "models": names(("student",)),
     "weight": number(1.0),
     "temperature": number(1.0, exclusive=True),
@@ -199,7 +200,7 @@ METHOD = Method(
     "over_peers": choice("sum", ("sum", "mean")),
     "target": choice("pairwise", ("pairwise", "ensemble")),
     "detached": flag(True),
-    # Alternating, each peer is updated at every peers-th step.
+    # With "alternating", each peer is updated at every peers-th step.
     "updates": choice("synchronous", UPDATES),
     "label_smoothing": number(0.0, maximum=1.0),
   },

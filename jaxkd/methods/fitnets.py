@@ -27,7 +27,7 @@ METHOD = Method(
   {"stage": text(AUTO), "activation": ACTIVATION, "weight": number(100.0)},
   _distillations,
   source="Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015",
-  # The paper's second phase: soft targets at T = 3, their weight falling from 4 to 1.
+  # The paper's second phase: soft targets at T = 3, with a weight that falls from 4 to 1.
   warmup=Warmup(
     default=False,
     epochs=30,

@@ -1,4 +1,4 @@
-"""A fresh classifier on a frozen encoder: SimKD's sequential training."""
+"""A newly initialised classifier on a frozen encoder: SimKD's sequential training."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ def fresh_classifier(
   kd_weight: float = 0.0,
   temperature: float = 4.0,
 ) -> Scheme:
-  """The student's encoder stands still, and what comes after it learns.
+  """Return the scheme in which the student's encoder is frozen and its later layers learn.
 
-  The encoder runs in evaluation mode: neither its parameters nor its batch statistics move. The
+  The encoder runs in evaluation mode: neither its parameters nor its batch statistics change. The
   objective is label_weight * cross-entropy + kd_weight * T^2 KL(teacher).
 
   "student" is one participant, encoder and classifier together, and inherits its variables as a
-  whole. After pure SimKD that is what sequential training wants: the student's own classifier took
-  no part there, so it is still as it was drawn. After joint training it has learned already, and
-  goes on from there. After SimKD+ or ++ every layer behind the matched stage is as it was drawn:
-  give that stage as `from_stage`, and they all learn.
+  whole. After pure SimKD the student's own classifier still has its initial weights, as sequential
+  training requires. After joint training it is already trained, and training continues. After
+  SimKD+ or ++ every layer after the matched stage has its initial weights: with that stage as
+  `from_stage`, all of them learn.
 
   Participants: "student", and "teacher" if there is one. Terms: "labels", "kd".
 
   Args:
     student: `__call__(images, train) -> Output` and `resume(features, from_stage, train)`.
     teacher: `__call__(images, train) -> Output`; needed for kd_weight.
-    image_shape: (H, W, C), by which is found what learns.
-    from_stage: the student's last stage that stands still.
-    label_weight: of the cross-entropy.
-    kd_weight: of knowledge distillation from the teacher's logits.
-    temperature: of knowledge distillation.
+    image_shape: (H, W, C); the layers that learn are found by tracing.
+    from_stage: the student's last frozen stage.
+    label_weight: weight of the cross-entropy.
+    kd_weight: weight of knowledge distillation from the teacher's logits.
+    temperature: temperature of knowledge distillation.
 
   Raises:
-    ConfigError: if there is no such stage or nothing to learn after it, the student cannot go on
-      from a stage, kd_weight has no teacher, or both weights are 0.
+    ConfigError: if there is no such stage or no parameter after it, the student has no `resume`,
+      kd_weight has no teacher, or both weights are 0.
 
   Source: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022, where
   sequential training is compared with reusing the teacher's classifier. The authors published no
@@ -76,7 +76,7 @@ def fresh_classifier(
 def mean_soft_targets(
   weight: float, shares: Mapping[str, float], temperature: float
 ) -> Distillation:
-  """One term of softened logits for all teachers: the mean of their losses by their shares."""
+  """Return one term of softened logits for all teachers: their losses weighted by the shares."""
 
   def kernel(student: Output, teachers: Mapping[str, Output], where: Any = None) -> Terms:
     each = (

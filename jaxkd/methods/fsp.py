@@ -1,4 +1,4 @@
-"""Flow of solution procedure: Gram matrices of adjacent stages."""
+"""FSP, flow of solution procedure: Gram matrices of adjacent stages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from jaxkd.methods.distillation import per_example
 
 
 def _distillations(setup: Setup) -> list[Term]:
-  own, stages = setup.hyperparameters, chosen_pairs(setup)
+  hyperparameters, stages = setup.hyperparameters, chosen_pairs(setup)
   options = stage_options(setup, stages, flows=True)
-  loss = per_example(flow_of_solution, **options, pool=own.pool, norm=own.norm)
+  loss = per_example(
+    flow_of_solution, **options, pool=hyperparameters.pool, norm=hyperparameters.norm
+  )
   return [feature_term("fsp", setup, loss, stages, **widths_matched("fsp", setup, stages))]
 
 

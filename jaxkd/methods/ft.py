@@ -1,4 +1,4 @@
-"""Factor transfer: a paraphraser of the teacher, a translator of the student."""
+"""FT, factor transfer: a paraphraser of the teacher, a translator of the student."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def autoencoder(
   stage: str = "stage3",
   loss: Literal["l1", "mse"] = "l1",
 ) -> Scheme:
-  """A scheme that trains an encoder and a decoder on a frozen teacher's features.
+  """Return the scheme that trains an encoder and a decoder on a frozen teacher's features.
 
   The objective is `reconstruction_error(decoder(encoder(features)), features)`, without labels.
-  The teacher runs in evaluation mode. The scheme predicts nothing: what leaves it is the
-  participant "paraphraser", the encoder.
+  The teacher runs in evaluation mode. The scheme has no predictor: its result is the participant
+  "paraphraser", the encoder.
 
   Participants: "teacher", "paraphraser" and "decoder".
 
   Args:
     teacher: `__call__(images, train) -> Output`.
-    encoder: `__call__(features, train)`, with `decoder` as `jaxkd.adapters.paraphraser_for`
-      gives them.
-    decoder: back to the shape of the features.
-    stage: of the teacher, whose features are reconstructed.
+    encoder: `__call__(features, train)`; `jaxkd.adapters.paraphraser_for` creates encoder and
+      decoder.
+    decoder: `__call__(factors, train)`, to the shape of the features.
+    stage: stage of the teacher whose features are reconstructed.
     loss: "l1" or "mse".
 
   Raises:
-    ConfigError: when traced, listing the stages there are, if the teacher has no such stage; if
+    ConfigError: when traced, listing the teacher's stages, if it has no such stage; if
       the decoder's output has another shape than the features; if loss is unknown.
 
   Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer",
-  NeurIPS 2018, first stage; "l1" as the authors' code, "mse" as RepDistiller.
+  NeurIPS 2018, first stage; "l1" as in the authors' code, "mse" as in RepDistiller.
   """
 
   def features_of(participants: Participants, images: Array) -> Array:
@@ -74,18 +74,18 @@ def autoencoder(
     targets: Array,
     context: Context,
   ) -> tuple[Array, Aux]:
-    everyone = merge(participants, learning)
+    variables = merge(participants, learning)
     features = lax.stop_gradient(targets)
     state: Participants = {}
     factors, state["paraphraser"] = learn(
       encoder,
-      everyone["paraphraser"],
+      variables["paraphraser"],
       features,
       key_for(context.rng, "paraphraser"),
       where=batch.mask,
     )
     restored, state["decoder"] = learn(
-      decoder, everyone["decoder"], factors, key_for(context.rng, "decoder"), where=batch.mask
+      decoder, variables["decoder"], factors, key_for(context.rng, "decoder"), where=batch.mask
     )
     error = losses.reconstruction_error(restored, features, error=loss, where=batch.mask)
     terms = scaled(Terms(feature=error), batch, context)
@@ -101,20 +101,23 @@ def autoencoder(
 
 
 def _distillations(setup: Setup) -> list[Term]:
-  own = setup.hyperparameters
+  hyperparameters = setup.hyperparameters
   stage = last_pair(setup)
   student, teacher = setup.shapes(stage)
-  encoder, _ = paraphraser_for(teacher, stage=stage[1], rate=own.rate, **setup.options)
+  encoder, _ = paraphraser_for(teacher, stage=stage[1], rate=hyperparameters.rate, **setup.options)
   translator = translator_for(
     student,
     teacher,
     stage=stage[0],
-    rate=own.rate,
-    batch_norm=own.translator_batch_norm,
+    rate=hyperparameters.rate,
+    batch_norm=hyperparameters.translator_batch_norm,
     **setup.options,
   )
   loss = per_example(
-    losses.factor_transfer, stages=(stage,), normalization=own.normalization, eps=own.eps
+    losses.factor_transfer,
+    stages=(stage,),
+    normalization=hyperparameters.normalization,
+    eps=hyperparameters.eps,
   )
   term = feature_term(
     "ft",
@@ -129,18 +132,22 @@ def _distillations(setup: Setup) -> list[Term]:
 
 
 def _paraphraser_phase(setup: Setup) -> list[PhaseSpec]:
-  own = setup.hyperparameters
+  hyperparameters = setup.hyperparameters
   ours, stage = last_pair(setup)
   _, teacher = setup.shapes((ours, stage))
-  encoder, decoder = paraphraser_for(teacher, stage=stage, rate=own.rate, **setup.options)
-  scheme = autoencoder(setup.teacher.model, encoder, decoder, stage=stage, loss=own.reconstruction)
+  encoder, decoder = paraphraser_for(
+    teacher, stage=stage, rate=hyperparameters.rate, **setup.options
+  )
+  scheme = autoencoder(
+    setup.teacher.model, encoder, decoder, stage=stage, loss=hyperparameters.reconstruction
+  )
   return [
     PhaseSpec(
       setup.named("paraphraser"),
       scheme,
       {"teacher": f"{setup.teacher_name}/{setup.teacher_name}"},
-      epochs=own.paraphraser_epochs,
-      learning_rate=own.paraphraser_learning_rate,
+      epochs=hyperparameters.paraphraser_epochs,
+      learning_rate=hyperparameters.paraphraser_learning_rate,
       reported="",
       label=f"of {setup.teacher.label}",
       gives={_paraphraser_name(setup, stage): "paraphraser"},
@@ -159,12 +166,12 @@ METHOD = Method(
     "stage": text(AUTO),
     "rate": number(0.5, exclusive=True, maximum=1.0),
     "normalization": choice("official", ("official", "repdistiller")),
-    # The authors' 1e-12 gives a factor that is all zero a gradient of 1e10.
+    # The authors' 1e-12 gives a gradient of 1e10 at a factor of zeros.
     "eps": number(1e-6, exclusive=True),
     "translator_batch_norm": flag(False),
     "reconstruction": choice("l1", ("l1", "mse")),
     "paraphraser_epochs": integer(6, minimum=1),
-    # 0 takes the student's.
+    # 0 takes the student's rate.
     "paraphraser_learning_rate": number(0.0),
     "weight": number(500.0),
   },

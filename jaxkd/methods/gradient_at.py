@@ -14,24 +14,24 @@ from jaxkd.types import Terms
 
 
 def _distillations(setup: Setup) -> list[Term]:
-  own, stages = setup.hyperparameters, chosen_pairs(setup)
+  hyperparameters, stages = setup.hyperparameters, chosen_pairs(setup)
   loss = per_example(
     gradient_attention_transfer,
     **stage_options(setup, stages),
-    norm=own.norm,
-    normalize=own.normalize,
-    reduce=own.reduce,
+    norm=hyperparameters.norm,
+    normalize=hyperparameters.normalize,
+    reduce=hyperparameters.reduce,
   )
   gradients = tuple(ours for ours, _ in stages), tuple(theirs for _, theirs in stages)
   terms = [feature_term("gradient_at", setup, loss, stages, gradients=gradients)]
-  if own.symmetry_weight and setup.is_first:
-    # A term of the student alone: once, whatever the number of teachers.
+  if hyperparameters.symmetry_weight and setup.is_first:
+    # A term of the student alone: one for any number of teachers.
     terms.append(
       Term(
         Distillation(
           "symmetry",
           per_example(_symmetry),
-          own.symmetry_weight,
+          hyperparameters.symmetry_weight,
           setup.teacher_name,
           gradients=(("images", "flipped_images"), ()),
         )
@@ -57,6 +57,6 @@ METHOD = Method(
   },
   _distillations,
   source="Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017",
-  # A label is a class of the student's; for other classes the teacher's loss has no meaning.
+  # Labels are the student's classes; with other classes the teacher's loss is undefined.
   same_classes="takes gradients of the teacher's cross-entropy with the student's labels",
 )

@@ -1,4 +1,4 @@
-"""Knowledge distillation: softened logits."""
+"""KD, knowledge distillation: softened logits."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from jaxkd.methods.distillation import Distillation, per_example
 
 
 def _distillations(setup: Setup) -> list[Distillation]:
-  own = setup.hyperparameters
-  loss = per_example(knowledge_distillation, temperature=own.temperature)
-  if own.combine == "losses":
-    weight = setup.share * own.weight
+  hyperparameters = setup.hyperparameters
+  loss = per_example(knowledge_distillation, temperature=hyperparameters.temperature)
+  if hyperparameters.combine == "losses":
+    weight = setup.share * hyperparameters.weight
     return [Distillation(setup.named("kd"), loss, weight, setup.teacher_name)]
-  # One target for all teachers, so one term.
-  return [Distillation("kd", loss, own.weight, setup.shares)] if setup.is_first else []
+  # One target for all teachers: one term.
+  return [Distillation("kd", loss, hyperparameters.weight, setup.shares)] if setup.is_first else []
 
 
 METHOD = Method(
   "knowledge distillation: softened logits (Hinton et al., 2015)",
   {
     "temperature": number(4.0, exclusive=True),
-    # Of several teachers: the mean of the losses, or the loss of the mean of their logits.
+    # For several teachers: the mean of the losses, or the loss of their mean logits.
     "combine": choice("losses", ("losses", "logits")),
     "weight": number(0.9),
   },

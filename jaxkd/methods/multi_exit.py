@@ -1,4 +1,4 @@
-"""Multi-exit distillation: later exits of a network teach earlier ones."""
+"""Multi-exit distillation: later exits of a network teach earlier exits."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup, check_someth
 
 def _phases(setup: Setup) -> list[PhaseSpec]:
   check_something_learns(setup)
-  own, network = setup.hyperparameters, network_with_exits(setup)
-  options: dict[str, Any] = {"teachers": own.teachers, "average": own.average}
+  hyperparameters, network = setup.hyperparameters, network_with_exits(setup)
+  options: dict[str, Any] = {
+    "teachers": hyperparameters.teachers,
+    "average": hyperparameters.average,
+  }
   adaptive = None
-  if own.adapt_temperature:
-    adaptive = AdaptiveTemperature(own.temperature, own.confidence, own.factor)
+  if hyperparameters.adapt_temperature:
+    adaptive = AdaptiveTemperature(
+      hyperparameters.temperature, hyperparameters.confidence, hyperparameters.factor
+    )
   else:
-    options["temperature"] = own.temperature
-  each = own.scale * own.label_weight
-  if own.average == "mean":
+    options["temperature"] = hyperparameters.temperature
+  each = hyperparameters.scale * hyperparameters.label_weight
+  if hyperparameters.average == "mean":
     each /= network.num_exits
-  loss = of_exits(losses.multi_exit, **options) if own.weight else None
+  loss = of_exits(losses.multi_exit, **options) if hyperparameters.weight else None
   return [
     exits_phase(
       DISTILLED,
@@ -39,7 +44,7 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
       network,
       distillation=loss,
       label_weights=(each,) * network.num_exits,
-      weight=own.scale * own.weight,
+      weight=hyperparameters.scale * hyperparameters.weight,
       temperature=adaptive,
     )
   ]
@@ -51,15 +56,15 @@ METHOD = Method(
     **EXITS,
     "head": choice("linear", HEADS),
     "teachers": choice("last", ("last", "ensemble", "later")),
-    # "sum" adds up the exits, as the published code; "mean" is the average over the exits and
-    # over each one's teachers, as the paper writes it.
+    # "sum" adds the exits, as in the published code; "mean" averages over the exits and over the
+    # teachers of each, as in the paper.
     "average": choice("sum", ("sum", "mean")),
     "label_weight": number(0.5),
     "weight": number(0.5),
-    # On the whole objective; the published code has 10 / exits.
+    # Factor on the whole objective; 10 / exits in the published code.
     "scale": number(1.0, exclusive=True),
     "temperature": number(1.0, exclusive=True),
-    # Whether it rises by `factor` while the last exit is surer than `confidence`.
+    # Whether it rises by `factor` while the last exit's confidence exceeds `confidence`.
     "adapt_temperature": flag(True),
     "confidence": number(0.5, maximum=1.0),
     "factor": number(1.05, minimum=1.0),

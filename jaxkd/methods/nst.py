@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer."""
+"""NST, neuron selectivity transfer: kernels of channels' spatial activations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from jaxkd.methods.distillation import per_example
 
 
 def _distillations(setup: Setup) -> list[Term]:
-  own = setup.hyperparameters
-  stages = chosen_pairs(setup, where=own.where)
+  hyperparameters = setup.hyperparameters
+  stages = chosen_pairs(setup, where=hyperparameters.where)
   loss = per_example(
     neuron_selectivity_transfer,
     **stage_options(setup, stages),
-    kernel=own.kernel,
-    degree=own.degree,
-    offset=own.offset,
-    arrays=own.where,
+    kernel=hyperparameters.kernel,
+    degree=hyperparameters.degree,
+    offset=hyperparameters.offset,
+    arrays=hyperparameters.where,
   )
-  return [feature_term("nst", setup, loss, stages, own.where)]
+  return [feature_term("nst", setup, loss, stages, hyperparameters.where)]
 
 
 METHOD = Method(

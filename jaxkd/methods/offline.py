@@ -1,4 +1,4 @@
-"""A student that learns from frozen teachers: any sum of distillations, through any adapters."""
+"""The scheme of a student with frozen teachers: any sum of distillations, with any adapters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from jaxkd.adapters.memory import examples_over
 from jaxkd.errors import ConfigError
 from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.methods._labels import accuracy, label_terms
@@ -42,32 +43,33 @@ def offline(
   image_shape: tuple[int, int, int] | None = None,
   logits_of: LogitsOf | None = None,
 ) -> Scheme:
-  """A scheme of one student and one or several teachers that do not change.
+  """Return the scheme of one student and one or several frozen teachers.
 
   The objective is label_weight * cross-entropy + sum of weight * loss(student, teacher). Teachers
-  run in evaluation mode on the student's augmented images, converted if need be.
+  run in evaluation mode on the student's augmented images, converted if needed.
 
   Participants: "student", the teachers, the adapters. Terms: "labels", and those of the
   distillations.
 
   Args:
     student: `__call__(images, train) -> Output`.
-    teachers: participant name -> model; `jaxkd.preprocessing.as_trained` where one was trained on
+    teachers: participant name -> model; from `jaxkd.preprocessing.as_trained` if it was trained on
       images of another normalisation or size than the student's.
-    distillations: what is matched, with which teacher, at which weight.
+    distillations: the terms of the objective besides the labels.
     label_weight: weight of the cross-entropy on labelled examples; 0 needs no labels.
-    to_stage: run and train the student up to this stage only: a first phase, before the rest of it
-      learns. There are no logits then, so no predictor, unless `logits_of` gives them.
-    from_stage: train the student after this stage only; up to it, it is as frozen as a teacher: it
-      runs in evaluation mode, and neither parameters nor statistics change.
-    image_shape: (H, W, C), by which the layers up to a stage are found; needed with `to_stage` or
+    to_stage: run and train the student up to this stage only, in a first phase before its other
+      layers learn. There are no logits then, so no predictor, unless `logits_of` returns them.
+    from_stage: train the student after this stage only; the layers up to it are frozen: they run
+      in evaluation mode, and neither parameters nor statistics change.
+    image_shape: (H, W, C), to find the layers up to a stage by tracing; needed with `to_stage` or
       `from_stage`.
-    logits_of: logits whose accuracy is reported; None takes the student's.
+    logits_of: function that returns the logits whose accuracy is reported; None takes the
+      student's.
 
   Raises:
     ConfigError: if `to_stage` is given together with a label weight, or a stage without
-      `image_shape`; if two distillations share a name ("labels" is the cross-entropy's), two
-      participants would, or a distillation names a teacher that is not there.
+      `image_shape`; if two distillations have the same name or the name "labels", two participants
+      have the same name, or a distillation names an unknown teacher.
   """
   _check_names(teachers, distillations)
   at_student = tuple(_each(d.gradients[0] for d in distillations))
@@ -91,11 +93,12 @@ def offline(
         seen = infer(d.teacher_adapter, participants[name], (seen, batch))
       if d.adapter is not None:
         name = d.learning_participant
-        participants[name] = initialize(d.adapter, rng, name, (outputs["student"], seen, batch))
+        drawn = initialize(d.adapter, rng, name, (outputs["student"], seen, batch))
+        participants[name] = {"params": {}, **drawn}  # an adapter may have state alone
     return participants
 
   def targets(participants: Participants, batch: Batch) -> dict[str, Any]:
-    """What each distillation compares with; the features at `from_stage` as "student"."""
+    """Return the teacher side of each distillation; "labels": the features at `from_stage`."""
     outputs = {}
     for name, model in teachers.items():
       stages = tuple(_each(d.gradients[1] for d in distillations if name in d.teachers))
@@ -112,7 +115,7 @@ def offline(
         variables = participants[d.frozen_participant]
         seen[d.name] = infer(d.teacher_adapter, variables, (seen[d.name], batch))
     if from_stage is not None:
-      # "labels" is the name of no distillation.
+      # No distillation has the name "labels".
       encoded = infer(student, participants["student"], batch.images, to_stage=from_stage)
       seen["labels"] = Output(features={from_stage: encoded.features[from_stage]})
     return seen
@@ -152,9 +155,10 @@ def offline(
       if d.adapter is not None:
         name = d.learning_participant
         inputs, key = (ours, theirs, batch), key_for(context.rng, name)
-        (ours, theirs), state[name] = learn(
-          d.adapter, everyone[name], inputs, key, where=batch.mask
-        )
+        with examples_over(context.axis_name):
+          (ours, theirs), state[name] = learn(
+            d.adapter, everyone[name], inputs, key, where=batch.mask
+          )
       connected[d.name] = ours
       terms |= d.terms(ours, theirs, batch, context)
       for name, metric in d.metrics.items():
@@ -186,7 +190,7 @@ def _own_logits(participants: Participants, output: Output, adapted: Mapping[str
 def with_classifiers(
   context: Context, models: Mapping[str, Model], participants: Participants
 ) -> Context:
-  """The context with the later layers of every network as `Context.classifiers`."""
+  """Return the context with the later layers of every network as `Context.classifiers`."""
 
   def classify(name: str, features: Any, from_stage: str = "") -> Any:
     model = models[name]
@@ -206,7 +210,7 @@ def _student_learners(
   from_stage: str | None,
   image_shape: tuple[int, int, int] | None,
 ) -> tuple[str, ...]:
-  """The parameters of the student that learn."""
+  """Return the paths of the student's parameters that learn."""
   if to_stage is None and from_stage is None:
     return ("student",)
   if to_stage is not None and label_weight:
@@ -221,7 +225,7 @@ def _student_learners(
 
 
 def _check_names(teachers: Iterable[str], distillations: Sequence[Distillation]) -> None:
-  """Raises a ConfigError for names that collide, and for teachers that are not there."""
+  """Raise a ConfigError for names that are not unique, and for unknown teachers."""
   names = ["labels", *(d.name for d in distillations)]
   if len(set(names)) < len(names):
     raise ConfigError(f"the terms of the objective need different names, got {names}")
@@ -242,5 +246,5 @@ def _check_names(teachers: Iterable[str], distillations: Sequence[Distillation])
 
 
 def _each(groups: Iterable[Iterable[str]]) -> Iterable[str]:
-  """Every name of the groups once, in their order."""
+  """Return every name of the groups once, in order."""
   return dict.fromkeys(itertools.chain.from_iterable(groups))

@@ -41,28 +41,28 @@ def native_ensemble(
   temperature: float = 3.0,
   detached: bool = True,
 ) -> Scheme:
-  """A scheme of one network with several copies of its last layers, and a gate over them.
+  """Return the scheme of one network with several copies of its last layers and a gate over them.
 
   The objective is sum_k CE(branch_k) + CE(ensemble) + weight * `losses.native_ensemble`, where the
-  ensemble's logits are the branches' weighted by the gate, and the branches learn from it. The
-  gate learns from CE(ensemble) alone, as the teacher's side of the last term is constant. A
-  single branch is its own ensemble: it learns from the labels alone, and there is no gate.
+  ensemble's logits are those of the branches weighted by the gate, and the branches learn from
+  them. The gate learns from CE(ensemble) alone, as the teacher side of the last term is constant. A
+  single branch equals its ensemble: it learns from labels alone, and there is no gate.
 
   Participants: "student", the trunk and the branches, and "gate". Predictors: "branch_0", ..., and
-  with more than one branch the "ensemble". A branch leaves the scheme as the plain network.
+  with more than one branch the "ensemble". A branch is exported as the plain network.
 
   Args:
     network: a model with `stages`, `encode` and `resume` (see jaxkd.models).
     gate: `__call__(features, train)` -> (B, branches), weights that sum to 1
       (`jaxkd.adapters.Gate`).
-    branches: how many copies.
-    from_stage: the last stage they share.
-    weight: of the last term; a function of the step ramps.
-    temperature: of the last term.
-    detached: whether the ensemble is constant there.
+    branches: number of copies.
+    from_stage: the last stage that the branches share.
+    weight: weight of the last term; a function of the step for a ramp.
+    temperature: temperature of the last term.
+    detached: whether the ensemble is constant in the last term.
 
   Raises:
-    ConfigError: if there is no branch, no such stage, or the network cannot go on from it.
+    ConfigError: if `branches` is 0, there is no such stage, or the network cannot resume from it.
 
   Source: Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, the
   authors' code (T = 3, weight rising exponentially over 80 of 300 epochs); `detached=False` is
@@ -70,8 +70,8 @@ def native_ensemble(
   """
   branched = Branched(network, branches, from_stage)
 
-  def gates(everyone: Participants, outputs: tuple[Output, ...]) -> Array:
-    return infer(gate, everyone["gate"], outputs[0].features[from_stage])
+  def gates(variables: Participants, outputs: tuple[Output, ...]) -> Array:
+    return infer(gate, variables["gate"], outputs[0].features[from_stage])
 
   def init(rng: Array, batch: Batch) -> Participants:
     participants = {"student": initialize(branched, rng, "student", batch.images)}
@@ -90,11 +90,11 @@ def native_ensemble(
     targets: None,
     context: Context,
   ) -> tuple[Array, Aux]:
-    everyone = merge(participants, learning)
+    variables = merge(participants, learning)
     state: Participants = {}
     outputs, state["student"] = learn(
       branched,
-      everyone["student"],
+      variables["student"],
       batch.images,
       key_for(context.rng, "student"),
       where=batch.mask,
@@ -105,7 +105,7 @@ def native_ensemble(
     if branches > 1:
       shares, state["gate"] = learn(
         gate,
-        everyone["gate"],
+        variables["gate"],
         outputs[0].features[from_stage],
         key_for(context.rng, "gate"),
         where=batch.mask,
@@ -145,28 +145,30 @@ def _accuracies(logits: dict[str, Any], batch: Batch) -> dict[str, tuple[Array, 
 
 
 def _phases(setup: Setup) -> list[PhaseSpec]:
-  own = setup.hyperparameters
-  from_stage = own.from_stage if own.from_stage != AUTO else _before_last(setup)
+  hyperparameters = setup.hyperparameters
+  from_stage = (
+    hyperparameters.from_stage if hyperparameters.from_stage != AUTO else _before_last(setup)
+  )
   shape = feature_shape(setup.plain_output, from_stage, "student")
-  weight: Weight = own.weight
-  if own.ramp != "none":
-    steps = own.ramp_epochs * setup.steps_per_epoch
-    weight = ramp(own.ramp, steps=steps, end=own.weight)
+  weight: Weight = hyperparameters.weight
+  if hyperparameters.ramp != "none":
+    steps = hyperparameters.ramp_epochs * setup.steps_per_epoch
+    weight = ramp(hyperparameters.ramp, steps=steps, end=hyperparameters.weight)
   scheme = native_ensemble(
     setup.student,
-    Gate(own.branches, **setup.options),
-    branches=own.branches,
+    Gate(hyperparameters.branches, **setup.options),
+    branches=hyperparameters.branches,
     from_stage=from_stage,
     weight=weight,
-    temperature=own.temperature,
-    detached=own.detached,
+    temperature=hyperparameters.temperature,
+    detached=hyperparameters.detached,
   )
-  shared = f"{own.branches} branches share what is up to {from_stage} {sizes(shape)}"
+  shared = f"{hyperparameters.branches} branches share the layers up to {from_stage} {sizes(shape)}"
   return [
     PhaseSpec(
       DISTILLED,
       scheme,
-      learning_rate=own.learning_rate,
+      learning_rate=hyperparameters.learning_rate,
       reported="branch_0",
       notes=(shared,),
     )
@@ -174,7 +176,7 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
 
 
 def _before_last(setup: Setup) -> str:
-  """The stage before the last one that is not pooled."""
+  """Return the stage before the last inner stage; the last if there is no other."""
   *earlier, last = inner_stages(setup.student_shapes())
   return earlier[-1] if earlier else last
 

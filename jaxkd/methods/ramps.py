@@ -1,4 +1,4 @@
-"""Weights that change while training goes on."""
+"""Weights that change during training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses._numerics import widen
 from jaxkd.types import Array
 
-# From the share of the ramp that is behind, 0..1, to the share of the way made.
+# Elapsed fraction of the ramp, 0..1 -> fraction of the change from `start` to `end`.
 _SHAPES: dict[str, Callable[[Array], Array]] = {
   "linear": lambda share: share,
   "cosine": lambda share: (1 - jnp.cos(math.pi * share)) / 2,
@@ -23,20 +23,20 @@ RAMPS = tuple(_SHAPES)
 def ramp(
   kind: str, *, steps: float, start: float = 0.0, end: float = 1.0
 ) -> Callable[[Array], Array]:
-  """A weight as a function of the step: from `start` to `end` in `steps` steps, then constant.
+  """Return a weight as a function of the step: `start` to `end` in `steps` steps, then constant.
 
   start + (end - start) * shape(min(step / steps, 1)), shape being
     linear: x
     cosine: (1 - cos(pi x)) / 2
     exponential: exp(-5 (1 - x)^2), which starts at 0.0067, not at 0.
 
-  It depends on the step alone, which checkpoints hold, so a resumed run goes on where it stopped.
+  It depends on the step alone, which checkpoints hold, so a resumed run continues correctly.
 
   Args:
     kind: one of `RAMPS`.
     steps: length, > 0; it need not be whole.
     start: weight at step 0 (nearly, for "exponential").
-    end: weight from step `steps` on. Smaller than `start`, the weight falls.
+    end: weight from step `steps` on. If it is smaller than `start`, the weight falls.
 
   Raises:
     ConfigError: if the kind is unknown or `steps` is not positive.

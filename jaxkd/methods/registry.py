@@ -1,7 +1,7 @@
-"""The methods by name.
+"""The registry of methods by name.
 
-A method is one file of this package with a `METHOD`. A "+" between the names of methods with a
-common objective adds them up ("kd+at"). `register` adds a method from any other file.
+A method is one file of this package with a `METHOD`. Methods with `distillations` are added by
+joining their names with "+" ("kd+at"). `register` adds a method from any other file.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ METHODS: dict[str, Method] = dict(_BUILT_IN)
 def register(name: str, method: Method) -> None:
   """Add a method under a name, for configs and `jaxkd list methods`.
 
-  A config file that is loaded twice registers its methods twice: the later one counts.
+  A name may be registered twice, as when a config file is loaded twice: the later method is used.
 
   Args:
-    name: of letters, digits and "_", as in `method.name` of a config.
+    name: letters, digits and "_"; the value of `method.name` in a config.
     method: the method.
 
   Raises:
-    ConfigError: for a name of another form, or that of a method of this package; for a
-      hyperparameter that is no `Field`.
+    ConfigError: for an invalid name, or the name of a method of this package; for a
+      hyperparameter that is not a `Field`.
   """
   if not isinstance(name, str) or not name.isidentifier():
     raise ConfigError(f"register: name={name!r}: expected letters, digits and '_'")
@@ -82,10 +82,10 @@ def register(name: str, method: Method) -> None:
 
 
 def methods(name: str) -> dict[str, Method]:
-  """The method of a name, or the methods of a sum such as "kd+at".
+  """Return the method of a name, or the methods of a sum such as "kd+at".
 
   Raises:
-    ConfigError: if there is no such method, naming the nearest; or if one cannot be added.
+    ConfigError: for an unknown method, naming similar names; for one that cannot be added.
   """
   names = name.split("+") if isinstance(name, str) else [name]
   found: dict[str, Method] = {}
@@ -102,9 +102,9 @@ def methods(name: str) -> dict[str, Method]:
 
 
 def method_fields(name: str) -> Fields:
-  """The fields of the "method" section of a config.
+  """Return the fields of the "method" section of a config.
 
-  A method's own fields are in it; those of a sum are in a section for each.
+  It holds the fields of one method; a sum has a section for each of its methods.
 
   Raises:
     ConfigError: as `methods`.
@@ -121,7 +121,7 @@ def method_fields(name: str) -> Fields:
 
 
 def section(settings: Any, method: str) -> Any:
-  """The part of a config that holds a method's own fields, alone or in a sum; None without it.
+  """Return the part of a config with a method's fields; None if the config has another method.
 
   >>> from jaxkd.experiment.config import base_config
   >>> section(base_config("kd+at"), "at").power
@@ -143,7 +143,7 @@ def is_taught(name: str) -> bool:
 
 
 def baseline(setup: Setup) -> PhaseSpec:
-  """The phase of the student that learns from labels alone, at every exit if it has several."""
+  """Return the phase of a student that learns from labels alone, at every exit it has."""
   name = setup.hyperparameters.name
   special = METHODS[name].baseline if name in METHODS else None
   if special is not None:
@@ -154,7 +154,7 @@ def baseline(setup: Setup) -> PhaseSpec:
 
 
 def phases(setup: Setup) -> list[PhaseSpec]:
-  """The phases of the method `setup.hyperparameters.name`, in their order.
+  """Return the phases of the method `setup.hyperparameters.name`, in order.
 
   Raises:
     ConfigError: naming the stage, adapter or field that does not fit.
@@ -165,12 +165,12 @@ def phases(setup: Setup) -> list[PhaseSpec]:
 
 
 def check_classes(settings: Any, teachers: Mapping[str, Teacher], num_classes: int) -> None:
-  """Raises a ConfigError if logits of teachers are compared that predict other classes.
+  """Raise a ConfigError if a method compares logits and a teacher predicts other classes.
 
   Args:
     settings: a config.
     teachers: participant name -> Teacher.
-    num_classes: the student's.
+    num_classes: number of classes of the student.
   """
   for name in methods(settings.method.name):
     own = section(settings, name)
@@ -186,7 +186,7 @@ def check_classes(settings: Any, teachers: Mapping[str, Teacher], num_classes: i
 
 
 def _check_needs(found: Mapping[str, Method], setup: Setup) -> None:
-  """Raises a ConfigError for a method that compares arrays that these networks do not return."""
+  """Raise a ConfigError if a method compares arrays that these networks do not return."""
   owners = {"student": setup.student_output, **{n: t.output for n, t in setup.teachers.items()}}
   for name, method in found.items():
     for owner, output in owners.items():

@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: distances and angles between the examples of a batch."""
+"""RKD, relational knowledge distillation: distances and angles between examples of a batch."""
 
 from __future__ import annotations
 

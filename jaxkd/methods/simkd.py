@@ -1,4 +1,4 @@
-"""SimKD: the student's encoder learns to feed the classifiers of its teachers, which it reuses."""
+"""SimKD: the student's encoder learns the features of a teacher and reuses its classifier."""
 
 from __future__ import annotations
 
@@ -38,53 +38,54 @@ def simkd(
   temperature: float = 4.0,
   classifier: str = "teacher",
 ) -> Scheme:
-  """The student's feature, projected, matches the teacher's; the teacher's later layers follow.
+  """Return the scheme that matches the student's projected feature with the teacher's.
 
   By default there is no label term and no logit term: the objective is weight * mse(projected,
   teacher's feature). The student predicts through projector and the teacher's frozen later layers,
-  by default pooling and the classifier. Its own later layers are neither run nor learned: they stay
-  as they were drawn, and no weight decay or moving average changes them.
+  by default pooling and the classifier. Its own later layers do not run and do not learn: they keep
+  their initial weights, also under weight decay and moving averages.
 
   SimKD+ and SimKD++ reuse the teacher's last one or two stages as well as its classifier: they are
   `stages` ("stage2", "stage2") and ("stage1", "stage1") of a network of three stages.
 
   Joint training: with label_weight or kd_weight above 0 the whole student runs, and its own
   classifier learns as well, by label_weight * cross-entropy + kd_weight * T^2 KL(teacher) on its
-  own logits. There are then two predictors, and `classifier` says whose is "student": the
-  teacher's, the student's own then being "own"; or the student's, the teacher's being "reused".
+  own logits. There are then two predictors. With `classifier` "teacher", the one through the
+  teacher's classifier is "student", and the other is "own"; with "student", the one through the
+  student's classifier is "student", and the other is "reused".
 
-  Several teachers: each has a projector of its own. With the shares s_t = teacher_weights,
+  Several teachers: each has its own projector. With the shares s_t = teacher_weights,
   normalised, the objective is weight * sum_t s_t mse(projected_t, map_t), the terms of joint
   training take sum_t s_t KL_t, and the student predicts by sum_t s_t logits_t through the
-  teachers' classifiers; "student_via_NAME" is each one's.
+  teachers' classifiers; "student_via_NAME" predicts through the classifier of one teacher.
 
   Participants: "student"; "teacher" or the names given; "projector", or "projector_NAME" for
   several teachers. Terms: "simkd" or "simkd_NAME", "labels", "kd".
 
   Args:
-    student: `__call__(images, train) -> Output`; stops at its stage if it has `encode`.
-    teacher: also `resume(features, from_stage, train) -> Output`. Several as name -> model.
+    student: `__call__(images, train) -> Output`; with `encode`, it stops at its matched stage.
+    teacher: also `resume(features, from_stage, train) -> Output`; or name -> model for several.
     projector: `__call__(features, train)`, from the student's feature to the teacher's channels
-      (`jaxkd.adapters.projector_for`), without a ReLU at its end where the teacher's feature has
-      both signs. Several as name -> projector, under the teachers' names.
-    image_shape: (H, W, C), by which is found what learns and what `export` takes along.
-    stages: the student's and the teachers' stage that are matched.
-    weight: of the feature term.
-    teacher_weights: name -> weight of a teacher; None weighs all alike.
-    label_weight: of the cross-entropy of the student's own logits.
-    kd_weight: of knowledge distillation on the student's own logits.
-    temperature: of knowledge distillation.
-    classifier: "teacher" or "student": the one through which "student" predicts.
+      (`jaxkd.adapters.projector_for`), without a final ReLU if the teacher's feature has both
+      signs; or teacher's name -> projector for several.
+    image_shape: (H, W, C); the layers that learn and that `export` needs are found by tracing.
+    stages: the matched stages, of the student and of the teachers.
+    weight: weight of the feature term.
+    teacher_weights: name -> weight of a teacher; None is equal weights.
+    label_weight: weight of the cross-entropy of the student's own logits.
+    kd_weight: weight of knowledge distillation on the student's own logits.
+    temperature: temperature of knowledge distillation.
+    classifier: "teacher" or "student": the classifier of the predictor "student".
 
   Raises:
-    ConfigError: if there is no teacher, the names of teachers, projectors and weights do not agree
+    ConfigError: if there is no teacher, the names of teachers, projectors and weights differ
       or clash, a weight is negative or all are 0, there is no such stage, or `classifier` is
       "student" without a term that trains it.
 
   Source: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022, and
   the authors' code: its -b is `weight`, its -c and -d are label_weight and kd_weight, by default
-  0; with either above 0 it, too, scores the teacher's classifier. SimKD+, ++ and several teachers
-  are in the paper only. How the paper combines several teachers could not be sourced: shares of
+  0; with either above 0 that code, too, scores the teacher's classifier. SimKD+, ++ and several
+  teachers are in the paper only, without details on how several teachers are combined: shares of
   losses and of logits are this project's choice.
   """
   student_stage, teacher_stage = stages
@@ -112,7 +113,7 @@ def simkd(
   }
 
   def reused(participants: Participants, projected: Mapping[str, Array]) -> dict[str, Array]:
-    """Logits through the teachers' classifiers, by predictor."""
+    """Return logits through the teachers' classifiers, by predictor."""
     via = {
       name: infer(model, participants[name], projected[name], from_stage=teacher_stage).logits
       for name, model in teachers.items()
@@ -130,7 +131,7 @@ def simkd(
     teachers,
     [*matching.values(), *soft_targets],
     label_weight=label_weight,
-    # Pure SimKD runs and trains the student as far as it is matched.
+    # Pure SimKD runs and trains the student up to the matched stage.
     to_stage=None if joint else student_stage,
     image_shape=image_shape,
     logits_of=logits_of,
@@ -143,8 +144,8 @@ def simkd(
     projected = {
       name: infer(projectors[name], participants[participant[name]], features) for name in teachers
     }
-    own = {own_name: output.logits} if joint else {}
-    return {**reused(participants, projected), **own}
+    own_logits = {own_name: output.logits} if joint else {}
+    return {**reused(participants, projected), **own_logits}
 
   def export(participants: Participants) -> dict[str, Network]:
     common: dict[str, Any] = {
@@ -156,7 +157,7 @@ def simkd(
       name: reuse_classifier(
         Network(student, participants["student"]),
         Network(projectors[name], participants[participant[name]]),
-        Network(plain(model), participants[name]),  # Its last layers see no image.
+        Network(plain(model), participants[name]),  # Its later layers take features, no images.
         **common,
       )
       for name, model in teachers.items()
@@ -172,8 +173,8 @@ def simkd(
       )
     else:
       networks = {reused_name: next(iter(via.values()))}
-    own = {own_name: Network(student, participants["student"])} if joint else {}
-    return {**networks, **own}
+    own_network = {own_name: Network(student, participants["student"])} if joint else {}
+    return {**networks, **own_network}
 
   return taught._replace(predict=predict, export=export)
 
@@ -183,7 +184,7 @@ def _shares(
   projectors: Mapping[str, Any],
   weights: Mapping[str, float] | None,
 ) -> dict[str, float]:
-  """Each teacher's part of the whole, in the teachers' order."""
+  """Return each teacher's share, in the teachers' order; they sum to 1."""
   given = dict.fromkeys(teachers, 1.0) if weights is None else dict(weights)
   for what, names in (("projector", projectors), ("teacher_weights", given)):
     if set(names) != set(teachers):
@@ -195,7 +196,7 @@ def _shares(
 
 
 def _predictors(classifier: str, joint: bool) -> tuple[str, str]:
-  """What predicting through the teachers' and through the student's own classifier is called."""
+  """Return the predictors' names: through the teachers' and through the student's classifier."""
   known = {"teacher": ("student", "own"), "student": ("reused", "student")}
   if classifier not in known:
     raise unknown_name("classifier", classifier, known)
@@ -208,7 +209,7 @@ def _predictors(classifier: str, joint: bool) -> tuple[str, str]:
 
 
 def _phases(setup: Setup) -> list[PhaseSpec]:
-  own = setup.hyperparameters
+  hyperparameters = setup.hyperparameters
   stages = _stages(setup)
   projectors = {}
   notes = []
@@ -220,12 +221,12 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
       student,
       teacher,
       stage=stages[0],
-      layout=own.projector,
-      reduction=own.reduction,
+      layout=hyperparameters.projector,
+      reduction=hyperparameters.reduction,
       activation=ends_in_relu(chosen, stages[1]),
       **setup.options,
     )
-  joint = own.classifier == "joint"
+  joint = hyperparameters.classifier == "joint"
   inherit = {name: f"{name}/{name}" for name in setup.teachers}
   matching = PhaseSpec(
     DISTILLED,
@@ -235,27 +236,27 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
       projectors,
       image_shape=setup.image_shape,
       stages=stages,
-      weight=own.weight,
+      weight=hyperparameters.weight,
       teacher_weights=setup.shares,
-      label_weight=own.label_weight if joint else 0.0,
-      kd_weight=own.kd_weight if joint else 0.0,
-      temperature=own.temperature,
+      label_weight=hyperparameters.label_weight if joint else 0.0,
+      kd_weight=hyperparameters.kd_weight if joint else 0.0,
+      temperature=hyperparameters.temperature,
       classifier="student" if joint else "teacher",
     ),
     inherit,
-    learning_rate=own.learning_rate,
+    learning_rate=hyperparameters.learning_rate,
     reuses_classifier=not joint,
     notes=tuple(notes),
   )
-  if own.classifier != "sequential":
+  if hyperparameters.classifier != "sequential":
     return [matching]
   encoder = dataclasses.replace(matching, name="encoder", role="")
-  if own.kd_weight and len(setup.teachers) > 1:
+  if hyperparameters.kd_weight and len(setup.teachers) > 1:
     raise ConfigError(
-      f"method.kd_weight={own.kd_weight}: expected 0 with classifier='sequential' and "
+      f"method.kd_weight={hyperparameters.kd_weight}: expected 0 with classifier='sequential' and "
       f"{len(setup.teachers)} teachers"
     )
-  teachers = [setup.teacher.model] if own.kd_weight else []
+  teachers = [setup.teacher.model] if hyperparameters.kd_weight else []
   classifier = PhaseSpec(
     DISTILLED,
     fresh_classifier(
@@ -263,28 +264,28 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
       *teachers,
       image_shape=setup.image_shape,
       from_stage=stages[0],
-      label_weight=own.label_weight,
-      kd_weight=own.kd_weight,
-      temperature=own.temperature,
+      label_weight=hyperparameters.label_weight,
+      kd_weight=hyperparameters.kd_weight,
+      temperature=hyperparameters.temperature,
     ),
     {"student": "encoder/student", **({"teacher": inherit["teacher"]} if teachers else {})},
-    epochs=own.classifier_epochs,
-    learning_rate=own.classifier_learning_rate,
+    epochs=hyperparameters.classifier_epochs,
+    learning_rate=hyperparameters.classifier_learning_rate,
   )
   return [encoder, classifier]
 
 
 def _stages(setup: Setup) -> tuple[str, str]:
-  """The stages that are matched: those of the config, or as many earlier as are reused as well."""
-  own, named = setup.hyperparameters, last_pair(setup, vectors=True)
+  """Return the matched stages: those of the config, or `reused_stages` earlier ones."""
+  hyperparameters, named = setup.hyperparameters, last_pair(setup, vectors=True)
   found = []
   for model, stage in zip((setup.student, setup.teacher.module), named, strict=True):
     order = tuple(model.stages)
-    position = order.index(stage) - own.reused_stages
+    position = order.index(stage) - hyperparameters.reused_stages
     if position < 0:
       raise ConfigError(
-        f"method.reused_stages={own.reused_stages}: expected at most {order.index(stage)}, as "
-        f"there are {order} up to {stage!r}"
+        f"method.reused_stages={hyperparameters.reused_stages}: expected at most "
+        f"{order.index(stage)}, as there are {order} up to {stage!r}"
       )
     found.append(order[position])
   return found[0], found[1]
@@ -294,14 +295,14 @@ METHOD = Method(
   "SimKD: the reused teacher classifier (Chen et al., 2022)",
   {
     "stage": text(AUTO),
-    # Of the teacher, beside its classifier: 1 is SimKD+, 2 is SimKD++.
+    # Number of reused stages of the teacher besides its classifier: 1 is SimKD+, 2 is SimKD++.
     "reused_stages": integer(0),
     "projector": choice("1x1-3x3-1x1", LAYOUTS),
     "reduction": integer(2, minimum=1),
     "activation": ACTIVATION,
     "weight": number(1.0),
-    # "joint" and "sequential" train the student's own classifier and predict by it: along with
-    # the encoder, or afterwards on the frozen encoder. What follows is theirs alone.
+    # "joint" and "sequential" train the student's own classifier and predict with it: together
+    # with the encoder, or afterwards on the frozen encoder. The fields below need one of the two.
     "classifier": choice("teacher", ("teacher", "joint", "sequential")),
     "label_weight": number(1.0),
     "kd_weight": number(1.0),

@@ -1,4 +1,4 @@
-"""One network that learns from labels alone."""
+"""The scheme of one network that learns from labels alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxkd.types import Array, Aux, Batch, Context, Network, Participants, Schem
 def supervised(
   model: Model, *, participant: str = "student", label_smoothing: float = 0.0
 ) -> Scheme:
-  """A teacher before it teaches, or a student without a teacher.
+  """Return the scheme of a network that learns from labels: a teacher, or a student as baseline.
 
   Args:
     model: `__call__(images, train) -> Output`.
-    participant: what to call it; also the name of the one predictor.
+    participant: its name; also the name of the only predictor.
     label_smoothing: probability spread over all classes.
   """
 

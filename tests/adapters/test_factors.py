@@ -1,4 +1,4 @@
-"""Paraphraser and translator: widths, statistics, precision, and what cannot be connected."""
+"""Paraphraser and translator: widths, statistics, precision, and refused shapes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def widths(variables):
 
 
 @pytest.mark.parametrize(("rate", "factor"), [(0.5, 4), (0.75, 6), (0.35, 2), (2.0, 16)])
-def test_paraphraser_goes_to_the_factor_and_back(rate, factor):
+def test_paraphraser_maps_to_the_factor_and_decoder_back(rate, factor):
   encoder, decoder = paraphraser_for((2, 4, 3, 8), stage="stage3", rate=rate)
   out, variables = shapes(encoder, (2, 4, 3, 8))
   assert out == (2, 4, 3, factor) and list(variables) == ["params"]
@@ -98,7 +98,7 @@ def test_decoder_is_a_stack_of_transposed_convolutions_with_turned_kernels():
   np.testing.assert_allclose(out, by_hand(X), rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_move_in_training_and_are_used_in_evaluation():
+def test_statistics_change_in_training_and_are_used_in_evaluation():
   x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 2, 3)), jnp.float32)
   module = translator_for((8, 2, 2, 3), (8, 2, 2, 4), stage="stage3", batch_norm=True)
   variables = jit(lambda: module.init(jax.random.key(0), x, train=False))()
@@ -150,7 +150,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
   ("student", "teacher", "rate"),
   [((2, 3), (2, 4, 4, 8), 0.5), ((2, 4, 4, 3), (2, 8), 0.5), ((2, 4, 4, 3), (2, 4, 4, 8), 0.1)],
 )
-def test_shapes_no_translator_matches_are_named_with_the_stage(student, teacher, rate):
+def test_error_names_stage_and_shapes_without_a_translator(student, teacher, rate):
   with pytest.raises(ConfigError) as error:
     translator_for(student, teacher, stage="stage3", rate=rate)
   for part in ("stage 'stage3'", str(student), str(teacher)):
@@ -158,13 +158,13 @@ def test_shapes_no_translator_matches_are_named_with_the_stage(student, teacher,
 
 
 @pytest.mark.parametrize(("shape", "rate"), [((2, 8), 0.5), ((2, 4, 4, 8), float("nan"))])
-def test_teachers_without_a_paraphraser_are_named_with_the_stage(shape, rate):
+def test_error_names_stage_and_shape_without_a_paraphraser(shape, rate):
   with pytest.raises(ConfigError) as error:
     paraphraser_for(shape, stage="stage3", rate=rate)
   assert "stage 'stage3'" in str(error.value) and str(shape) in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [FactorEncoder, FactorDecoder])
-def test_pooled_features_are_refused_by_name(kind):
+def test_pooled_features_are_refused(kind):
   with pytest.raises(ConfigError, match=rf"{kind.__name__}: features \(2, 3\)"):
     shapes(kind(4), (2, 3))

@@ -1,4 +1,4 @@
-"""ONE's gate."""
+"""ONE's gate: its values, initialisation and refused inputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def by_hand(variables, mean=None, var=None):
   return np.exp(x) / np.exp(x).sum(1, keepdims=True)
 
 
-def test_it_is_softmax_of_relu_of_the_normalised_linear_layer_of_the_mean(variables):
+def test_output_is_softmax_of_relu_of_the_normalised_linear_layer_of_the_mean(variables):
   train, moved = jit(lambda v: GATE.apply(v, MAPS, True, mutable=["batch_stats"]))(variables)
   np.testing.assert_allclose(train, by_hand(variables), rtol=1e-4)
   assert_all_moved(variables["batch_stats"], moved["batch_stats"])
@@ -45,7 +45,7 @@ def test_a_vector_is_taken_as_the_mean_of_a_map(variables):
   np.testing.assert_allclose(*both(variables, MAPS), rtol=1e-6)
 
 
-def test_one_branch_alone_has_weight_one_and_teaches_the_gate_nothing():
+def test_a_single_branch_has_weight_one_and_the_gate_no_gradient():
   gate = Gate(1)
   variables = drawn(gate, MAPS, train=False)
 
@@ -58,7 +58,7 @@ def test_one_branch_alone_has_weight_one_and_teaches_the_gate_nothing():
   assert_all_zero(gradients)
 
 
-def test_it_starts_as_torch_does_and_weighs_in_float32():
+def test_initial_values_are_torchs_and_weights_are_float32():
   gate = Gate(64, dtype=jnp.bfloat16)
   linear = jit(lambda key: gate.init(key, MAPS, True)["params"]["linear"])(jax.random.key(0))
   for leaf in linear.values():
@@ -69,7 +69,7 @@ def test_it_starts_as_torch_does_and_weighs_in_float32():
   assert (weights.dtype, weights.shape) == (jnp.float32, (5, 64))
 
 
-def test_what_does_not_fit_is_named():
+def test_wrong_features_and_no_branches_are_refused():
   with pytest.raises(ConfigError, match=r"Gate: features \(2, 3, 4\) are neither"):
     GATE.init(jax.random.key(0), jnp.ones((2, 3, 4)), False)
   with pytest.raises(ConfigError, match="branches is 0"):

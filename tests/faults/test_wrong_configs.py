@@ -212,7 +212,7 @@ def test_every_wrong_config_gives_one_line_at_once(data, compiled, tmp_path, rec
   record_property("fault", "wrong configs, drawn from the schema of every method")
   for method in METHODS:
     # One-time work of a process: imports, first arrays.
-    build.stages(settings_for(method, directory), load_data("digits", directory=str(directory)))
+    build.phases(settings_for(method, directory), load_data("digits", directory=str(directory)))
 
   @hypothesis.settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
   @hypothesis.given(wrong_configs())

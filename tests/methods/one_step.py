@@ -1,4 +1,4 @@
-"""A scheme's first participants, its loss and gradients, and one update, compiled cheaply."""
+"""Initial participants of a scheme, its loss and gradients, and one update, compiled cheaply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Born-again networks: generations, each taught by the one before."""
+"""Born-again networks: each generation learns from the previous one."""
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ def outcome(participants):
   return loss_and_gradients(SECOND)(participants, batch())
 
 
-def test_it_learns_from_the_generation_before_and_no_other(participants, outcome):
+def test_it_learns_from_the_previous_generation_alone(participants, outcome):
   _, gradients = outcome
   for earlier in ("generation_0", "generation_1"):
     assert_all_zero(gradients[earlier])
@@ -58,7 +58,7 @@ def test_it_learns_from_the_generation_before_and_no_other(participants, outcome
   np.testing.assert_allclose(outcome[0][0], by_hand(participants), rtol=1e-5)
 
 
-def test_earlier_generations_stay_as_they_are(participants):
+def test_earlier_generations_do_not_change(participants):
   after = updated(SECOND, participants, batch())
   assert_all_moved(participants["student"], after["student"])
   for earlier in ("generation_0", "generation_1"):
@@ -71,7 +71,7 @@ def test_generations_start_differently(participants):
   assert not any(np.array_equal(kernels[0], other) for other in kernels[1:])
 
 
-def test_labels_can_be_left_out(participants):
+def test_label_weight_0_needs_no_labels(participants):
   scheme = generation(2, label_weight=0.0)
   (_, aux), _ = loss_and_gradients(scheme)(participants, batch())
   assert list(aux.terms) == ["taught"]
@@ -94,14 +94,14 @@ def test_confidence_weighs_the_labels(participants):
   np.testing.assert_allclose(scalar, by_hand(participants), rtol=1e-5)
 
 
-def test_permuted_knowledge_keeps_a_key_of_the_step(participants):
+def test_permuted_knowledge_uses_a_key_of_the_step(participants):
   scheme = generation(2, permuted(1.0))
   (scalar, _), _ = loss_and_gradients(scheme)(participants, batch())
   again = loss_and_gradients(scheme)(participants, batch())[0][0]
   assert scalar == again
 
 
-def test_the_ensemble_is_of_all_generations(participants):
+def test_the_ensemble_contains_all_generations(participants):
   logits = jit(SECOND.predict)(participants, batch().images)
   assert set(logits) == {"student", "ensemble"}
   each = [STUDENT.apply(v, batch().images).logits for v in participants.values()]
@@ -112,6 +112,6 @@ def test_the_ensemble_is_of_all_generations(participants):
     np.testing.assert_allclose(alone, logits[name], atol=1e-5)
 
 
-def test_the_first_has_no_teacher():
+def test_generation_0_is_refused():
   with pytest.raises(ConfigError, match="generation is 0"):
     methods.born_again(STUDENT, [], generation=0)

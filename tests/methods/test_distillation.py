@@ -118,7 +118,7 @@ def test_adapters_of_preactivations_leave_features_alone_and_metrics_see_both():
   assert 0 < float(metrics["ab_disagreement"][0]) < 1
 
 
-def test_gradients_reach_the_loss_where_they_are_asked_for():
+def test_gradients_reach_the_loss_at_the_requested_stages():
   stages = (("images", "images"), ("stage1", "stage1"))
   loss = functools.partial(losses.gradient_attention_transfer, stages=stages, reduce="abs_mean")
   names = ("images", "stage1")
@@ -139,7 +139,7 @@ def test_gradients_reach_the_loss_where_they_are_asked_for():
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_relations_are_those_of_the_batch_of_all_devices():
+def test_relations_are_computed_over_the_batch_of_all_devices():
   method = Distillation("rkd", whole_batch(losses.relational), teacher="wise")
   student, teacher = TinyNet(norm=False), TinyNet(width=6, norm=False)
   scheme = methods.offline(student, {"wise": teacher}, [method], label_weight=0)
@@ -162,7 +162,7 @@ def test_relations_are_those_of_the_batch_of_all_devices():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), mapped, whole)
 
 
-def test_up_to_a_stage_only_what_it_needs_runs_learns_and_moves():
+def test_with_to_stage_only_the_needed_layers_run_and_learn():
   method = Distillation(
     "hint",
     per_example(losses.fitnets, stages=("stage1",)),
@@ -188,7 +188,7 @@ def test_up_to_a_stage_only_what_it_needs_runs_learns_and_moves():
   assert scheme.export(participants) == {}
 
 
-def test_a_first_stage_that_wants_labels_or_does_not_know_the_images_is_refused():
+def test_to_stage_with_a_label_weight_or_without_image_shape_is_refused():
   build = functools.partial(methods.offline, STUDENT, {}, [], to_stage="stage1")
   with pytest.raises(
     ConfigError, match=r"^label_weight is 1.0: up to 'stage1' there are no logits"
@@ -198,7 +198,7 @@ def test_a_first_stage_that_wants_labels_or_does_not_know_the_images_is_refused(
     build(label_weight=0.0)
 
 
-def test_the_features_of_a_mean_of_teachers_are_missing_by_name():
+def test_a_mean_of_teachers_has_no_features_and_the_error_names_them():
   method = Distillation(
     "at", per_example(losses.attention_transfer, stages=("stage2",)), teacher={"wise": 1, "old": 1}
   )
@@ -235,7 +235,7 @@ def test_a_loss_reads_the_classifiers_of_all_networks():
   assert all(float(found[f"same_{n}"]) < 1e-5 for n in range(3))
 
 
-def test_a_loss_that_returns_no_terms_is_named():
+def test_the_error_names_a_loss_that_does_not_return_terms():
   method = Distillation("mine", lambda student, teacher, batch, context: 3.0, teacher="wise")
   scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   with pytest.raises(ConfigError, match="'mine': expected Terms, got float"):

@@ -1,4 +1,4 @@
-"""Every method of the recipes: the stages it asks for, and that its students learn in them."""
+"""Every method: its phases, and that its students learn in them."""
 
 import ast
 import json
@@ -83,7 +83,7 @@ def planned(variant, **changes):
   settings = settings_with(variant)
   settings.update(changes)
   config.check_config(settings)
-  return build.stages(settings, dataset())
+  return build.phases(settings, dataset())
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_list_of_variants_has_every_method_that_distils():
 
 @pytest.mark.long
 @pytest.mark.parametrize("variant", ON_TWO_STAGES)
-def test_every_methods_learners_learn_in_each_of_its_stages(tiny_models, variant):
+def test_every_methods_learners_learn_in_each_of_its_phases(tiny_models, variant):
   for stage in planned(variant):
     if stage.name in ("teacher", "alone"):
       continue
@@ -156,7 +156,7 @@ def test_every_methods_learners_learn_in_each_of_its_stages(tiny_models, variant
     assert set(stage.scheme.export(after)) >= ({stage.reported} if stage.reported else set())
 
 
-def test_teachers_and_connectors_come_from_the_stages_that_trained_them(tiny_models):
+def test_teachers_and_adapters_come_from_the_phases_that_trained_them(tiny_models):
   *_, paraphraser, distilled = planned("ft", teacher={"count": 2})[2:]
   assert paraphraser.name == "paraphraser_teacher_1"
   assert paraphraser.inherit == {"teacher": "teacher_1/teacher_1"}
@@ -168,7 +168,7 @@ def test_teachers_and_connectors_come_from_the_stages_that_trained_them(tiny_mod
   }
 
 
-def test_a_first_stage_trains_what_it_reaches_and_hands_the_student_on():
+def test_a_first_phase_trains_the_layers_it_reaches_and_the_second_starts_from_them():
   _, _, first, second = planned("fitnets/two_stage=True/first_epochs=3")
   assert (first.epochs, first.reported, second.epochs) == (3, "", 1)
   assert "student/stage2_0" in first.scheme.learners
@@ -203,7 +203,7 @@ def test_a_sum_of_methods_has_the_terms_of_each_and_one_label_term(tiny_models):
   assert terms_of(weighted, 0) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_ramp_scales_what_is_distilled_by_the_step(tiny_models):
+def test_a_ramp_scales_distillations_by_the_step(tiny_models):
   # 16 examples in batches of 8: 4 epochs are 8 steps.
   stage = planned("kd/ramp='linear'/ramp_epochs=4/ramp_start=0.5")[-1]
   full = terms_of(planned("kd")[-1], 0)
@@ -280,7 +280,7 @@ def test_several_teachers_share_the_weight(tiny_models):
     ),
   ],
 )
-def test_fields_that_do_not_fit_together_are_named(variant, changes, message):
+def test_contradictory_fields_are_refused(variant, changes, message):
   with pytest.raises(ConfigError, match=message):
     planned(variant, **changes)
 
@@ -293,12 +293,12 @@ def test_fields_that_do_not_fit_together_are_named(variant, changes, message):
     ("kd+att", r"^unknown method 'att': did you mean 'at'"),
   ],
 )
-def test_methods_that_cannot_be_added_are_named(name, message):
+def test_methods_that_cannot_be_added_are_refused(name, message):
   with pytest.raises(ConfigError, match=message):
     config.base_config(name)
 
 
-def test_distilled_students_see_unlabelled_images_and_nobody_else_does(tiny_models):
+def test_only_distilled_students_see_unlabelled_images(tiny_models):
   teacher, alone, distilled = planned(
     "kd", data={"per_class": 2, "teacher_per_class": 3, "unlabelled": 6}
   )
@@ -340,7 +340,7 @@ def test_a_teacher_takes_pytorchs_weights(tmp_path):
     settings.baseline = False
     settings.teacher.update({"model": model, "weights": str(file), **changes})
     config.check_config(settings)
-    return build.stages(settings, data)[0]
+    return build.phases(settings, data)[0]
 
   teacher = teacher_of("resnet8")
   assert teacher.epochs == 0
@@ -356,10 +356,10 @@ def test_a_teacher_takes_pytorchs_weights(tmp_path):
     teacher_of("resnet8", bundle="b")
 
 
-def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was(tiny_models):
+def test_a_methods_learning_rate_does_not_change_the_baseline(tiny_models):
   settings = settings_for("simkd")
   settings.method.learning_rate = 0.25
-  _, alone, distilled = build.stages(settings, dataset())
+  _, alone, distilled = build.phases(settings, dataset())
   slopes = []
   for stage in (alone, distilled):
     optimizer, weights = stage.optimizer, {"w": np.zeros(1, np.float32)}
@@ -372,7 +372,7 @@ def test_a_methods_own_learning_rate_leaves_the_student_alone_as_it_was(tiny_mod
   ("changes", "least_work", "count"),
   [({}, 2e9, 1), ({"devices": 2}, 2e9, 2), ({"cpu_devices": 8}, 2e9, 8), ({}, 1e4, 8)],
 )
-def test_small_steps_are_left_to_one_device(monkeypatch, tmp_path, changes, least_work, count):
+def test_small_steps_run_on_one_device(monkeypatch, tmp_path, changes, least_work, count):
   monkeypatch.setattr(devices, "_WORTH_SHARING", least_work)
   made = []
   monkeypatch.setattr(run, "_train", lambda started: made.append(started.devices))

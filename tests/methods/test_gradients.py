@@ -1,4 +1,4 @@
-"""Outputs with gradients: the right gradients, nothing else changed, and differentiable again."""
+"""Outputs with gradients: correct, differentiable, and otherwise equal to the plain outputs."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_gradients_are_those_of_the_summed_cross_entropy(outcome, mode):
 
 
 @each_mode
-def test_all_but_the_gradients_is_as_in_the_plain_call(outcome, variables, mode):
+def test_outputs_besides_gradients_equal_those_of_the_plain_call(outcome, variables, mode):
   (output, changes), (plain, plain_changes), _ = outcome[mode]
   bare = dataclasses.replace(output, gradients={})
   assert jax.tree.structure((bare, changes)) == jax.tree.structure((plain, plain_changes))
@@ -210,7 +210,7 @@ def gradients_at_images(variables, images, labels, weights):
   return infer_with_gradients(Net(), variables, images, labels, weights, ("images",)).gradients
 
 
-def test_labels_may_be_probabilities_and_weights_may_be_left_out(variables):
+def test_labels_may_be_probabilities_and_weights_may_be_none(variables):
   images, one_hot = images_of(), jax.nn.one_hot(LABELS, CLASSES)
   expected = gradients_at_images(variables, images, LABELS, jnp.ones(B))["images"]
   for labels, weights in ((LABELS, None), (one_hot, jnp.ones(B))):
@@ -228,7 +228,7 @@ def test_a_teachers_gradient_of_an_example_does_not_depend_on_the_batch(variable
 
 @jit
 def matching(params, statistics, images, target):
-  """What a student is trained on, and its gradient, with the images and a stage matched."""
+  """An objective with gradients at the images and at a stage, and its derivative."""
   stages = ("images", "stage1")
 
   def objective(params):
@@ -256,7 +256,7 @@ def matched(variables):
   return at, jax.tree.map(lambda leaf: np.asarray(leaf, "float64"), variables["params"])
 
 
-def test_gradient_of_the_gradients_is_that_of_finite_differences(matched):
+def test_second_derivatives_agree_with_finite_differences(matched):
   at, params = matched
   rng = np.random.default_rng(2)
   direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
@@ -280,7 +280,7 @@ def test_gradients_of_zero_can_be_differentiated(matched):
     assert value > 1 and all(np.abs(leaf).max() < 1e3 for leaf in jax.tree.leaves(gradients))
 
 
-def test_teacher_takes_no_gradient(variables):
+def test_teacher_gets_no_gradient(variables):
   other = started(Net(), seed=1)
 
   @jit
@@ -297,7 +297,7 @@ def test_teacher_takes_no_gradient(variables):
   assert_same(gradients, jax.tree.map(jnp.zeros_like, other))
 
 
-def test_devices_that_share_statistics_see_the_gradients_of_the_whole_batch():
+def test_devices_that_share_statistics_have_the_gradients_of_the_whole_batch():
   # Dropout draws per device, so there is none here.
   whole, shared = (Net(depth=1, dropout=0.0, axis_name=name) for name in (None, "batch"))
   variables = started(whole)
@@ -337,7 +337,7 @@ class Mirror(nn.Module):
     return Output(nn.Dense(CLASSES)(x.mean((1, 2))))
 
 
-def test_only_a_network_blind_to_left_and_right_has_symmetric_gradients():
+def test_only_a_mirror_symmetric_network_has_symmetric_gradients():
   drawn = jit(Mirror().init)(KEY, images_of())["params"]
   kernel = drawn["conv"]["kernel"]
   symmetric = {**drawn, "conv": {**drawn["conv"], "kernel": kernel + kernel[:, ::-1]}}
@@ -353,7 +353,7 @@ def test_only_a_network_blind_to_left_and_right_has_symmetric_gradients():
   assert penalty(drawn) > 1e-2
 
 
-def test_a_model_without_entries_has_gradients_at_its_images():
+def test_a_model_without_resume_has_gradients_at_its_images():
   model = nn.Sequential([lambda x: x.reshape(B, -1), nn.Dense(CLASSES)])
   tapped = tap(model, {"logits": "layers_1"})
   variables = jit(tapped.init)(KEY, images_of())
@@ -386,7 +386,7 @@ class Exits(nn.Module):
     return (Output(images.mean((1, 2))),) * 2
 
 
-def test_one_stage_needs_no_resume_that_stops(variables):
+def test_gradients_at_one_stage_need_no_to_stage_in_resume(variables):
   args = (OneStop(), variables, images_of(), LABELS, None)
   stages = ("stage1", "images")
   gradients = jax.eval_shape(lambda: infer_with_gradients(*args, stages).gradients)
@@ -404,13 +404,13 @@ def test_one_stage_needs_no_resume_that_stops(variables):
     (Staged(), ("stage1",), r"Staged has no encode and resume.* at stage 'stage1': only at"),
   ],
 )
-def test_what_cannot_be_had_is_said(variables, module, stages, message):
+def test_impossible_gradients_are_refused(variables, module, stages, message):
   with pytest.raises(ConfigError, match=message):
     infer_with_gradients(module, variables, images_of(), LABELS, None, stages)
 
 
 @pytest.mark.parametrize("stages", [(), ("flipped_images",)])
-def test_only_what_is_asked_for_is_there(variables, stages):
+def test_only_requested_gradients_are_returned(variables, stages):
   args = (Net(), variables, images_of(), LABELS, WEIGHTS, stages, KEY)
   output, _ = jax.eval_shape(lambda: learn_with_gradients(*args))
   assert tuple(output.gradients) == stages and output.logits.shape == (B, CLASSES)

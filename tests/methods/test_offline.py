@@ -1,4 +1,4 @@
-"""A student under frozen teachers: who learns, what is summed, what stands still."""
+"""The offline scheme: objective, learners, and frozen teachers."""
 
 import dataclasses
 
@@ -86,7 +86,7 @@ def test_each_loss_compares_with_its_own_teacher_through_its_own_adapter(partici
     np.testing.assert_allclose(aux.terms[name].total, value, rtol=1e-4, err_msg=name)
 
 
-def test_teachers_take_no_gradient_and_are_no_learners(outcome):
+def test_teachers_get_no_gradient_and_are_not_learners(outcome):
   _, gradients = outcome
   for teacher in ("wise", "old"):
     assert teacher not in SCHEME.learners
@@ -141,7 +141,7 @@ def test_without_label_weight_labels_change_nothing(participants):
   assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients["student"]))
 
 
-def test_a_seed_gives_the_student_alone_and_the_distilled_one_the_same_start(participants):
+def test_baseline_and_distilled_student_of_a_seed_have_equal_initial_weights(participants):
   alone = start(methods.supervised(STUDENT))
   assert_same(alone["student"], participants["student"])
   other = start(methods.supervised(STUDENT), seed=1)
@@ -179,6 +179,6 @@ def test_prediction_and_export_are_the_student_without_adapters(participants):
   ],
   ids=["distillations", "the-label-term", "a-teacher-student", "an-adapter", "no-such-teacher"],
 )
-def test_names_that_clash_or_lead_nowhere_are_refused(teachers, distillations, message):
+def test_duplicate_and_unknown_names_are_refused(teachers, distillations, message):
   with pytest.raises(ValueError, match=message):
     methods.offline(STUDENT, dict.fromkeys(teachers, WISE), distillations)

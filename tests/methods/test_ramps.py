@@ -21,14 +21,14 @@ def at(kind, *steps, **options):
 
 @each_ramp
 @given(start=weights, end=weights, steps=st.integers(1, 1000))
-def test_a_ramp_ends_at_its_end_and_stays_there(kind, start, end, steps):
+def test_a_ramp_is_constant_after_its_end(kind, start, end, steps):
   values = at(kind, steps, steps + 1, 10 * steps, start=start, end=end, steps=steps)
   np.testing.assert_allclose(values, end, rtol=1e-5, atol=1e-5)
 
 
 @each_ramp
 @given(steps=st.floats(2, 100))
-def test_a_ramp_goes_one_way_between_its_ends(kind, steps):
+def test_a_ramp_is_monotonic(kind, steps):
   values = at(kind, *range(100), steps=steps, start=3.0, end=1.0)
   assert np.all(np.diff(values) <= 1e-6)
   assert np.all((values <= 3.0 + 1e-6) & (values >= 1.0 - 1e-6))
@@ -47,14 +47,14 @@ def test_the_shapes_are_those_of_the_formulas():
   np.testing.assert_allclose(values, [0.0067, 0.060, 0.287, 0.732], atol=5e-4)
 
 
-def test_linear_is_optax_s():
+def test_linear_equals_optax():
   steps = jnp.arange(12)
   ours = ramp("linear", steps=10, start=4.0, end=1.0)(steps)
   theirs = jax.vmap(optax.linear_schedule(4.0, 1.0, 10))(steps)
   np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-def test_an_unknown_kind_and_no_steps_are_named():
+def test_an_unknown_kind_and_no_steps_are_refused():
   with pytest.raises(ConfigError, match=r"^unknown ramp 'liner': did you mean 'linear'"):
     ramp("liner", steps=3)
   with pytest.raises(ConfigError, match=r"^steps is 0: a ramp takes"):

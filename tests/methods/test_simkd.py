@@ -1,4 +1,4 @@
-"""SimKD: the student predicts through its teacher's classifier, and leaves with it."""
+"""SimKD: the student predicts through its teacher's classifier, also when exported."""
 
 import dataclasses
 import shutil
@@ -77,7 +77,7 @@ def test_the_scalar_is_the_feature_term_alone(participants, outcome):
   assert aux.terms["simkd"].logit == 0.0
 
 
-def test_labels_and_weights_only_score(participants, differentiated, outcome):
+def test_labels_and_weights_only_change_metrics(participants, differentiated, outcome):
   data = batch()
   unlabelled = dataclasses.replace(data, labels=0 * data.labels - 1, weights=0 * data.weights)
   (scalar, aux), gradients = differentiated(participants, unlabelled)
@@ -87,7 +87,7 @@ def test_labels_and_weights_only_score(participants, differentiated, outcome):
   assert float(aux.metrics["accuracy"][1]) == 0
 
 
-def test_the_students_own_classifier_takes_no_part(participants, predict, outcome):
+def test_the_students_own_classifier_is_not_used(participants, predict, outcome):
   _, gradients = outcome
   assert_all_zero(gradients["student"]["params"]["classifier"])
   changed = with_classifier(participants, "student", lambda kernel: kernel + 1.0)
@@ -102,7 +102,7 @@ def test_predictions_go_through_the_teachers_classifier(participants, predict):
   assert np.abs(logits).max() > 0
 
 
-def test_the_teacher_takes_no_gradient_and_stands_still(participants, outcome):
+def test_the_teacher_gets_no_gradient_and_does_not_change(participants, outcome):
   _, gradients = outcome
   layers = ("bn1", "bn2", "conv1", "conv2")
   assert SCHEME.learners == (*(f"student/{name}" for name in layers), "projector")
@@ -190,7 +190,7 @@ def test_a_bundled_student_teaches_attention_and_soft_targets(distilled):
     assert np.any(gradients["student"]["params"][layer]["kernel"])
 
 
-def test_a_bundled_student_hands_its_classifier_on(distilled):
+def test_a_bundled_students_classifier_can_be_reused(distilled):
   network, _ = distilled
   scheme = reusing(network.module)
   participants = {**drawn(scheme, data()), "teacher": network.variables}

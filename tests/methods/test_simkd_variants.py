@@ -74,7 +74,7 @@ def test_only_the_layers_up_to_the_matched_stage_learn(trained):
   assert_same(before["teacher"], after["teacher"])
 
 
-def test_unused_layers_stand_still_under_weight_decay(trained):
+def test_weight_decay_does_not_change_unused_layers(trained):
   for collection in ("params", "batch_stats"):
     before, after = (tree["student"][collection] for tree in (trained.before, trained.after))
     unused = set(before) - set(LAYERS[trained.stage])
@@ -82,7 +82,7 @@ def test_unused_layers_stand_still_under_weight_decay(trained):
     assert_same({name: before[name] for name in unused}, {name: after[name] for name in unused})
 
 
-def test_the_bundle_predicts_what_the_scheme_predicted(trained, tmp_path):
+def test_the_bundle_gives_the_schemes_predictions(trained, tmp_path):
   network = trained.scheme.export(trained.after)["student"]
   reused = {"stage2": {"stage3_0", "classifier"}, "stage1": {"stage2_0", "stage3_0", "classifier"}}
   assert set(network.variables["params"]["teacher"]) == reused[trained.stage]
@@ -168,7 +168,7 @@ def test_either_weight_alone_trains_the_students_own_classifier(weight, term):
   assert float(aux.metrics["accuracy"][0]) == right["student"]
 
 
-def test_classifier_says_which_of_two_predictors_is_the_student():
+def test_classifier_selects_which_of_two_predictors_is_the_student():
   through_teacher = tiny(label_weight=1.0)
   through_own = tiny(label_weight=1.0, classifier="student")
   participants = drawn(through_own, batch())
@@ -200,7 +200,7 @@ def test_classifier_says_which_of_two_predictors_is_the_student():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), predicted, networks)
 
 
-def test_a_classifier_that_nothing_trains_is_refused():
+def test_an_untrained_classifier_is_refused():
   with pytest.raises(ConfigError, match="nothing trains the student's own classifier"):
     tiny(classifier="student")
   with pytest.raises(ConfigError, match="unknown classifier 'own'"):
@@ -212,7 +212,7 @@ def of_two(**options):
   return tiny(teacher=teachers, **options)
 
 
-def test_two_equal_teachers_are_one():
+def test_two_equal_teachers_act_as_one():
   scheme = tiny()
   participants = drawn(scheme, batch())
   twins = {
@@ -226,10 +226,10 @@ def test_two_equal_teachers_are_one():
 
   @jit
   def run(participants, twins):
-    def terms(scheme, everyone):
-      targets = scheme.targets(everyone, batch())
-      scalar, aux = scheme.loss({}, everyone, batch(), targets, context())
-      return scalar, aux.terms, scheme.predict(everyone, batch().images)
+    def terms(scheme, variables):
+      targets = scheme.targets(variables, batch())
+      scalar, aux = scheme.loss({}, variables, batch(), targets, context())
+      return scalar, aux.terms, scheme.predict(variables, batch().images)
 
     return terms(scheme, participants), terms(both, twins)
 
@@ -282,7 +282,7 @@ def test_vectors_and_tokens_of_another_grid_teach_maps_together():
   assert np.all(np.isfinite(gradients["student"]["params"]["conv1"]["kernel"]))
 
 
-def test_teacher_weights_share_out_losses_and_logits():
+def test_teacher_weights_scale_losses_and_logits():
   weights = {"b": 6.0, "a": 2.0}
   weighted, even = (of_two(teacher_weights=w, kd_weight=1.0) for w in (weights, None))
   # Of "b" alone, so that its own values are seen.
@@ -332,7 +332,7 @@ def test_teacher_weights_share_out_losses_and_logits():
     ({"teacher": {}}, "at least one teacher"),
   ],
 )
-def test_teachers_that_do_not_fit_together_are_refused(options, message):
+def test_teachers_of_different_classes_or_names_are_refused(options, message):
   teacher = options.pop("teacher", {"a": TinyNet(), "b": TinyNet()})
   with pytest.raises(ConfigError, match=message):
     tiny(teacher=teacher, **options)

@@ -44,7 +44,7 @@ def test_the_scalar_is_the_smoothed_cross_entropy_of_its_one_term(participants):
   assert count == 8
 
 
-def test_an_unlabelled_example_counts_nothing(participants):
+def test_an_unlabelled_example_does_not_count(participants):
   data = batch()
   learning = {"teacher": participants["teacher"]["params"]}
   loss = jit(lambda given: SCHEME.loss(learning, participants, given, None, context()))
@@ -56,7 +56,7 @@ def test_an_unlabelled_example_counts_nothing(participants):
   assert not np.allclose(scalar, loss(data)[0])
 
 
-def test_everything_moves_in_one_update(participants):
+def test_every_parameter_changes_in_one_update(participants):
   after = updated(SCHEME, participants, batch())
   assert list(after) == ["teacher"]
   assert_all_moved(participants["teacher"]["batch_stats"], after["teacher"]["batch_stats"])
@@ -65,7 +65,7 @@ def test_everything_moves_in_one_update(participants):
   )
 
 
-def test_predictor_and_exported_network_carry_the_participants_name(participants):
+def test_predictor_and_exported_network_have_the_participants_name(participants):
   data = batch()
   predicted = jit(SCHEME.predict)(participants, data.images)
   exported = SCHEME.export(participants)

@@ -28,7 +28,7 @@ FLOAT32, BFLOAT16 = 1e-7, 4e-3
 
 
 def compare(batch_size, names, scales=SCALES, vmapped=False):
-  """What disagrees, for drawn images and for a batch with duplicates."""
+  """The disagreements, for random images and for a batch with duplicates."""
   run = program(names, options=OPTIMISED, vmapped=vmapped)
   wrong = []
   for duplicates in (False, True):
@@ -83,7 +83,7 @@ def test_every_loss_agrees_with_float64_in_bfloat16(batch_size):
 
 
 def compare_in_bfloat16(batch_size, names):
-  """What disagrees more than the network's own resolution explains."""
+  """The disagreements that exceed the resolution of the network itself."""
   drawn = cast(cast(draw(batch_size), jnp.bfloat16), "float32")
   run = program(names, options=OPTIMISED)
   narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype.kind == "f" else x, drawn)

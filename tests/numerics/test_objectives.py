@@ -30,7 +30,7 @@ def stages_of(variant, dtype):
   settings.data.crop = 0
   settings.sync_batch_norm = True
   settings.compute_dtype = dtype
-  found = build.stages(settings, dataset(), traced=False)
+  found = build.phases(settings, dataset(), traced=False)
   return {s.name: s.scheme for s in found if s.name not in ("teacher", "alone")}
 
 
@@ -89,7 +89,7 @@ def make_update(scheme, options, *, devices=1, parts=1):
 
 
 def disagreements(variant, size, *, scales=SCALES, devices=1, parts=1):
-  """What differs between float32, in parts and on devices, and float64 with the whole batch.
+  """The differences between float32, in parts and on devices, and float64 with the whole batch.
 
   Batch statistics are those of a part: a learner that has some is compared with float64 in parts.
   """

@@ -1,4 +1,4 @@
-"""Methods on pairs of real networks; one function asks the library for their schemes."""
+"""Cases: methods on pairs of real networks; one function builds their schemes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ OTHERS = (
 SHARED = ("teacher", "alone")
 WITH_SHARED = ("teacher", "alone", "multi_exit")
 
-# (variant, pair) -> what the library says where it refuses.
+# (variant, pair) -> the library's error message for pairs that it refuses.
 REFUSED = {
   ("ab", "vit-vgg"): "compares preactivations, and the teacher has none",
   ("ab/two_stage=False", "vit-vgg"): "compares preactivations, and the teacher has none",
@@ -110,7 +110,7 @@ def schemes_of(variant: str, pair: Pair) -> dict[str, Scheme]:
     section, _, name = name.rpartition(".")
     settings[section or "method"][name] = ast.literal_eval(value)
   config.check_config(settings)
-  stages = build.stages(settings, _dataset(pair.image_shape), traced=False)
+  stages = build.phases(settings, _dataset(pair.image_shape), traced=False)
   return {stage.name: stage.scheme for stage in stages}
 
 

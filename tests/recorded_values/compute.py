@@ -1,4 +1,4 @@
-"""The objective of a scheme and its gradients, of weights that no random generator of jax draws.
+"""The objective of a scheme and its gradients, for weights that do not depend on jax's generators.
 
 A weight depends on its path alone ("student/params/stem/kernel"), so that networks of one name have
 the same weights in every phase and in every method. `RENAMED` keeps them where a path changes.
@@ -42,7 +42,7 @@ TOLERANCES = {"loss": 1e-6, "terms": 1e-6, "gradients": 1e-5, "state": 1e-5}
 
 
 def key_of(variant: str, pair: str) -> str:
-  """What a case is called in the file."""
+  """Return the name of a case in the file."""
   return f"{variant} @ {pair}"
 
 

@@ -1,4 +1,4 @@
-"""Writes the file of recorded values, or with --compare says how far today's are from it.
+"""Write the file of recorded values, or with --compare print the differences from it.
 
 python -m tests.recorded_values.record [--compare] [--only TEXT]
 """

@@ -1,4 +1,4 @@
-"""What methods compute on fixed weights is what was recorded: objectives, terms and gradients.
+"""Objectives, terms and gradients of methods on fixed weights equal the recorded values.
 
 `python -m tests.recorded_values.record` records anew, where a change is meant.
 """
@@ -56,12 +56,12 @@ def test_every_phase_computes_what_was_recorded(variant, pair, record_property):
 
 
 @pytest.mark.parametrize(("variant", "pair"), REFUSED)
-def test_what_is_not_recorded_is_refused(variant, pair):
+def test_an_unrecorded_case_is_refused(variant, pair):
   with pytest.raises(ConfigError, match=REFUSED[variant, pair]):
     schemes_of(variant, PAIRS[pair])
 
 
-def test_a_difference_is_told():
+def test_a_difference_is_reported():
   wanted = {"alone": {"loss": 1.0, "terms": {"labels": {"logit": 1.0}}, "gradients": {"one": 2.0}}}
   assert not compute.too_large(wanted, wanted)
   near = {**wanted["alone"], "loss": 1.0 + 5e-7}

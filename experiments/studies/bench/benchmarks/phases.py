@@ -25,7 +25,7 @@ _PHASES = (
   ("jaxkd/export/bundles.py", "save_bundle", "bundles"),
   ("jaxkd/report/plots.py", "", "curves"),
   ("jaxkd/report/files.py", "", "metrics and TensorBoard"),
-  ("jaxkd/experiment/build.py", "stages", "planning"),
+  ("jaxkd/experiment/build.py", "phases", "planning"),
 )
 REST = "everything else"
 

@@ -155,7 +155,7 @@ class Runs:
     settings = self.settings(setting, run)
     settings.seed = seed
     found = build.dataset(settings, _load)
-    return found, build.stages(settings, found, traced=False)[-1]
+    return found, build.phases(settings, found, traced=False)[-1]
 
 
 # Reading a data set takes seconds, and most runs share one.

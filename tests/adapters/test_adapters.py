@@ -1,4 +1,4 @@
-"""Regressor and Projector: shapes, statistics, precision, and what cannot be connected."""
+"""Regressor and Projector: shapes, statistics, precision, and refused shapes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shapes(module, shape):
     ((4, 4), (8, 6), (3, 3), (4, 4)),  # half in rows alone
   ],
 )
-def test_regressor_fits_every_relation_of_sizes(student, teacher, kernel, size):
+def test_regressor_handles_every_relation_of_sizes(student, teacher, kernel, size):
   s, t = (2, *student, 3), (2, *teacher, 5)
   out, variables = shapes(regressor_for(s, t, stage="stage2"), s)
   assert out == (2, *size, 5)
@@ -71,14 +71,14 @@ def test_regressor_without_its_parts_is_one_linear_map():
   ("student", "teacher"),
   [((2, 3), (2, 4, 4, 5)), ((2, 4, 4, 5), (2, 3)), ((2, 8, 2, 3), (2, 4, 4, 5))],
 )
-def test_shapes_no_regressor_matches_are_named_with_the_stage(student, teacher):
+def test_error_names_stage_and_shapes_without_a_regressor(student, teacher):
   with pytest.raises(ConfigError) as error:
     regressor_for(student, teacher, stage="stage2")
   for part in ("stage 'stage2'", str(student), str(teacher)):
     assert part in str(error.value)
 
 
-def test_regressor_refuses_other_features_than_it_was_made_for():
+def test_regressor_refuses_features_of_another_rank():
   with pytest.raises(ConfigError, match=r"cannot take features \(2, 3\)"):
     shapes(Regressor((4, 4), 5), (2, 3))
   with pytest.raises(ConfigError, match=r"no convolution brings \(2, 8, 2, 3\)"):
@@ -147,7 +147,7 @@ def test_projector_layouts_have_the_documented_number_of_weights(reduction):
     assert sum(int(np.prod(shape)) for shape in leaves) == count
 
 
-def test_a_depthwise_projector_filters_each_channel_by_itself():
+def test_a_depthwise_projector_filters_each_channel_separately():
   module = Projector((3, 3), 4, 1, layout="1x1-dw3x3-1x1")
   x = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 3, 3, 4)), jnp.float32)
   variables = drawn(module, x, train=False)
@@ -178,7 +178,7 @@ def test_projector_pools_a_larger_student_and_the_loss_a_larger_teacher(student,
   ("student", "teacher", "reduction"),
   [((2, 3), (2, 4, 4, 8), 2), ((2, 4, 4, 3), (2, 4, 4, 9), 2), ((2, 4, 4, 3), (2, 4, 4, 8), 0)],
 )
-def test_shapes_no_projector_matches_are_named_with_the_stage(student, teacher, reduction):
+def test_error_names_stage_and_shapes_without_a_projector(student, teacher, reduction):
   with pytest.raises(ConfigError) as error:
     projector_for(student, teacher, stage="stage3", reduction=reduction)
   for part in ("stage 'stage3'", str(student), str(teacher)):
@@ -228,8 +228,8 @@ def test_projector_without_activation_lacks_the_last_relu_alone(size):
   assert (b < 0).any()
 
 
-def test_a_vector_is_no_map_and_the_error_says_so():
-  with pytest.raises(ConfigError, match=r"stage 'stage3'.*a vector has no places to make a map of"):
+def test_a_vector_for_a_teachers_map_is_refused():
+  with pytest.raises(ConfigError, match=r"stage 'stage3'.*a vector \(B, C\) cannot become a map"):
     projector_for((2, 3), (2, 4, 4, 8), stage="stage3")
 
 
@@ -245,7 +245,7 @@ def test_projector_refuses_pooled_features_and_uneven_reductions():
 @pytest.mark.parametrize(
   "module", [Regressor((2, 2), 4), Projector((2, 2), 4)], ids=["regressor", "projector"]
 )
-def test_statistics_move_in_training_and_are_used_in_evaluation(module):
+def test_statistics_change_in_training_and_are_used_in_evaluation(module):
   x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 2, 3)), jnp.float32)
   variables = jit(lambda: module.init(jax.random.key(0), x, train=False))()
 
@@ -269,7 +269,7 @@ def test_statistics_move_in_training_and_are_used_in_evaluation(module):
 @pytest.mark.parametrize(
   ("kind", "axis_name"), [(Regressor, None), (Regressor, "batch"), (Projector, "batch")]
 )
-def test_only_an_axis_name_makes_statistics_those_of_all_devices(kind, axis_name):
+def test_only_with_an_axis_name_statistics_are_shared_over_devices(kind, axis_name):
   x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 2, 3)), jnp.float32)
   whole, shared = kind((2, 2), 4), kind((2, 2), 4, axis_name=axis_name)
   variables = jit(lambda: whole.init(jax.random.key(0), x, train=False))()

@@ -99,7 +99,7 @@ def test_one_branch_is_the_plain_network():
   assert set(single.predict(after, batch().images)) == {"branch_0"}
 
 
-def test_every_predictor_leaves_as_what_it_predicted(participants):
+def test_exported_networks_give_the_predictors_logits(participants):
   logits = jit(SCHEME.predict)(participants, batch().images)
   networks = SCHEME.export(participants)
   assert set(logits) == set(networks) == {"branch_0", "branch_1", "branch_2", "ensemble"}

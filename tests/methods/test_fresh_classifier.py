@@ -1,4 +1,4 @@
-"""A fresh classifier learns on an encoder that stands still."""
+"""A newly initialised classifier learns on a frozen encoder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def participants():
   return drawn(SCHEME, batch())
 
 
-def test_only_the_classifier_moves(participants):
+def test_only_the_classifier_changes(participants):
   assert SCHEME.learners == ("student/classifier",)
   after = updated(SCHEME, participants, batch(), optimizer=DECAYING)
   assert_same(participants["teacher"], after["teacher"])
@@ -76,7 +76,7 @@ def test_the_exported_student_is_the_whole_network(participants):
   assert_same(predicted, {"student": logits})
 
 
-def test_from_an_earlier_stage_all_that_follows_learns(participants):
+def test_all_layers_after_from_stage_learn(participants):
   scheme = methods.fresh_classifier(STUDENT, image_shape=SHAPE, from_stage="stage1")
   assert scheme.learners == tuple(f"student/{name}" for name in ("bn2", "classifier", "conv2"))
   before = {"student": participants["student"]}
@@ -90,7 +90,7 @@ def test_from_an_earlier_stage_all_that_follows_learns(participants):
   )
 
 
-def test_a_simkd_student_brings_a_classifier_that_is_still_fresh():
+def test_the_classifier_of_a_simkd_student_has_its_initial_weights():
   distilling = methods.simkd(
     STUDENT, TEACHER, Projector((3, 3), 12), image_shape=SHAPE, stages=("stage2", "stage2")
   )
@@ -117,6 +117,6 @@ def test_a_simkd_student_brings_a_classifier_that_is_still_fresh():
     ({"from_stage": "stage9"}, "unknown stage 'stage9'"),
   ],
 )
-def test_what_cannot_learn_is_refused(options, message):
+def test_a_scheme_without_anything_to_learn_is_refused(options, message):
   with pytest.raises(ConfigError, match=message):
     methods.fresh_classifier(STUDENT, image_shape=SHAPE, **options)

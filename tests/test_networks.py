@@ -1,4 +1,4 @@
-"""Which parameters a part of a network needs."""
+"""The parameters that a part of a network needs, and its state."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def variables_of(module):
 
 
 @pytest.mark.parametrize("stage", ["stage2", "pooled"])
-def test_before_and_after_a_stage_are_what_encoding_and_resuming_use(stage):
+def test_parameters_before_and_after_a_stage_are_those_of_encode_and_resume(stage):
   images = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
   features = jax.eval_shape(RESNET.apply, variables_of(RESNET), images).features[stage]
 
@@ -54,20 +54,20 @@ def test_before_and_after_a_stage_are_what_encoding_and_resuming_use(stage):
     )
     return set(flatten_dict(variables["params"]))
 
-  everyone = {"student": variables_of(RESNET)}
-  before = select(everyone, partial_learners(RESNET, "student", stage, SHAPE))["student"]
-  after = select(everyone, later_learners(RESNET, "student", stage, SHAPE))["student"]
+  variables = {"student": variables_of(RESNET)}
+  before = select(variables, partial_learners(RESNET, "student", stage, SHAPE))["student"]
+  after = select(variables, later_learners(RESNET, "student", stage, SHAPE))["student"]
   assert set(flatten_dict(before)) == made("encode", images, to_stage=stage)
   assert set(flatten_dict(after)) == made("resume", features, from_stage=stage)
 
 
-def test_a_network_needed_as_a_whole_is_named_as_a_whole():
+def test_a_network_that_is_needed_entirely_is_one_learner():
   assert partial_learners(Headless(), "student", "map", SHAPE) == ("student",)
   with pytest.raises(ConfigError, match="'student' has no parameters after stage 'map'"):
     later_learners(Headless(), "student", "map", SHAPE)
 
 
-def test_any_model_is_followed_into_what_its_features_depend_on():
+def test_learners_of_a_model_without_encode_are_found_by_tracing():
   assert partial_learners(Plain(), "s", "stage1", SHAPE) == ("s/conv1", "s/scale")
   assert partial_learners(Plain(), "s", "stage2", SHAPE) == ("s/conv1", "s/conv2", "s/scale")
   # What the frozen part shares with the rest stands still.
@@ -75,7 +75,7 @@ def test_any_model_is_followed_into_what_its_features_depend_on():
   assert later_learners(Plain(), "s", "stage1", SHAPE) == ("s/classifier", "s/conv2")
 
 
-def test_a_stage_that_is_not_there_is_named():
+def test_an_unknown_stage_is_refused():
   for find in (partial_learners, later_learners):
     with pytest.raises(ConfigError, match="unknown stage 'stage9'"):
       find(Plain(), "student", "stage9", SHAPE)
@@ -96,6 +96,6 @@ def test_the_state_holds_only_statistics_of_layers_that_ran():
   assert output.logits.shape == (2, 3) and changes == {}
 
 
-def test_a_model_that_cannot_go_on_from_a_stage_says_so():
+def test_a_model_without_resume_is_refused():
   with pytest.raises(ConfigError, match="Plain cannot go on from 'stage2': give it a resume"):
     infer(Plain(), {}, jnp.ones((1, 8, 8, 4)), from_stage="stage2")

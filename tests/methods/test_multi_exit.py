@@ -1,4 +1,4 @@
-"""One network with several exits that teaches itself."""
+"""One network with several exits that learns from its deeper exits."""
 
 import dataclasses
 
@@ -72,7 +72,7 @@ def test_the_scalar_is_the_weighted_sum_over_the_exits(participants, outcome):
   np.testing.assert_allclose(sum(float(t.total) for t in aux.terms.values()), scalar, rtol=1e-6)
 
 
-def test_everything_of_the_network_learns(participants):
+def test_every_parameter_learns(participants):
   after = updated(SCHEME, participants, batch())
   assert_all_moved(participants["student"], after["student"])
 
@@ -131,7 +131,7 @@ def test_without_distillation_every_exit_learns_from_labels_alone(participants):
   assert set(start(scheme)) == {"student"}
 
 
-def test_every_predictor_leaves_as_what_it_predicted(participants):
+def test_exported_networks_give_the_predictors_logits(participants):
   logits = jit(SCHEME.predict)(participants, batch().images)
   networks = SCHEME.export(participants)
   assert set(logits) == set(networks) == {"exit_0", "exit_1", "exit_2", "ensemble"}
@@ -141,7 +141,7 @@ def test_every_predictor_leaves_as_what_it_predicted(participants):
   assert isinstance(networks["exit_2"].module, TinyNet)
 
 
-def test_mistakes_are_named():
+def test_invalid_arguments_are_refused():
   with pytest.raises(ConfigError, match=r"label_weights is \(1,\): expected 3"):
     methods.multi_exit(NETWORK, None, label_weights=(1,), image_shape=SHAPE)
   for field, value in (("start", 0.0), ("confidence", 1.5), ("factor", 0.9)):

@@ -1,4 +1,4 @@
-"""Which stages "auto" compares."""
+"""The stages that "auto" compares."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_pairs_keep_the_order_and_use_no_stage_twice(student, teacher):
     assert len(pairs) == min(len(student), len(teacher))
 
 
-def test_vectors_are_paired_only_where_they_will_do():
+def test_vectors_are_paired_only_if_accepted():
   images, flat = network(8, 4), network(vectors=3)
   for student, teacher in ((images, flat), (flat, images)):
     assert paired_stages(student, teacher, vectors=True) == (("pooled", "pooled"),)
@@ -83,7 +83,7 @@ def test_the_last_stage_is_the_one_before_pooling():
     last_stages(flat, images, vectors=True)
 
 
-def test_inner_stages_are_without_the_ends():
+def test_inner_stages_exclude_stem_and_pooled():
   assert inner_stages(network(8, 4)) == ("stage1", "stage2")
   assert inner_stages(network(vectors=1)) == ("stage1",)
   assert inner_stages({"pooled": (2, 16)}) == ("pooled",)

@@ -1,4 +1,4 @@
-"""A paraphraser learns to restore a frozen teacher's features."""
+"""Factor transfer's autoencoder learns to reconstruct a frozen teacher's features."""
 
 import dataclasses
 
@@ -70,20 +70,20 @@ def test_the_scalar_is_the_error_of_the_restored_features(participants, outcome)
   assert aux.terms["reconstruction"].logit == 0
 
 
-def test_labels_and_weights_take_no_part(participants, differentiated, outcome):
+def test_labels_and_weights_are_not_used(participants, differentiated, outcome):
   data = batch()
   unlabelled = dataclasses.replace(data, labels=0 * data.labels - 1, weights=0 * data.weights)
   assert_same(differentiated(participants, unlabelled), outcome)
 
 
-def test_the_teacher_takes_no_gradient_and_stands_still(outcome):
+def test_the_teacher_gets_no_gradient_and_does_not_change(outcome):
   (_, aux), gradients = outcome
   assert SCHEME.learners == ("paraphraser", "decoder")
   assert "teacher" not in aux.state
   assert_all_zero(gradients["teacher"])
 
 
-def test_encoder_and_decoder_move_with_their_statistics(participants, outcome):
+def test_encoder_and_decoder_and_their_statistics_change(participants, outcome):
   (_, aux), gradients = outcome
   for name in SCHEME.learners:
     assert_all_moved(participants[name]["batch_stats"], aux.state[name]["batch_stats"])
@@ -91,7 +91,7 @@ def test_encoder_and_decoder_move_with_their_statistics(participants, outcome):
       assert np.any(gradients[name]["params"][conv]["kernel"])
 
 
-def test_the_features_are_reconstructed_better_and_better():
+def test_the_reconstruction_error_falls():
   # As published: without batch normalisation.
   networks = paraphraser_for((8, 6, 6, 4), stage="stage1")
   scheme = methods.autoencoder(TinyNet(norm=False), *networks, stage="stage1", loss="mse")
@@ -133,7 +133,7 @@ def test_it_predicts_and_exports_nothing(participants):
     ({"decoder": ENCODER}, r"student \(8, 3, 3, 4\) and teacher \(8, 3, 3, 8\)"),
   ],
 )
-def test_what_cannot_be_restored_is_named(change, message):
+def test_features_of_another_shape_and_unknown_options_are_refused(change, message):
   options = {"encoder": ENCODER, "decoder": DECODER, "stage": "stage2"} | change
   scheme = methods.autoencoder(TEACHER, **options)
   with pytest.raises(ConfigError, match=message):

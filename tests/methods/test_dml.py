@@ -1,4 +1,4 @@
-"""Deep mutual learning: peers that all learn, from the labels and from each other."""
+"""Deep mutual learning: peers learn from labels and from each other."""
 
 import dataclasses
 
@@ -45,9 +45,7 @@ def outcome(participants, differentiated):
   return differentiated(participants, batch())
 
 
-def test_the_scalar_sums_every_peers_labels_and_what_it_learns_from_the_others(
-  participants, outcome
-):
+def test_the_scalar_sums_the_label_and_mutual_terms_of_every_peer(participants, outcome):
   @jit
   def by_hand(participants):
     outputs = [
@@ -83,7 +81,7 @@ def test_the_order_of_the_peers_does_not_matter(participants, outcome):
   assert_same(start(turned), participants)
 
 
-def test_exchanging_two_peers_exchanges_what_they_become(participants):
+def test_exchanging_two_peers_exchanges_their_updates(participants):
   exchanged = {**participants, "peer_0": participants["peer_2"], "peer_2": participants["peer_0"]}
   after = updated(SCHEME, participants, batch())
   other = updated(SCHEME, exchanged, batch())
@@ -91,7 +89,7 @@ def test_exchanging_two_peers_exchanges_what_they_become(participants):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after[one], other[two])
 
 
-def test_a_peer_is_taught_by_constants(participants, outcome):
+def test_other_peers_get_no_gradient_from_a_peers_objective(participants, outcome):
   """Its gradient is that of its own objective alone, whatever it teaches the others."""
 
   def own(params):
@@ -146,7 +144,7 @@ def test_alternating_one_peer_at_a_step_has_a_gradient_and_new_statistics(pair, 
     assert_all_moved(aux.state[name], {"batch_stats": pair[name]["batch_stats"]})
 
 
-def test_alternating_only_the_peer_whose_turn_it_is_changes(pair):
+def test_alternating_only_one_peer_changes_per_step(pair):
   optimizer = take_turns(optax.sgd(0.1, momentum=0.9), tuple(PAIR))
   after = updated(ALTERNATING, pair, batch(), optimizer=optimizer)
   assert_all_moved(pair["peer_0"], after["peer_0"])
@@ -163,7 +161,7 @@ def test_alternating_its_gradient_is_that_of_synchronous_updates(pair, by_step):
   )
 
 
-def test_unlabelled_images_teach_all_the_same(participants, differentiated):
+def test_unlabelled_images_count_in_the_mutual_term(participants, differentiated):
   silent = dataclasses.replace(batch(), weights=jnp.zeros(8))
   (_, aux), gradients = differentiated(participants, silent)
   assert float(aux.terms["labels"].total) == 0.0
@@ -171,7 +169,7 @@ def test_unlabelled_images_teach_all_the_same(participants, differentiated):
   assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
-def test_it_predicts_by_every_peer_and_their_mean_probability(participants):
+def test_predictors_are_every_peer_and_their_mean_probability(participants):
   logits = jit(SCHEME.predict)(participants, batch().images)
   assert set(logits) == {"peer_0", "peer_1", "peer_2", "ensemble"}
   mean = np.mean([jax.nn.softmax(logits[name]) for name in PEERS], axis=0)
@@ -182,7 +180,7 @@ def test_it_predicts_by_every_peer_and_their_mean_probability(participants):
     np.testing.assert_allclose(alone, logits[name], atol=1e-5)
 
 
-def test_mistakes_are_named():
+def test_invalid_arguments_are_refused():
   with pytest.raises(ConfigError, match="peers is empty"):
     methods.mutual({})
   with pytest.raises(ConfigError, match="unknown updates 'sometimes'"):
