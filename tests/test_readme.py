@@ -90,7 +90,7 @@ def test_method_in_the_diff_of_the_contributing_page_is_a_valid_entry_of_the_reg
     indices = np.arange(8, dtype=np.int32)
     examples = data.ArrayExamples(images, indices % 4, indices)
     dataset = data.Dataset("drawn", *3 * [examples], 4, (8, 8, 1), (0.5,), (0.3,))
-    distilled = build.stages(settings, dataset, traced=False)[-1]
+    distilled = build.phases(settings, dataset, traced=False)[-1]
   assert "cosine_pooled_connector" in distilled.scheme.learners
 
 
