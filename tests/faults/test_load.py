@@ -23,8 +23,7 @@ LOADED = """
 import dataclasses, pathlib, sys, time
 from absl import logging
 from rich.console import Console
-from jaxkd import experiment
-from jaxkd.experiment import config
+from jaxkd.experiment import config, run
 from jaxkd.data import RecordExamples, load
 from jaxkd.runtime import devices
 

@@ -52,7 +52,7 @@ IMPORTS = """
 import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
-from jaxkd import experiment, overview
+from jaxkd.experiment import config, overview, run
 import tensorflow_datasets, grain
 """
 

@@ -49,6 +49,7 @@ def test_without_a_writable_folder_no_programs_are_stored(tmp_path):
 COMPILE = """
 import warnings
 import jax
+from jaxkd.runtime import compilation
 warnings.simplefilter("error")
 compilation.enable_compilation_cache()
 jax.jit(lambda x: x + 1)(1.0)
