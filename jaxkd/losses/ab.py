@@ -28,7 +28,7 @@ from jaxkd.types import Output, Terms
 Reduction = Literal["sum", "batch", "mean"]
 
 _REDUCTIONS: tuple[str, ...] = get_args(Reduction)
-_HINT = "a connector (jaxkd.adapters.Regressor without activation) brings one to the other"
+_HINT = "an adapter (jaxkd.adapters.Regressor without activation) brings one to the other"
 
 
 def boundary_margin(
@@ -133,7 +133,7 @@ def activation_boundaries(
 
   Args:
     student: Output with pre-activations of the teacher's shape at `stages`, if necessary through a
-      connector that ends without an activation.
+      adapter that ends without an activation.
     teacher: Output likewise, constant.
     stages: names, or (student's, teacher's) pairs of names, shallowest first.
     stage_weights: one weight per stage; None gives 1 to the last and half as much to each before

@@ -15,7 +15,7 @@ from jaxkd.losses._numerics import widen
 from jaxkd.losses._resize import adaptive_average_pool, match_sizes
 from jaxkd.types import Output, Terms
 
-_HINT = "a connector (jaxkd.adapters) brings one to the other"
+_HINT = "an adapter (jaxkd.adapters) brings one to the other"
 
 
 def hint_mse(
@@ -24,7 +24,7 @@ def hint_mse(
   """Mean squared difference of two features: mean over every element of (s - t)^2.
 
   Args:
-    student: features of any shape, usually the output of a connector.
+    student: features of any shape, usually the output of an adapter.
     teacher: features of the same shape, constant: they take no gradient.
     where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
       count. With more axes, (B, T), an example counts if any position does.

@@ -225,6 +225,6 @@ def _layer(
   if s.shape[3] != t.shape[3]:
     raise ConfigError(
       f"{label}: flow_of_solution: student {s.shape} and teacher {t.shape} differ in channels; "
-      "a connector (jaxkd.adapters) brings the student's to the teacher's"
+      "an adapter (jaxkd.adapters) brings the student's to the teacher's"
     )
   return s, t

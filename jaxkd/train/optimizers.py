@@ -145,7 +145,7 @@ def take_turns(
   Update t changes turns[t % len(turns)]. The others of `turns` stay exactly as they are, including
   momentum, weight decay and schedule: a schedule counts the participant's own updates, and one of
   n participants in turn makes 1/n of all updates. Participants that are not in `turns`, such as
-  connectors, are updated every time.
+  adapters, are updated every time.
 
   Each participant has its own optimizer: a clipped norm is that of its own gradient. State that is
   no parameter (batch statistics) is changed by the scheme, at every step.

@@ -148,6 +148,6 @@ def test_wrong_options_raise_an_error_that_names_them(options, message):
 
 def test_error_for_different_shapes_names_stage_and_shapes():
   pair = outputs(values(0), values(1)[..., :3])
-  message = r"stage 'stage3': .*student \(3, 2, 2, 4\) and teacher \(3, 2, 2, 3\).*connector"
+  message = r"stage 'stage3': .*student \(3, 2, 2, 4\) and teacher \(3, 2, 2, 3\).*adapter"
   with pytest.raises(ConfigError, match=message):
     activation_boundaries(*pair, stages=["stage3"])

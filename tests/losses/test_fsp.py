@@ -193,7 +193,7 @@ def test_loss_passes_its_options_to_the_kernels():
 
 def test_error_for_different_channels_names_stage_shapes_and_remedy():
   s, t = network((2, 4, 4, 3), (2, 2, 2, 5)), network((2, 4, 4, 3), (2, 2, 2, 7))
-  message = r"stage '1': .*student \(2, 2, 2, 5\) and teacher \(2, 2, 2, 7\).*connector"
+  message = r"stage '1': .*student \(2, 2, 2, 5\) and teacher \(2, 2, 2, 7\).*adapter"
   with pytest.raises(ConfigError, match=message):
     jax.eval_shape(functools.partial(flow_of_solution, stages=["0", "1"]), s, t)
   with pytest.raises(ConfigError, match=r"stages '1' and '0': .* differ in channels"):
