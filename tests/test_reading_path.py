@@ -1,10 +1,13 @@
 """The number of files that run from the command line to the first update stays bounded."""
 
+import pytest
+
 from tests.reading_path import CONFIG, LAST, SCRIPT, reading_path, report
 
 MOST_FILES = 68
 
 
+@pytest.mark.long
 def test_first_update_runs_through_a_bounded_number_of_files():
   path = reading_path()
   functions = [name for names in path.values() for name in names]

@@ -80,6 +80,9 @@ OTHERS = (
   "multi_exit/student.model='msdnet_small'",
 )
 
+# One for each way in which an objective is put together; every case is among the long tests.
+QUICK = ("teacher", "kd", "fitnets", "at", "rkd", "ft", "simkd", "dml", "multi_exit", "kd+at")
+
 # Phases that are the same in most methods: `make test` has those of these variants alone.
 SHARED = ("teacher", "alone")
 WITH_SHARED = ("teacher", "alone", "multi_exit")

@@ -111,7 +111,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize(
-  "method", ["bank+kd", "kd+fusion", *(pytest.param(m, marks=pytest.mark.long) for m in FILES)]
+  "method", ["bank+kd", *(pytest.param(m, marks=pytest.mark.long) for m in ("kd+fusion", *FILES))]
 )
 def test_a_method_of_ones_own_runs_as_an_experiment(method, files, tmp_path):
   settings = settings_for(method, files)
@@ -129,6 +129,7 @@ def test_a_method_of_ones_own_runs_as_an_experiment(method, files, tmp_path):
   assert methods.is_taught(method) and methods.methods(method)[own].summary
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["bank", "kd+fusion"])
 def test_the_loss_of_a_method_of_ones_own_falls(method, files, tmp_path):
   phase = dataclasses.replace(distilled(method, files), epochs=8, optimizer=optax.adam(3e-3))
