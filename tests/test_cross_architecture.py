@@ -43,7 +43,7 @@ def planned(monkeypatch):
   def plan_for(method, student, teacher, *, traced=False, **fields):
     if not traced:
       # Tracing the objective takes most of the time; what is said of it is known before.
-      monkeypatch.setattr(build, "_rehearsed", lambda stages, data: stages)
+      monkeypatch.setattr(build, "_counted", lambda stages, data: stages)
     settings = config.base_config(method)
     settings.batch_size = 8
     settings.baseline = False
