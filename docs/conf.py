@@ -5,7 +5,7 @@ import sys
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent / "_ext"), str(pathlib.Path(__file__).parents[1])]
 
-import jaxkd  # noqa: E402
+import jaxkd  # noqa: E402 - the checkout is on the path first
 
 project = "jaxkd"
 author = "the jaxkd authors"

@@ -25,10 +25,12 @@ class Bank(nn.Module):
   Attributes:
     width: the teacher's.
     rows: of the bank; the example of index i has row i modulo `rows`.
+    device_axis: set by the training step; the bank is written from the examples of all devices.
   """
 
   width: int
   rows: int
+  device_axis: str | None = None
 
   @nn.compact
   def __call__(self, inputs, train):
@@ -42,8 +44,9 @@ class Bank(nn.Module):
     contrasts = written.value[None, :] & (jnp.arange(self.rows)[None, :] != row[:, None])
     earlier = {"pooled": theirs, "bank": bank.value, "contrasts": contrasts}
     if train:
-      mask = None if batch.mask is None else all_examples(batch.mask)
-      rows, values = all_examples(row), all_examples(theirs)
+      axis = self.device_axis
+      mask = None if batch.mask is None else all_examples(batch.mask, axis)
+      rows, values = all_examples(row, axis), all_examples(theirs, axis)
       bank.value = write_rows(bank.value, rows, values, mask)
       written.value = write_rows(written.value, rows, jnp.ones(len(rows), bool), mask)
     return Output(features={"pooled": ours}), Output(features=earlier)

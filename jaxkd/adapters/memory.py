@@ -2,58 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
-
 import jax.numpy as jnp
 from jax import Array, lax
 
-_axis_name: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis_name", default=None)
 
-
-@contextlib.contextmanager
-def examples_over(axis_name: str | None) -> Iterator[None]:
-  """Make `axis_name` the axis of `all_examples` inside the block.
-
-  `jaxkd.methods.offline` applies adapters in such a block, with `Context.axis_name`. The axis that
-  a module has for its batch statistics may be None in a step over several devices.
-  """
-  token = _axis_name.set(axis_name)
-  try:
-    yield
-  finally:
-    _axis_name.reset(token)
-
-
-def all_examples(x: Array) -> Array:
-  """The examples of all devices, in the order of the global batch.
+def all_examples(x: Array, device_axis: str | None) -> Array:
+  """Gather the examples of all devices, in the order of the global batch.
 
   An adapter that writes its collection `jaxkd.types.MEMORY` from these keeps the same bits on every
   device; such a collection is never averaged over devices.
 
   Args:
     x: (B, ...) of this device.
+    device_axis: the adapter's field of that name, which `jaxkd.methods.offline` sets to the device
+      axis in a training step; None elsewhere.
 
   Returns:
-    (devices * B, ...); x itself while variables are created, and in a step of one device without a
-    named axis.
+    (devices * B, ...); x itself without an axis.
   """
-  axis_name = _axis_name.get()
-  return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
+  return x if device_axis is None else lax.all_gather(x, device_axis, tiled=True)
 
 
 def write_rows(bank: Array, rows: Array, values: Array, where: Array | None = None) -> Array:
-  """The bank with each example's value in its row, the same on every device.
+  """Write each example's value into its row of a bank, in the same way on every device.
 
   A batch over the end of an epoch may hold an example twice. The last of them is written: a plain
   `bank.at[rows].set(values)` leaves open which one it is.
 
   Args:
     bank: (N, ...).
-    rows: (B,) integers; those outside of 0 .. N - 1 are not written.
+    rows: (B,) integers; rows outside 0 .. N - 1 are not written.
     values: (B, ...).
-    where: (B,), nonzero for what is written (`Batch.mask`); None writes all.
+    where: (B,), nonzero for the examples that are written (`Batch.mask`); None writes all.
 
   >>> write_rows(jnp.zeros(3), jnp.array([2, 0, 2]), jnp.array([5.0, 6.0, 7.0]))
   Array([6., 0., 7.], dtype=float32)

@@ -62,21 +62,36 @@ class Trained(Protocol):
   """
 
   @property
-  def name(self) -> str: ...  # noqa: D102
+  def name(self) -> str:
+    """Name of the phase."""
+
   @property
-  def scheme(self) -> Scheme: ...  # noqa: D102
+  def scheme(self) -> Scheme:
+    """Scheme that is trained."""
+
   @property
-  def examples(self) -> Any: ...  # noqa: D102
+  def examples(self) -> Any:
+    """Training examples."""
+
   @property
-  def batch_size(self) -> int: ...  # noqa: D102
+  def batch_size(self) -> int:
+    """Examples per update."""
+
   @property
-  def accumulate(self) -> int: ...  # noqa: D102
+  def accumulate(self) -> int:
+    """Parts of a batch."""
+
   @property
-  def views(self) -> int: ...  # noqa: D102
+  def views(self) -> int:
+    """Augmented versions of every example; 0 for new ones each time."""
+
   @property
-  def prepare_training(self) -> Callable[[Array, Batch], Batch]: ...  # noqa: D102
+  def prepare_training(self) -> Callable[[Array, Batch], Batch]:
+    """Normalisation and augmentation of a training batch."""
+
   @property
-  def prepare_evaluation(self) -> Callable[[Batch], Batch]: ...  # noqa: D102
+  def prepare_evaluation(self) -> Callable[[Batch], Batch]:
+    """Normalisation of an evaluation batch."""
 
 
 class CachedTargets:

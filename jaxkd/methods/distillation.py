@@ -60,7 +60,8 @@ class Distillation:
     adapter: Flax module `((student, teacher, batch), train) -> (student, teacher)`, or None. Its
       parameters learn with the student. Its other collections are state of the checkpoint: batch
       statistics are averaged over devices; a collection "memory" is not, and the module has to
-      write the same values on every device (`jaxkd.adapters.all_examples`, `write_rows`).
+      write the same values on every device: from `jaxkd.adapters.all_examples` over its field
+      `device_axis`, which the step sets.
     adapter_name: participant that holds the adapter's variables; "" is NAME_adapter.
     teacher_adapter: Flax module `((teacher, batch), train) -> teacher` that does not learn, such as
       one trained in an earlier phase. It is applied outside the differentiated function.

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxkd.adapters.memory import examples_over
 from jaxkd.errors import ConfigError
 from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.methods._labels import accuracy, label_terms
@@ -26,7 +25,18 @@ from jaxkd.networks import (
   partial_learners,
 )
 from jaxkd.preprocessing import plain
-from jaxkd.types import Array, Aux, Batch, Context, Network, Output, Participants, Scheme, Terms
+from jaxkd.types import (
+  MEMORY,
+  Array,
+  Aux,
+  Batch,
+  Context,
+  Network,
+  Output,
+  Participants,
+  Scheme,
+  Terms,
+)
 
 # (participants, student's output, distillation -> student's output after its adapter) -> logits
 LogitsOf = Callable[[Participants, Output, Mapping[str, Any]], Any]
@@ -155,10 +165,8 @@ def offline(
       if d.adapter is not None:
         name = d.learning_participant
         inputs, key = (ours, theirs, batch), key_for(context.rng, name)
-        with examples_over(context.axis_name):
-          (ours, theirs), state[name] = learn(
-            d.adapter, everyone[name], inputs, key, where=batch.mask
-          )
+        adapter = _over_devices(d, everyone[name], context.axis_name)
+        (ours, theirs), state[name] = learn(adapter, everyone[name], inputs, key, where=batch.mask)
       connected[d.name] = ours
       terms |= d.terms(ours, theirs, batch, context)
       for name, metric in d.metrics.items():
@@ -181,6 +189,27 @@ def offline(
 
   names = tuple(d.learning_participant for d in adapted)
   return Scheme(init, targets, loss, predict, (*learners, *names), export)
+
+
+def _over_devices(
+  distillation: Distillation, variables: Mapping[str, Any], axis_name: str | None
+) -> nn.Module:
+  """The adapter with its field `device_axis` set, over which it gathers what it keeps.
+
+  Raises:
+    ConfigError: for an adapter that keeps a memory and has no such field: the memories of the
+      devices would differ.
+  """
+  adapter: Any = distillation.adapter
+  if hasattr(adapter, "device_axis"):
+    return adapter.clone(device_axis=axis_name)
+  if MEMORY in variables and axis_name is not None:
+    raise ConfigError(
+      f"the adapter {type(adapter).__name__} of distillation {distillation.name!r} has a "
+      f"collection {MEMORY!r} and no field device_axis: expected `device_axis: str | None = None`, for "
+      "jaxkd.adapters.all_examples"
+    )
+  return adapter
 
 
 def _own_logits(participants: Participants, output: Output, adapted: Mapping[str, Any]) -> Any:

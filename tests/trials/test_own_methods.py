@@ -309,6 +309,8 @@ def test_the_script_trains_a_method_of_ones_own_on_the_digits(method, tmp_path):
 class Centre(nn.Module):
   """Subtracts the mean of the teacher's earlier features; it has memory and no parameters."""
 
+  device_axis: str | None = None
+
   @nn.compact
   def __call__(self, inputs, train):
     student, teacher, _ = inputs
@@ -316,7 +318,7 @@ class Centre(nn.Module):
     centre = self.variable(MEMORY, "centre", jnp.zeros, theirs.shape[1:])
     before = centre.value
     if train:
-      centre.value = 0.9 * before + 0.1 * all_examples(theirs).mean(0)
+      centre.value = 0.9 * before + 0.1 * all_examples(theirs, self.device_axis).mean(0)
     return student, Output(features={"pooled": theirs - before[None, :]})
 
 
@@ -334,3 +336,24 @@ def test_an_adapter_may_have_memory_and_no_parameters(tmp_path, files):
   with pytest.raises(Interrupted):
     train(phase, tmp_path / "parts", reporter=requesting, stop=requesting.stop)
   assert_same(train(phase, tmp_path / "parts").participants, whole.participants)
+
+
+class Local(nn.Module):
+  """Keeps a memory without the device axis: every device would write its own."""
+
+  @nn.compact
+  def __call__(self, inputs, train):
+    count = self.variable(MEMORY, "count", jnp.zeros, ())
+    count.value = count.value + len(inputs[2].indices)
+    return inputs[:2]
+
+
+def test_a_memory_without_the_device_axis_is_refused_in_one_line(files, tmp_path):
+  loss = per_example(lambda s, t, where=None: Terms(feature=jnp.mean(s.features["pooled"] ** 2)))
+  teacher = create("resnet8_w8", num_classes=3, axis_name=None, dtype=None)
+  student = create("resnet8_w4", num_classes=3, axis_name=AXIS_NAME, dtype=None)
+  local = Distillation("local", loss, adapter=Local())
+  scheme = methods.offline(student, {"teacher": teacher}, [local])
+  phase = dataclasses.replace(distilled("bank", files), scheme=scheme)
+  with pytest.raises(ConfigError, match=r"Local of distillation 'local' .* no field device_axis"):
+    train(phase, tmp_path)
