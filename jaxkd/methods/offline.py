@@ -206,7 +206,8 @@ def _over_devices(
   if MEMORY in variables and axis_name is not None:
     raise ConfigError(
       f"the adapter {type(adapter).__name__} of distillation {distillation.name!r} has a "
-      f"collection {MEMORY!r} and no field device_axis: expected `device_axis: str | None = None`, for "
+      f"collection {MEMORY!r} and no field device_axis: expected "
+      "`device_axis: str | None = None`, for "
       "jaxkd.adapters.all_examples"
     )
   return adapter
