@@ -77,12 +77,17 @@ def offline(
       student's.
 
   Raises:
-    ConfigError: if `to_stage` is given together with a label weight, or a stage without
-      `image_shape`; if two distillations have the same name or the name "labels", two participants
+    ConfigError: if `to_stage` is given together with a label weight or `from_stage`, a stage
+      without `image_shape` or with gradients of the student; if two distillations have the same name or the name "labels", two participants
       have the same name, or a distillation names an unknown teacher.
   """
   _check_names(teachers, distillations)
   at_student = tuple(_each(d.gradients[0] for d in distillations))
+  if at_student and (to_stage is not None or from_stage is not None):
+    raise ConfigError(
+      f"gradients={at_student}: they are of the whole student, expected none with "
+      f"to_stage={to_stage!r} and from_stage={from_stage!r}"
+    )
   learners = _student_learners(student, label_weight, to_stage, from_stage, image_shape)
   adapted = [d for d in distillations if d.adapter is not None]
   scored = logits_of or (_own_logits if to_stage is None else None)
@@ -168,7 +173,13 @@ def offline(
         adapter = _over_devices(d, everyone[name], context.axis_name)
         (ours, theirs), state[name] = learn(adapter, everyone[name], inputs, key, where=batch.mask)
       connected[d.name] = ours
-      terms |= d.terms(ours, theirs, batch, context)
+      found = d.terms(ours, theirs, batch, context)
+      if clash := sorted(terms.keys() & found.keys()):
+        raise ConfigError(
+          f"distillation {d.name!r}: there is another term {clash[0]!r}; a part is named "
+          "NAME_PART, and every term needs a name of its own"
+        )
+      terms |= found
       for name, metric in d.metrics.items():
         what = f"metric {name!r} of {d.name!r}"
         metrics[f"{d.name}_{name}"] = call_with_mask(what, metric, ours, theirs, batch, context)
@@ -243,6 +254,8 @@ def _student_learners(
   """Return the paths of the student's parameters that learn."""
   if to_stage is None and from_stage is None:
     return ("student",)
+  if to_stage is not None and from_stage is not None:
+    raise ConfigError(f"to_stage is {to_stage!r} and from_stage is {from_stage!r}: expected one")
   if to_stage is not None and label_weight:
     raise ConfigError(f"label_weight is {label_weight}: up to {to_stage!r} there are no logits")
   if image_shape is None:

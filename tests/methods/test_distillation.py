@@ -240,3 +240,35 @@ def test_the_error_names_a_loss_that_does_not_return_terms():
   scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   with pytest.raises(ConfigError, match="'mine': expected Terms, got float"):
     terms(scheme, drawn(scheme, batch()), batch())
+
+
+def test_a_part_with_the_name_of_another_term_is_refused():
+  def parts(student, teacher, batch, context):
+    return {"old": Terms(logit=jnp.float32(1))}
+
+  both = [
+    Distillation("kd_old", per_example(losses.knowledge_distillation), teacher="wise"),
+    Distillation("kd", parts, teacher="wise"),
+  ]
+  scheme = methods.offline(STUDENT, {"wise": WISE}, both)
+  with pytest.raises(ConfigError, match="'kd': there is another term 'kd_old'"):
+    terms(scheme, drawn(scheme, batch()), batch())
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"to_stage": "stage1", "from_stage": "stage2"}, "to_stage is 'stage1' and from_stage"),
+    ({"from_stage": "stage1", "gradients": (("images",), ())}, r"gradients=\('images',\)"),
+    ({"to_stage": "stage1", "gradients": (("images",), ())}, r"gradients=\('images',\)"),
+  ],
+)
+def test_stages_and_gradients_that_exclude_each_other_are_refused(options, message):
+  gradients = options.pop("gradients", ((), ()))
+  method = Distillation(
+    "kd", per_example(losses.knowledge_distillation), teacher="wise", gradients=gradients
+  )
+  with pytest.raises(ConfigError, match=message):
+    methods.offline(
+      STUDENT, {"wise": WISE}, [method], label_weight=0.0, image_shape=(6, 6, 1), **options
+    )
