@@ -77,9 +77,10 @@ def offline(
       student's.
 
   Raises:
-    ConfigError: if `to_stage` is given together with a label weight or `from_stage`, a stage
-      without `image_shape` or with gradients of the student; if two distillations have the same name or the name "labels", two participants
-      have the same name, or a distillation names an unknown teacher.
+    ConfigError: if `to_stage` is given together with a label weight or `from_stage`; a stage
+      without `image_shape`, or with gradients of the student; if two distillations have the same
+      name or the name "labels", two participants have the same name, or a distillation names an
+      unknown teacher. When traced, if a part of a distillation has the name of another term.
   """
   _check_names(teachers, distillations)
   at_student = tuple(_each(d.gradients[0] for d in distillations))

@@ -264,11 +264,12 @@ def test_a_part_with_the_name_of_another_term_is_refused():
   ],
 )
 def test_stages_and_gradients_that_exclude_each_other_are_refused(options, message):
-  gradients = options.pop("gradients", ((), ()))
+  stages = {name: stage for name, stage in options.items() if name != "gradients"}
+  gradients = options.get("gradients", ((), ()))
   method = Distillation(
     "kd", per_example(losses.knowledge_distillation), teacher="wise", gradients=gradients
   )
   with pytest.raises(ConfigError, match=message):
     methods.offline(
-      STUDENT, {"wise": WISE}, [method], label_weight=0.0, image_shape=(6, 6, 1), **options
+      STUDENT, {"wise": WISE}, [method], label_weight=0.0, image_shape=(6, 6, 1), **stages
     )
