@@ -130,7 +130,7 @@ def measure(
   """
 
   def prepare(batch: Batch) -> Batch:
-    pixels = data.normalize(batch.images, examples.mean, examples.std)
+    pixels = data.normalize(batch.inputs, examples.mean, examples.std)
     return Batch(pixels, batch.labels, batch.weights, batch.indices)
 
   def batches() -> Any:

@@ -93,18 +93,19 @@ class Batch:
   """The examples of one step.
 
   Attributes:
-    images: (B, H, W, C), float, or uint8 as stored.
+    inputs: inputs of the models, a pytree of arrays with leading axis B; images are (B, H, W, C),
+      float, or uint8 as stored.
     labels: class numbers (B,), int32; or class probabilities (B, C) after mixing augmentations.
     weights: (B,) float32, weights of the labels; 0 marks unlabelled examples.
     indices: (B,) int32, positions of the examples in their data set (cached targets, memory banks).
     epochs: (B,) int32, number of earlier epochs of each example (its view); None if not needed.
     mask: (B,), or the leading axes of dense logits. 0 or False marks padding, which is excluded
       from all losses, metrics and statistics, and may have any value. None is no padding.
-    views: name -> another version of the same images (a strong augmentation, another resolution),
+    views: name -> another version of the same inputs (a strong augmentation, another resolution),
       (B, ...), for methods that compare several.
   """
 
-  images: Any
+  inputs: Any
   labels: Any
   weights: Any
   indices: Any

@@ -86,18 +86,18 @@ def test_dropout_acts_on_learners_alone(name):
 
   assert "random_bits" in str(loss(participants, targets, jax.random.key(0)))
   assert "random_bits" not in str(traced)
-  assert "random_bits" not in str(jax.make_jaxpr(scheme.predict)(participants, data.images))
+  assert "random_bits" not in str(jax.make_jaxpr(scheme.predict)(participants, data.inputs))
 
 
 def test_gradients_at_stages_are_of_the_same_dropped_network():
   data = batch()
-  variables = drawn(STUDENT, data.images)
+  variables = drawn(STUDENT, data.inputs)
 
   @jit
   def both(key):
-    plain, _ = learn(STUDENT, variables, data.images, key)
+    plain, _ = learn(STUDENT, variables, data.inputs, key)
     entered, _ = learn_with_gradients(
-      STUDENT, variables, data.images, data.labels, None, ("stage1",), key
+      STUDENT, variables, data.inputs, data.labels, None, ("stage1",), key
     )
     return plain, entered
 

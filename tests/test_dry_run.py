@@ -117,7 +117,7 @@ def test_a_loss_or_a_state_in_bfloat16_is_an_error(what):
   value, optimizer = LOW[what]
 
   def loss(learning, participants, batch, targets, context):
-    images = batch.images[..., 0].astype(jnp.bfloat16)
+    images = batch.inputs[..., 0].astype(jnp.bfloat16)
     return value(learning["student"]["w"], images), Aux({}, {}, {})
 
   phase = phase_of_one_number("alone", "student", optimizer=optimizer)
@@ -213,7 +213,7 @@ def test_networks_see_imagenet_cut_to_224(tiny_models):
   for phase in planned.phases:
     seen = jax.eval_shape(phase.prepare_evaluation, stored)
     trained = jax.eval_shape(phase.prepare_training, jax.random.split(jax.random.key(0), 2), stored)
-    assert seen.images.shape == trained.images.shape == (2, 224, 224, 3)
+    assert seen.inputs.shape == trained.inputs.shape == (2, 224, 224, 3)
   assert build.as_seen(settings, planned.data).image_shape == (224, 224, 3)
 
 

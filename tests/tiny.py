@@ -103,11 +103,11 @@ def phase(**changes):
   """Four epochs of a student alone; `changes` are Phase's fields."""
 
   def prepare(batch):
-    return dataclasses.replace(batch, images=normalize(batch.images, (0.5,), (0.5,)))
+    return dataclasses.replace(batch, inputs=normalize(batch.inputs, (0.5,), (0.5,)))
 
   def augment(keys, batch):
     batch = prepare(batch)
-    return dataclasses.replace(batch, images=pad_crop(keys, batch.images, padding=1))
+    return dataclasses.replace(batch, inputs=pad_crop(keys, batch.inputs, padding=1))
 
   values = {
     "name": "alone",

@@ -37,7 +37,7 @@ class SplitLoss:
   Attributes:
     stored: shapes and types of what `precompute` returns.
     reads: paths of the inputs of `scheme.targets` on which `stored` depends, for instance
-      "participants['teacher']['params']..." and "batch.images".
+      "participants['teacher']['params']..." and "batch.inputs".
     changing: those of `reads` that are trained, or that learners update (batch statistics). If
       there are any, the targets of an example change during training and cannot be cached.
   """

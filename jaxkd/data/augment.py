@@ -215,12 +215,12 @@ def augmentation(
   blend = functools.partial(_blend, alpha=mixup, axis_name=axis_name) if mixup else None
 
   def augment(key: Array, batch: Batch) -> Batch:
-    keys, images = per_image(key, batch.images), batch.images
+    keys, images = per_image(key, batch.inputs), batch.inputs
     for place, operation in enumerate(operations):
       if operation is not None:
         images = operation(fold(keys, place), images)
     if blend is None:
-      return dataclasses.replace(batch, images=images)
+      return dataclasses.replace(batch, inputs=images)
     one_hot = jax.nn.one_hot(batch.labels, num_classes, dtype=images.dtype)
     mixed, labels = blend(fold(keys, len(operations)), images, one_hot)
     weights = jnp.minimum(batch.weights, _partners(batch.weights, axis_name))
@@ -231,7 +231,7 @@ def augmentation(
       mixed = jnp.where(both[:, None, None, None], mixed, images)
       labels = jnp.where(both[:, None], labels, one_hot)
       weights = jnp.where(both, weights, batch.weights)
-    return dataclasses.replace(batch, images=mixed, labels=labels, weights=weights)
+    return dataclasses.replace(batch, inputs=mixed, labels=labels, weights=weights)
 
   return augment
 

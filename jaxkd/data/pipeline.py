@@ -136,7 +136,7 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 def _gather(examples: Examples, positions: np.ndarray, real: np.ndarray) -> Batch:
   labels = examples.labels[positions]
   return Batch(
-    images=examples.fetch(positions),
+    inputs=examples.fetch(positions),
     labels=labels,
     weights=(real & (labels != UNLABELLED)).astype(np.float32),
     indices=examples.indices[positions],

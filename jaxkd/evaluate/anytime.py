@@ -35,7 +35,7 @@ def exit_logits(
 
   @jax.jit
   def run(variables: Any, batch: Batch) -> Array:
-    outputs = model.apply(variables, prepare(batch).images, False)
+    outputs = model.apply(variables, prepare(batch).inputs, False)
     return jnp.stack([output.logits.astype(jnp.float32) for output in outputs], axis=1)
 
   logits, labels = [], []

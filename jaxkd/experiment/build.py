@@ -241,7 +241,7 @@ def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) ->
   """Return the shapes and dtypes of a batch as a scheme sees it, with these leading axes."""
   number = jax.ShapeDtypeStruct(leading, jnp.int32)
   return Batch(
-    images=jax.ShapeDtypeStruct((*leading, *image_shape), jnp.float32),
+    inputs=jax.ShapeDtypeStruct((*leading, *image_shape), jnp.float32),
     labels=number,
     weights=jax.ShapeDtypeStruct(leading, jnp.float32),
     indices=number,

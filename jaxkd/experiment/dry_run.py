@@ -224,7 +224,7 @@ def _frozen(phase: Phase, seen: Batch) -> tuple[str, ...]:
 def _stored(data: Dataset, count: int) -> Batch:
   """Return the shapes of a batch as the data set stores it."""
   batch = build.batch_shapes(data.image_shape, (count,))
-  return dataclasses.replace(batch, images=batch.images.update(dtype=jnp.uint8))
+  return dataclasses.replace(batch, inputs=batch.inputs.update(dtype=jnp.uint8))
 
 
 def _updated(

@@ -43,13 +43,13 @@ def evaluation_preparation(settings: Any, data: Dataset) -> Callable[[Batch], Ba
     batch, size = _normalized(batch, data), settings.data.resized_crop
     if not size:
       return batch
-    return dataclasses.replace(batch, images=centre_crop(batch.images, size=size))
+    return dataclasses.replace(batch, inputs=centre_crop(batch.inputs, size=size))
 
   return prepare
 
 
 def _normalized(batch: Batch, data: Dataset) -> Batch:
-  return dataclasses.replace(batch, images=normalize(batch.images, data.mean, data.std))
+  return dataclasses.replace(batch, inputs=normalize(batch.inputs, data.mean, data.std))
 
 
 def phase_examples(settings: Any, role: str, data: Dataset, *, labelled: bool = False) -> Examples:

@@ -73,7 +73,7 @@ def score_network(
 
   @jax.jit
   def step(variables: Mapping[str, Array], batch: Batch) -> tuple[dict, Array]:
-    pixels = data.normalize(batch.images, dataset.mean, dataset.std)
+    pixels = data.normalize(batch.inputs, dataset.mean, dataset.std)
     pixels = data.centre_crop(pixels, size=crop) if crop else pixels
     images = preprocessing.inputs_of(model, pixels)
     output = network.module.apply(variables, images, train=False)

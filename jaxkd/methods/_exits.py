@@ -118,7 +118,7 @@ def multi_exit(
   adapts = temperature is not None and distillation is not None
 
   def init(rng: Array, batch: Batch) -> Participants:
-    participants = {"student": initialize(network, rng, "student", batch.images)}
+    participants = {"student": initialize(network, rng, "student", batch.inputs)}
     if adapts:
       assert temperature is not None
       state = {TEMPERATURE: jnp.float32(temperature.start)}
@@ -140,7 +140,7 @@ def multi_exit(
     outputs, state["student"] = learn(
       network,
       variables["student"],
-      batch.images,
+      batch.inputs,
       key_for(context.rng, "student"),
       where=batch.mask,
     )

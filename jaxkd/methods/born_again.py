@@ -58,7 +58,7 @@ def born_again(
 
   def init(rng: Array, batch: Batch) -> Participants:
     unused = {
-      name: initialize(student, rng, name, batch.images) for name in earlier if name not in teachers
+      name: initialize(student, rng, name, batch.inputs) for name in earlier if name not in teachers
     }
     return {**taught.init(rng, batch), **unused}
 

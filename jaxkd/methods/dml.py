@@ -73,14 +73,14 @@ def mutual(
     raise unknown_name("updates", updates, UPDATES)
 
   def init(rng: Array, batch: Batch) -> Participants:
-    return {name: initialize(model, rng, name, batch.images) for name, model in peers.items()}
+    return {name: initialize(model, rng, name, batch.inputs) for name, model in peers.items()}
 
   def targets(participants: Participants, batch: Batch) -> None:
     return None
 
   def run(name: str, variables: Participants, batch: Batch, context: Context) -> Any:
     return learn(
-      peers[name], variables[name], batch.images, key_for(context.rng, name), where=batch.mask
+      peers[name], variables[name], batch.inputs, key_for(context.rng, name), where=batch.mask
     )
 
   def objective(

@@ -57,15 +57,15 @@ def autoencoder(
     return stage_arrays(output, stage, role="teacher")
 
   def init(rng: Array, batch: Batch) -> Participants:
-    participants = {"teacher": initialize(teacher, rng, "teacher", batch.images)}
-    features = features_of(participants, batch.images)
+    participants = {"teacher": initialize(teacher, rng, "teacher", batch.inputs)}
+    features = features_of(participants, batch.inputs)
     participants["paraphraser"] = initialize(encoder, rng, "paraphraser", features)
     factors = infer(encoder, participants["paraphraser"], features)
     participants["decoder"] = initialize(decoder, rng, "decoder", factors)
     return participants
 
   def targets(participants: Participants, batch: Batch) -> Array:
-    return features_of(participants, batch.images)
+    return features_of(participants, batch.inputs)
 
   def reconstruct(
     learning: Participants,

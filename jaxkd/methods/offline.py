@@ -96,11 +96,11 @@ def offline(
   def init(rng: Array, batch: Batch) -> Participants:
     everyone = {"student": student, **teachers}
     participants = {
-      name: initialize(model, rng, name, batch.images) for name, model in everyone.items()
+      name: initialize(model, rng, name, batch.inputs) for name, model in everyone.items()
     }
     if not any(d.adapter or d.teacher_adapter for d in distillations):
       return participants
-    outputs = {n: infer(m, participants[n], batch.images) for n, m in everyone.items()}
+    outputs = {n: infer(m, participants[n], batch.inputs) for n, m in everyone.items()}
     for d in distillations:
       seen = d.combined(outputs)
       if d.teacher_adapter is not None:
@@ -120,10 +120,10 @@ def offline(
       stages = tuple(_each(d.gradients[1] for d in distillations if name in d.teachers))
       if stages:
         outputs[name] = infer_with_gradients(
-          model, participants[name], batch.images, batch.labels, batch.weights, stages, batch.mask
+          model, participants[name], batch.inputs, batch.labels, batch.weights, stages, batch.mask
         )
       else:
-        outputs[name] = infer(model, participants[name], batch.images)
+        outputs[name] = infer(model, participants[name], batch.inputs)
     seen = {}
     for d in distillations:
       seen[d.name] = d.combined(outputs)
@@ -132,7 +132,7 @@ def offline(
         seen[d.name] = infer(d.teacher_adapter, variables, (seen[d.name], batch))
     if from_stage is not None:
       # No distillation has the name "labels".
-      encoded = infer(student, participants["student"], batch.images, to_stage=from_stage)
+      encoded = infer(student, participants["student"], batch.inputs, to_stage=from_stage)
       seen["labels"] = Output(features={from_stage: encoded.features[from_stage]})
     return seen
 
@@ -142,12 +142,12 @@ def offline(
     if at_student:
       labels = batch.labels, batch.weights
       return learn_with_gradients(
-        student, variables, batch.images, *labels, at_student, rng, batch.mask
+        student, variables, batch.inputs, *labels, at_student, rng, batch.mask
       )
     if from_stage is not None:
       features = targets["labels"].features[from_stage]
       return learn(student, variables, features, rng, from_stage=from_stage, where=batch.mask)
-    return learn(student, variables, batch.images, rng, to_stage=to_stage, where=batch.mask)
+    return learn(student, variables, batch.inputs, rng, to_stage=to_stage, where=batch.mask)
 
   def loss(
     learning: Participants,

@@ -74,9 +74,9 @@ def native_ensemble(
     return infer(gate, variables["gate"], outputs[0].features[from_stage])
 
   def init(rng: Array, batch: Batch) -> Participants:
-    participants = {"student": initialize(branched, rng, "student", batch.images)}
+    participants = {"student": initialize(branched, rng, "student", batch.inputs)}
     if branches > 1:
-      trunk = infer(branched, participants["student"], batch.images)[0].features[from_stage]
+      trunk = infer(branched, participants["student"], batch.inputs)[0].features[from_stage]
       participants["gate"] = initialize(gate, rng, "gate", trunk)
     return participants
 
@@ -95,7 +95,7 @@ def native_ensemble(
     outputs, state["student"] = learn(
       branched,
       variables["student"],
-      batch.images,
+      batch.inputs,
       key_for(context.rng, "student"),
       where=batch.mask,
     )

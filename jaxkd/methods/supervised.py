@@ -22,7 +22,7 @@ def supervised(
   """
 
   def init(rng: Array, batch: Batch) -> Participants:
-    return {participant: initialize(model, rng, participant, batch.images)}
+    return {participant: initialize(model, rng, participant, batch.inputs)}
 
   def targets(participants: Participants, batch: Batch) -> None:
     return None
@@ -35,7 +35,7 @@ def supervised(
     context: Context,
   ) -> tuple[Array, Aux]:
     variables = merge(participants, learning)[participant]
-    output, changes = learn(model, variables, batch.images, context.rng, where=batch.mask)
+    output, changes = learn(model, variables, batch.inputs, context.rng, where=batch.mask)
     labels = label_terms(output.logits, batch, context, label_smoothing=label_smoothing)
     metrics = {"accuracy": accuracy(output.logits, batch)}
     return jnp.asarray(labels.logit), Aux({"labels": labels}, metrics, {participant: changes})

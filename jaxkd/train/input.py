@@ -44,7 +44,7 @@ def resident_examples(examples: Examples, limit: int) -> Batch | None:
   if not isinstance(examples, ArrayExamples) or examples.images.nbytes > limit:
     return None
   return Batch(
-    images=examples.images,
+    inputs=examples.images,
     labels=examples.labels,
     weights=(examples.labels != UNLABELLED).astype(np.float32),
     indices=examples.indices,

@@ -171,7 +171,7 @@ def evaluation_step(
 
   def step(participants: Participants, batch: Batch) -> dict[str, Metrics]:
     batch = prepare(batch)
-    logits = predict(participants, batch.images)
+    logits = predict(participants, batch.inputs)
     scores = {
       name: score(z, batch.labels, batch.weights, where=batch.mask) for name, z in logits.items()
     }

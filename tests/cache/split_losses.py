@@ -19,7 +19,7 @@ def scheme_of(loss):
 
   return Scheme(
     init=lambda rng, batch: {},
-    targets=lambda participants, batch: batch.images,
+    targets=lambda participants, batch: batch.inputs,
     loss=of_scheme,
     predict=lambda participants, images: {},
     learners=("student",),

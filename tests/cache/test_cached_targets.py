@@ -42,7 +42,7 @@ AT = Distillation(
 
 def train(directory, scheme, *, devices=2, reporter=None, **changes):
   changes = {"views": 2, "epochs": 4, "average_decay": None, "reported": "", **changes}
-  given = {"teacher": drawn(TinyNet(width=6), batch().images)}
+  given = {"teacher": drawn(TinyNet(width=6), batch().inputs)}
   return train_phase(
     phase(scheme=scheme, given=given, **changes),
     directory=directory / "checkpoints",
@@ -107,7 +107,7 @@ def test_targets_of_another_teacher_are_not_reused(tmp_path):
       views=2,
       reported="",
       average_decay=None,
-      given={"teacher": drawn(TinyNet(width=6), batch().images, seed=1)},
+      given={"teacher": drawn(TinyNet(width=6), batch().inputs, seed=1)},
       **options,
     ),
     directory=tmp_path / "other" / "checkpoints",
@@ -123,7 +123,7 @@ def test_targets_of_other_images_or_normalisation_are_not_reused(tmp_path):
   train(tmp_path, taught(KD), **options)
 
   def brighter(batch):
-    return dataclasses.replace(batch, images=normalize(batch.images, (0.2,), (0.5,)))
+    return dataclasses.replace(batch, inputs=normalize(batch.inputs, (0.2,), (0.5,)))
 
   def trained(name, **changes):
     recorder = Recorder()
@@ -168,12 +168,12 @@ def test_simkd_s_features_are_read_back(tmp_path):
 def test_views_depend_on_example_and_epoch_alone():
   seen = {}
   rng = jax.random.key_data(jax.random.key(0))
-  one = dataclasses.replace(batch(4), images=examples(4).images)
+  one = dataclasses.replace(batch(4), inputs=examples(4).images)
   for epoch in range(4):
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
       mixed = jax.tree.map(lambda x, order=order: jnp.asarray(x)[jnp.array(order)], one)
       mixed = dataclasses.replace(mixed, epochs=jnp.full(4, epoch, jnp.int32))
-      images = phase().prepare_training(view_keys(rng, mixed, 3), mixed).images
+      images = phase().prepare_training(view_keys(rng, mixed, 3), mixed).inputs
       for place, example in enumerate(order):
         seen.setdefault((example, epoch), []).append(np.asarray(images[place]))
   for example in range(4):
@@ -187,7 +187,7 @@ def test_targets_from_a_trained_network_are_an_error(tmp_path):
   plain = taught(KD)
 
   def targets(participants, batch):
-    student = TinyNet(axis_name=AXIS_NAME).apply(participants["student"], batch.images)
+    student = TinyNet(axis_name=AXIS_NAME).apply(participants["student"], batch.inputs)
     return {"kd": Output(logits=student.logits)}
 
   with pytest.raises(ConfigError, match="which changes in it") as error:

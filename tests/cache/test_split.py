@@ -203,7 +203,7 @@ def test_numbers_among_the_results_are_returned_as_arrays():
   people, batch = participants_of({"w": normal(1, 5)}), batch_of(normal(4, 5))
   found = split_loss(base._replace(loss=loss), people, batch, context())
   learning = {"student": people["student"]["params"]}
-  _, aux = found.loss_from_cache(learning, people, batch, found.precompute(batch.images), context())
+  _, aux = found.loss_from_cache(learning, people, batch, found.precompute(batch.inputs), context())
   assert isinstance(aux.metrics["accuracy"][1], jax.Array)
   assert aux.metrics["accuracy"][1] == 2
 
@@ -294,10 +294,10 @@ def test_shapes_other_than_traced_are_an_error():
   scheme, people = scheme_of(everything), participants_of({"w": normal(1, 5)})
   batch, learning = batch_of(normal(4, 5)), {"student": {"w": normal(1, 5)}}
   found = split_loss(scheme, people, batch, context())
-  stored = found.precompute(batch.images)
+  stored = found.precompute(batch.inputs)
   with pytest.raises(ConfigError, match=r"^targets is float32\[6, 5\], but .* float32\[4, 5\]$"):
     found.precompute(normal(6, 5))
-  with pytest.raises(ConfigError, match=r"^batch.images is float32\[6, 5\], but the loss was trac"):
+  with pytest.raises(ConfigError, match=r"^batch.inputs is float32\[6, 5\], but the loss was trac"):
     found.loss_from_cache(learning, people, batch_of(normal(6, 5)), stored, context())
   with pytest.raises(
     ConfigError, match=r"^stored\[0\] is float32\[2, 5\], but the loss was traced"
@@ -332,14 +332,14 @@ def test_reads_and_changing_name_the_variables_behind_the_targets():
 
   def of_teacher(people, batch):
     weights = people["teacher"]["params"]
-    score, other = used(weights["w"], weights["head"], batch.images)
+    score, other = used(weights["w"], weights["head"], batch.inputs)
     return {"used": score, "unused": other * people["student"]["params"]["own"]}
 
-  assert found(of_teacher) == (("participants['teacher']['params']['w']", "batch.images"), ())
+  assert found(of_teacher) == (("participants['teacher']['params']['w']", "batch.inputs"), ())
 
   def of_student(people, batch):
     weights = people["student"]["params"]
-    return {"used": batch.images @ weights["trunk"] + weights["own"]}
+    return {"used": batch.inputs @ weights["trunk"] + weights["own"]}
 
   reads, changing = found(of_student)
   assert "participants['student']['params']['trunk']" in reads
@@ -358,7 +358,7 @@ def test_batch_statistics_of_learners_are_changing():
 
   scheme = base._replace(
     loss=loss,
-    targets=lambda people, batch: batch.images + people["student"]["batch_stats"]["mean"].sum(),
+    targets=lambda people, batch: batch.inputs + people["student"]["batch_stats"]["mean"].sum(),
   )
   found = split_loss(scheme, people, batch_of(normal(4, 5), 4), context())
   assert found.changing == ("participants['student']['batch_stats']['mean']",)

@@ -175,8 +175,8 @@ def test_only_mixup_makes_labels_soft():
 
 def test_disabling_one_operation_keeps_the_draws_of_others():
   key = jax.random.key(2)
-  both = augmentation(crop=2, flip=True, num_classes=3)(key, BATCH).images
-  only_crop = augmentation(crop=2, num_classes=3)(key, BATCH).images
+  both = augmentation(crop=2, flip=True, num_classes=3)(key, BATCH).inputs
+  only_crop = augmentation(crop=2, num_classes=3)(key, BATCH).inputs
   mirrored = (both == only_crop[:, :, ::-1]).all((1, 2, 3))
   same = (both == only_crop).all((1, 2, 3))
   assert (mirrored | same).all() and mirrored.any() and same.any()
@@ -200,7 +200,7 @@ def test_augmentation_keeps_the_dtype(dtype):
   shapes = jax.eval_shape(
     augmentation(**options), jax.random.key(0), Batch(images, LABELS, LABELS, LABELS)
   )
-  assert shapes.images.dtype == dtype and shapes.labels.dtype == dtype
+  assert shapes.inputs.dtype == dtype and shapes.labels.dtype == dtype
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_resized_crop_excludes_padded_crop():
   batch = Batch(images, labels, jnp.ones(6), labels)
   augment = augmentation(resized_crop=SIZE, flip=True, num_classes=6)
   shapes = jax.eval_shape(augment, jax.random.key(0), batch)
-  assert shapes.images.shape == (6, SIZE, SIZE, 2)
+  assert shapes.inputs.shape == (6, SIZE, SIZE, 2)
   with pytest.raises(ConfigError, match="crop: expected 0 with resized_crop=8, got 4"):
     augmentation(crop=4, resized_crop=8, num_classes=6)
   with pytest.raises(ConfigError, match="resized_crop: expected an integer >= 0, got -1"):

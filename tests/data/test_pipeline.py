@@ -63,10 +63,10 @@ def test_every_epoch_has_its_own_order_given_by_the_seed():
 def test_training_batches_keep_image_label_and_index_together():
   batch = next(training_batches(make(7), batch_size=4, seed=0))
   positions = batch.indices - 100
-  np.testing.assert_array_equal(batch.images[:, 0, 0, 0], positions)
+  np.testing.assert_array_equal(batch.inputs[:, 0, 0, 0], positions)
   np.testing.assert_array_equal(batch.labels, positions % 3)
   np.testing.assert_array_equal(batch.weights, np.ones(4))
-  assert [np.asarray(leaf).dtype for leaf in (batch.images, batch.labels)] == [np.uint8, np.int32]
+  assert [np.asarray(leaf).dtype for leaf in (batch.inputs, batch.labels)] == [np.uint8, np.int32]
   assert batch.weights.dtype == np.float32 and batch.indices.dtype == np.int32
 
 
@@ -82,7 +82,7 @@ def test_unlabelled_examples_have_weight_0_and_hidden_labels():
     unlabelled = np.isin(positions, [0, 3, 4])
     np.testing.assert_array_equal(batch.labels, np.where(unlabelled, UNLABELLED, positions % 3))
     assert (batch.weights[unlabelled] == 0).all() and batch.weights.dtype == np.float32
-    np.testing.assert_array_equal(batch.images[:, 0, 0, 0], positions)
+    np.testing.assert_array_equal(batch.inputs[:, 0, 0, 0], positions)
     seen |= set(zip(positions.tolist(), batch.weights.tolist(), strict=True))
   # The last of the seven examples pads the last evaluation batch with weight 0.
   assert seen - {(6, 0.0)} == {(n, float(n not in (0, 3, 4))) for n in range(7)}
@@ -168,9 +168,9 @@ def test_evaluation_counts_every_example_once_in_batches_of_one_size(n, batch_si
   seen = []
   for step in zip(*shares, strict=True):
     for batch in step:
-      assert batch.images.shape == (batch_size, 2, 2, 1)
+      assert batch.inputs.shape == (batch_size, 2, 2, 1)
       assert batch.weights.dtype == np.float32
-      np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.indices - 100)
+      np.testing.assert_array_equal(batch.inputs[:, 0, 0, 0], batch.indices - 100)
       seen.extend(batch.indices[batch.weights == 1])
       assert set(batch.weights) <= {0.0, 1.0}
   np.testing.assert_array_equal(seen, examples.indices)
@@ -202,7 +202,7 @@ def test_examples_on_disk_are_read_ahead_by_threads():
   examples = RecordExamples(SlowSource(), labels, np.arange(9, dtype=np.int32))
   batches = training_batches(examples, batch_size=4, seed=0)
   batch = next(batches)
-  np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.indices)
+  np.testing.assert_array_equal(batch.inputs[:, 0, 0, 0], batch.indices)
   batches.close()
 
 

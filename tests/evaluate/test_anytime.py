@@ -12,7 +12,7 @@ from tests.evaluate.blocks import EXITS, SHAPE, Blocks, variables
 
 
 def prepare(batch):
-  return dataclasses.replace(batch, images=batch.images.astype("float32") / 128 - 1)
+  return dataclasses.replace(batch, inputs=batch.inputs.astype("float32") / 128 - 1)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_exit_logits_are_the_models_in_order_without_padding(split):
   weights = variables()
   logits, labels = exit_logits(Blocks(), weights, evaluation_batches(split, batch_size=4), prepare)
   batch = prepare(Batch(split.images, split.labels, None, None))
-  expected = jax.jit(Blocks().apply)(weights, batch.images)
+  expected = jax.jit(Blocks().apply)(weights, batch.inputs)
   assert logits.shape == (10, EXITS, 3)
   assert logits.dtype == np.float32
   np.testing.assert_array_equal(labels, split.labels)
@@ -38,7 +38,7 @@ def test_model_is_compiled_once_per_split(split):
   shapes = []
 
   def watched(batch):
-    shapes.append(batch.images.shape)
+    shapes.append(batch.inputs.shape)
     return prepare(batch)
 
   exit_logits(Blocks(), variables(), evaluation_batches(split, batch_size=4), watched)

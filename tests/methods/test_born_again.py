@@ -49,9 +49,9 @@ def test_it_learns_from_the_previous_generation_alone(participants, outcome):
   @jit
   def by_hand(participants):
     student, _ = STUDENT.apply(
-      participants["student"], batch().images, train=True, mutable=["batch_stats"]
+      participants["student"], batch().inputs, train=True, mutable=["batch_stats"]
     )
-    teacher = STUDENT.apply(participants["generation_1"], batch().images)
+    teacher = STUDENT.apply(participants["generation_1"], batch().inputs)
     labels = losses.cross_entropy(student.logits, batch().labels)
     return labels + losses.soft_target_kl(student.logits, teacher.logits)
 
@@ -85,9 +85,9 @@ def test_confidence_weighs_the_labels(participants):
   @jit
   def by_hand(participants):
     student, _ = STUDENT.apply(
-      participants["student"], batch().images, train=True, mutable=["batch_stats"]
+      participants["student"], batch().inputs, train=True, mutable=["batch_stats"]
     )
-    teacher = STUDENT.apply(participants["generation_1"], batch().images)
+    teacher = STUDENT.apply(participants["generation_1"], batch().inputs)
     sure = jax.nn.softmax(teacher.logits).max(axis=-1)
     return losses.cross_entropy(student.logits, batch().labels, sure)
 
@@ -102,13 +102,13 @@ def test_permuted_knowledge_uses_a_key_of_the_step(participants):
 
 
 def test_the_ensemble_contains_all_generations(participants):
-  logits = jit(SECOND.predict)(participants, batch().images)
+  logits = jit(SECOND.predict)(participants, batch().inputs)
   assert set(logits) == {"student", "ensemble"}
-  each = [STUDENT.apply(v, batch().images).logits for v in participants.values()]
+  each = [STUDENT.apply(v, batch().inputs).logits for v in participants.values()]
   mean = np.mean([jax.nn.softmax(z) for z in each], axis=0)
   np.testing.assert_allclose(jax.nn.softmax(logits["ensemble"]), mean, atol=1e-6)
   for name, network in SECOND.export(participants).items():
-    alone = jit(network.module.apply)(network.variables, batch().images).logits
+    alone = jit(network.module.apply)(network.variables, batch().inputs).logits
     np.testing.assert_allclose(alone, logits[name], atol=1e-5)
 
 

@@ -47,8 +47,8 @@ def test_several_teachers_give_the_weighted_mean_of_their_logits():
 
   @jit
   def by_hand(participants):
-    student, _ = learn(STUDENT, participants["student"], data.images, KEY)
-    wise, old = (infer(TEACHERS[n], participants[n], data.images).logits for n in weights)
+    student, _ = learn(STUDENT, participants["student"], data.inputs, KEY)
+    wise, old = (infer(TEACHERS[n], participants[n], data.inputs).logits for n in weights)
     return 2.0 * losses.soft_target_kl(student.logits, 0.25 * wise + 0.75 * old, temperature=4.0)
 
   found, _ = terms(scheme, participants, data)
@@ -81,8 +81,8 @@ def test_teacher_adapters_are_applied_and_do_not_learn():
 
   @jit
   def by_hand(participants):
-    student, _ = learn(STUDENT, participants["student"], data.images, KEY)
-    teacher = infer(WISE, participants["wise"], data.images)
+    student, _ = learn(STUDENT, participants["student"], data.inputs, KEY)
+    teacher = infer(WISE, participants["wise"], data.inputs)
     ours = infer(FactorEncoder(3), participants["ft_adapter"], student.features["stage2"])
     theirs = infer(FactorEncoder(3), participants["ft_teacher_adapter"], teacher.features["stage2"])
     return losses.factor_l1(ours, theirs)
@@ -125,7 +125,7 @@ def test_gradients_reach_the_loss_at_the_requested_stages():
   method = Distillation("gradients", per_example(loss), 3.0, "wise", gradients=(names, names))
   scheme = methods.offline(STUDENT, {"wise": WISE}, [method])
   participants, data = drawn(scheme, batch()), batch()
-  labelled = (data.images, data.labels, data.weights, names)
+  labelled = (data.inputs, data.labels, data.weights, names)
 
   @jit
   def by_hand(participants):
@@ -184,7 +184,7 @@ def test_with_to_stage_only_the_needed_layers_run_and_learn():
     before, moved = participants["student"][name], after["student"][name]
     assert_all_moved(before["bn1"], moved["bn1"])
     assert_same(before["bn2"], moved["bn2"])
-  assert scheme.predict(participants, data.images) == {}
+  assert scheme.predict(participants, data.inputs) == {}
   assert scheme.export(participants) == {}
 
 

@@ -49,7 +49,7 @@ def test_the_scalar_sums_the_label_and_mutual_terms_of_every_peer(participants, 
   @jit
   def by_hand(participants):
     outputs = [
-      model.apply(participants[name], batch().images, train=True, mutable=["batch_stats"])[0]
+      model.apply(participants[name], batch().inputs, train=True, mutable=["batch_stats"])[0]
       for name, model in PEERS.items()
     ]
     total = 0.0
@@ -94,7 +94,7 @@ def test_other_peers_get_no_gradient_from_a_peers_objective(participants, outcom
 
   def own(params):
     variables = {**participants["peer_0"], "params": params}
-    images, training = batch().images, {"train": True, "mutable": ["batch_stats"]}
+    images, training = batch().inputs, {"train": True, "mutable": ["batch_stats"]}
     output = SMALL.apply(variables, images, **training)[0]
     total = losses.cross_entropy(output.logits, batch().labels)
     for name in ("peer_1", "peer_2"):
@@ -112,7 +112,7 @@ def test_one_peer_alone_is_supervised_training():
   first = start(plain)
   assert_same(start(alone), first)
   assert_same(updated(alone, first, batch()), updated(plain, first, batch()))
-  assert set(alone.predict(first, batch().images)) == {"student"}
+  assert set(alone.predict(first, batch().inputs)) == {"student"}
 
 
 PAIR = {"peer_0": SMALL, "peer_1": LARGE}
@@ -170,13 +170,13 @@ def test_unlabelled_images_count_in_the_mutual_term(participants, differentiated
 
 
 def test_predictors_are_every_peer_and_their_mean_probability(participants):
-  logits = jit(SCHEME.predict)(participants, batch().images)
+  logits = jit(SCHEME.predict)(participants, batch().inputs)
   assert set(logits) == {"peer_0", "peer_1", "peer_2", "ensemble"}
   mean = np.mean([jax.nn.softmax(logits[name]) for name in PEERS], axis=0)
   np.testing.assert_allclose(jax.nn.softmax(logits["ensemble"]), mean, atol=1e-6)
   networks = SCHEME.export(participants)
   for name, network in networks.items():
-    alone = jit(network.module.apply)(network.variables, batch().images).logits
+    alone = jit(network.module.apply)(network.variables, batch().inputs).logits
     np.testing.assert_allclose(alone, logits[name], atol=1e-5)
 
 

@@ -51,8 +51,8 @@ def test_the_objective_is_that_of_the_network_in_evaluation_mode(participants):
 
   @jit
   def by_hand(participants):
-    student = STUDENT.apply(participants["student"], batch().images, train=False)
-    teacher = TEACHER.apply(participants["teacher"], batch().images, train=False)
+    student = STUDENT.apply(participants["student"], batch().inputs, train=False)
+    teacher = TEACHER.apply(participants["teacher"], batch().inputs, train=False)
     kd = losses.soft_target_kl(student.logits, teacher.logits, temperature=2.0)
     accuracy = jnp.sum(student.logits.argmax(-1) == batch().labels)
     return losses.cross_entropy(student.logits, batch().labels), kd, accuracy
@@ -71,8 +71,8 @@ def test_the_objective_is_that_of_the_network_in_evaluation_mode(participants):
 def test_the_exported_student_is_the_whole_network(participants):
   network = SCHEME.export(participants)["student"]
   assert network.variables is participants["student"]
-  predicted = jit(SCHEME.predict)(participants, batch().images)
-  logits = jit(network.module.apply)(network.variables, batch().images).logits
+  predicted = jit(SCHEME.predict)(participants, batch().inputs)
+  logits = jit(network.module.apply)(network.variables, batch().inputs).logits
   assert_same(predicted, {"student": logits})
 
 

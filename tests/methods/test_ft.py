@@ -58,7 +58,7 @@ def test_the_scalar_is_the_error_of_the_restored_features(participants, outcome)
   @jit
   def compute(participants, data):
     learning = select(participants, SCHEME.learners)
-    features, made = restored(participants, data.images)
+    features, made = restored(participants, data.inputs)
     return squared.loss(learning, participants, data, features, context())[0], made - features
 
   mse, gap = compute(participants, batch())
@@ -121,7 +121,7 @@ def test_the_reconstruction_error_falls():
 
 
 def test_it_predicts_and_exports_nothing(participants):
-  assert SCHEME.predict(participants, batch().images) == {}
+  assert SCHEME.predict(participants, batch().inputs) == {}
   assert SCHEME.export(participants) == {}
 
 

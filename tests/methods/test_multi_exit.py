@@ -30,7 +30,7 @@ from tests.tiny import TinyNet, batch, examples
 SHAPE = (6, 6, 1)
 PLAIN = TinyNet()
 OUTPUT = jax.eval_shape(
-  lambda images: PLAIN.init_with_output(jax.random.key(0), images)[0], batch().images
+  lambda images: PLAIN.init_with_output(jax.random.key(0), images)[0], batch().inputs
 )
 NETWORK = with_exits(PLAIN, OUTPUT, ("stage1", "stage2"), kind="linear", num_classes=3)
 LOSS = of_exits(losses.multi_exit, teachers="later")
@@ -62,7 +62,7 @@ def outcome(participants, differentiated):
 def test_the_scalar_is_the_weighted_sum_over_the_exits(participants, outcome):
   @jit
   def by_hand(variables):
-    outputs, _ = NETWORK.apply(variables, batch().images, train=True, mutable=["batch_stats"])
+    outputs, _ = NETWORK.apply(variables, batch().inputs, train=True, mutable=["batch_stats"])
     labels = [losses.cross_entropy(output.logits, batch().labels) for output in outputs]
     taught = losses.multi_exit(outputs, teachers="later", temperature=1.5).total
     return 0.5 * labels[0] + 0.5 * labels[1] + labels[2] + 2.0 * taught
@@ -132,11 +132,11 @@ def test_without_distillation_every_exit_learns_from_labels_alone(participants):
 
 
 def test_exported_networks_give_the_predictors_logits(participants):
-  logits = jit(SCHEME.predict)(participants, batch().images)
+  logits = jit(SCHEME.predict)(participants, batch().inputs)
   networks = SCHEME.export(participants)
   assert set(logits) == set(networks) == {"exit_0", "exit_1", "exit_2", "ensemble"}
   for name, network in networks.items():
-    alone = jit(network.module.apply)(network.variables, batch().images).logits
+    alone = jit(network.module.apply)(network.variables, batch().inputs).logits
     np.testing.assert_allclose(alone, logits[name], atol=1e-5)
   assert isinstance(networks["exit_2"].module, TinyNet)
 

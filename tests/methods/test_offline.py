@@ -67,9 +67,9 @@ def test_each_loss_compares_with_its_own_teacher_through_its_own_adapter(partici
 
   @jit
   def by_hand(participants, data):
-    student, _ = STUDENT.apply(participants["student"], data.images, **training)
-    wise = WISE.apply(participants["wise"], data.images, train=False)
-    old = OLD.apply(participants["old"], data.images, train=False)
+    student, _ = STUDENT.apply(participants["student"], data.inputs, **training)
+    wise = WISE.apply(participants["wise"], data.inputs, train=False)
+    old = OLD.apply(participants["old"], data.inputs, train=False)
     regressed, _ = HINT.adapter.modules["stage2"].apply(
       participants["hint_adapter"], student.features["stage2"], **training
     )
@@ -160,11 +160,11 @@ def test_participants_of_one_seed_are_drawn_independently():
 
 def test_prediction_and_export_are_the_student_without_adapters(participants):
   data = batch()
-  predicted = jit(SCHEME.predict)(participants, data.images)
+  predicted = jit(SCHEME.predict)(participants, data.inputs)
   assert list(predicted) == ["student"]
   network = SCHEME.export(participants)["student"]
   assert network.module == STUDENT
-  logits = jit(network.module.apply)(network.variables, data.images).logits
+  logits = jit(network.module.apply)(network.variables, data.inputs).logits
   np.testing.assert_array_equal(logits, predicted["student"])
 
 

@@ -50,7 +50,7 @@ def test_the_scalar_is_the_published_sum(participants, differentiated):
   def by_hand(participants):
     training = {"train": True, "mutable": ["batch_stats"]}
     outputs, _ = Branched(NETWORK, 3, "stage1").apply(
-      participants["student"], batch().images, **training
+      participants["student"], batch().inputs, **training
     )
     shares, _ = GATE.apply(participants["gate"], outputs[0].features["stage1"], **training)
     ensemble = sum(shares[:, k, None] * output.logits for k, output in enumerate(outputs))
@@ -96,15 +96,15 @@ def test_one_branch_is_the_plain_network():
   same = updated(plain, own, batch())
   exported = branch_network(module, after["student"], 0).variables
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), exported, same["student"])
-  assert set(single.predict(after, batch().images)) == {"branch_0"}
+  assert set(single.predict(after, batch().inputs)) == {"branch_0"}
 
 
 def test_exported_networks_give_the_predictors_logits(participants):
-  logits = jit(SCHEME.predict)(participants, batch().images)
+  logits = jit(SCHEME.predict)(participants, batch().inputs)
   networks = SCHEME.export(participants)
   assert set(logits) == set(networks) == {"branch_0", "branch_1", "branch_2", "ensemble"}
   for name, network in networks.items():
-    alone = jit(network.module.apply)(network.variables, batch().images).logits
+    alone = jit(network.module.apply)(network.variables, batch().inputs).logits
     np.testing.assert_allclose(alone, logits[name], atol=1e-5)
   assert isinstance(networks["branch_1"].module, TinyNet)
 

@@ -40,7 +40,7 @@ def participants():
 
 @pytest.fixture(scope="module")
 def predict():
-  return jit(lambda participants: SCHEME.predict(participants, batch().images))
+  return jit(lambda participants: SCHEME.predict(participants, batch().inputs))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_scalar_is_the_feature_term_alone(participants, outcome):
     return jnp.mean((projected - teacher.features["stage2"]) ** 2)
 
   (scalar, aux), _ = outcome
-  np.testing.assert_allclose(scalar, 3.0 * by_hand(participants, batch().images), rtol=1e-5)
+  np.testing.assert_allclose(scalar, 3.0 * by_hand(participants, batch().inputs), rtol=1e-5)
   assert list(aux.terms) == ["simkd"]
   np.testing.assert_array_equal(aux.terms["simkd"].total, scalar)
   assert aux.terms["simkd"].logit == 0.0
@@ -128,7 +128,7 @@ def test_a_seed_gives_the_student_alone_and_the_simkd_student_the_same_start(par
 
 def test_the_exported_network_gives_the_predicted_logits(participants, predict):
   network = SCHEME.export(participants)["student"]
-  logits = jit(network.module.apply)(network.variables, batch().images).logits
+  logits = jit(network.module.apply)(network.variables, batch().inputs).logits
   np.testing.assert_allclose(logits, predict(participants)["student"], rtol=1e-6)
 
 

@@ -92,8 +92,8 @@ def test_the_bundle_gives_the_schemes_predictions(trained, tmp_path):
 
   @jit
   def both(participants, variables):
-    predicted = trained.scheme.predict(participants, data().images)
-    return predicted["student"], loaded.module.apply(variables, data().images).logits
+    predicted = trained.scheme.predict(participants, data().inputs)
+    return predicted["student"], loaded.module.apply(variables, data().inputs).logits
 
   predicted, logits = both(trained.after, loaded.variables)
   np.testing.assert_allclose(logits, predicted, rtol=1e-5, atol=1e-6)
@@ -112,8 +112,8 @@ def test_a_tapped_student_learns_no_layer_after_its_stage_and_can_be_exported():
 
   @jit
   def both(participants):
-    predicted = scheme.predict(participants, batch().images)["student"]
-    return predicted, network.module.apply(network.variables, batch().images).logits
+    predicted = scheme.predict(participants, batch().inputs)["student"]
+    return predicted, network.module.apply(network.variables, batch().inputs).logits
 
   predicted, logits = both(participants)
   np.testing.assert_allclose(logits, predicted, rtol=1e-5, atol=1e-6)
@@ -138,9 +138,9 @@ def test_joint_training_adds_terms_on_the_students_own_logits():
   @jit
   def by_hand(participants):
     output, _ = TinyNet().apply(
-      participants["student"], batch().images, train=True, mutable=["batch_stats"]
+      participants["student"], batch().inputs, train=True, mutable=["batch_stats"]
     )
-    teacher = TinyNet(width=6).apply(participants["teacher"], batch().images, train=False)
+    teacher = TinyNet(width=6).apply(participants["teacher"], batch().inputs, train=False)
     kd = losses.soft_target_kl(output.logits, teacher.logits, temperature=3.0)
     return losses.cross_entropy(output.logits, batch().labels), kd
 
@@ -162,7 +162,7 @@ def test_either_weight_alone_trains_the_students_own_classifier(weight, term):
   assert set(aux.terms) == {"simkd", term}
   assert np.abs(gradients["student"]["params"]["classifier"]["kernel"]).min() > 0
   # What is scored is the predictor called "student".
-  predicted = jit(scheme.predict)(participants, batch().images)
+  predicted = jit(scheme.predict)(participants, batch().inputs)
   right = {name: int(np.sum(z.argmax(-1) == batch().labels)) for name, z in predicted.items()}
   assert right["student"] != right["reused"]
   assert float(aux.metrics["accuracy"][0]) == right["student"]
@@ -177,10 +177,10 @@ def test_classifier_selects_which_of_two_predictors_is_the_student():
   def run(participants):
     predicted, exported = [], []
     for scheme in (tiny(), through_teacher, through_own):
-      predicted.append(scheme.predict(participants, batch().images))
+      predicted.append(scheme.predict(participants, batch().inputs))
       exported.append(
         {
-          name: network.module.apply(network.variables, batch().images).logits
+          name: network.module.apply(network.variables, batch().inputs).logits
           for name, network in scheme.export(participants).items()
         }
       )
@@ -192,7 +192,7 @@ def test_classifier_selects_which_of_two_predictors_is_the_student():
   np.testing.assert_allclose(pure["student"], one["student"], rtol=1e-5)
   np.testing.assert_allclose(one["student"], other["reused"], rtol=1e-5)
   np.testing.assert_allclose(one["own"], other["student"], rtol=1e-5)
-  own = jit(TinyNet().apply)(participants["student"], batch().images).logits
+  own = jit(TinyNet().apply)(participants["student"], batch().inputs).logits
   np.testing.assert_allclose(one["own"], own, rtol=1e-5)
   assert not np.allclose(one["own"], one["student"])
   for predicted, networks in zip((pure, one, other), exported, strict=True):
@@ -229,7 +229,7 @@ def test_two_equal_teachers_act_as_one():
     def terms(scheme, variables):
       targets = scheme.targets(variables, batch())
       scalar, aux = scheme.loss({}, variables, batch(), targets, context())
-      return scalar, aux.terms, scheme.predict(variables, batch().images)
+      return scalar, aux.terms, scheme.predict(variables, batch().inputs)
 
     return terms(scheme, participants), terms(both, twins)
 
@@ -262,8 +262,8 @@ def test_vectors_and_tokens_of_another_grid_teach_maps_together():
   @jit
   def run(participants):
     targets = scheme.targets(participants, batch())
-    predicted = scheme.predict(participants, batch().images)
-    exported = network.module.apply(network.variables, batch().images).logits
+    predicted = scheme.predict(participants, batch().inputs)
+    exported = network.module.apply(network.variables, batch().inputs).logits
     return (
       {name: targets[f"simkd_{name}"].features["stage3"] for name in teachers},
       predicted,
@@ -296,9 +296,9 @@ def test_teacher_weights_scale_losses_and_logits():
       aux = scheme.loss({}, participants, batch(), targets, context())[1]
       return {name: t.total for name, t in aux.terms.items()}
 
-    predicted = weighted.predict(participants, batch().images)
+    predicted = weighted.predict(participants, batch().inputs)
     exported = {
-      name: network.module.apply(network.variables, batch().images).logits
+      name: network.module.apply(network.variables, batch().inputs).logits
       for name, network in weighted.export(participants).items()
     }
     return [terms(scheme) for scheme in (weighted, even, only)], predicted, exported

@@ -30,7 +30,7 @@ def test_the_scalar_is_the_smoothed_cross_entropy_of_its_one_term(participants):
 
   @jit
   def logits_of(variables):
-    output, _ = TinyNet().apply(variables, data.images, train=True, mutable=["batch_stats"])
+    output, _ = TinyNet().apply(variables, data.inputs, train=True, mutable=["batch_stats"])
     return output.logits
 
   (scalar, aux), _ = loss_and_gradients(SCHEME)(participants, data)
@@ -67,9 +67,9 @@ def test_every_parameter_changes_in_one_update(participants):
 
 def test_predictor_and_exported_network_have_the_participants_name(participants):
   data = batch()
-  predicted = jit(SCHEME.predict)(participants, data.images)
+  predicted = jit(SCHEME.predict)(participants, data.inputs)
   exported = SCHEME.export(participants)
   assert list(predicted) == list(exported) == ["teacher"]
   network = exported["teacher"]
-  logits = jit(network.module.apply)(network.variables, data.images).logits
+  logits = jit(network.module.apply)(network.variables, data.inputs).logits
   np.testing.assert_array_equal(logits, predicted["teacher"])

@@ -61,7 +61,7 @@ FEATURES = {
 def exits(net, loss, **options):
   plain = net(axis_name=None)
   output = jax.eval_shape(
-    lambda images: plain.init_with_output(jax.random.key(0), images)[0], batch().images
+    lambda images: plain.init_with_output(jax.random.key(0), images)[0], batch().inputs
   )
   network = with_exits(net(), output, STAGES, kind="linear", num_classes=3)
   return methods.multi_exit(

@@ -25,7 +25,7 @@ def offline():
 
 
 def teacher():
-  return TinyNet(width=6).init(jax.random.key(9), batch().images)
+  return TinyNet(width=6).init(jax.random.key(9), batch().inputs)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def arguments(scheme=SCHEME):
 
 
 def trained():
-  return drawn(TinyNet(width=6), batch().images)
+  return drawn(TinyNet(width=6), batch().inputs)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_forgotten_teacher_is_named(scheme):
 def test_a_forgotten_generation_is_named():
   teaching = Distillation("kd", per_example(losses.knowledge_distillation), teacher="generation_1")
   scheme = methods.born_again(TinyNet(), [teaching], generation=2)
-  given = {"generation_1": drawn(TinyNet(), batch().images)}
+  given = {"generation_1": drawn(TinyNet(), batch().inputs)}
   with pytest.raises(ConfigError, match=r"^participant 'generation_0' does not learn"):
     create_state(*arguments(scheme), given=given)
 

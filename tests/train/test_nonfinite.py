@@ -42,7 +42,7 @@ def two_learners(poisons=None, *, device=None):
       here = device is None or lax.axis_index(mapping.AXIS_NAME) == device
       return now & here
 
-    target = data.images.mean()
+    target = data.inputs.mean()
     first, second = learning["first"]["w"], learning["second"]["w"]
     one = 0.1 * jnp.sum((first - target) ** 2)
     two = jnp.sum(second**2 / 2 - jnp.log(1.5 - second)) * jnp.where(hit("term"), jnp.nan, 1)

@@ -24,7 +24,7 @@ def as_it_is(keys, batch):
 
 
 def cropped(keys, batch):
-  return Batch(pad_crop(keys, batch.images, padding=1), batch.labels, batch.weights, batch.indices)
+  return Batch(pad_crop(keys, batch.inputs, padding=1), batch.labels, batch.weights, batch.indices)
 
 
 @functools.cache
@@ -215,7 +215,7 @@ def test_bfloat16_computes_low_and_keeps_parameters_in_float32():
   state, metrics = run_steps(methods.supervised(model), 1, steps=1)
   assert {leaf.dtype for leaf in jax.tree.leaves(state.participants)} == {np.dtype("float32")}
   assert np.isfinite(metrics["loss"][0])
-  output = jax.eval_shape(model.apply, state.participants["student"], batch().images)
+  output = jax.eval_shape(model.apply, state.participants["student"], batch().inputs)
   assert output.logits.dtype == jnp.bfloat16
 
 
@@ -230,7 +230,7 @@ def per_device_squares():
   """A scheme without networks: the parameter approaches the mean image of the batch."""
 
   def loss(learning, participants, data, targets, context: Context):
-    difference = learning["student"]["w"] - data.images.mean()
+    difference = learning["student"]["w"] - data.inputs.mean()
     terms = {"square": Terms(feature=difference**2)}
     return difference**2, Aux(terms, {}, {})
 
@@ -258,7 +258,7 @@ def test_shard_map_needs_its_check_off_to_give_the_same_gradient():
       step, mesh=mesh, in_specs=(spec(), spec("devices")), out_specs=spec(), check_vma=check
     )
     results[check] = float(jax.jit(mapped)(state, data)[0].participants["student"]["params"]["w"])
-  expected = 0.5 * float(data.images.mean())
+  expected = 0.5 * float(data.inputs.mean())
   assert results[False] == pytest.approx(expected, rel=1e-5)
   assert results[True] == pytest.approx(8 * expected, rel=1e-5)
 

@@ -248,7 +248,7 @@ def test_padding_is_not_written_and_does_not_count(files):
   participants = drawn(phase.scheme, whole)
   mask = np.arange(BATCH) < 20
   padded = dataclasses.replace(
-    whole, mask=mask, images=np.where(mask[:, None, None, None], whole.images, np.nan)
+    whole, mask=mask, inputs=np.where(mask[:, None, None, None], whole.inputs, np.nan)
   )
   optimizer = optax.sgd(0.01)
   state = TrainState(

@@ -78,7 +78,7 @@ def test_twins_make_the_same_update(benchmarks, channels_last):
     pairs.distilling(pair), batch, jax.local_devices()[:2], untrained=("teacher",)
   )
   theirs = against.torch_step(pair, ours.participants, channels_last)
-  images = torch.from_numpy(batch.images.transpose(0, 3, 1, 2).copy())
+  images = torch.from_numpy(batch.inputs.transpose(0, 3, 1, 2).copy())
   ours.step()
   theirs.step(images, torch.from_numpy(batch.labels.astype(np.int64)))
   assert theirs.loss == pytest.approx(ours.loss, rel=1e-5)

@@ -259,7 +259,7 @@ def table(rows: Sequence[Measured]) -> str:
 def _noise(image_shape: tuple[int, int, int], count: int) -> Batch:
   rng = np.random.default_rng(0)
   return Batch(
-    images=rng.normal(size=(count, *image_shape)).astype(np.float32),
+    inputs=rng.normal(size=(count, *image_shape)).astype(np.float32),
     labels=rng.integers(0, 2, count).astype(np.int32),
     weights=np.ones(count, np.float32),
     indices=np.arange(count, dtype=np.int32),

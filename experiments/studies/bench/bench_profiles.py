@@ -68,7 +68,7 @@ def _steps(name: str) -> list[tuple[str, dict[str, float]]]:
     for cached in (False, True)
   )
   theirs = torch_step(pair, whole.participants, channels_last=True)
-  images = torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)))
+  images = torch.from_numpy(np.ascontiguousarray(batch.inputs.transpose(0, 3, 1, 2)))
   labels = torch.from_numpy(batch.labels.astype(np.int64))
   return [
     (f"{name}, ours", profiles.of_xla(whole.step, _CALLS.value)),

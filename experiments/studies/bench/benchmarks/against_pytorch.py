@@ -49,7 +49,7 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   ours = Stepper(pairs.distilling(pair), batch, untrained=("teacher",))
   people = ours.participants
   cached = Stepper(pairs.distilling(pair), batch, untrained=("teacher",), cached=True)
-  images = torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)))
+  images = torch.from_numpy(np.ascontiguousarray(batch.inputs.transpose(0, 3, 1, 2)))
   labels = torch.from_numpy(batch.labels.astype(np.int64))
   theirs = {layout: torch_step(pair, people, layout) for layout in (False, True)}
   steppers = {

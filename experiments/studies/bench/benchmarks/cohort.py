@@ -80,7 +80,7 @@ def _branches(network: nn.Module, batch: Batch, members: int) -> tuple[Stepper, 
   trunk = Stepper(methods.supervised(TrunkAlone(network, FROM_STAGE)), batch, cohort.devices)
   branch = Stepper(
     methods.supervised(BranchAlone(network, FROM_STAGE)),
-    dataclasses.replace(batch, images=_features(network, batch)),
+    dataclasses.replace(batch, inputs=_features(network, batch)),
     cohort.devices,
   )
   return cohort, [trunk.step, *(members * [branch.step])]
@@ -136,5 +136,5 @@ def _features(network: nn.Module, batch: Batch) -> np.ndarray:
     output, _ = network.init_with_output(jax.random.key(0), images, train=False)
     return output.features[FROM_STAGE]
 
-  shape = jax.eval_shape(run, batch.images).shape
+  shape = jax.eval_shape(run, batch.inputs).shape
   return np.maximum(np.random.default_rng(1).normal(size=shape), 0).astype(np.float32)

@@ -34,7 +34,7 @@ def _compare(pair: Pair, rounds: int, seconds: float) -> dict[str, Any]:
   ours = Stepper(scheme, batch, jax.local_devices()[:1], untrained=("teacher",))
   people = ours.participants
   hand = _ByHand(pair, people)
-  contestants = {"ours": ours.step, "by_hand": lambda: hand.step(batch.images, batch.labels)}
+  contestants = {"ours": ours.step, "by_hand": lambda: hand.step(batch.inputs, batch.labels)}
   mapped = Stepper(scheme, batch, given=people)
   if mapped.devices[1:]:
     contestants["mapped"] = mapped.step

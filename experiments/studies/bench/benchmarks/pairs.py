@@ -66,7 +66,7 @@ def distilling(pair: Pair) -> Scheme:
 
 
 def _chosen(scheme: Scheme, batch: Batch) -> Sequence[jax.Device]:
-  count, *image_shape = batch.images.shape
+  count, *image_shape = batch.inputs.shape
   work = build.multiply_adds(scheme, tuple(image_shape))
   return devices.choose_devices(jax.local_devices(), [work], count)
 

@@ -49,7 +49,7 @@ def _pooled(trained: Network, stage: Phase, examples: data.Examples) -> np.ndarr
   parts = []
   for batch in data.evaluation_batches(examples, batch_size=_BATCH):
     prepared = stage.prepare_evaluation(batch)
-    found = np.asarray(run(trained.variables, prepared.images))
+    found = np.asarray(run(trained.variables, prepared.inputs))
     parts.append(found[np.asarray(batch.weights) > 0])
   return np.concatenate(parts)
 
