@@ -13,13 +13,12 @@ import tempfile
 import hypothesis
 import jax
 
+from jaxkd.runtime.fast_compilation import compile_fast
+
 if os.environ.get("JAXKD_TESTS_ON") != "accelerator":
-  # Tests spend most of their time on compilation, which is faster with the older emitters and
-  # without optimisation. Subprocesses of tests inherit the flags unless they set others.
-  os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-    " --xla_backend_optimization_level=0"
-  )
+  # Tests spend most of their time on compilation. Subprocesses of tests inherit the flags unless
+  # they set others.
+  compile_fast()
   os.environ["JAX_PLATFORMS"] = "cpu"
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", 8)

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from jaxkd.export.bundles import load_bundle
+from jaxkd.runtime.fast_compilation import fast_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -26,7 +27,7 @@ SMALL = [
   "--config.student.epochs=2",
 ]
 # Runs are short, and most of their time is compilation.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+XLA_FLAGS = fast_flags()
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,6 @@ with needed_by("jaxkd.runtime.compilation"):
 _MAX_BYTES = 4 * 2**30
 
 
-def compile_fast() -> None:
-  """Make XLA's CPU backend compile fast, at the cost of slower programs.
-
-  Call it before jax is first used, for programs that hardly run. Processes that are started
-  afterwards inherit the setting.
-  """
-  flags = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-
-
 def enable_compilation_cache() -> pathlib.Path | None:
   """Make jax store compiled programs on disk, so that later processes load them.
 

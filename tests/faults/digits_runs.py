@@ -13,6 +13,7 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from jaxkd.export.bundles import load_bundle
+from jaxkd.runtime.fast_compilation import fast_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
@@ -27,7 +28,7 @@ SMALL = [
   "--config.student.epochs=2",
 ]
 # Runs are short: most of their time is compilation.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+XLA_FLAGS = fast_flags()
 
 
 def start(workdir: pathlib.Path, *flags: str, method: str = "kd", home=None) -> subprocess.Popen:

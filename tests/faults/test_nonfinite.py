@@ -18,6 +18,7 @@ from etils import epath
 from orbax import checkpoint as ocp
 from safetensors.numpy import load_file
 
+from jaxkd.runtime.fast_compilation import fast_flags
 from tests.faults.digits_runs import ended_after, finish, start_two
 
 pytestmark = pytest.mark.faults
@@ -64,7 +65,7 @@ def command(tmp_path_factory):
   common = tmp_path_factory.mktemp("common")
   environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TFDS_"))}
   environment |= {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "XLA_FLAGS": fast_flags(),
     "JAX_COMPILATION_CACHE_DIR": str(common / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONPATH": str(ROOT),

@@ -11,17 +11,14 @@ import numpy as np
 import optax
 
 from jaxkd.networks import select
+from jaxkd.runtime.fast_compilation import FAST_OPTIONS
 from jaxkd.train import TrainState, training_step
 from jaxkd.train.step import Prepare
 from jaxkd.types import Aux, Batch, Context, Participants, Scheme
 from tests.tiny import batch
 
-# Everything here runs once or twice: the compiler's time is what counts. Its older code generator
-# takes a third of the time.
-jit = functools.partial(
-  jax.jit,
-  compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
-)
+# Everything here runs once or twice: the compiler's time is what counts.
+jit = functools.partial(jax.jit, compiler_options=FAST_OPTIONS)
 
 
 def start(scheme: Scheme, seed: int = 0, data: Batch | None = None) -> Participants:

@@ -16,12 +16,15 @@ import numpy as np
 from jax import lax
 
 from jaxkd import losses
+from jaxkd.runtime.fast_compilation import FAST_OPTIONS, HAS_OLDER_EMITTERS
 from jaxkd.types import Output
 
 # jax's defaults, which tests/conftest.py overrides.
-OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+OPTIMISED = {"xla_backend_optimization_level": 3}
+if HAS_OLDER_EMITTERS:
+  OPTIMISED["xla_cpu_use_fusion_emitters"] = True
 # For float64 references, which are accurate without optimisation, too.
-PLAIN = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+PLAIN = FAST_OPTIONS
 
 BATCH_SIZES = range(1, 18)
 SCALES = (1e-18, 1e-14, 1e-6, 1.0, 1e3, 1e8)

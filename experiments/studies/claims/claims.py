@@ -32,7 +32,7 @@ with needed_by_script("experiments/studies/claims/claims.py"):
   from jaxkd import report
   from jaxkd.errors import ConfigError, DiskError, one_line
   from jaxkd.experiment import overrides, sweep
-  from jaxkd.runtime import compilation
+  from jaxkd.runtime import compilation, fast_compilation
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/studies/claims/config.py", "Settings, runs and hyperparameters."
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     report.write_atomically(output / "claims_why.md", f"Written by `{command}`.\n\n{text}\n")
     return
   if _QUICK.value:
-    compilation.compile_fast()
+    fast_compilation.compile_fast()
   runs, planned = planning.claimed(config, workdir, quick=_QUICK.value)
   make(planned, workdir, console)
   compilation.enable_compilation_cache_in(workdir / "compiled")
