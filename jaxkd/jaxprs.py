@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from jax.extend.core import jaxprs_in_params
 from jax.extend.core import primitives as p
 from jax.interpreters import partial_eval
 
 from jaxkd.errors import ConfigError
 
-# Primitives that call a function once on their inputs.
-CALLS = (p.jit_p, p.custom_jvp_call_p, p.custom_vjp_call_p, p.remat_p, p.closed_call_p)
+# Names of primitives that call a function once on their inputs, as not every version of jax exports
+# these primitives. "remat2" is jax.checkpoint.
+CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2", "closed_call"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def products(eqn: core.JaxprEqn) -> int:
 
 def called(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
   """Return the function that an equation of `CALLS` calls; None for any other equation."""
-  if eqn.primitive not in CALLS:
+  if eqn.primitive.name not in CALLS:
     return None
   function: Any = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
   closed = isinstance(function, core.ClosedJaxpr)
@@ -164,10 +164,22 @@ def shape_of(atom: Any) -> tuple[int, ...]:
   return atom.aval.shape
 
 
+def inner_jaxprs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+  """Return the jaxprs among the parameters of an equation, such as the body of a loop."""
+  found = []
+  for value in eqn.params.values():
+    for one in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(one, core.ClosedJaxpr):
+        found.append(one.jaxpr)
+      elif isinstance(one, core.Jaxpr):
+        found.append(one)
+  return found
+
+
 def _multiply_adds(jaxpr: core.Jaxpr) -> int:
   total = 0
   for eqn in jaxpr.eqns:
-    inner = [_multiply_adds(one) for one in jaxprs_in_params(eqn.params)]
+    inner = [_multiply_adds(one) for one in inner_jaxprs(eqn)]
     name = eqn.primitive.name
     if name == "while" and any(inner):
       raise ConfigError("multiply_adds: a while loop of unknown length multiplies matrices")

@@ -82,7 +82,9 @@ def _along(parameter: str) -> _Rule:
 
   def rule(eqn: core.JaxprEqn, inputs: Sequence[Known]) -> int | None:
     axis = _together(eqn, inputs)
-    return None if axis == eqn.params[parameter] else axis
+    # top_k works along the last axis where it has no such parameter (jax before 0.10).
+    last = len(shape_of(eqn.invars[0])) - 1
+    return None if axis == eqn.params.get(parameter, last) else axis
 
   return rule
 
@@ -218,10 +220,12 @@ _ELEMENTWISE = (
   *(p.copy_p, p.cos_p, p.cosh_p, p.digamma_p, p.div_p, p.eq_p, p.erf_inv_p, p.erf_p, p.erfc_p),
   *(p.exp2_p, p.exp_p, p.expm1_p, p.floor_p, p.ge_p, p.gt_p, p.integer_pow_p, p.is_finite_p),
   *(p.le_p, p.lgamma_p, p.log1p_p, p.log_p, p.logistic_p, p.lt_p, p.max_p, p.min_p, p.mul_p),
-  *(p.name_p, p.ne_p, p.neg_p, p.nextafter_p, p.not_p, p.or_p, p.pow_p, p.reduce_precision_p),
+  *(p.ne_p, p.neg_p, p.nextafter_p, p.not_p, p.or_p, p.pow_p, p.reduce_precision_p),
   *(p.rem_p, p.round_p, p.rsqrt_p, p.select_n_p, p.shift_left_p, p.shift_right_arithmetic_p),
   *(p.shift_right_logical_p, p.sign_p, p.sin_p, p.sinh_p, p.sqrt_p, p.square_p, p.sub_p),
   *(p.stop_gradient_p, p.tan_p, p.tanh_p, p.xor_p),
+  # jax.ad_checkpoint.checkpoint_name; not every version of jax exports it.
+  *((p.name_p,) if hasattr(p, "name_p") else ()),
 )
 
 # Reductions that can be split by axes.

@@ -36,7 +36,7 @@ def known_outputs(eqn: core.JaxprEqn, inputs: Sequence[Known | None]) -> list[Kn
   nothing: list[Known | None] = [None] * len(eqn.outvars)
   if len(known) < len(inputs) or eqn.effects:
     return nothing
-  if eqn.primitive in CALLS:
+  if eqn.primitive.name in CALLS:
     return _through(called(eqn), known)
   if eqn.primitive is p.iota_p:
     axes = range(len(eqn.params["shape"]))

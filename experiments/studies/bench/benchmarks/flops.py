@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
 from benchmarks import pairs
 from benchmarks.pairs import PAIRS, Pair, Stepper
 from jaxkd import models
 from jaxkd.evaluate import multiply_adds
+from jaxkd.jaxprs import inner_jaxprs
 from jaxkd.runtime import mapping
 
 
@@ -92,7 +93,7 @@ def _inside(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
   for equation in jaxpr.eqns:
     if equation.primitive.name in ("dot_general", "conv_general_dilated"):
       yield equation
-    for inner in jaxprs_in_params(equation.params):
+    for inner in inner_jaxprs(equation):
       yield from _inside(inner)
 
 
