@@ -1,6 +1,6 @@
 # Tests that need PyTorch, or take long; included by the root Makefile.
 
-.PHONY: torch mutations
+.PHONY: torch mutations test-oldest test-newest
 
 # A network that a plain PyTorch script trained is as accurate here. An installed 2.13.0 of any build is
 # kept. Otherwise pip takes the CPU build (200 MB) from PyTorch's own index or from a folder that pip
@@ -20,3 +20,16 @@ torch: $(INSTALLED)
 # Break the losses on purpose, one way at a time, and list the test that fails (about ten minutes).
 mutations: $(INSTALLED)
 	$(BIN)/python -m tests.mutate --output tests/mutations.md
+
+# The tests on the oldest jax that pyproject.toml admits, and on the newest versions of everything, for
+# which NEWEST_PYTHON names an interpreter; jax from 0.11 on needs Python 3.12 or newer.
+NEWEST_PYTHON ?= python3.13
+test-oldest:
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install --quiet --disable-pip-version-check "jax==0.8.0" --editable ".[experiments,test]"
+	build/oldest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-newest:
+	$(NEWEST_PYTHON) -m venv build/newest
+	build/newest/bin/pip install --quiet --disable-pip-version-check --upgrade --editable ".[experiments,test]"
+	build/newest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
