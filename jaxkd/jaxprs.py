@@ -107,12 +107,16 @@ def live_inputs(jaxpr: core.Jaxpr, outputs: Sequence[bool] | None = None) -> lis
   return partial_eval.dce_jaxpr(jaxpr, wanted)[1]
 
 
-def without_dead_code(jaxpr: core.Jaxpr) -> core.Jaxpr:
-  """Remove the equations that no output needs, nested ones included; keep all inputs.
+def without_dead_code(jaxpr: core.Jaxpr, keep: bool | Sequence[bool] = True) -> core.Jaxpr:
+  """Remove the equations that no output needs, nested ones included.
 
   Equations with side effects, such as `jax.debug.print`, stay.
+
+  Args:
+    jaxpr: of the function.
+    keep: a flag for each input, or one for all: True keeps it even if no output needs it.
   """
-  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
+  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=keep)[0]
 
 
 def multiply_adds_of(jaxpr: core.Jaxpr) -> int:

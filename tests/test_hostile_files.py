@@ -81,7 +81,8 @@ def test_audit_hook_records_unpickled_names():
   _watching = True
   pickle.loads(pickle.dumps(pathlib.Path))
   _watching = False
-  assert _UNPICKLED == ["pathlib.Path"]
+  # Its module is private in Python 3.13.
+  assert [name.replace("._local", "") for name in _UNPICKLED] == ["pathlib.Path"]
 
 
 # Weights.

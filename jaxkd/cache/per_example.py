@@ -123,19 +123,22 @@ class Flat:
     """
     given = set(inputs)
     eqns = [_cut(eqn, given) for eqn in self.eqns if effects or not eqn.effects]
+    # Constants are the first inputs until the unused ones are removed: from jax 0.12 on, constants
+    # without values are inputs anyway.
+    constvars = list(self.constants)
     jaxpr = without_dead_code(
       self._jaxpr.replace(
-        constvars=list(self.constants),
-        invars=list(inputs),
+        constvars=[],
+        invars=[*constvars, *inputs],
         outvars=list(outputs),
         eqns=eqns,
         effects={effect for eqn in eqns for effect in eqn.effects},
-      )
+      ),
+      keep=[False] * len(constvars) + [True] * len(inputs),
     )
-    atoms = (*outputs, *(atom for eqn in jaxpr.eqns for atom in eqn.invars))
-    used = set(filter(is_variable, atoms))
-    constants = {var: value for var, value in self.constants.items() if var in used}
-    return core.ClosedJaxpr(jaxpr.replace(constvars=list(constants)), list(constants.values()))
+    used = jaxpr.invars[: len(jaxpr.invars) - len(inputs)]
+    opened = jaxpr.replace(constvars=used, invars=list(inputs))
+    return core.ClosedJaxpr(opened, [self.constants[var] for var in used])
 
 
 def _cut(eqn: core.JaxprEqn, given: Set[core.Var]) -> core.JaxprEqn:

@@ -78,8 +78,10 @@ def export_function(
   images = jax.ShapeDtypeStruct((*sizes, *shape), jnp.uint8)
   try:
     return export.export(jax.jit(predict), platforms=tuple(platforms))(images)
-  except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
-    if batch_size is not None:
+  except (jax.errors.InconclusiveDimensionOperation, TypeError, AttributeError) as error:
+    # jax 0.12 fails inside where the batch size would become an array.
+    foreign = isinstance(error, AttributeError) and "process_primitive" not in str(error)
+    if batch_size is not None or foreign:
       raise
     # Python code that depends on the batch size, such as a loop over the images.
     reason = str(error).splitlines()[0]

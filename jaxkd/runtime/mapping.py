@@ -155,11 +155,13 @@ def lower(
   mapped = jax.shard_map(
     step, mesh=mesh, in_specs=(everywhere, split), out_specs=everywhere, check_vma=False
   )
-  layouts = (
-    jax.sharding.NamedSharding(mesh, everywhere),
-    jax.sharding.NamedSharding(mesh, split),
-  )
-  return export.export(jax.jit(mapped, in_shardings=layouts), platforms=platforms)(state, batch)
+
+  def laid_out(tree: Any, spec: jax.sharding.PartitionSpec) -> Any:
+    layout = jax.sharding.NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
+
+  arguments = laid_out(state, everywhere), laid_out(batch, split)
+  return export.export(jax.jit(mapped), platforms=platforms)(*arguments)
 
 
 def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
