@@ -29,12 +29,12 @@ def is_image_shape(shape: InputShape) -> bool:
   )
 
 
-def batched(shape: InputShape, leading: Sequence[int]) -> Any:
+def batched(shape: InputShape, leading: Sequence[Any]) -> Any:
   """Return the shapes and types of inputs with these leading axes, such as (B,).
 
   Args:
     shape: (H, W, C) of images, which are float32, or a pytree of `jax.ShapeDtypeStruct`s.
-    leading: leading axes.
+    leading: leading axes, integers or symbolic dimensions of `jax.export`.
 
   >>> batched((8, 8, 1), (2,))
   ShapeDtypeStruct(shape=(2, 8, 8, 1), dtype=float32)

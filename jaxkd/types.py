@@ -32,8 +32,8 @@ class Output:
 
   Attributes:
     logits: class scores, (B, C), or of every position: (B, T, C), (B, H, W, C).
-    features: stage name -> post-activation array, (B, H, W, C), (B, T, C) or (B, C). `"pooled"` is the
-      input of the classifier.
+    features: stage name -> post-activation array, (B, H, W, C), (B, T, C) or (B, C). `"pooled"` is
+      the input of the classifier.
     preactivations: the same stages before their last activation.
     gradients: stage name -> d(sum of cross-entropies) / d(its features), `"images"` for the input;
       only if a loss needs them.

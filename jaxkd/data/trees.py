@@ -143,11 +143,9 @@ def check_same_inputs(where: str, inputs: Any, reference: Any) -> None:
         f"{where}: {name} is {have.get(name, 'missing')}, that of the training examples is "
         f"{want.get(name, 'missing')}"
       )
-  if jax.tree.structure(inputs) != jax.tree.structure(reference):
-    raise ConfigError(
-      f"{where}: inputs are {jax.tree.structure(inputs)}, those of the training examples "
-      f"{jax.tree.structure(reference)}"
-    )
+  ours, theirs = str(jax.tree.structure(inputs)), str(jax.tree.structure(reference))
+  if ours != theirs:
+    raise ConfigError(f"{where}: inputs are {ours}, those of the training examples {theirs}")
 
 
 def _set(examples: TreeExamples, **values: Any) -> None:
