@@ -19,8 +19,9 @@ def test_teacher_and_student_learn(name, tmp_path):
   results = load(FOLDER / f"{name}.py").main(tmp_path)
   reached = [results[phase].test["student"]["accuracy"] for phase in ("teacher", "student")]
   assert all(found > least for found, least in zip(reached, LEAST[name], strict=True)), reached
-  assert results["student"].rows[-1]["train"]["kd_logit"] < (
-    results["student"].rows[0]["train"]["kd_logit"]
+  assert (
+    results["student"].rows[-1]["train"]["kd_logit"]
+    < (results["student"].rows[0]["train"]["kd_logit"])
   )
 
 
