@@ -188,8 +188,9 @@ def _output_part(name: str, output: Output, passed: Sequence[Array] = ()) -> _Pa
 def _parameters(traced: ClosedJaxpr, results: set[int], sizes: Sequence[int]) -> int:
   """Number of parameters that the given results need."""
   _, used = _needed(traced, results)
-  # The last argument, the images, has no parameters.
-  return sum(size for size, is_used in zip([*sizes, 0], used, strict=True) if is_used)
+  # The variables come first, then the leaves of the inputs, which are no parameters.
+  own = used[: len(sizes)]
+  return sum(size for size, is_used in zip(sizes, own, strict=True) if is_used)
 
 
 def _cost(traced: ClosedJaxpr, results: set[int]) -> int:
