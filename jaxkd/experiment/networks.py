@@ -151,11 +151,7 @@ def _bundled(
   network, description = bundles.load_bundle(pathlib.Path(path))
   where = f"teacher.bundle={path!r}"
   stored = description.get("model")
-  if name not in ("", stored):
-    raise ConfigError(
-      f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
-      "or to '' to take what the bundle holds"
-    )
+  _check_model(where, stored, name)
   if "inputs" in description:
     raise ConfigError(f"{where} takes no images, and those of {data.name} are")
   height, width, channels = (int(size) for size in description["image_shape"])
@@ -187,21 +183,23 @@ def _bundled_of_inputs(path: str, name: str, data: Dataset) -> Trained:
   """Return a teacher from a bundle, for inputs that are no images and are not converted."""
   network, description = bundles.load_bundle(pathlib.Path(path))
   where, stored = f"teacher.bundle={path!r}", description.get("model")
+  _check_model(where, stored, name)
+  if "inputs" not in description:
+    raise ConfigError(f"{where} takes images, and the inputs of {data.name} are none")
+  shapes = _shapes("teacher.bundle", path, network.module, data, network.variables)
+  output = _one_output("teacher.bundle", path, shapes)
+  accuracy = _accuracy(description.get("test_accuracy"))
+  label = stored or type(network.module).__name__
+  return Teacher(network.module, output, label, where, None, accuracy), network.variables
+
+
+def _check_model(where: str, stored: Any, name: str) -> None:
+  """Raise a ConfigError if a bundle holds another model than teacher.model names."""
   if name not in ("", stored):
     raise ConfigError(
       f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
       "or to '' to take what the bundle holds"
     )
-  if "inputs" not in description:
-    raise ConfigError(f"{where} takes images, and the inputs of {data.name} are none")
-  output = _one_output(
-    "teacher.bundle",
-    path,
-    _shapes("teacher.bundle", path, network.module, data, network.variables),
-  )
-  accuracy = _accuracy(description.get("test_accuracy"))
-  label = stored or type(network.module).__name__
-  return Teacher(network.module, output, label, where, None, accuracy), network.variables
 
 
 def _as_trained(

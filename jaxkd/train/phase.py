@@ -20,7 +20,17 @@ from jaxkd.train.step import (
   monitored_step,
   training_step,
 )
-from jaxkd.types import Batch, Participants, Scheme
+from jaxkd.types import Array, Batch, Participants, Scheme
+
+
+def as_stored(batch: Batch) -> Batch:
+  """Return the batch: nothing is prepared."""
+  return batch
+
+
+def train_as_stored(keys: Array, batch: Batch) -> Batch:
+  """Return the batch: nothing is prepared or augmented."""
+  return batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +78,8 @@ class Phase:
   examples: Any
   batch_size: int
   seed: int = dataclasses.field(default=0, kw_only=True)
-  prepare_training: Prepare = dataclasses.field(default=lambda keys, batch: batch, kw_only=True)
-  prepare_evaluation: Callable[[Batch], Batch] = dataclasses.field(
-    default=lambda batch: batch, kw_only=True
-  )
+  prepare_training: Prepare = dataclasses.field(default=train_as_stored, kw_only=True)
+  prepare_evaluation: Callable[[Batch], Batch] = dataclasses.field(default=as_stored, kw_only=True)
   reported: str
   label: str = dataclasses.field(default="", kw_only=True)
   role: str = ""
