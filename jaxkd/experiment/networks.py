@@ -286,10 +286,8 @@ class StatedImages:
 
 def images_of_run(data: Dataset) -> Preprocessing | None:
   """Return the preprocessing of a data set's images; None if its inputs are no images."""
-  if data.image_shape is None:
-    return None
-  height, width, _ = data.image_shape
-  return Preprocessing(tuple(data.mean), tuple(data.std), (height, width))
+  shape = data.image_shape
+  return shape and Preprocessing(tuple(data.mean), tuple(data.std), shape[:2])
 
 
 def images_of_files(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.losses import angle_huber, hint_mse, pairwise_distance_huber
+from jaxkd.losses import angle_huber, hint_mse, pairwise_distance_huber, similarity_mse
 
 MASK = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
 
@@ -24,7 +24,7 @@ def test_hint_is_the_mean_over_examples_of_the_mean_over_their_tokens():
   np.testing.assert_allclose(hint_mse(s, t, where=examples), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", [hint_mse, pairwise_distance_huber, angle_huber])
+@pytest.mark.parametrize("kernel", [hint_mse, pairwise_distance_huber, angle_huber, similarity_mse])
 def test_padding_may_hold_nan_and_has_no_gradient(kernel):
   s, t = features()
   padding = (MASK == 0)[..., None]
