@@ -55,6 +55,8 @@ def scored(path: pathlib.Path, name: str | None, directory: str | None, batch_si
     if dataset not in datasets:
       datasets[dataset] = data.load(dataset, directory=directory, validation=0.0)
     # A run on this data set saw the centre of its images if it saw fewer pixels than there are.
+    if "inputs" in description:
+      raise ConfigError(f"bundle {bundle} takes no images, and data set {dataset!r} has images")
     side, stored = description["image_shape"][0], datasets[dataset].image_shape[0]
     crop = side if dataset == description.get("data") and side < stored else 0
     try:

@@ -23,6 +23,7 @@ with needed_by_script("experiments/export.py"):
   from jaxkd import report
   from jaxkd.errors import ConfigError, DiskError, one_line
   from jaxkd.export import bundles, scores, stablehlo
+  from jaxkd.shapes import named_leaves
 
 _BUNDLE = flags.DEFINE_string("bundle", None, "A predictor's bundle, or a run's work directory.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to write to; new, or an older export.")
@@ -98,7 +99,8 @@ def described(
   exported: export.Exported, variables: Mapping[str, Any], description: Mapping[str, Any]
 ) -> str:
   """Return the text of README.txt."""
-  (images,), (logits,) = exported.in_avals, exported.out_avals
+  (logits,) = exported.out_avals
+  (inputs,), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
   arrays = jax.tree_util.tree_leaves_with_path(variables)
   path = "/".join(key.key for key in arrays[-1][0])
   parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -111,16 +113,31 @@ def described(
 {", ".join(known)}
 
 {FUNCTION}: the whole prediction, weights inside, for {", ".join(exported.platforms)}.
-  in:   images, {images.dtype} {_shape(images)}, 0..255 as the data set stores them
+  in:   {_inputs(inputs)}
   out:  logits, {logits.dtype} {_shape(logits)}, one per class
 
   from jax import export
   function = export.deserialize(bytearray(open("{FUNCTION}", "rb").read()))
-  logits = function.call(images)
+  logits = function.call({"inputs" if "inputs" in description else "images"})
 
   It takes jax and flatbuffers (pip install jax flatbuffers); jax {jax.__version__} wrote it.
 
 {WEIGHTS}: the {len(arrays)} arrays by name, such as {path}; {parameters:,} parameters.
+{_normalisation(description)}"""
+
+
+def _inputs(inputs: Any) -> str:
+  """Return the argument of the function in words."""
+  if hasattr(inputs, "shape") and inputs.dtype == "uint8":
+    return f"images, {inputs.dtype} {_shape(inputs)}, 0..255 as the data set stores them"
+  leaves = named_leaves(inputs)
+  return "; ".join(f"{name}, {leaf.dtype} {_shape(leaf)}" for name, leaf in leaves.items())
+
+
+def _normalisation(description: Mapping[str, Any]) -> str:
+  if "inputs" in description:
+    return "  A network of them takes the inputs as they are.\n"
+  return f"""\
   A network of them takes (images / 255 - mean) / std with
   mean {list(description["mean"])}
   std {list(description["std"])}

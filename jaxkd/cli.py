@@ -125,7 +125,7 @@ def _datasets() -> dict[str, str]:
   rows = {}
   for name in DATASETS:
     data = fake_dataset(name, validation=0)
-    size = "x".join(map(str, data.image_shape))
+    size = "x".join(map(str, data.image_shape or ()))
     rows[name] = (
       f"{data.num_classes} classes, images of {size}, {len(data.train)} for training, "
       f"{len(data.test)} for tests"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -15,6 +14,7 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.jaxprs import live_inputs
 from jaxkd.padding import counted_statistics, without_padding
 from jaxkd.preprocessing import Converted, inputs_of, plain
+from jaxkd.shapes import InputShape, batched
 from jaxkd.types import Array, Network, Output, Participants
 
 
@@ -192,7 +192,7 @@ def _part(module: nn.Module, from_stage: str | None, to_stage: str | None) -> di
 
 
 def partial_learners(
-  module: nn.Module, participant: str, to_stage: str, image_shape: tuple[int, int, int]
+  module: nn.Module, participant: str, to_stage: str, image_shape: InputShape
 ) -> tuple[str, ...]:
   """Return the parameters that a stage's features depend on.
 
@@ -203,7 +203,7 @@ def partial_learners(
     module: `__call__(images, train) -> Output`; its `encode` is used if it has one.
     participant: its name in the scheme.
     to_stage: the deepest stage that is needed.
-    image_shape: (H, W, C).
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`).
 
   Returns:
     Learners for a Scheme: the participant itself if every parameter is needed, else the largest
@@ -221,7 +221,7 @@ def partial_learners(
 
 
 def later_learners(
-  module: nn.Module, participant: str, from_stage: str, image_shape: tuple[int, int, int]
+  module: nn.Module, participant: str, from_stage: str, image_shape: InputShape
 ) -> tuple[str, ...]:
   """Return the parameters after a stage: the logits depend on them, the stage's features do not.
 
@@ -239,12 +239,12 @@ def later_learners(
 
 def _needed(
   module: nn.Module,
-  image_shape: tuple[int, int, int],
+  image_shape: InputShape,
   result: Callable[[Output], Any],
   to_stage: str | None = None,
 ) -> Any:
   """Return the tree of the module's parameters, True for those that `result` depends on."""
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  images = batched(image_shape, (1,))
   variables = jax.eval_shape(
     lambda rng, images: initialize(module, rng, "module", images), jax.random.key(0), images
   )

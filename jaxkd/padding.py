@@ -88,11 +88,23 @@ def _normalized(
   # The layer normalises by these statistics as if they were its running averages.
   for name, value in now.items():
     module.put_variable("batch_stats", name, value)
-  normalized = following(x, use_running_average=True)
+  normalized = _with_running_average(module, following, x)
   for name, old in before.items():
     moved = module.momentum * old + (1 - module.momentum) * now[name]
     module.put_variable("batch_stats", name, jnp.where(some, moved, old).astype(old.dtype))
   return normalized
+
+
+def _with_running_average(module: nn.BatchNorm, following: Callable[..., Any], x: Array) -> Array:
+  if module.use_running_average is None:
+    return following(x, use_running_average=True)
+  # What the constructor got cannot be given in the call as well.
+  before = module.use_running_average
+  object.__setattr__(module, "use_running_average", True)
+  try:
+    return following(x)
+  finally:
+    object.__setattr__(module, "use_running_average", before)
 
 
 def _rows(module: nn.BatchNorm, x: Array, counted: Any) -> Array:

@@ -44,22 +44,25 @@ class Converted:
     return convert(images, given=self.given, wanted=self.wanted)
 
 
-def as_trained(network: Network, given: Preprocessing) -> Any:
+def as_trained(network: Network, given: Preprocessing | None) -> Any:
   """A network's module for a scheme, with its input converted to the network's preprocessing.
 
   Args:
     network: the network; if its `preprocessing` is None, the images are not converted.
-    given: preprocessing of the images of the run.
+    given: preprocessing of the images of the run; None if its inputs are no images.
 
   Returns:
     The module itself if the two do not differ, else a Converted.
 
   Raises:
-    ConfigError: if the numbers of channels differ.
+    ConfigError: if the numbers of channels differ, or the network takes images and the run has
+      none.
   """
   wanted = network.preprocessing
   if wanted is None or wanted == given:
     return network.module
+  if given is None:
+    raise ConfigError("the network takes images, and the inputs of the run are none")
   _check_channels(given, wanted)
   return Converted(network.module, given, wanted)
 
@@ -110,11 +113,13 @@ def convert(images: Array, *, given: Preprocessing, wanted: Preprocessing) -> Ar
 
 
 def from_description(where: str, description: Mapping[str, Any]) -> Preprocessing | None:
-  """The preprocessing in a bundle's description; None if it has no mean or no std.
+  """The preprocessing in a bundle's description; None if it has no mean or std, or no images.
 
   Raises:
     ConfigError: for a mean or std that is not one number per channel.
   """
+  if "inputs" in description:
+    return None
   height, width, channels = (int(size) for size in description["image_shape"])
   if description.get("mean") is None or description.get("std") is None:
     return None

@@ -31,9 +31,9 @@ class Output:
   Models with several exits or branches return a tuple of Outputs, shallowest first.
 
   Attributes:
-    logits: class scores, (B, C).
-    features: stage name -> post-activation array, (B, H, W, C) or (B, C). `"pooled"` is the
-      input of the classifier.
+    logits: class scores, (B, C), or of every position: (B, T, C), (B, H, W, C).
+    features: stage name -> post-activation array, (B, H, W, C), (B, T, C) or (B, C). `"pooled"` is
+      the input of the classifier.
     preactivations: the same stages before their last activation.
     gradients: stage name -> d(sum of cross-entropies) / d(its features), `"images"` for the input;
       only if a loss needs them.
@@ -95,8 +95,10 @@ class Batch:
   Attributes:
     inputs: inputs of the models, a pytree of arrays with leading axis B; images are (B, H, W, C),
       float, or uint8 as stored.
-    labels: class numbers (B,), int32; or class probabilities (B, C) after mixing augmentations.
-    weights: (B,) float32, weights of the labels; 0 marks unlabelled examples.
+    labels: class numbers with the leading axes of the logits, (B,) or more, int32; or class
+      probabilities (B, C) after mixing augmentations.
+    weights: (B,), or the shape of the class numbers, float32: weights of the labels; 0 marks
+      unlabelled examples or positions.
     indices: (B,) int32, positions of the examples in their data set (cached targets, memory banks).
     epochs: (B,) int32, number of earlier epochs of each example (its view); None if not needed.
     mask: (B,), or the leading axes of dense logits. 0 or False marks padding, which is excluded
@@ -227,7 +229,7 @@ class Network(_ModuleAndVariables):
   It unpacks into two: `module, variables = network`.
 
   Attributes:
-    module: a linen module whose `__call__(images, train)` returns an Output.
+    module: a linen module whose `__call__(inputs, train)` returns an Output.
     variables: its Flax variable dict.
     preprocessing: the images that it was trained on; None if that is unknown, or if they are
       the images of the current run.
@@ -260,7 +262,7 @@ class Scheme(NamedTuple):
       teacher's parameters and batch statistics do not change.
     loss: (learning, participants, batch, targets, context) -> (scalar, Aux). `learning` holds the
       learners' parameters (`jaxkd.networks.select`), with respect to which it is differentiated.
-    predict: (participants, images) -> {predictor: logits}, of all predictors.
+    predict: (participants, inputs) -> {predictor: logits}, of all predictors.
     learners: the participants, or subtrees such as "student/head", that receive gradients.
     export: participants -> {predictor: Network}, the predictors as networks of their own.
   """

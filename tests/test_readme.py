@@ -54,6 +54,10 @@ RESULTS = {
     names["summary"]["stages"]["distilled"]["accuracy"] > 0.5
     and names["cosine"](names["student"], names["teacher"]).feature > 0
   ),
+  "docs/inputs.md": lambda names: (
+    names["results"]["student"].test["student"]["accuracy"] > 0.5
+    and names["summary"]["stages"]["distilled"]["accuracy"] > 0.5
+  ),
   "docs/losses.md": lambda names: float(names["terms"].total) > 0,
   "docs/training.md": lambda names: float(names["metrics"]["cosine_feature"][0]) > 0,
 }

@@ -26,7 +26,8 @@ class Regressor(nn.Module):
   | smaller | 3x3, padding 1; the loss pools the teacher to the student's size |
 
   Attributes:
-    size: the teacher's (height, width); None for features (B, D), which take a dense layer.
+    size: the teacher's (height, width); None for features (B, D), or of tokens (B, T, D), which
+      take a dense layer.
     channels: the teacher's channels.
     batch_norm: whether batch normalisation follows the convolution.
     use_bias: whether the convolution has a bias, as in torch by default.
@@ -52,7 +53,7 @@ class Regressor(nn.Module):
 
   @nn.compact
   def __call__(self, features: jax.Array, train: bool) -> jax.Array:
-    """Map (B, H, W, C) or (B, D) to the teacher's shape; a smaller student keeps its size."""
+    """Map (B, H, W, C), (B, T, D) or (B, D) to the teacher's shape; smaller maps keep theirs."""
     x = self._linear(features)
     if self.batch_norm:
       x = nn.BatchNorm(
@@ -68,7 +69,7 @@ class Regressor(nn.Module):
 
   def _linear(self, x: jax.Array) -> jax.Array:
     options: dict[str, Any] = {"use_bias": self.use_bias, "dtype": self.dtype, "name": "conv"}
-    if x.ndim != (2 if self.size is None else 4):
+    if x.ndim not in ((2, 3) if self.size is None else (4,)):
       raise ConfigError(f"Regressor of size {self.size} cannot take features {x.shape}")
     if self.size is None:
       return nn.Dense(self.channels, **options)(x)
@@ -94,7 +95,7 @@ def regressor_for(
   """Return the Regressor between two features.
 
   Args:
-    student_shape: (B, H, W, C) or (B, D).
+    student_shape: (B, H, W, C), (B, T, D) or (B, D).
     teacher_shape: likewise; the batch size is not used.
     stage: name of the stage, for the error.
     **options: other attributes of Regressor.
@@ -104,18 +105,18 @@ def regressor_for(
     student is smaller and `jaxkd.losses.fitnets` pools the teacher.
 
   Raises:
-    ConfigError: naming the stage and both shapes, if one is a map and the other is not, or the
-      student has more rows and fewer columns.
+    ConfigError: naming the stage and both shapes, if one is a map and the other is not, the numbers
+      of tokens differ, or the student has more rows and fewer columns.
 
   >>> regressor_for((2, 8, 8, 16), (2, 4, 4, 32), stage="stage2").size
   (4, 4)
   """
   student, teacher = tuple(student_shape), tuple(teacher_shape)
-  if len(student) == len(teacher) == 2:
+  if len(student) == len(teacher) in (2, 3) and student[1:-1] == teacher[1:-1]:
     return Regressor(size=None, channels=teacher[-1], **options)
   where = f"stage {stage!r}: no regressor from student {student} to teacher {teacher}"
   if not len(student) == len(teacher) == 4:
-    raise ConfigError(f"{where}: both must be (B, H, W, C) or both (B, D)")
+    raise ConfigError(f"{where}: both must be (B, H, W, C), (B, T, D) or (B, D)")
   size = (teacher[1], teacher[2])
   if _relation((student[1], student[2]), size) is None:
     raise ConfigError(f"{where}: the student has more rows but fewer columns")

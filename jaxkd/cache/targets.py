@@ -119,12 +119,9 @@ class CachedTargets:
     self._axis_size = len(devices) * jax.process_count()
     # Examples of one evaluation of the loss: the share of a device, or a part of it.
     self._part = phase.batch_size // self._axis_size // phase.accumulate
+    seen = _as_seen(phase, self._part)
     self._split = split_loss(
-      phase.scheme,
-      shapes,
-      _as_seen(phase, self._part),
-      _context_of(phase),
-      axis_size=self._axis_size,
+      phase.scheme, shapes, seen, _context_of(phase, seen), axis_size=self._axis_size
     )
     if self._split.changing:
       raise ConfigError(
@@ -248,9 +245,10 @@ def _agree(stored: np.ndarray, computed: np.ndarray) -> bool:
   return bool(np.all(np.abs(stored - computed) <= allowed))
 
 
-def _context_of(phase: Trained) -> Context:
+def _context_of(phase: Trained, batch: Batch) -> Context:
   """Return a context of the structure that the phase's step has."""
-  counts = None if phase.accumulate == 1 else Counts(*[jnp.float32(1)] * 3)
+  whole = phase.accumulate == 1 and batch.mask is None  # as in `jaxkd.counts.whole_counts`
+  counts = None if whole else Counts(*[jnp.float32(1)] * 3)
   step = jnp.int32(0)
   return Context(jax.random.key(0), step, mapping.AXIS_NAME, phase.accumulate, counts)
 

@@ -1,4 +1,4 @@
-"""Data sets by name, subsets, a grain pipeline, augmentation on the device.
+"""Data sets by name or of any arrays, subsets, a grain pipeline, augmentation on the device.
 
 TFDS and grain are imported on first use.
 """
@@ -12,13 +12,13 @@ from jaxkd.data.datasets import (
   Dataset,
   fake_dataset,
   load,
-  unseen_classes,
-  validate_dataset,
 )
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamples
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.data.prepare import DataUnavailable
 from jaxkd.data.subsets import per_class, split_off, with_unlabelled
+from jaxkd.data.trees import TreeExamples
+from jaxkd.data.validation import unseen_classes, validate_dataset
 
 __all__ = [
   "DATASETS",
@@ -28,6 +28,7 @@ __all__ = [
   "Dataset",
   "Examples",
   "RecordExamples",
+  "TreeExamples",
   "augmentation",
   "centre_crop",
   "cutout",

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxkd.data.crops import random_resized_crop
 from jaxkd.data.keys import check_size, fold, per_image
 from jaxkd.errors import ConfigError
+from jaxkd.shapes import shown
 from jaxkd.types import Array, Batch
 
 Augmentation = Callable[[Array, Batch], Batch]
@@ -192,7 +193,8 @@ def augmentation(
     switching one off does not change the draws of the others.
 
   Raises:
-    ConfigError: naming the option that is out of range.
+    ConfigError: naming the option that is out of range. When traced with any of the operations, for
+      inputs that are no images, or labels of every pixel.
   """
   check_size("crop", crop)
   check_size("resized_crop", resized_crop)
@@ -215,6 +217,9 @@ def augmentation(
   blend = functools.partial(_blend, alpha=mixup, axis_name=axis_name) if mixup else None
 
   def augment(key: Array, batch: Batch) -> Batch:
+    if not any((cut, flip, cutout, mixup)):
+      return batch
+    _check_images(batch)
     keys, images = per_image(key, batch.inputs), batch.inputs
     for place, operation in enumerate(operations):
       if operation is not None:
@@ -234,6 +239,23 @@ def augmentation(
     return dataclasses.replace(batch, inputs=mixed, labels=labels, weights=weights)
 
   return augment
+
+
+def _check_images(batch: Batch) -> None:
+  """Raise a ConfigError for inputs that are no images, or labels that would not move with them."""
+  images = batch.inputs
+  if not (
+    hasattr(images, "ndim") and images.ndim == 4 and jnp.issubdtype(images.dtype, jnp.floating)
+  ):
+    raise ConfigError(
+      f"augmentation: expected images (B, H, W, C) of floating point, got {shown(images)}"
+    )
+  labels = jnp.asarray(batch.labels)
+  if labels.ndim > 1 and jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ConfigError(
+      f"augmentation: expected labels (B,), got {labels.shape}: labels of pixels do not change "
+      "with the images"
+    )
 
 
 # Inside `augmentation`, the options flip, cutout and mixup shadow the functions of these names.

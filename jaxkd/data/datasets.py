@@ -1,9 +1,8 @@
-"""Data sets by name, with their splits; fake data sets; validation of a data set."""
+"""Data sets by name, with their splits; fake data sets."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxkd.data import prepare, subsets
-from jaxkd.data.examples import UNLABELLED, Examples, RecordExamples, check_labels, read_examples
+from jaxkd.data.examples import Examples, RecordExamples, read_examples
 from jaxkd.data.imagenet import ImageNetLabels, ImageNetRecords
 from jaxkd.errors import ConfigError, needed_by, one_line, unknown_name
+from jaxkd.shapes import InputShape, of_one
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -30,8 +30,9 @@ class Dataset:
     validation: examples held out from the training split, for choices; or None.
     test: the original test split, for reports, never for choices.
     num_classes: labels are 0 .. num_classes - 1.
-    image_shape: (H, W, C).
-    mean: mean of each channel over the whole training split, for pixel values scaled to 0..1.
+    image_shape: (H, W, C) of images; None for other inputs, which are used as they are.
+    mean: mean of each channel over the whole training split, for pixel values scaled to 0..1; ()
+      for other inputs.
     std: standard deviation of each channel, likewise.
   """
 
@@ -40,9 +41,14 @@ class Dataset:
   validation: Examples | None
   test: Examples
   num_classes: int
-  image_shape: tuple[int, int, int]
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
+  image_shape: tuple[int, int, int] | None = None
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
+
+  @property
+  def input_shape(self) -> InputShape:
+    """(H, W, C) of images, else the pytree of shapes of one example's inputs."""
+    return self.image_shape or of_one(self.train.fetch(np.array([0])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,54 +263,3 @@ def _statistics(train: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
   mean = total / count
   std = np.sqrt(squares / count - mean**2)
   return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
-
-
-def validate_dataset(data: Dataset) -> Dataset:
-  """Return the data set if its splits agree with its fields.
-
-  Raises:
-    ConfigError: naming the data set and the split, for a split without examples, a training split
-      without any label, a label that is no class, images of another type or shape, or a
-      normalisation that is not finite.
-  """
-  channels = data.image_shape[-1]
-  for name, values, least in (("mean", data.mean, -math.inf), ("std", data.std, 0.0)):
-    if len(values) != channels or not all(math.isfinite(v) and v > least for v in values):
-      wanted = "finite numbers" if name == "mean" else "finite numbers > 0"
-      raise ConfigError(
-        f"data set {data.name!r}: {name}={values}: expected {channels} {wanted}, one per channel"
-      )
-  for split in ("train", "validation", "test"):
-    examples = getattr(data, split)
-    if examples is not None:
-      _check_split(f"data set {data.name!r}: {split}", examples, data, split == "train")
-  if not np.any(data.train.labels != UNLABELLED):
-    raise ConfigError(f"data set {data.name!r}: train: no example has a label")
-  return data
-
-
-def unseen_classes(data: Dataset) -> str:
-  """Describe the classes without a training example in words; "" if there are none."""
-  missing = np.setdiff1d(np.arange(data.num_classes), data.train.labels)
-  if not missing.size:
-    return ""
-  more = f" and {missing.size - 1} more" if missing.size > 1 else ""
-  return f"class {missing[0]}{more} of {data.num_classes} has no training example"
-
-
-def _check_split(where: str, examples: Examples, data: Dataset, unlabelled: bool) -> None:
-  if len(examples) == 0:
-    raise ConfigError(f"{where}: there are no examples")
-  labels = examples.labels
-  try:
-    check_labels(
-      np.where(labels == UNLABELLED, 0, labels) if unlabelled else labels, data.num_classes
-    )
-  except ConfigError as error:
-    raise ConfigError(f"{where}: {error}") from error
-  # Only the first image is checked: reading a split that is too large for memory takes long.
-  image = examples.fetch(np.array([0]))
-  if image.dtype != np.uint8 or image.shape[1:] != tuple(data.image_shape):
-    raise ConfigError(
-      f"{where}: images are {image.dtype} {image.shape[1:]}, expected uint8 {data.image_shape}"
-    )

@@ -18,11 +18,17 @@ _CHUNK = 4096
 
 
 class Examples(Protocol):
-  """N images and labels. A position counts within these N, an index within the original split."""
+  """N inputs and labels. A position counts within these N, an index within the original split.
+
+  Examples may also have `mask`, (N, ...) with the first axes of `labels`: 0 marks padding.
+  """
 
   @property
   def labels(self) -> np.ndarray:
-    """Class numbers (N,), int32; UNLABELLED (-1) where the class is hidden."""
+    """Class numbers, int32: (N,), or (N, ...) with a label of every position.
+
+    UNLABELLED (-1) where the class is hidden.
+    """
     ...
 
   @property
@@ -32,8 +38,8 @@ class Examples(Protocol):
 
   def __len__(self) -> int: ...
 
-  def fetch(self, positions: np.ndarray) -> np.ndarray:
-    """Return the images at these positions, (n, H, W, C) uint8."""
+  def fetch(self, positions: np.ndarray) -> Any:
+    """Return the inputs at these positions: images (n, H, W, C) uint8, or a pytree of arrays."""
     ...
 
   def take(self, positions: np.ndarray) -> Examples:
@@ -177,12 +183,38 @@ def read_examples(
   return ArrayExamples(images, labels, indices)
 
 
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
-  """Raise a ConfigError that names the first label outside 0 .. num_classes - 1, if any."""
-  outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+def check_labels(labels: np.ndarray, num_classes: int, counted: np.ndarray | bool = True) -> None:
+  """Raise a ConfigError that names the first label outside 0 .. num_classes - 1, if any.
+
+  Args:
+    labels: (N, ...).
+    num_classes: number of classes.
+    counted: of the shape of `labels`; False for labels that may be anything.
+  """
+  outside = np.argwhere(((labels < 0) | (labels >= num_classes)) & counted)
   if outside.size:
-    first = outside[0]
-    raise ConfigError(f"label of example {first} is {labels[first]}, not in 0..{num_classes - 1}")
+    first = tuple(int(place) for place in outside[0])
+    where = f"example {first[0]}" + (f" at position {first[1:]}" if first[1:] else "")
+    raise ConfigError(f"label of {where} is {labels[first]}, not in 0..{num_classes - 1}")
+
+
+def has_label(examples: Any) -> np.ndarray:
+  """Return a flag for each label of examples: True unless it is hidden or padding.
+
+  Args:
+    examples: `Examples`, with `labels` (N, ...).
+  """
+  labels = np.asarray(examples.labels)
+  found: np.ndarray = labels != UNLABELLED
+  mask = getattr(examples, "mask", None)
+  if mask is not None:
+    found &= np.reshape(mask, (*mask.shape, *(1,) * (labels.ndim - mask.ndim)))
+  return found
+
+
+def counted_labels(examples: Any) -> np.ndarray:
+  """Return all labels of examples that are neither hidden nor padding, as one axis."""
+  return np.asarray(examples.labels)[has_label(examples)]
 
 
 def _chunks(source: Any) -> Iterator[tuple[int, Sequence[Any]]]:

@@ -12,11 +12,16 @@ import numpy as np
 
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.subsets import check_seed, permutation
+from jaxkd.data.trees import TreeExamples
 from jaxkd.errors import ConfigError, needed_by
 from jaxkd.types import Batch, BatchIndices
 
 if TYPE_CHECKING:
   import grain
+
+
+# Examples that are read without decoding; threads would not read them faster.
+IN_MEMORY = (ArrayExamples, TreeExamples)
 
 
 def training_batches(
@@ -50,9 +55,10 @@ def training_batches(
     places: True returns BatchIndices in place of batches, for a device that holds the examples.
 
   Returns:
-    A grain iterator of Batch with numpy leaves: images (B, H, W, C) uint8, labels (B,) int32,
-    weights (B,) float32, 1 for the labelled and 0 for the unlabelled, indices (B,) int32, epochs
-    (B,) int32; or of BatchIndices.
+    A grain iterator of Batch with numpy leaves: inputs as `fetch` returns them, images (B, H, W, C)
+    uint8; labels (B, ...) int32; weights of their shape, float32, 1 for the labelled and 0 for the
+    unlabelled; indices (B,) int32; epochs (B,) int32; the mask of the examples, if they have one;
+    or of BatchIndices.
 
   Raises:
     ConfigError: naming the argument that is out of range.
@@ -62,7 +68,7 @@ def training_batches(
 
   _check(examples, batch_size, process_index, process_count)
   if threads is None:
-    threads = 0 if places or isinstance(examples, ArrayExamples) else 8
+    threads = 0 if places or isinstance(examples, IN_MEMORY) else 8
   if threads < 0:
     raise ConfigError(f"threads: expected an integer >= 0, got {threads}")
   stream = _Stream(examples, batch_size, check_seed(seed), process_index, process_count, places)
@@ -134,12 +140,14 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _gather(examples: Examples, positions: np.ndarray, real: np.ndarray) -> Batch:
-  labels = examples.labels[positions]
+  labels, mask = examples.labels[positions], getattr(examples, "mask", None)
+  real = real.reshape(-1, *(1,) * (labels.ndim - 1))
   return Batch(
     inputs=examples.fetch(positions),
     labels=labels,
     weights=(real & (labels != UNLABELLED)).astype(np.float32),
     indices=examples.indices[positions],
+    mask=None if mask is None else mask[positions],
   )
 
 

@@ -40,6 +40,10 @@ def per_class(examples: Examples, n: int, *, seed: int) -> Examples:
   if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
     raise ConfigError(f"per_class: expected an integer >= 1, got {n!r}")
   seed = check_seed(seed)
+  if examples.labels.ndim > 1:
+    raise ConfigError(
+      f"per_class={n}: the examples have labels {examples.labels.shape[1:]} each, and no class"
+    )
   chosen = []
   for label, members in _classes(examples.labels):
     if label == UNLABELLED:
@@ -82,6 +86,8 @@ def with_unlabelled(labelled: Examples, split: Examples, count: int, *, seed: in
 def split_off(examples: Examples, size: float | int, *, seed: int) -> tuple[Examples, Examples]:
   """Split `examples` in two, stratified by class, both in original order.
 
+  Examples with labels of every position have no class; they are split at random.
+
   Args:
     examples: examples to split.
     size: size of the second part: a count (int), or a fraction of the whole (float in 0..1).
@@ -107,7 +113,7 @@ def split_off(examples: Examples, size: float | int, *, seed: int) -> tuple[Exam
 
 def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   """Mark `count` of the labels, (N,) bool, each class in proportion (largest remainders)."""
-  classes = list(_classes(labels))
+  classes = list(_classes(labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)))
   shares = np.array([len(members) for _, members in classes]) * count / len(labels)
   counts = np.floor(shares).astype(int)
   # Rounding to 9 digits keeps equal remainders equal, so that ties go to the first class.

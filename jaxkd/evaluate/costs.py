@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.jaxprs import multiply_adds_of
+from jaxkd.shapes import batched
 
 
 def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
@@ -48,7 +48,7 @@ def exit_costs(model: Any, variables: Any, image_shape: Sequence[int]) -> tuple[
   Returns:
     `num_exits` numbers in rising order.
   """
-  carry: Any = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  carry: Any = batched(image_shape, (1,))
   costs = []
   for block in range(model.num_exits):
 

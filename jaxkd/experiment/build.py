@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxkd.errors import needed_by
@@ -26,13 +25,13 @@ from jaxkd.data import (
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks
 from jaxkd.experiment.preparation import (
+  check_augmentation,
   evaluation_preparation,
   phase_examples,
   training_preparation,
 )
-from jaxkd.jaxprs import multiply_adds_of
+from jaxkd.experiment.traced import multiply_adds
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
-from jaxkd.networks import select
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import (
   Expected,
@@ -43,7 +42,6 @@ from jaxkd.train import (
   take_turns,
 )
 from jaxkd.train import steps_per_epoch as count_steps
-from jaxkd.types import Array, Batch, Context, Scheme
 
 
 def dataset(
@@ -133,7 +131,7 @@ def phases(
     student=student,
     student_output=student_output,
     teachers=teachers,
-    image_shape=data.image_shape,
+    image_shape=data.input_shape,
     options=options,
     epochs=settings.student.epochs,
     steps_per_epoch=count_steps(
@@ -169,8 +167,12 @@ def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
   """Return the data set with the `image_shape` that the networks see.
 
   Raises:
-    ConfigError: if `data.crop`, `resized_crop` or `cutout` is more than the images have.
+    ConfigError: if `data.crop`, `resized_crop` or `cutout` is more than the images have, or the
+      inputs or labels cannot be augmented.
   """
+  check_augmentation(settings, data)
+  if data.image_shape is None:
+    return data
   size = settings.data.resized_crop
   height, width, channels = data.image_shape
   for field in ("crop", "cutout"):
@@ -237,54 +239,19 @@ def _student_phase(
   return _phase(spec, settings, "student", data)
 
 
-def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) -> Batch:
-  """Return the shapes and dtypes of a batch as a scheme sees it, with these leading axes."""
-  number = jax.ShapeDtypeStruct(leading, jnp.int32)
-  return Batch(
-    inputs=jax.ShapeDtypeStruct((*leading, *image_shape), jnp.float32),
-    labels=number,
-    weights=jax.ShapeDtypeStruct(leading, jnp.float32),
-    indices=number,
-    epochs=number,
-  )
-
-
 def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
   """Return the phases with their multiply-adds; tracing raises for what does not fit."""
   return [
     dataclasses.replace(
-      phase, multiply_adds=multiply_adds(phase.scheme, data.image_shape, parts=phase.accumulate)
+      phase,
+      multiply_adds=multiply_adds(
+        phase.scheme, data.input_shape, phase.examples, parts=phase.accumulate
+      ),
     )
     if phase.epochs
     else phase
     for phase in plan
   ]
-
-
-def multiply_adds(
-  scheme: Scheme, image_shape: tuple[int, int, int], *, parts: int = 1
-) -> int | None:
-  """Count the multiply-adds of one example's targets and loss, forwards.
-
-  Nothing is computed, but the objective is traced: what does not fit raises here, and so does an
-  objective that cannot be computed on `parts` of a batch. None if a loop has no known length.
-  """
-  examples = 2
-  batch = batch_shapes(image_shape, (1, examples))  # on one device
-
-  def objective(rng: Array, batch: Batch) -> Any:
-    everyone = scheme.init(rng, batch)
-    learning = select(everyone, scheme.learners)
-    targets = scheme.targets(everyone, batch)
-    context = Context(rng, jnp.int32(0), AXIS_NAME, parts)
-    return scheme.loss(learning, everyone, batch, targets, context)
-
-  mapped = jax.vmap(objective, in_axes=(None, 0), axis_name=AXIS_NAME)
-  traced = jax.make_jaxpr(mapped)(jax.random.key(0), batch)
-  try:
-    return multiply_adds_of(traced.jaxpr) // examples
-  except ConfigError:  # a loop of unknown length
-    return None
 
 
 def _phase(

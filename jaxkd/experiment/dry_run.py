@@ -19,6 +19,7 @@ with needed_by("jaxkd.experiment.dry_run"):
 from jaxkd.data import Dataset, fake_dataset, training_batches
 from jaxkd.experiment import build, config
 from jaxkd.experiment.precision import precision
+from jaxkd.experiment.traced import batch_shapes
 from jaxkd.networks import frozen, select, update
 from jaxkd.runtime import mapping
 from jaxkd.train import Phase, starting_variables
@@ -223,7 +224,9 @@ def _frozen(phase: Phase, seen: Batch) -> tuple[str, ...]:
 
 def _stored(data: Dataset, count: int) -> Batch:
   """Return the shapes of a batch as the data set stores it."""
-  batch = build.batch_shapes(data.image_shape, (count,))
+  batch = batch_shapes(data.input_shape, (count,), data.train)
+  if data.image_shape is None:
+    return batch
   return dataclasses.replace(batch, inputs=batch.inputs.update(dtype=jnp.uint8))
 
 

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd.errors import needed_by
@@ -25,6 +24,7 @@ from jaxkd.errors import ConfigError, one_line
 from jaxkd.export import bundles
 from jaxkd.methods import Teacher
 from jaxkd.preprocessing import Converted, as_trained, numbers
+from jaxkd.shapes import batched
 from jaxkd.types import Network, Output, Preprocessing
 
 Trained = tuple[Teacher, Mapping[str, Any] | None]
@@ -88,6 +88,8 @@ def teachers(
         f"teacher.count={section.count}: expected {len(paths)}, as many as teacher.{field}"
       )
   paths, read = given["bundle"] or given["weights"], _bundled if given["bundle"] else _from_torch
+  if given["bundle"] and data.image_shape is None:
+    return [_bundled_of_inputs(path, section.model, data) for path in paths]
   if paths:
     images = images_of_files(section, data, len(paths))
     return [
@@ -112,7 +114,8 @@ def _from_torch(
   field = "teacher.weights"
   published = models.published_preprocessing(name)
   # The published preprocessing does not apply to images of another number of channels.
-  usual = published if published and len(published.mean) == data.image_shape[-1] else None
+  same = published is not None and len(published.mean) == len(images.given.mean)
+  usual = published if same else None
   wanted = images.over(usual or images.given)
   seen = dataclasses.replace(data, image_shape=wanted.image_shape)
   module, output = create("teacher.model", name, seen, options, dropout=dropout)
@@ -148,16 +151,14 @@ def _bundled(
   network, description = bundles.load_bundle(pathlib.Path(path))
   where = f"teacher.bundle={path!r}"
   stored = description.get("model")
-  if name not in ("", stored):
-    raise ConfigError(
-      f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
-      "or to '' to take what the bundle holds"
-    )
+  _check_model(where, stored, name)
+  if "inputs" in description:
+    raise ConfigError(f"{where} takes no images, and those of {data.name} are")
   height, width, channels = (int(size) for size in description["image_shape"])
-  if channels != data.image_shape[-1]:
+  if channels != len(images.given.mean):
     raise ConfigError(
       f"{where} takes images of {channels} channels, those of {data.name} have "
-      f"{data.image_shape[-1]}: expected a network of {data.image_shape[-1]}"
+      f"{len(images.given.mean)}: expected a network of {len(images.given.mean)}"
     )
   given = images.given
   stored_images = network.preprocessing or dataclasses.replace(given, image_size=(height, width))
@@ -176,6 +177,29 @@ def _bundled(
     )
     teacher = dataclasses.replace(teacher, notes=(assumed, *teacher.notes))
   return teacher, network.variables
+
+
+def _bundled_of_inputs(path: str, name: str, data: Dataset) -> Trained:
+  """Return a teacher from a bundle, for inputs that are no images and are not converted."""
+  network, description = bundles.load_bundle(pathlib.Path(path))
+  where, stored = f"teacher.bundle={path!r}", description.get("model")
+  _check_model(where, stored, name)
+  if "inputs" not in description:
+    raise ConfigError(f"{where} takes images, and the inputs of {data.name} are none")
+  shapes = _shapes("teacher.bundle", path, network.module, data, network.variables)
+  output = _one_output("teacher.bundle", path, shapes)
+  accuracy = _accuracy(description.get("test_accuracy"))
+  label = stored or type(network.module).__name__
+  return Teacher(network.module, output, label, where, None, accuracy), network.variables
+
+
+def _check_model(where: str, stored: Any, name: str) -> None:
+  """Raise a ConfigError if a bundle holds another model than teacher.model names."""
+  if name not in ("", stored):
+    raise ConfigError(
+      f"{where} holds a {stored}, but teacher.model={name!r}: set it to that, "
+      "or to '' to take what the bundle holds"
+    )
 
 
 def _as_trained(
@@ -211,23 +235,24 @@ def _shapes(
   field: str, value: str, module: nn.Module, data: Dataset, variables: Any = None
 ) -> Output | tuple[Output, ...]:
   """Return the shapes of a model's output for a data set's images, without computing anything."""
-  images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
+  inputs = batched(data.input_shape, (2,))
   try:
     if variables is None:
-      return _initial_shapes(module, data.image_shape)
-    return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
+      leaves, structure = jax.tree.flatten(inputs)
+      return _initial_shapes(module, tuple(leaves), structure)
+    return jax.eval_shape(functools.partial(module.apply, train=False), variables, inputs)
   except Exception as error:  # the module's code can raise any type
-    reason = one_line(error)
-    raise ConfigError(f"{field}={value!r} cannot take {data.name}'s images: {reason}") from error
+    reason, kind = one_line(error), "inputs" if data.image_shape is None else "images"
+    raise ConfigError(f"{field}={value!r} cannot take {data.name}'s {kind}: {reason}") from error
 
 
 # A plan of many experiments needs the same networks repeatedly, and deep ones take seconds.
 @functools.lru_cache(maxsize=64)
 def _initial_shapes(
-  module: nn.Module, image_shape: tuple[int, int, int]
+  module: nn.Module, leaves: tuple[jax.ShapeDtypeStruct, ...], structure: Any
 ) -> Output | tuple[Output, ...]:
-  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-  return jax.eval_shape(module.init_with_output, jax.random.key(0), images)[0]
+  inputs = jax.tree.unflatten(structure, leaves)
+  return jax.eval_shape(module.init_with_output, jax.random.key(0), inputs)[0]
 
 
 def _one_output(field: str, value: str, output: Output | tuple[Output, ...]) -> Output:
@@ -259,10 +284,10 @@ class StatedImages:
     return Preprocessing(self.mean or usual.mean, self.std or usual.std, size)
 
 
-def images_of_run(data: Dataset) -> Preprocessing:
-  """Return the preprocessing of a data set's images."""
-  height, width, _ = data.image_shape
-  return Preprocessing(tuple(data.mean), tuple(data.std), (height, width))
+def images_of_run(data: Dataset) -> Preprocessing | None:
+  """Return the preprocessing of a data set's images; None if its inputs are no images."""
+  shape = data.image_shape
+  return shape and Preprocessing(tuple(data.mean), tuple(data.std), shape[:2])
 
 
 def images_of_files(
@@ -278,7 +303,18 @@ def images_of_files(
   Raises:
     ConfigError: if there is not one value per file, or not one number per channel.
   """
-  given, channels = images_of_run(data), data.image_shape[-1]
+  given = images_of_run(data)
+  if given is None:
+    for field in ("mean", "std", "image_size"):
+      if section[field]:
+        raise ConfigError(
+          f"teacher.{field}={section[field]!r}: the inputs of {data.name} are no images"
+        )
+    raise ConfigError(
+      f"teacher.weights={section.weights!r}: expected '', as the inputs of {data.name} are no "
+      "images; teacher.bundle takes a trained network of any inputs"
+    )
+  channels = len(given.mean)
   nested = {
     field: any(isinstance(x, list | tuple) for x in section[field]) for field in ("mean", "std")
   }

@@ -13,6 +13,8 @@ with needed_by("jaxkd.experiment.overview"):
 
 from jaxkd import models
 from jaxkd.experiment import build, config
+from jaxkd.experiment.traced import batch_shapes
+from jaxkd.shapes import InputShape
 from jaxkd.train import Phase
 
 
@@ -32,21 +34,22 @@ def overview(settings: ml_collections.ConfigDict, console: Console) -> None:
   data = build.dataset(settings)
   shown: dict[str, str] = {}
   for phase in build.phases(settings, data):
-    length = f"{phase.epochs} epochs of {phase.steps_per_epoch} steps, {len(phase.examples)} images"
+    count = f"{len(phase.examples)} {'examples' if data.image_shape is None else 'images'}"
+    length = f"{phase.epochs} epochs of {phase.steps_per_epoch} steps, {count}"
     lines = [f"{phase.name}: {length}", *phase.notes]
     if phase.reported:
-      table = _table(phase, data.image_shape)
+      table = _table(phase, data.input_shape)
       before = shown.setdefault(table, phase.name)
       network = f"{phase.reported}: {phase.label}"
       lines += [network, table] if before == phase.name else [f"{network}, as in phase {before!r}"]
     console.print("\n".join([*lines, ""]), soft_wrap=True, highlight=False, markup=False)
 
 
-def _table(phase: Phase, image_shape: tuple[int, int, int]) -> str:
+def _table(phase: Phase, shape: InputShape) -> str:
   """Return the table of a phase's reported network, from the shapes of its variables."""
-  batch = build.batch_shapes(image_shape, (2,))
+  batch = batch_shapes(shape, (2,))
   participants = jax.eval_shape(phase.scheme.init, jax.random.key(0), batch)
   network = phase.scheme.export(participants)[phase.reported]
   if network.preprocessing is not None:
-    image_shape = network.preprocessing.image_shape
-  return str(models.summary(network.module, image_shape, variables=network.variables))
+    shape = network.preprocessing.image_shape
+  return str(models.summary(network.module, shape, variables=network.variables))

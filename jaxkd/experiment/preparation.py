@@ -17,11 +17,17 @@ from jaxkd.data import (
 )
 from jaxkd.errors import ConfigError
 from jaxkd.runtime.mapping import AXIS_NAME
+from jaxkd.shapes import shown
 from jaxkd.types import Array, Batch
 
 
 def training_preparation(settings: Any, data: Dataset) -> Callable[[Array, Batch], Batch]:
-  """Normalisation and augmentation of training batches, by the config's "data" section."""
+  """Normalisation and augmentation of training batches, by the config's "data" section.
+
+  Inputs that are no images stay as they are.
+  """
+  if data.image_shape is None:
+    return lambda keys, batch: batch
   augment = augmentation(
     crop=settings.data.crop,
     resized_crop=settings.data.resized_crop,
@@ -38,6 +44,8 @@ def training_preparation(settings: Any, data: Dataset) -> Callable[[Array, Batch
 
 def evaluation_preparation(settings: Any, data: Dataset) -> Callable[[Batch], Batch]:
   """Normalisation of evaluation batches, and the crop of their middle where training crops."""
+  if data.image_shape is None:
+    return lambda batch: batch
 
   def prepare(batch: Batch) -> Batch:
     batch, size = _normalized(batch, data), settings.data.resized_crop
@@ -52,6 +60,29 @@ def _normalized(batch: Batch, data: Dataset) -> Batch:
   return dataclasses.replace(batch, inputs=normalize(batch.inputs, data.mean, data.std))
 
 
+# Fields of the config's "data" section that change images, and those that move their pixels.
+_AUGMENTATIONS = ("crop", "resized_crop", "flip", "cutout", "mixup")
+
+
+def check_augmentation(settings: Any, data: Dataset) -> None:
+  """Raise a ConfigError for an augmentation of inputs that are no images, or have dense labels."""
+  chosen = [field for field in _AUGMENTATIONS if settings.data.get(field)]
+  if not chosen:
+    return
+  name = f"data.{chosen[0]}={settings.data[chosen[0]]!r}"
+  off = type(settings.data[chosen[0]])(0)
+  if data.image_shape is None:
+    raise ConfigError(
+      f"{name}: expected {off!r}, as the inputs of {data.name} are no images: "
+      f"{shown(data.input_shape)}"
+    )
+  if data.train.labels.ndim > 1:
+    raise ConfigError(
+      f"{name}: expected {off!r}, as the labels of {data.name} are {data.train.labels.shape[1:]} "
+      "per image and would not change with it"
+    )
+
+
 def phase_examples(settings: Any, role: str, data: Dataset, *, labelled: bool = False) -> Examples:
   """The training examples of the "teacher" or a "student".
 
@@ -59,7 +90,7 @@ def phase_examples(settings: Any, role: str, data: Dataset, *, labelled: bool = 
     settings: a config, of which "data" and "seed" count.
     role: "teacher" or "student".
     data: the data set.
-    labelled: leave out images without labels.
+    labelled: leave out examples without labels.
 
   Raises:
     ConfigError: naming the field, if a class has fewer images than asked for.

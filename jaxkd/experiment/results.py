@@ -24,6 +24,7 @@ from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.experiment import build
 from jaxkd.experiment.networks import images_of_run
 from jaxkd.export import bundles
+from jaxkd.shapes import described
 from jaxkd.train import Finished, Phase
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -67,13 +68,12 @@ def save_bundles(
       continue  # a teacher that came trained, and is not scored again
     # A teacher that came trained may have its own preprocessing.
     images = network.preprocessing or images_of_run(build.as_seen(settings, data))
+    seen = bundles.described(images) if images else {"inputs": described(data.input_shape)}
     description = {
       "model": phase.label,
       "data": settings.data.name,
       "num_classes": data.num_classes,
-      "image_shape": list(images.image_shape),
-      "mean": list(images.mean),
-      "std": list(images.std),
+      **seen,
       "method": settings.method.name,
       "stage": phase.name,  # as earlier versions' bundles have it
       "predictor": predictor,

@@ -33,6 +33,7 @@ with needed_by("jaxkd.export.bundles"):
 from jaxkd import adapters, models, preprocessing
 from jaxkd.errors import ConfigError, one_line, unknown_name, writing
 from jaxkd.models.torch.files import arrays_in
+from jaxkd.shapes import InputShape, batched, from_described
 from jaxkd.types import Network, Preprocessing
 
 FORMAT = 1
@@ -74,9 +75,10 @@ def save_bundle(
   Args:
     directory: target; an existing bundle or empty directory is replaced, anything else is an error.
     network: fields of its module may be modules, numbers, strings, tuples, dicts and dtypes.
-    description: JSON values. "image_shape", [H, W, C], is required; "mean" and "std", one number
-      per channel, class names, data set and metrics are usual. The first three default to those of
-      the network's `preprocessing`.
+    description: JSON values. "image_shape", [H, W, C], is required, or "inputs" for inputs that are
+      no images (`jaxkd.shapes.described`); "mean" and "std", one number per channel, class names,
+      data set and metrics are usual. Shape, mean and std default to those of the network's
+      `preprocessing`.
     modules: name -> class, for module classes that are not part of jaxkd.
 
   Raises:
@@ -87,7 +89,7 @@ def save_bundle(
   target = Path(directory)
   if target.exists() and not _replaceable(target):
     raise ConfigError(f"{target} exists and is not a bundle: nothing was written")
-  description = {**_described(network.preprocessing), **description}
+  description = {**described(network.preprocessing), **description}
   document = {
     "format": FORMAT,
     "network": _encoded(network.module, {**MODULES, **modules}, "network"),
@@ -224,7 +226,8 @@ def _fields(module: type[nn.Module]) -> tuple[str, ...]:
   return tuple(name for name in names if name not in ("parent", "name"))
 
 
-def _described(images: Preprocessing | None) -> dict[str, Any]:
+def described(images: Preprocessing | None) -> dict[str, Any]:
+  """Return the part of a description that a preprocessing determines."""
   if images is None:
     return {}
   return {
@@ -238,15 +241,9 @@ def _check_weights(
   bundle: Path, module: nn.Module, description: Mapping[str, Any], flat: Mapping[str, np.ndarray]
 ) -> None:
   """Raise a ConfigError unless names and shapes of the arrays are those of the module's `init`."""
+  inputs = batched(_input_shape(f"bundle {bundle}", description), (1,))
   try:
-    height, width, channels = (int(size) for size in description["image_shape"])
-  except (KeyError, TypeError, ValueError) as error:
-    raise ConfigError(
-      f"bundle {bundle}: its description needs image_shape, [height, width, channels]"
-    ) from error
-  images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
-  try:
-    variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
+    variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), inputs))
   except Exception as error:  # any kind: the module's own code raises it
     reason = one_line(error)
     raise ConfigError(f"bundle {bundle}: not a network that can be made: {reason}") from error
@@ -260,6 +257,18 @@ def _check_weights(
   found = [f"{len(names)} {what} ({_first(names)})" for what, names in problems.items() if names]
   if found:
     raise ConfigError(f"bundle {bundle}: weights of another architecture: {', '.join(found)}")
+
+
+def _input_shape(where: str, description: Mapping[str, Any]) -> InputShape:
+  if "inputs" in description:
+    return from_described(where, description["inputs"])
+  try:
+    height, width, channels = (int(size) for size in description["image_shape"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise ConfigError(
+      f"{where}: its description needs image_shape, [height, width, channels]"
+    ) from error
+  return height, width, channels
 
 
 def _first(names: set[str], count: int = 3) -> str:

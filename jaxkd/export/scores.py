@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxkd import data, evaluate, preprocessing
 from jaxkd.errors import ConfigError
+from jaxkd.losses._counting import over_positions
 from jaxkd.types import Array, Batch, Network, Preprocessing
 
 METRICS = ("accuracy", "cross_entropy", "calibration_error")
@@ -48,7 +49,8 @@ def score_network(
   """Score a trained network on one split of a data set.
 
   The images are converted to the mean, std and size that the network was trained on
-  (`network.preprocessing`); without it they are normalised as the data set's own.
+  (`network.preprocessing`); without it they are normalised as the data set's own. Other inputs stay
+  as they are; of dense logits every position counts.
 
   Args:
     network: returns one Output; of several exits the last one counts.
@@ -67,24 +69,29 @@ def score_network(
   examples = getattr(dataset, split, None)
   if examples is None:
     raise ConfigError(f"split={split!r}: data set {dataset.name!r} has no such examples")
-  size = (crop, crop) if crop else dataset.image_shape[:2]
-  given = Preprocessing(dataset.mean, dataset.std, size)
+  images = dataset.image_shape
+  given = None
+  if images is not None:
+    size = (crop, crop) if crop else images[:2]
+    given = Preprocessing(dataset.mean, dataset.std, size)
   model = preprocessing.as_trained(network, given)
 
   @jax.jit
   def step(variables: Mapping[str, Array], batch: Batch) -> tuple[dict, Array]:
-    pixels = data.normalize(batch.inputs, dataset.mean, dataset.std)
-    pixels = data.centre_crop(pixels, size=crop) if crop else pixels
-    images = preprocessing.inputs_of(model, pixels)
-    output = network.module.apply(variables, images, train=False)
+    inputs = batch.inputs
+    if images is not None:
+      inputs = data.normalize(inputs, dataset.mean, dataset.std)
+      inputs = data.centre_crop(inputs, size=crop) if crop else inputs
+    inputs = preprocessing.inputs_of(model, inputs)
+    output = network.module.apply(variables, inputs, train=False)
     logits = (output[-1] if isinstance(output, tuple) else output).logits
     if logits.shape[-1] != dataset.num_classes:
       raise ConfigError(
         f"the network predicts {logits.shape[-1]} classes, data set {dataset.name!r} has "
         f"{dataset.num_classes}"
       )
-    sums = evaluate.score(logits, batch.labels, batch.weights)
-    return sums, evaluate.calibration_bins(logits, batch.labels, batch.weights)
+    sums = evaluate.score(logits, batch.labels, batch.weights, where=batch.mask)
+    return sums, evaluate.calibration_bins(*_positions(logits, batch))
 
   variables = jax.device_put(network.variables)
   found = [
@@ -100,3 +107,15 @@ def score_network(
   }
   bins = jnp.asarray(sum(np.asarray(part, np.float64) for _, part in found))
   return {**means, METRICS[2]: evaluate.calibration_error(bins)}
+
+
+def _positions(logits: Array, batch: Batch) -> tuple[Array, Array, Array]:
+  """Return logits (n, C), labels (n,) and weights (n,) of all positions of a batch."""
+  leading = logits.shape[:-1]
+  weights = over_positions("weights do not belong", jnp.asarray(batch.weights), logits)
+  if batch.mask is not None:
+    counted = over_positions("the mask does not belong", jnp.asarray(batch.mask), logits)
+    weights = jnp.where(counted != 0, weights, 0.0)
+  if batch.labels.shape != leading:
+    raise ConfigError(f"labels {batch.labels.shape} do not belong to logits {logits.shape}")
+  return logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), weights.reshape(-1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jax import export
 
 from jaxkd.data import normalize
 from jaxkd.errors import ConfigError, needed_by, unknown_name
+from jaxkd.shapes import InputShape, batched, from_described
 from jaxkd.types import Array, Network, Output
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -37,24 +38,25 @@ def export_function(
   platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
   batch_size: int | None = None,
 ) -> export.Exported:
-  """Export a network in evaluation mode as a function of raw images.
+  """Export a network in evaluation mode as a function of raw images, or of other inputs.
 
   Args:
     network: result of `jaxkd.export.bundles.load_bundle`, or any whose module returns an Output.
     description: its "image_shape", [H, W, C], and "mean" and "std", one number per channel, for
-      pixel values scaled to 0..1.
+      pixel values scaled to 0..1; or its "inputs" (`jaxkd.shapes.described`).
     platforms: some of PLATFORMS. This machine need not have them.
     batch_size: number of images, or None for a function of any number.
 
   Returns:
     A function from uint8 images (B, H, W, C), 0..255 as stored in the data set, to float32 logits
-    (B, classes). It normalises the images itself.
+    (B, classes). It normalises the images itself. Other inputs are one argument, a pytree of
+    arrays (B, ...), and stay as they are; logits are (B, ..., classes).
 
   Raises:
     ConfigError: for an incomplete description, an unknown platform or a batch size below 1, and
       for a module that has several outputs or does not support a symbolic batch size.
   """
-  shape, mean, std = _preprocessing(description)
+  shape, prepare = _inputs(description)
   for platform in platforms:
     if platform not in PLATFORMS:
       raise unknown_name("platform", platform, PLATFORMS)
@@ -65,8 +67,8 @@ def export_function(
   module = network.module
   variables = jax.tree.map(np.asarray, dict(network.variables))
 
-  def predict(images: Array) -> Array:
-    output = module.apply(variables, normalize(images, mean, std), False)
+  def predict(inputs: Any) -> Array:
+    output = module.apply(variables, prepare(inputs), False)
     if not isinstance(output, Output) or output.logits is None:
       raise ConfigError(
         f"a {type(module).__name__} does not return one Output with logits: there is no single "
@@ -75,9 +77,9 @@ def export_function(
     return output.logits.astype(jnp.float32)
 
   sizes = export.symbolic_shape("batch") if batch_size is None else (batch_size,)
-  images = jax.ShapeDtypeStruct((*sizes, *shape), jnp.uint8)
+  inputs = batched(shape, sizes)
   try:
-    return export.export(jax.jit(predict), platforms=tuple(platforms))(images)
+    return export.export(jax.jit(predict), platforms=tuple(platforms))(inputs)
   except (jax.errors.InconclusiveDimensionOperation, TypeError, AttributeError) as error:
     # jax 0.12 fails inside where the batch size would become an array.
     foreign = isinstance(error, AttributeError) and "process_primitive" not in str(error)
@@ -119,6 +121,15 @@ def save_function(path: str | Path, exported: export.Exported) -> None:
 def is_function(path: Path) -> bool:
   """Check whether a file holds an exported function, without loading it."""
   return path.is_file() and _STABLEHLO.search(path.read_bytes()) is not None
+
+
+def _inputs(description: Mapping[str, Any]) -> tuple[InputShape, Callable[[Any], Any]]:
+  """Return the shapes of one example as stored, and the preparation of inputs for the network."""
+  if "inputs" in description:
+    return from_described("description", description["inputs"]), lambda inputs: inputs
+  shape, mean, std = _preprocessing(description)
+  stored = jax.ShapeDtypeStruct(shape, jnp.uint8)
+  return stored, lambda images: normalize(images, mean, std)
 
 
 def _preprocessing(

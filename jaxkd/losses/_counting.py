@@ -63,6 +63,16 @@ def counted_positions(what: str, where: ArrayLike | None, logits: jax.Array) -> 
   return over_positions(f"{what}: where {counted.shape} does not belong", counted, logits)
 
 
+def counted_tokens(where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
+  """Return `where` (B, T) as bool if it says which tokens of features x (B, T, D) count, else None.
+
+  >>> counted_tokens([[1, 0]], jnp.ones((1, 2, 3)))
+  Array([[ True, False]], dtype=bool)
+  """
+  counted = _truth("counted_tokens", where)
+  return counted if counted is not None and x.ndim == 3 and counted.shape == x.shape[:2] else None
+
+
 def over_positions(problem: str, given: jax.Array, logits: jax.Array) -> jax.Array:
   """Broadcast an array with the first of the logits' leading axes over all of them.
 

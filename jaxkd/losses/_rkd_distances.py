@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.losses._checks import check_samples
-from jaxkd.losses._counting import counted_examples, keep
+from jaxkd.losses._counting import counted_examples, counted_tokens, keep
 from jaxkd.losses._numerics import ROUNDINGS, l2_norm, power_of_two, widen
 
 AxisName = str | tuple[str, ...]
@@ -50,6 +50,8 @@ def relations(
   check_samples(what, student, teacher)
   own = counted_examples(what, where, student)
   student, teacher = keep(own, student, teacher)
+  # Tokens that are padding are equal in all samples.
+  student, teacher = (keep(counted_tokens(where, x), x)[0] for x in (student, teacher))
   return (
     _relate(student, own, axis_name, normalize[0]),
     _relate(teacher, own, axis_name, normalize[1]),

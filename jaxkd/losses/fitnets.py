@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.losses._checks import Stages, check_same_shape, over_stages
-from jaxkd.losses._counting import counted_examples, keep, mean
+from jaxkd.losses._counting import counted_examples, counted_tokens, keep, mean
 from jaxkd.losses._numerics import widen
 from jaxkd.losses._resize import adaptive_average_pool, match_sizes
 from jaxkd.types import Output, Terms
@@ -27,7 +27,8 @@ def hint_mse(
     student: features of any shape, usually the output of an adapter.
     teacher: features of the same shape, constant: they take no gradient.
     where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
-      count. With more axes, (B, T), an example counts if any position does.
+      count. With more axes, (B, T), an example counts if any position does; of features (B, T, D),
+      its value is then the mean over its tokens that count.
 
   Returns:
     The loss, a scalar, float32 or wider; 0 if nothing counts.
@@ -45,7 +46,12 @@ def hint_mse(
   check_same_shape("hint_mse", student, teacher, _HINT)
   counted = counted_examples("hint_mse", where, student)
   student, teacher = keep(counted, student, teacher)
-  return mean(jnp.square(student - teacher), counted)
+  tokens = counted_tokens(where, student)
+  if tokens is None:
+    return mean(jnp.square(student - teacher), counted)
+  student, teacher = keep(tokens, student, teacher)
+  number = jnp.maximum(jnp.sum(tokens, axis=1), 1)
+  return mean(jnp.mean(jnp.square(student - teacher), axis=2).sum(1) / number, counted)
 
 
 def fitnets(
@@ -63,7 +69,7 @@ def fitnets(
 
   Args:
     student: Output whose features at `stages` have the teacher's channels, as
-      `jaxkd.adapters.Regressor` gives them. (B, H, W, C) or (B, D).
+      `jaxkd.adapters.Regressor` gives them. (B, H, W, C), (B, T, D) or (B, D).
     teacher: Output with the same stages, constant.
     stages: names, or (student's, teacher's) pairs of names.
     stage_weights: one weight per stage; None weights all by 1.

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import unknown_name
 from jaxkd.losses._checks import Stages, check_samples, over_stages
-from jaxkd.losses._counting import counted_examples, keep
+from jaxkd.losses._counting import counted_examples, counted_tokens, keep
 from jaxkd.losses._numerics import l2_norm, power_of_two, widen
 from jaxkd.losses._rkd_distances import AxisName
 from jaxkd.types import Output, Terms
@@ -70,6 +70,7 @@ def similarity_mse(
   check_samples("similarity_mse", student, teacher)
   own = counted_examples("similarity_mse", where, student)
   student, teacher = keep(own, student, teacher)
+  student, teacher = (keep(counted_tokens(where, x), x)[0] for x in (student, teacher))
   gap = _similarities(student, axis_name, row_norm) - _similarities(teacher, axis_name, row_norm)
   total = jnp.sum(jnp.square(gap))
   count = jnp.asarray(gap.shape[1] if own is None else jnp.sum(own), total.dtype)

@@ -27,6 +27,7 @@ from jaxkd.models import (
   with_exits,
 )
 from jaxkd.networks import infer, initialize, key_for, learn, merge
+from jaxkd.shapes import InputShape
 from jaxkd.types import (
   Array,
   Aux,
@@ -82,7 +83,7 @@ def multi_exit(
   weight: float = 1.0,
   temperature: AdaptiveTemperature | None = None,
   summed: bool = False,
-  image_shape: tuple[int, int, int],
+  image_shape: InputShape,
 ) -> Scheme:
   """Return the scheme of one network that learns at all of its exits, and from its deeper exits.
 
@@ -104,7 +105,8 @@ def multi_exit(
     weight: factor of the distillation.
     temperature: None leaves it to `distillation`.
     summed: its feature term is a sum over the examples of the batch, not a mean.
-    image_shape: (H, W, C); the layers before an exit are found by tracing when it is exported.
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`); the layers before an
+      exit are found by tracing when it is exported.
 
   Raises:
     ConfigError: if there is not one label weight for each exit.

@@ -27,6 +27,7 @@ from jaxkd.losses.cross_entropy import effective_weights
 from jaxkd.networks import Model, infer, learn
 from jaxkd.padding import without_padding
 from jaxkd.preprocessing import inputs_of, plain
+from jaxkd.shapes import shown
 from jaxkd.types import Array, Output
 
 IMAGES, FLIPPED_IMAGES = "images", "flipped_images"
@@ -99,7 +100,7 @@ def infer_with_gradients(
   """
 
   def call(part: Any, inputs: Any) -> tuple[Output, dict[str, Any]]:
-    if isinstance(inputs, tuple):
+    if isinstance(part, _Entered):
       images, offsets = inputs
       inputs = inputs_of(module, images), offsets
     else:
@@ -125,6 +126,11 @@ def _with_gradients(
   stages: Sequence[str],
 ) -> tuple[Output, dict[str, Any]]:
   entered = _entered(module, stages)
+  if (IMAGES in stages or FLIPPED_IMAGES in stages) and not _is_differentiable(images):
+    raise ConfigError(
+      f"gradients at {IMAGES!r}: expected images (B, H, W, C) of floating point, got "
+      f"{shown(images)}"
+    )
 
   def loss(images: Array, offsets: dict[str, Array]) -> tuple[Array, tuple[Output, dict[str, Any]]]:
     output, changes = (
@@ -192,6 +198,10 @@ class _Entered(NamedTuple):
       features={**features, **part.features},
       preactivations={**preactivations, **part.preactivations},
     )
+
+
+def _is_differentiable(inputs: Any) -> bool:
+  return hasattr(inputs, "ndim") and inputs.ndim == 4 and jnp.issubdtype(inputs.dtype, jnp.floating)
 
 
 def _entered(module: nn.Module, stages: Sequence[str]) -> list[str]:

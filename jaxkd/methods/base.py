@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.fields import Fields
 from jaxkd.methods.distillation import Distillation
 from jaxkd.preprocessing import Converted
+from jaxkd.shapes import InputShape, batched
 from jaxkd.types import Output, Scheme
 
 Shape = tuple[int, ...]
@@ -70,7 +70,7 @@ class Setup:
     student_output: the shapes it returns; a tuple with one Output per exit if it has several exits.
     teachers: participant name -> Teacher; the first is called "teacher". Empty for methods that
       train without one.
-    image_shape: (H, W, C).
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`).
     options: fields of every trained module: the axis of cross-device statistics, the dtype.
     epochs: epochs of the student.
     steps_per_epoch: updates of the student per epoch.
@@ -83,7 +83,7 @@ class Setup:
   student: nn.Module
   student_output: Output | tuple[Output, ...]
   teachers: Mapping[str, Teacher]
-  image_shape: tuple[int, int, int]
+  image_shape: InputShape
   options: Mapping[str, Any]
   epochs: int
   steps_per_epoch: int
@@ -150,7 +150,7 @@ class Setup:
     wanted = {ours for ours, _ in stages}
     order = tuple(self.student.stages)
     deepest = max(order.index(ours) for ours in wanted)
-    images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
+    images = batched(self.image_shape, (2,))
     key = jax.random.key(0)
     for stage in order[deepest:]:
       # Some preactivations are computed by the next stage.

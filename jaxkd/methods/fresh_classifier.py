@@ -12,6 +12,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.methods.distillation import Distillation, per_example
 from jaxkd.methods.offline import offline
 from jaxkd.networks import Model
+from jaxkd.shapes import InputShape
 from jaxkd.types import Output, Scheme, Terms
 
 
@@ -19,7 +20,7 @@ def fresh_classifier(
   student: nn.Module,
   teacher: Model | None = None,
   *,
-  image_shape: tuple[int, int, int],
+  image_shape: InputShape,
   from_stage: str = "pooled",
   label_weight: float = 1.0,
   kd_weight: float = 0.0,
@@ -41,7 +42,8 @@ def fresh_classifier(
   Args:
     student: `__call__(images, train) -> Output` and `resume(features, from_stage, train)`.
     teacher: `__call__(images, train) -> Output`; needed for kd_weight.
-    image_shape: (H, W, C); the layers that learn are found by tracing.
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`); the layers that learn
+      are found by tracing.
     from_stage: the student's last frozen stage.
     label_weight: weight of the cross-entropy.
     kd_weight: weight of knowledge distillation from the teacher's logits.

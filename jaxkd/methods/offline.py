@@ -25,6 +25,7 @@ from jaxkd.networks import (
   partial_learners,
 )
 from jaxkd.preprocessing import plain
+from jaxkd.shapes import InputShape
 from jaxkd.types import (
   MEMORY,
   Array,
@@ -50,7 +51,7 @@ def offline(
   label_weight: float = 1.0,
   to_stage: str | None = None,
   from_stage: str | None = None,
-  image_shape: tuple[int, int, int] | None = None,
+  image_shape: InputShape | None = None,
   logits_of: LogitsOf | None = None,
 ) -> Scheme:
   """Return the scheme of one student and one or several frozen teachers.
@@ -71,8 +72,8 @@ def offline(
       layers learn. There are no logits then, so no predictor, unless `logits_of` returns them.
     from_stage: train the student after this stage only; the layers up to it are frozen: they run
       in evaluation mode, and neither parameters nor statistics change.
-    image_shape: (H, W, C), to find the layers up to a stage by tracing; needed with `to_stage` or
-      `from_stage`.
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`), to find the layers up to
+      a stage by tracing; needed with `to_stage` or `from_stage`.
     logits_of: function that returns the logits whose accuracy is reported; None takes the
       student's.
 
@@ -250,7 +251,7 @@ def _student_learners(
   label_weight: float,
   to_stage: str | None,
   from_stage: str | None,
-  image_shape: tuple[int, int, int] | None,
+  image_shape: InputShape | None,
 ) -> tuple[str, ...]:
   """Return the paths of the student's parameters that learn."""
   if to_stage is None and from_stage is None:

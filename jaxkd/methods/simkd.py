@@ -21,6 +21,7 @@ from jaxkd.methods.offline import offline
 from jaxkd.models import reuse_classifier, reuse_classifiers
 from jaxkd.networks import Model, infer
 from jaxkd.preprocessing import plain
+from jaxkd.shapes import InputShape
 from jaxkd.types import Array, Network, Output, Participants, Scheme
 
 
@@ -29,7 +30,7 @@ def simkd(
   teacher: Model | Mapping[str, Model],
   projector: nn.Module | Mapping[str, nn.Module],
   *,
-  image_shape: tuple[int, int, int],
+  image_shape: InputShape,
   stages: tuple[str, str] = ("stage3", "stage3"),
   weight: float = 1.0,
   teacher_weights: Mapping[str, float] | None = None,
@@ -68,7 +69,8 @@ def simkd(
     projector: `__call__(features, train)`, from the student's feature to the teacher's channels
       (`jaxkd.adapters.projector_for`), without a final ReLU if the teacher's feature has both
       signs; or teacher's name -> projector for several.
-    image_shape: (H, W, C); the layers that learn and that `export` needs are found by tracing.
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`); the layers that learn
+      and that `export` needs are found by tracing.
     stages: the matched stages, of the student and of the teachers.
     weight: weight of the feature term.
     teacher_weights: name -> weight of a teacher; None is equal weights.

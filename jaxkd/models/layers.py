@@ -89,20 +89,25 @@ def run_blocks(blocks: Sequence[nn.Module], x: Array, train: bool) -> Array:
   return last(x, train)
 
 
-def check_images(images: Array, smallest: int) -> None:
+def check_images(images: Array, smallest: int, *, tables: bool = False) -> None:
   """Check that `images` are (B, H, W, C), floating point, of at least `smallest` x `smallest`.
+
+  With `tables`, vectors (B, D) of floating point are accepted, too.
 
   Raises:
     ConfigError: for smaller images.
     ValueError: for images of another rank, or not of a floating dtype.
   """
+  if not hasattr(images, "shape"):
+    raise ValueError(f"images must be one array (B, H, W, C), not a {type(images).__name__}")
   shape = jnp.shape(images)
-  if len(shape) != 4:
+  tables = tables and len(shape) == 2
+  if len(shape) != 4 and not tables:
     raise ValueError(f"images must be (B, H, W, C), not {shape}")
   dtype = jnp.result_type(images)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f"images must be normalised and floating point, not {dtype}")
-  if min(shape[1:3]) < smallest:
+  if not tables and min(shape[1:3]) < smallest:
     raise ConfigError(
       f"images of {shape[1]}x{shape[2]} are too small: this model takes {smallest}x{smallest} "
       "and larger"

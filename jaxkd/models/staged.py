@@ -26,12 +26,14 @@ class StagedModel(nn.Module):
 
   Class attributes:
     smallest: the smallest number of rows and of columns that images may have.
+    takes_tables: whether vectors (B, D) are accepted in place of images.
     signed_stages: stages whose features have both signs, since no ReLU ends them: an adapter that
       ends in a ReLU cannot match them.
     torch_names: module names in the published PyTorch code, for `jaxkd.models.from_torch`.
   """
 
   smallest: ClassVar[int] = 1
+  takes_tables: ClassVar[bool] = False
   signed_stages: ClassVar[tuple[str, ...]] = ()
   torch_names: ClassVar[TorchNames] = ()
 
@@ -89,7 +91,7 @@ class StagedModel(nn.Module):
       ConfigError: for an unknown stage, and as `__call__`.
       ValueError: as `__call__`.
     """
-    check_images(images, self.smallest)
+    check_images(images, self.smallest, tables=self.takes_tables)
     return self._through(self.stages[: self._position(to_stage) + 1], images, train)
 
   def resume(

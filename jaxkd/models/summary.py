@@ -15,6 +15,7 @@ from jax.interpreters import partial_eval
 
 from jaxkd.errors import ConfigError
 from jaxkd.evaluate import multiply_adds
+from jaxkd.shapes import InputShape, batched
 from jaxkd.types import Array, Output
 
 
@@ -65,7 +66,7 @@ class Summary:
 
 
 def summary(
-  model: nn.Module, shape: Sequence[int], *, variables: Mapping[str, Any] | None = None
+  model: nn.Module, shape: InputShape, *, variables: Mapping[str, Any] | None = None
 ) -> Summary:
   """The stages of a model with their shapes, parameters and multiply-adds, and the totals.
 
@@ -82,7 +83,8 @@ def summary(
 
   Args:
     model: `__call__(images, train) -> Output`, or a tuple of Outputs.
-    shape: (H, W, C) of the images; a batch axis in front is ignored.
+    shape: (H, W, C) of the images; a batch axis in front is ignored. Or the pytree of
+      `jax.ShapeDtypeStruct`s of one example of other inputs.
     variables: the model's Flax variables, or their shapes; None takes the shapes of its `init`.
 
   Returns:
@@ -103,7 +105,7 @@ def summary(
   classifier          10         170            160
   total                        5,142         49,568
   """
-  images = jax.ShapeDtypeStruct((1, *_image_shape(shape)), jnp.float32)
+  images = batched(_input_shape(shape), (1,))
   if variables is None:
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
   labels: list[tuple[str, tuple[int, ...] | None]] = []
@@ -186,8 +188,9 @@ def _output_part(name: str, output: Output, passed: Sequence[Array] = ()) -> _Pa
 def _parameters(traced: ClosedJaxpr, results: set[int], sizes: Sequence[int]) -> int:
   """Number of parameters that the given results need."""
   _, used = _needed(traced, results)
-  # The last argument, the images, has no parameters.
-  return sum(size for size, is_used in zip([*sizes, 0], used, strict=True) if is_used)
+  # The variables come first, then the leaves of the inputs, which are no parameters.
+  own = used[: len(sizes)]
+  return sum(size for size, is_used in zip(sizes, own, strict=True) if is_used)
 
 
 def _cost(traced: ClosedJaxpr, results: set[int]) -> int:
@@ -202,7 +205,10 @@ def _needed(traced: ClosedJaxpr, results: set[int]) -> tuple[Any, list[bool]]:
   return partial_eval.dce_jaxpr(jaxpr, [n in results for n in range(len(jaxpr.outvars))])
 
 
-def _image_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def _input_shape(shape: InputShape) -> InputShape:
+  leaves = jax.tree.leaves(shape)
+  if leaves and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+    return shape
   sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
   if len(sizes) not in (3, 4) or not all(isinstance(n, int) and n > 0 for n in sizes[-3:]):
     raise ConfigError(f"shape={shape!r}: expected that of an image, (H, W, C)")

@@ -6,6 +6,7 @@ from jaxkd.train.nonfinite import Diverged, NonFinite
 from jaxkd.train.optimizers import learning_rate_schedule, make_optimizer, take_turns
 from jaxkd.train.phase import Phase, check_phases, starting_variables, steps_per_epoch
 from jaxkd.train.reporting import Reporter, Reporters, Silent
+from jaxkd.train.sequence import train_phases
 from jaxkd.train.state import TrainState, create_state
 from jaxkd.train.step import evaluation_step, training_step
 
@@ -29,5 +30,6 @@ __all__ = [
   "steps_per_epoch",
   "take_turns",
   "train_phase",
+  "train_phases",
   "training_step",
 ]

@@ -19,7 +19,7 @@ Scores = dict[str, dict[str, float]]
 def make_evaluator(
   phase: Phase, devices: Sequence[jax.Device]
 ) -> Callable[[Participants, Any], Scores]:
-  """Return (participants, examples) -> {predictor: {metric: mean}}, compiled once."""
+  """Return (participants, examples) -> {predictor: {metric: mean}}, compiled once per shape."""
   scores, predictors = phase.evaluation_step(), list[str]()
 
   def without_names(participants: Participants, batch: Batch) -> list[Metrics]:
@@ -29,8 +29,16 @@ def make_evaluator(
 
   # Without a backward pass more examples fit in memory, and fewer steps are started.
   size = -(-4 * phase.batch_size // len(devices)) * len(devices)
-  # Dict keys are part of jax's cache key; a list lets equal networks share a program.
-  step = mapping.map_evaluation_step(without_names, devices)
+  programs: dict[Any, Callable[..., Any]] = {}
+
+  def step(participants: Participants, batch: Batch) -> Any:
+    # Splits may differ in the length of their sequences, or in whether they have a mask.
+    leaves, structure = jax.tree.flatten(batch)
+    shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+    if shapes not in programs:
+      # Dict keys are part of jax's cache key; a list lets equal networks share a program.
+      programs[shapes] = mapping.map_evaluation_step(without_names, devices)
+    return programs[shapes](participants, batch)
 
   def evaluate(participants: Participants, examples: Any) -> Scores:
     participants = mapping.replicate(participants, devices)

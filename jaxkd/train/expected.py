@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.data.examples import UNLABELLED
+from jaxkd.data.examples import counted_labels, has_label
 from jaxkd.data.subsets import permutation
 from jaxkd.train.reporting import Reporter
 
@@ -51,7 +51,7 @@ def sample(examples: Any, validation: Any) -> tuple[Any, str]:
   """
   parts = [(validation, "validation"), (examples, "training")]
   labelled = [
-    (part, np.flatnonzero(np.asarray(part.labels) != UNLABELLED), of)
+    (part, np.flatnonzero(has_label(part).reshape(len(part), -1).any(axis=1)), of)
     for part, of in parts
     if part is not None
   ]
@@ -79,7 +79,7 @@ def warn_if_worse(
     return
   examples, of = sample(phase.examples, validation)
   accuracy = evaluate(examples)[phase.expected.predictor]["accuracy"]
-  if why := reason_to_warn(phase.expected, accuracy, examples.labels):
+  if why := reason_to_warn(phase.expected, accuracy, counted_labels(examples)):
     reporter.message(
       f"warning: {phase.name}: its accuracy on {of} is {accuracy:.1%}, {why}: {phase.expected.hint}"
     )
@@ -91,7 +91,7 @@ def reason_to_warn(expected: Expected, accuracy: float, labels: np.ndarray) -> s
   Args:
     expected: the network's expected accuracy.
     accuracy: its accuracy on examples of these labels.
-    labels: (N,).
+    labels: those that count, (N,).
 
   >>> reason_to_warn(Expected("teacher", 2, 0.9), 0.55, np.arange(200) % 2)
   'but its weights come with a test accuracy of 90.0%'

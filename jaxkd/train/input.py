@@ -14,6 +14,7 @@ import numpy as np
 from jaxkd.cache.targets import CachedTargets
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
 from jaxkd.data.pipeline import training_batches
+from jaxkd.data.trees import TreeExamples
 from jaxkd.errors import ConfigError
 from jaxkd.runtime import mapping
 from jaxkd.train.packed_metrics import PackedMetrics, pack
@@ -41,13 +42,20 @@ class Resident:
 
 def resident_examples(examples: Examples, limit: int) -> Batch | None:
   """Return all examples as one batch on the host, if in memory and within `limit` bytes."""
-  if not isinstance(examples, ArrayExamples) or examples.images.nbytes > limit:
+  if isinstance(examples, ArrayExamples):
+    inputs, size = examples.images, examples.images.nbytes
+  elif isinstance(examples, TreeExamples):
+    inputs, size = examples.inputs, examples.nbytes
+  else:
+    return None
+  if size > limit:
     return None
   return Batch(
-    inputs=examples.images,
+    inputs=inputs,
     labels=examples.labels,
     weights=(examples.labels != UNLABELLED).astype(np.float32),
     indices=examples.indices,
+    mask=getattr(examples, "mask", None),
   )
 
 
@@ -113,7 +121,7 @@ class InputFeed:
     self._examples = resident_examples(phase.examples, left)
     if self._cache is not None and self._examples is None and directory is None:
       raise ConfigError(
-        f"targets=None: expected a directory, since images and targets of phase {phase.name!r} are "
+        f"targets=None: expected a directory, since inputs and targets of phase {phase.name!r} are "
         f"more than the {phase.resident_bytes} bytes that devices hold"
       )
     self._all = phase.examples.indices

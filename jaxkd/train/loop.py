@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from jaxkd.data.pipeline import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.networks import frozen
 from jaxkd.runtime import mapping, processes
@@ -31,8 +29,9 @@ from jaxkd.train.nonfinite import (
 )
 from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Reporter, Row
+from jaxkd.train.start import check_examples, first_state
 from jaxkd.train.state import FirstState, TrainState
-from jaxkd.types import Batch, Participants
+from jaxkd.types import Participants
 
 # Updates between agreements of several processes, each of which takes a round trip.
 _AGREE_EVERY = 20
@@ -98,16 +97,20 @@ def train_phase(
   Raises:
     Interrupted: if `stop` was set, once the checkpoint is saved.
     ConfigError: if given variables do not fit, or there are none for a participant that does not
-      learn, no checkpoint present can be read, or targets that are to be cached cannot be.
+      learn; examples do not fit the networks (`jaxkd.train.start`); no checkpoint present can be
+      read, or targets that are to be cached cannot be.
     Diverged: if a step or an array to be saved is not finite.
   """
   evaluate = make_evaluator(phase, devices)
+  first = first_state(phase)
+  check_examples(phase, first.shapes.participants, validation, test)
   if not phase.epochs:
-    return _finish_untrained(phase, evaluate, reporter, validation, test)
+    return _finish_untrained(phase, first, evaluate, reporter, validation, test)
   if not phase.reported:
     validation = test = None
   run = PhaseRun(
     phase,
+    first,
     directory,
     devices,
     reporter,
@@ -151,6 +154,7 @@ class PhaseRun:
   def __init__(
     self,
     phase: Phase,
+    first: FirstState,
     directory: pathlib.Path,
     devices: Sequence[jax.Device],
     reporter: Reporter,
@@ -162,7 +166,7 @@ class PhaseRun:
     """Check the phase and open its checkpoints; nothing is computed."""
     self._phase, self._devices, self._reporter = phase, devices, reporter
     self._validate, self._options, self._stop = validate, options, stop
-    self._first = _first_state(phase)
+    self._first = first
     self._feed = InputFeed(phase, self._first.shapes, devices, directory=options.targets)
     self._first_position = self._feed.iterator.get_state()
     self.checkpoints = Checkpoints(directory)
@@ -302,13 +306,14 @@ class PhaseRun:
 
 def _finish_untrained(
   phase: Phase,
+  first: FirstState,
   evaluate: Callable[[Participants, Any], Scores],
   reporter: Reporter,
   validation: Any,
   test: Any,
 ) -> Finished:
   """Return the result of a phase of no epochs: its networks as they are given."""
-  missing = sorted(_first_state(phase).shapes.participants.keys() - phase.given.keys())
+  missing = sorted(first.shapes.participants.keys() - phase.given.keys())
   if missing:
     raise ConfigError(f"phase {phase.name!r} has epochs=0, but nothing is given for {missing[0]!r}")
   reporter.begins_after(0)
@@ -319,22 +324,3 @@ def _finish_untrained(
   scores = evaluate(participants, test) if phase.reported and test is not None else {}
   reporter.phase_ended(phase.name)
   return Finished(participants, [], scores)
-
-
-def _first_state(phase: Phase) -> FirstState:
-  """The state that the phase starts from, without a value yet."""
-  return FirstState(
-    phase.scheme,
-    phase.optimizer,
-    _example_batch(phase),
-    given=phase.given,
-    untrained=phase.untrained,
-    average=phase.average_decay is not None,
-  )
-
-
-def _example_batch(phase: Phase) -> Batch:
-  """Return zeros in the shapes that the networks see, for initialisation."""
-  batch = next(training_batches(phase.examples, batch_size=2, seed=0))
-  shapes = jax.eval_shape(phase.prepare_evaluation, batch)
-  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -20,7 +20,17 @@ from jaxkd.train.step import (
   monitored_step,
   training_step,
 )
-from jaxkd.types import Batch, Participants, Scheme
+from jaxkd.types import Array, Batch, Participants, Scheme
+
+
+def as_stored(batch: Batch) -> Batch:
+  """Return the batch: nothing is prepared."""
+  return batch
+
+
+def train_as_stored(keys: Array, batch: Batch) -> Batch:
+  """Return the batch: nothing is prepared or augmented."""
+  return batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +45,9 @@ class Phase:
     examples: training examples (`jaxkd.data`).
     batch_size: examples of one update, over all devices and processes.
     seed: seed of initialisation, order of examples and augmentation.
-    prepare_training: normalisation and augmentation of a training batch (`jaxkd.train.step`).
-    prepare_evaluation: normalisation of an evaluation batch.
+    prepare_training: normalisation and augmentation of a training batch (`jaxkd.train.step`); by
+      default the batch stays as the examples have it.
+    prepare_evaluation: normalisation of an evaluation batch, likewise.
     reported: the predictor that is scored, and by which validation chooses the best epoch. "" for
       a phase that leaves no predictor: nothing is scored.
     label: the trained network's name in tables.
@@ -66,11 +77,11 @@ class Phase:
   epochs: int
   examples: Any
   batch_size: int
-  seed: int
-  prepare_training: Prepare
-  prepare_evaluation: Callable[[Batch], Batch]
+  seed: int = dataclasses.field(default=0, kw_only=True)
+  prepare_training: Prepare = dataclasses.field(default=train_as_stored, kw_only=True)
+  prepare_evaluation: Callable[[Batch], Batch] = dataclasses.field(default=as_stored, kw_only=True)
   reported: str
-  label: str
+  label: str = dataclasses.field(default="", kw_only=True)
   role: str = ""
   inherit: Mapping[str, str] = dataclasses.field(default_factory=dict)
   given: Mapping[str, Any] = dataclasses.field(default_factory=dict)

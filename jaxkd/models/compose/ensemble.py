@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses._numerics import mean_log_probabilities, mean_weights, widen
 from jaxkd.models.compose.parts import merge_variables, needed_variables, separate
+from jaxkd.shapes import InputShape
 from jaxkd.types import Array, Network, Output
 
 _COMBINATIONS = ("probabilities", "logits")
@@ -109,7 +110,7 @@ def cut_at_exit(
   module: nn.Module,
   variables: Mapping[str, Any],
   exit: int,
-  image_shape: tuple[int, int, int],
+  image_shape: InputShape,
 ) -> Network:
   """Cut a network after one exit and drop the variables of deeper layers.
 
@@ -117,7 +118,8 @@ def cut_at_exit(
     module: a model with `num_exits` and `run_block` (see MultiExit).
     variables: its Flax variables.
     exit: index of the exit; 0 is the shallowest.
-    image_shape: (H, W, C) of the images; tracing finds which variables are needed.
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`); tracing finds which
+      variables are needed.
 
   Returns:
     The AtExit and its variables; the arrays are not copied.

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.shapes import InputShape, batched
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -69,19 +70,19 @@ def merge_variables(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def needed_variables(
-  module: nn.Module, parts: Mapping[str, Mapping[str, Any]], image_shape: tuple[int, int, int]
+  module: nn.Module, parts: Mapping[str, Mapping[str, Any]], image_shape: InputShape
 ) -> dict[str, Any]:
   """The variables of a composed module, selected from those of the networks it consists of.
 
   Args:
     module: the composed module; its `init` is traced to find which variables it uses.
     parts: submodule name -> the variables of the whole network that the submodule is taken from.
-    image_shape: (H, W, C) of the images.
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`).
 
   Raises:
     ConfigError: for variables that are missing or of another shape.
   """
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  images = batched(image_shape, (1,))
   needed = jax.eval_shape(module.init, jax.random.key(0), images)
   given = flatten_dict(merge_variables(parts))
   chosen = {}

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jaxkd.errors import unknown_name
 from jaxkd.models.compose.parts import needed_variables, separate, signed_stages, split_stages
+from jaxkd.shapes import InputShape
 from jaxkd.types import Array, Network, Output
 
 
@@ -128,7 +129,7 @@ def reuse_classifier(
   *,
   student_stage: str = "stage3",
   teacher_stage: str = "stage3",
-  image_shape: tuple[int, int, int],
+  image_shape: InputShape,
 ) -> Network:
   """Combine the networks of a SimKD student into one, with only the variables that it uses.
 
@@ -138,7 +139,8 @@ def reuse_classifier(
     teacher: as in ReusedClassifier, with its Flax variables.
     student_stage: as in ReusedClassifier.
     teacher_stage: as in ReusedClassifier.
-    image_shape: (H, W, C) of the images; tracing finds which variables are needed.
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`); tracing finds which
+      variables are needed.
 
   Returns:
     The ReusedClassifier and its variables; the arrays are not copied.
@@ -257,7 +259,7 @@ def reuse_classifiers(
   shares: Mapping[str, float],
   student_stage: str = "stage3",
   teacher_stage: str = "stage3",
-  image_shape: tuple[int, int, int],
+  image_shape: InputShape,
 ) -> Network:
   """Combine the networks of a SimKD student with several teachers into one.
 
@@ -268,7 +270,8 @@ def reuse_classifiers(
     shares: as in ReusedClassifiers.
     student_stage: as in ReusedClassifiers.
     teacher_stage: as in ReusedClassifiers.
-    image_shape: (H, W, C) of the images; tracing finds which variables are needed.
+    image_shape: (H, W, C), or the shapes of other inputs (`jaxkd.shapes`); tracing finds which
+      variables are needed.
 
   Returns:
     The ReusedClassifiers and its variables, without those of layers that do not run; the arrays are

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -17,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxkd.errors import ConfigError
 from jaxkd.models.staged import TorchNames
 from jaxkd.models.torch.files import read_torch_file
+from jaxkd.shapes import InputShape, batched
 
 # Keys under which published checkpoints hold the weights, beside other entries.
 _WRAPPERS = ("model", "state_dict", "net", "model_state_dict")
@@ -31,7 +31,7 @@ def from_torch(
   source: str | os.PathLike[str] | Mapping[str, Any],
   model: nn.Module,
   *,
-  image_shape: tuple[int, int, int] = (32, 32, 3),
+  image_shape: InputShape = (32, 32, 3),
 ) -> dict[str, Any]:
   """Convert a PyTorch state dict to the Flax variables of a model.
 
@@ -77,7 +77,7 @@ def from_torch(
   else:
     where, state = str(source), read_torch_file(Path(source))
   state = _without_prefix(_state_dict(where, state))
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  images = batched(image_shape, (1,))
   wanted = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
 
   taken: dict[tuple[str, ...], str] = {}
@@ -118,7 +118,7 @@ def classes_in(
   source: str | os.PathLike[str] | Mapping[str, Any],
   create: Callable[[int], nn.Module],
   *,
-  image_shape: tuple[int, int, int] = (32, 32, 3),
+  image_shape: InputShape = (32, 32, 3),
 ) -> int | None:
   """Number of classes that a PyTorch state dict predicts; None if it cannot be determined.
 
@@ -132,7 +132,7 @@ def classes_in(
   """
   state = source if isinstance(source, Mapping) else read_torch_file(Path(source))
   state = _without_prefix(_state_dict(str(source), state))
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  images = batched(image_shape, (1,))
   few, more = (
     flatten_dict(jax.eval_shape(create(count).init, jax.random.key(0), images)) for count in (2, 3)
   )

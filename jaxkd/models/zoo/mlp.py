@@ -1,9 +1,9 @@
-"""A multi-layer perceptron on flattened images."""
+"""A multi-layer perceptron on flattened images, or on tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from jax.nn.initializers import he_normal
@@ -15,7 +15,7 @@ from jaxkd.types import Array
 
 
 class MLP(StagedModel):
-  """A multi-layer perceptron; every value of an image is one input.
+  """A multi-layer perceptron; every value of an image, or of a row (B, D), is one input.
 
   Dense layers with ReLU, one per stage, and a linear classifier. The shape of the first layer's
   kernel fixes the size of the images. Variables: hidden_0, hidden_1, ..., classifier.
@@ -38,6 +38,8 @@ class MLP(StagedModel):
   num_classes: int
   axis_name: str | None = None
   dtype: Any = None
+
+  takes_tables: ClassVar[bool] = True
 
   def setup(self) -> None:
     """Create the layers; their variables are created when they first run."""

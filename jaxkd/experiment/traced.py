@@ -1,0 +1,71 @@
+"""The objective of a phase, traced from shapes: errors of what does not fit, and multiply-adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.data import Examples
+from jaxkd.errors import ConfigError
+from jaxkd.jaxprs import multiply_adds_of
+from jaxkd.networks import select
+from jaxkd.runtime.mapping import AXIS_NAME
+from jaxkd.shapes import InputShape, batched
+from jaxkd.types import Array, Batch, Context, Scheme
+
+
+def batch_shapes(
+  shape: InputShape, leading: tuple[int, ...], examples: Examples | None = None
+) -> Batch:
+  """Return the shapes and dtypes of a batch as a scheme sees it, with these leading axes.
+
+  Args:
+    shape: (H, W, C) of images, or the pytree of shapes of other inputs.
+    leading: (B,), or more axes before it.
+    examples: examples whose labels and mask the batch has; None is one label per example.
+  """
+  positions = () if examples is None else examples.labels.shape[1:]
+  mask = None if examples is None else getattr(examples, "mask", None)
+  number = jax.ShapeDtypeStruct(leading, jnp.int32)
+  return Batch(
+    inputs=batched(shape, leading),
+    labels=jax.ShapeDtypeStruct((*leading, *positions), jnp.int32),
+    weights=jax.ShapeDtypeStruct((*leading, *positions), jnp.float32),
+    indices=number,
+    epochs=number,
+    mask=None if mask is None else jax.ShapeDtypeStruct((*leading, *mask.shape[1:]), jnp.bool_),
+  )
+
+
+def multiply_adds(
+  scheme: Scheme, shape: InputShape, examples: Examples | None = None, *, parts: int = 1
+) -> int | None:
+  """Count the multiply-adds of one example's targets and loss, forwards.
+
+  Nothing is computed, but the objective is traced: what does not fit raises here, and so does an
+  objective that cannot be computed on `parts` of a batch. None if a loop has no known length.
+
+  Args:
+    scheme: the scheme.
+    shape: as for `batch_shapes`, as is `examples`.
+    examples: examples with the labels and mask of the batch.
+    parts: number of parts of a device's batch.
+  """
+  count = 2
+  batch = batch_shapes(shape, (1, count), examples)  # on one device
+
+  def objective(rng: Array, batch: Batch) -> Any:
+    everyone = scheme.init(rng, batch)
+    learning = select(everyone, scheme.learners)
+    targets = scheme.targets(everyone, batch)
+    context = Context(rng, jnp.int32(0), AXIS_NAME, parts)
+    return scheme.loss(learning, everyone, batch, targets, context)
+
+  mapped = jax.vmap(objective, in_axes=(None, 0), axis_name=AXIS_NAME)
+  traced = jax.make_jaxpr(mapped)(jax.random.key(0), batch)
+  try:
+    return multiply_adds_of(traced.jaxpr) // count
+  except ConfigError:  # a loop of unknown length
+    return None
