@@ -183,6 +183,22 @@ MUTATIONS = [
     "rkd",
   ),
   Mutation(
+    "SP's similarities not normalised",
+    "sp.py",
+    "return gram * jnp.where(norm > 0, 1.0 / jnp.maximum(norm, eps), 0.0)",
+    "return gram",
+    "test_sp.py",
+    "sp",
+  ),
+  Mutation(
+    "SP's gradient stopped at samples gathered from other devices",
+    "sp.py",
+    "lax.all_gather(x, axis_name, tiled=True)",
+    "lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True))",
+    "test_sp.py",
+    "",
+  ),
+  Mutation(
     "larger maps not pooled by the mean",
     "_resize.py",
     "pooled = jnp.mean(pooled.reshape(blocks), axis=(2, 4))",

@@ -17,6 +17,7 @@ default to the authors' values.
 | factors | `factor_transfer` | `factor_l1`, `factor_lp`, `factor_map_lp`, `reconstruction_error` |
 | boundaries | `activation_boundaries` | `boundary_margin`, `boundary_disagreement` |
 | relations | `relational` | `pairwise_distance_huber`, `angle_huber` |
+| similarities | `similarity_preserving` | `similarity_mse` |
 | peers | `mutual`, `native_ensemble` | `peer_kl`, `gated_logits` |
 | exits | `multi_exit` | `soft_cross_entropy`, `mean_confidence`, `adapted_temperature` |
 | own teacher | `be_your_own_teacher` | `masked_sum_of_squares`, `euclidean_distance` |
@@ -63,6 +64,7 @@ from jaxkd.losses.multi_exit import (
 )
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
+from jaxkd.losses.sp import similarity_mse, similarity_preserving
 
 __all__ = [
   "activation_boundaries",
@@ -114,6 +116,8 @@ __all__ = [
   "polynomial_mmd",
   "reconstruction_error",
   "relational",
+  "similarity_mse",
+  "similarity_preserving",
   "simkd",
   "soft_cross_entropy",
   "soft_target_kl",

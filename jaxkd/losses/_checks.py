@@ -40,6 +40,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "native_ensemble": ("peer_kl",),
   "neuron_selectivity_transfer": ("polynomial_mmd", "gaussian_mmd", "linear_mmd"),
   "relational": ("pairwise_distance_huber", "angle_huber"),
+  "similarity_preserving": ("similarity_mse",),
   "simkd": ("hint_mse",),
 }
 
@@ -70,15 +71,20 @@ def check_same_shape(
     raise ConfigError(f"{message}; {hint}" if hint else message)
 
 
+def check_samples(what: str, student: jax.Array, teacher: jax.Array) -> None:
+  """Raise a ConfigError unless both are (B, ...), a vector or map per sample, of equal B."""
+  for name, x in (("student", student), ("teacher", teacher)):
+    if x.ndim < 2:
+      raise ConfigError(f"{what}: {name} {x.shape} is not (B, ...), one vector or map per sample")
+  _check_batch_sizes(what, student, teacher)
+
+
 def check_maps(what: str, student: jax.Array, teacher: jax.Array) -> None:
   """Raise a ConfigError unless both are feature maps (B, H, W, C) of equal batch size."""
   for name, x in (("student", student), ("teacher", teacher)):
     if x.ndim != 4:
       raise ConfigError(f"{what}: {name} {x.shape} is not a feature map (B, H, W, C)")
-  if student.shape[0] != teacher.shape[0]:
-    raise ConfigError(
-      f"{what}: student {student.shape} and teacher {teacher.shape} differ in batch size"
-    )
+  _check_batch_sizes(what, student, teacher)
 
 
 def check_arrays(what: str, *values: Any) -> None:
@@ -257,6 +263,13 @@ def stage_label(pair: tuple[str, str]) -> str:
   """
   student, teacher = pair
   return f"stage {student!r}" if student == teacher else f"stages {student!r} and {teacher!r}"
+
+
+def _check_batch_sizes(what: str, student: jax.Array, teacher: jax.Array) -> None:
+  if student.shape[0] != teacher.shape[0]:
+    raise ConfigError(
+      f"{what}: student {student.shape} and teacher {teacher.shape} differ in batch size"
+    )
 
 
 def _described(value: Any) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxkd.errors import ConfigError
+from jaxkd.losses._checks import check_samples
 from jaxkd.losses._counting import counted_examples, keep
 from jaxkd.losses._numerics import ROUNDINGS, l2_norm, power_of_two, widen
 
@@ -47,13 +47,7 @@ def relations(
 ) -> tuple[Relations, Relations]:
   """Return both sides' distances, from which both terms follow; the teacher takes no gradient."""
   student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
-  for name, x in (("student", student), ("teacher", teacher)):
-    if x.ndim < 2:
-      raise ConfigError(f"{what}: {name} {x.shape} is not (B, ...), one vector or map per sample")
-  if student.shape[0] != teacher.shape[0]:
-    raise ConfigError(
-      f"{what}: student {student.shape} and teacher {teacher.shape} differ in batch size"
-    )
+  check_samples(what, student, teacher)
   own = counted_examples(what, where, student)
   student, teacher = keep(own, student, teacher)
   return (

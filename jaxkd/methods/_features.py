@@ -23,6 +23,7 @@ def feature_method(
   options: Fields,
   weight: float,
   compares_examples: bool = False,
+  last: bool = False,
   **method: Any,
 ) -> Method:
   """Return a method that compares features of stages, without an adapter.
@@ -36,13 +37,14 @@ def feature_method(
     weight: default of the field "weight".
     compares_examples: whether the kernel compares examples of a batch with each other; it then
       also takes `axis_name`, and features without spatial axes, (B, C).
+    last: whether "auto" is the last stage before pooling, not all that match.
     **method: other attributes of Method.
   """
   bind = whole_batch if compares_examples else per_example
   bound = [option for option in options if option != "stages"]
 
   def distillations(setup: Setup) -> list[Term]:
-    pairs = chosen_pairs(setup, vectors=compares_examples)
+    pairs = chosen_pairs(setup, vectors=compares_examples, last=last)
     chosen = {option: setup.hyperparameters[option] for option in bound}
     loss: Loss = bind(kernel, **stage_options(setup, pairs), **chosen)
     return [feature_term(name, setup, loss, pairs)]

@@ -39,7 +39,7 @@ def stage_pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def chosen_pairs(
-  setup: Setup, *, where: Where = "features", vectors: bool = False
+  setup: Setup, *, where: Where = "features", vectors: bool = False, last: bool = False
 ) -> tuple[tuple[str, str], ...]:
   """Return the pairs of stages that the config's `stages` name; "auto" is all that match.
 
@@ -47,16 +47,24 @@ def chosen_pairs(
     setup: the networks, which must have the stages.
     where: which arrays are compared.
     vectors: whether "auto" may choose features (B, C).
+    last: whether "auto" is the last pair alone: the last stage before pooling of each.
 
   Raises:
     ConfigError: for a stage that one of them lacks, or an "auto" that finds none.
   """
   pairs: list[tuple[str, str]] = []
   for named in stage_pairs(setup.hyperparameters.stages):
-    pairs += paired_stages(*setup.all_shapes(where), vectors=vectors) if AUTO in named else [named]
-  for found in pairs:
-    if found != ("images", "images"):
-      setup.shapes(found, where)
+    if AUTO not in named:
+      pairs.append(named)
+      continue
+    shapes = setup.all_shapes(where)
+    found = paired_stages(*shapes, vectors=vectors)
+    if last:
+      found = (last_stages(*shapes) if all(map(_maps, shapes)) else found[-1],)
+    pairs += found
+  for pair in pairs:
+    if pair != ("images", "images"):
+      setup.shapes(pair, where)
   return tuple(pairs)
 
 

@@ -29,6 +29,7 @@ from jaxkd.methods.objective import objective_fields, phases_of
 from jaxkd.methods.one import METHOD as ONE
 from jaxkd.methods.rkd import METHOD as RKD
 from jaxkd.methods.simkd import METHOD as SIMKD
+from jaxkd.methods.sp import METHOD as SP
 from jaxkd.methods.supervised import ALONE, TEACHER, supervised
 from jaxkd.types import Output
 
@@ -42,6 +43,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "nst": NST,
   "fsp": FSP,
   "rkd": RKD,
+  "sp": SP,
   "ft": FT,
   "ab": AB,
   "simkd": SIMKD,

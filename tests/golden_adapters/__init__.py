@@ -16,6 +16,7 @@ from tests.golden_adapters.kd import kd
 from tests.golden_adapters.multi_exit import multi_exit
 from tests.golden_adapters.nst import nst
 from tests.golden_adapters.rkd import rkd
+from tests.golden_adapters.sp import sp
 from tests.golden_cases import Adapter
 
 ADAPTERS: dict[str, Adapter] = {
@@ -32,4 +33,5 @@ ADAPTERS: dict[str, Adapter] = {
   "one": one,
   "rkd": rkd,
   "simkd": simkd,
+  "sp": sp,
 }

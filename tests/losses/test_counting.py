@@ -184,6 +184,9 @@ CASES = [
   kernel("pairwise_distance_huber", (3,), (4,)),
   kernel("angle_huber", (3,), (4,)),
   of_outputs("relational", (3,), (4,)),
+  kernel("similarity_mse", (2, 2, 3), (4,)),
+  kernel("similarity_mse", (2, 2, 3), (4,), row_norm="l1"),
+  of_outputs("similarity_preserving", (3,), (4,)),
 ]
 each_case = pytest.mark.parametrize(
   "case", CASES, ids=[f"{c.name}-{i}" for i, c in enumerate(CASES)]

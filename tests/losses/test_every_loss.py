@@ -144,6 +144,12 @@ SUBJECTS = {
     (B, 3),
     mapped=of_maps(losses.relational, axis_name="batch"),
   ),
+  "similarity_preserving": Subject(
+    of_maps(losses.similarity_preserving),
+    (B, 1, 2, 2),
+    (B, 3),
+    mapped=of_maps(losses.similarity_preserving, axis_name="batch"),
+  ),
   "mutual": Subject(
     lambda s, t: losses.mutual(Output(s), [Output(t), Output(-t)]).total, (B, 5), (B, 5)
   ),

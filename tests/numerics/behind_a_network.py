@@ -120,6 +120,8 @@ CASES = {
   "relational angles": _of(losses.relational, distance_weight=0.0),
   "relational normalised": _of(losses.relational, normalize_student=True, normalize_teacher=True),
   "relational maps": _of(losses.relational, stages=("stage1",)),
+  "similarity_preserving": _of(losses.similarity_preserving, stages=BOTH),
+  "similarity_preserving l1": _of(losses.similarity_preserving, stages=BOTH, row_norm="l1"),
   "gradient_attention_transfer": _of(losses.gradient_attention_transfer),
   "gradient_attention_transfer normalised": _of(losses.gradient_attention_transfer, normalize=True),
   "gradient_attention_transfer mse": _of(
