@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jaxkd.data import (
 )
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks
+from jaxkd.experiment.given_teachers import teacher_spec, with_tables, with_variables
 from jaxkd.experiment.preparation import (
   evaluation_preparation,
   phase_examples,
@@ -34,8 +36,8 @@ from jaxkd.jaxprs import multiply_adds_of
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.networks import select
 from jaxkd.runtime.mapping import AXIS_NAME
+from jaxkd.tables import Table, shapes_of
 from jaxkd.train import (
-  Expected,
   Phase,
   check_phases,
   learning_rate_schedule,
@@ -186,13 +188,6 @@ def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
   return dataclasses.replace(data, image_shape=(size, size, channels))
 
 
-# Hint for a trained teacher whose accuracy is at chance.
-_HINT = (
-  "check that its images and classes are those that it was trained on (teacher.mean, teacher.std, "
-  "teacher.image_size, data.name)"
-)
-
-
 def _teacher_phase(
   name: str,
   teacher: Teacher,
@@ -200,28 +195,11 @@ def _teacher_phase(
   settings: ml_collections.ConfigDict,
   data: Dataset,
 ) -> Phase:
-  """Build the phase of one teacher, by the teachers' recipe; without epochs if it comes trained."""
-  spec = PhaseSpec(
-    name,
-    methods.supervised(teacher.model, participant=name),
-    seed_offset=int(name.partition("_")[2] or 0),
-    reported=name,
-    label=teacher.label,
-    role="teacher",
-  )
-  phase = _phase(spec, settings, "teacher", data)
+  """Build the phase of one teacher, by the teachers' recipe."""
+  phase = _phase(teacher_spec(name, teacher, settings), settings, "teacher", data)
   if variables is None:
     return phase
-  # It is scored like any other, where the config says so and its classes are the data's.
-  scored = teacher.num_classes == data.num_classes
-  return dataclasses.replace(
-    phase,
-    epochs=0,
-    given={name: variables},
-    reported=name if scored and settings.teacher.rescore else "",
-    expected=Expected(name, data.num_classes, teacher.accuracy, _HINT) if scored else None,
-    notes=teacher.notes,
-  )
+  return with_variables(phase, teacher, variables, settings, data)
 
 
 def _student_phase(
@@ -234,7 +212,7 @@ def _student_phase(
   if spec.reuses_classifier:
     label = [spec.label or settings.student.model, *(t.label for t in teachers.values())]
     spec = dataclasses.replace(spec, label="+".join(label))
-  return _phase(spec, settings, "student", data)
+  return with_tables(_phase(spec, settings, "student", data), teachers)
 
 
 def batch_shapes(image_shape: tuple[int, int, int], leading: tuple[int, ...]) -> Batch:
@@ -253,7 +231,10 @@ def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
   """Return the phases with their multiply-adds; tracing raises for what does not fit."""
   return [
     dataclasses.replace(
-      phase, multiply_adds=multiply_adds(phase.scheme, data.image_shape, parts=phase.accumulate)
+      phase,
+      multiply_adds=multiply_adds(
+        phase.scheme, data.image_shape, parts=phase.accumulate, tables=phase.tables
+      ),
     )
     if phase.epochs
     else phase
@@ -262,7 +243,11 @@ def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
 
 
 def multiply_adds(
-  scheme: Scheme, image_shape: tuple[int, int, int], *, parts: int = 1
+  scheme: Scheme,
+  image_shape: tuple[int, int, int],
+  *,
+  parts: int = 1,
+  tables: Mapping[str, Table] = MappingProxyType({}),
 ) -> int | None:
   """Count the multiply-adds of one example's targets and loss, forwards.
 
@@ -270,7 +255,8 @@ def multiply_adds(
   objective that cannot be computed on `parts` of a batch. None if a loop has no known length.
   """
   examples = 2
-  batch = batch_shapes(image_shape, (1, examples))  # on one device
+  leading = 1, examples  # on one device
+  batch = dataclasses.replace(batch_shapes(image_shape, leading), tables=shapes_of(tables, leading))
 
   def objective(rng: Array, batch: Batch) -> Any:
     everyone = scheme.init(rng, batch)

@@ -22,6 +22,8 @@ with needed_by("jaxkd.experiment.networks"):
 from jaxkd import models
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, one_line
+from jaxkd.experiment.new_head import fine_tuned
+from jaxkd.experiment.stored_teacher import stored_teacher
 from jaxkd.export import bundles
 from jaxkd.methods import Teacher
 from jaxkd.preprocessing import Converted, as_trained, numbers
@@ -75,6 +77,8 @@ def teachers(
     ConfigError: naming the field and the accepted values.
   """
   section = settings.teacher
+  if section.logits:
+    return [stored_teacher(settings, data)]
   fields = ("bundle", "weights")
   given = {field: [path for path in section[field].split(",") if path] for field in fields}
   if all(given.values()):
@@ -90,10 +94,11 @@ def teachers(
   paths, read = given["bundle"] or given["weights"], _bundled if given["bundle"] else _from_torch
   if paths:
     images = images_of_files(section, data, len(paths))
-    return [
+    found = [
       read(path, chosen, settings, data, options)
       for path, chosen in zip(paths, images, strict=True)
     ]
+    return [fine_tuned(*one, settings, data, options) for one in found]
   name = section.model
   module, output = create("teacher.model", name, data, options, dropout=section.dropout)
   output = _one_output("teacher.model", name, output)

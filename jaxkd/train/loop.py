@@ -16,6 +16,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.networks import frozen
 from jaxkd.runtime import mapping, processes
 from jaxkd.runtime.signals import Interrupted, Interruption
+from jaxkd.tables import shapes_of
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.evaluate import Scores, make_evaluator
 from jaxkd.train.expected import warn_if_worse
@@ -336,5 +337,6 @@ def _first_state(phase: Phase) -> FirstState:
 def _example_batch(phase: Phase) -> Batch:
   """Return zeros in the shapes that the networks see, for initialisation."""
   batch = next(training_batches(phase.examples, batch_size=2, seed=0))
+  batch = dataclasses.replace(batch, tables=shapes_of(phase.tables, (2,)))
   shapes = jax.eval_shape(phase.prepare_evaluation, batch)
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
