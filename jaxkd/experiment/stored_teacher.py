@@ -41,9 +41,11 @@ def stored_teacher(settings: Any, data: Dataset) -> tuple[Teacher, Mapping[str, 
     version = status.st_mtime_ns, status.st_size
     # Only a file of top-k logits without its number of classes needs the data set's.
     table = _read(os.path.abspath(path), missing, data.num_classes, version)
+  except ConfigError as error:
+    raise ConfigError(f"{where}: {error}") from error
   except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
     reason = getattr(error, "strerror", None) or one_line(error)
-    raise ConfigError(f"{where}: {reason}") from error
+    raise ConfigError(f"{where}: {reason}; expected a .npy or .npz file without objects") from error
   _check_size(where, table, data)
   _check_views(where, table, settings)
   shape: Any = jax.ShapeDtypeStruct((2, table.num_classes), jnp.float32)
@@ -59,14 +61,15 @@ def _read(path: str, missing: str, num_classes: int, version: tuple[int, int]) -
   """Return the table in a file; `version` tells a changed file from the one read before."""
   content = np.load(path, mmap_mode="r", allow_pickle=False)
   if isinstance(content, np.ndarray):
+    arrays = {"logits": content}
+  else:
+    with content:
+      arrays = {name: content[name] for name in content.files}
+  if arrays.keys() == {"logits"}:
     if missing != "impossible":
       raise ConfigError(
-        f"teacher.missing={missing!r}: expected 'impossible', as each class is there"
+        f"teacher.missing={missing!r}: expected 'impossible', as no class is missing"
       )
-    return _table(content, content)
-  with content:
-    arrays = {name: content[name] for name in content.files}
-  if "logits" in arrays and len(arrays) == 1:
     return _table(arrays["logits"], arrays["logits"])
   if not {"indices", "values"} <= arrays.keys() <= {"indices", "values", "num_classes"}:
     raise ConfigError(f"it has arrays {', '.join(arrays) or 'none'}: expected {_NAMES}")

@@ -114,9 +114,9 @@ class InputFeed:
         directory and have none; if a table does not fit the examples (`FedTables`).
     """
     self._devices = devices
+    self._tables = FedTables(phase)
     cache = CachedTargets(phase, shapes.participants, devices) if phase.cached_targets else None
     self._cache = cache if cache and cache.bytes else None
-    self._tables = FedTables(phase)
     left = phase.resident_bytes - (self._cache.bytes if self._cache else 0) - self._tables.bytes
     self._examples = resident_examples(phase.examples, left)
     if self._cache is not None and self._examples is None and directory is None:
