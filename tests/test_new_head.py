@@ -239,7 +239,10 @@ def test_a_module_that_cannot_get_a_classifier_is_refused_in_one_line(module, me
     fine_tuned(teacher, variables, settings, THIRDS, {})
 
 
-@pytest.mark.parametrize("method", ["rkd", *(pytest.param(m, marks=pytest.mark.long) for m in ("fitnets", "at+rkd"))])
+LONGER = [pytest.param(method, marks=pytest.mark.long) for method in ("fitnets", "at+rkd")]
+
+
+@pytest.mark.parametrize("method", ["rkd", *LONGER])
 def test_a_run_learns_features_from_a_bundle_of_other_classes(tmp_path, method):
   path, _ = bundle(tmp_path / "b", 7, "resnet")
   summary, said = run(settings_for(method, path, "resnet8_w4"), tmp_path / "run")
