@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -17,10 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.errors import ConfigError
+from jaxkd.table_checks import (
+  check_classes,
+  check_rows,
+  chunks,
+  float_array,
+  row_name,
+  served,
+)
 from jaxkd.types import TABLE, Array, Batch, Output
 
-# Bytes of a table that are checked or hashed at a time.
-_CHUNK = 2**26
 # Allowed excess of a sum of probabilities over 1: rounding of float16 logarithms.
 _EXCESS = 1e-2
 
@@ -85,9 +91,9 @@ class Table:
     if isinstance(logits, TopK):
       self.arrays, self.num_classes = self._top_k(logits)
     else:
-      array = _float_array("logits", logits)
+      array = float_array("logits", logits)
       self._check_rank("logits", array, "C")
-      _check_rows(self._axes, {"logits": array})
+      check_rows(self._axes, {"logits": array})
       self.arrays, self.num_classes = {"logits": self._with_views(array)}, array.shape[-1]
 
   def __repr__(self) -> str:
@@ -101,17 +107,17 @@ class Table:
   @property
   def nbytes(self) -> int:
     """Bytes of the arrays on a device."""
-    return sum(math.prod(a.shape) * _served(a.dtype).itemsize for a in self.arrays.values())
+    return sum(math.prod(a.shape) * served(a.dtype).itemsize for a in self.arrays.values())
 
   @functools.cached_property
   def digest(self) -> np.ndarray:
     """A digest of the table, (8,) uint32."""
     found = hashlib.blake2b(f"{self.views} {self.num_classes}".encode(), digest_size=32)
     for name, array in self.arrays.items():
-      found.update(f"{name} {_served(array.dtype)} {array.shape}".encode())
+      found.update(f"{name} {served(array.dtype)} {array.shape}".encode())
       for view in array:
-        for _, rows in _chunks(view):
-          found.update(np.ascontiguousarray(rows, _served(array.dtype)).tobytes())
+        for _, rows in chunks(view):
+          found.update(np.ascontiguousarray(rows, served(array.dtype)).tobytes())
     return np.frombuffer(found.digest(), np.uint32)
 
   @property
@@ -122,7 +128,7 @@ class Table:
 
   def resident(self) -> dict[str, np.ndarray]:
     """Return the arrays as a device holds them: float16 stays float16, float64 is rounded."""
-    return {name: np.asarray(a, _served(a.dtype)) for name, a in self.arrays.items()}
+    return {name: np.asarray(a, served(a.dtype)) for name, a in self.arrays.items()}
 
   def rows(self, indices: Any, epochs: Any = None) -> dict[str, np.ndarray]:
     """Return the rows of a batch on the host, an entry of `Batch.tables`.
@@ -140,12 +146,12 @@ class Table:
       raise ConfigError(f"indices: {outside[0]} has no row in a table of {len(self)} examples")
     self._check_epochs(epochs)
     view = np.asarray(epochs) % self.views if self.views else 0
-    return {n: np.asarray(a[view, chosen], _served(a.dtype)) for n, a in self.arrays.items()}
+    return {n: np.asarray(a[view, chosen], served(a.dtype)) for n, a in self.arrays.items()}
 
   def shapes(self, leading: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes and types of `rows` with these axes in place of the batch's."""
     return {
-      name: jax.ShapeDtypeStruct((*leading, *a.shape[2:]), _served(a.dtype))
+      name: jax.ShapeDtypeStruct((*leading, *a.shape[2:]), served(a.dtype))
       for name, a in self.arrays.items()
     }
 
@@ -205,7 +211,7 @@ class Table:
 
   def _top_k(self, given: TopK) -> tuple[dict[str, Any], int]:
     """Return the arrays and the number of classes of a checked TopK."""
-    values = _float_array("values", given.values)
+    values = float_array("values", given.values)
     classes, count = np.asanyarray(given.indices), given.num_classes
     if classes.dtype.kind not in "iu":
       raise ConfigError(f"indices: expected integers, got {classes.dtype}")
@@ -216,8 +222,8 @@ class Table:
       raise ConfigError(f"num_classes: expected an integer >= 1, got {count!r}")
     if given.missing not in MISSING:
       raise ConfigError(f"missing={given.missing!r}: expected one of {', '.join(MISSING)}")
-    _check_classes(self._axes, classes, int(count))
-    _check_rows(self._axes, {"values": values})
+    check_classes(self._axes, classes, int(count))
+    check_rows(self._axes, {"values": values})
     rest = np.full(values.shape[:-1], -np.inf, np.float32)
     if given.missing == "spread":
       rest = self._spread(values, int(count))
@@ -227,14 +233,14 @@ class Table:
   def _spread(self, values: np.ndarray, count: int) -> np.ndarray:
     """Return the log-probability of each class that a row of log-probabilities does not have."""
     sums = np.empty(values.shape[:-1])
-    for at, rows in _chunks(values):
+    for at, rows in chunks(values):
       sums[at] = np.exp(rows.astype(np.float64)).sum(-1)
     wrong = np.argwhere(sums > 1 + _EXCESS)
     if wrong.size:
       at = tuple(wrong[0])
       raise ConfigError(
-        f"values: {_row(self._axes, at)} has probabilities that sum to {sums[at]:.4g}: expected "
-        "log-probabilities (at most 1) with missing='spread'"
+        f"values: {row_name(self._axes, at)} has probabilities that sum to {sums[at]:.4g}: "
+        "expected log-probabilities (at most 1) with missing='spread'"
       )
     others = max(count - values.shape[-1], 1)
     with np.errstate(divide="ignore"):
@@ -266,67 +272,3 @@ def shapes_of(
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
   """Return the shapes of `Batch.tables` with these axes in place of the batch's."""
   return {name: table.shapes(leading) for name, table in tables.items()}
-
-
-def _served(dtype: Any) -> np.dtype:
-  """Return the type of a stored array on a device."""
-  if jnp.issubdtype(dtype, jnp.integer):
-    return np.dtype(np.int32)
-  return np.dtype(dtype).newbyteorder("=") if np.dtype(dtype).itemsize <= 4 else np.dtype("f4")
-
-
-def _float_array(name: str, value: Any) -> np.ndarray:
-  array = value if isinstance(value, np.ndarray) else np.asarray(value)
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    raise ConfigError(f"{name}: expected floats, got {array.dtype} {array.shape}")
-  return array
-
-
-def _chunks(array: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
-  """Yield (index, rows) of an array, along its first axis, of at most `_CHUNK` bytes."""
-  each = max(1, array[:1].nbytes)
-  step = max(1, _CHUNK // each)
-  for start in range(0, len(array), step):
-    at = slice(start, start + step)
-    yield at, np.asarray(array[at])
-
-
-def _row(axes: int, at: tuple[int, ...]) -> str:
-  """Return a row's name in words."""
-  view = f"view {at[0]}, " if axes == 2 else ""
-  return f"{view}row {at[axes - 1]}"
-
-
-def _check_rows(axes: int, arrays: Mapping[str, np.ndarray]) -> None:
-  """Raise a ConfigError for NaN, +inf and rows without a possible class."""
-  for name, array in arrays.items():
-    for start, rows in _chunks(array):
-      with np.errstate(over="ignore"):
-        rows = rows.astype(_served(rows.dtype))
-      highest = rows.max(-1)  # NaN if there is one
-      bad = ~np.isfinite(highest)
-      if not bad.any():
-        continue
-      at = tuple(np.argwhere(bad)[0])
-      what = {True: "NaN", False: f"{highest[at]}"}[bool(np.isnan(highest[at]))]
-      if highest[at] == -np.inf:
-        what = "-inf for every class"
-      where = _row(axes, (at[0] + start.start, *at[1:]))
-      raise ConfigError(
-        f"{name}: {where} has {what}: expected finite float32 numbers, or -inf for some classes"
-      )
-
-
-def _check_classes(axes: int, classes: np.ndarray, count: int) -> None:
-  """Raise a ConfigError for class numbers out of range, or twice in a row."""
-  for start, rows in _chunks(classes):
-    order = np.sort(rows, -1)
-    problems = (
-      ((order[..., 0] < 0) | (order[..., -1] >= count), f"a class that is not in 0..{count - 1}"),
-      ((order[..., 1:] == order[..., :-1]).any(-1), "a class twice"),
-    )
-    for bad, what in problems:
-      if bad.any():
-        at = tuple(np.argwhere(bad)[0])
-        where = _row(axes, (at[0] + start.start, *at[1:]))
-        raise ConfigError(f"indices: {where} has {what}: {rows[at].tolist()[:10]}")

@@ -55,6 +55,11 @@ RESULTS = {
     and names["cosine"](names["student"], names["teacher"]).feature > 0
   ),
   "docs/losses.md": lambda names: float(names["terms"].total) > 0,
+  "docs/teachers.md": lambda names: (
+    names["shape"] == (60, 3)
+    and len(names["table"]) == 60
+    and names["scheme"].learners == ("student",)
+  ),
   "docs/training.md": lambda names: float(names["metrics"]["cosine_feature"][0]) > 0,
 }
 

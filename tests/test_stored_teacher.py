@@ -258,7 +258,9 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path, array, message):
   error.match(message)
 
 
-@pytest.mark.parametrize("content", ["missing", "folder", "empty", "text", "pickle", "cut", "zip"])
+@pytest.mark.parametrize(
+  "content", ["missing", "folder", "empty", "text", "pickle", "cut", "zip", "deflated"]
+)
 def test_a_file_that_is_no_array_is_a_one_line_error(tmp_path, content):
   path = tmp_path / "logits.npy"
   if content == "folder":
@@ -267,6 +269,11 @@ def test_a_file_that_is_no_array_is_a_one_line_error(tmp_path, content):
     path.write_bytes(saved(tmp_path, LOGITS, "whole.npy").read_bytes()[:400])
   elif content == "zip":
     path.write_bytes(zipped(tmp_path, logits=LOGITS).read_bytes()[:700])
+  elif content == "deflated":
+    np.savez_compressed(tmp_path / "whole.npz", logits=LOGITS)
+    whole = bytearray((tmp_path / "whole.npz").read_bytes())
+    whole[100:160] = bytes(60)
+    path.write_bytes(whole)
   elif content != "missing":
     path.write_bytes({"empty": b"", "text": b"0.5,0.5\n", "pickle": pickle.dumps(LOGITS)}[content])
   with pytest.raises(ConfigError, match=r"^teacher.logits='.*logits.npy': \S") as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,17 @@ from jaxkd.train.expected import Expected, reason_to_warn, sample
 from jaxkd.types import Output
 
 _NAMES = "logits, or indices and values (and num_classes)"
+# What numpy and its archives raise for files that are no arrays, or damaged.
+_UNREADABLE = (
+  OSError,
+  ValueError,
+  EOFError,
+  KeyError,
+  OverflowError,
+  NotImplementedError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 def stored_teacher(settings: Any, data: Dataset) -> tuple[Teacher, Mapping[str, Any]]:
@@ -43,7 +55,7 @@ def stored_teacher(settings: Any, data: Dataset) -> tuple[Teacher, Mapping[str, 
     table = _read(os.path.abspath(path), missing, data.num_classes, version)
   except ConfigError as error:
     raise ConfigError(f"{where}: {error}") from error
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+  except _UNREADABLE as error:
     reason = getattr(error, "strerror", None) or one_line(error)
     raise ConfigError(f"{where}: {reason}; expected a .npy or .npz file without objects") from error
   _check_size(where, table, data)
@@ -59,12 +71,13 @@ def stored_teacher(settings: Any, data: Dataset) -> tuple[Teacher, Mapping[str, 
 @functools.lru_cache(maxsize=2)
 def _read(path: str, missing: str, num_classes: int, version: tuple[int, int]) -> Table:
   """Return the table in a file; `version` tells a changed file from the one read before."""
-  content = np.load(path, mmap_mode="r", allow_pickle=False)
-  if isinstance(content, np.ndarray):
-    arrays = {"logits": content}
-  else:
-    with content:
-      arrays = {name: content[name] for name in content.files}
+  with open(path, "rb") as file:
+    if file.read(4) == b"PK\x03\x04":  # np.load does not close a damaged archive
+      file.seek(0)
+      with np.load(file, allow_pickle=False) as content:
+        arrays = {name: np.asarray(content[name]) for name in content.files}
+    else:
+      arrays = {"logits": np.load(path, mmap_mode="r", allow_pickle=False)}
   if arrays.keys() == {"logits"}:
     if missing != "impossible":
       raise ConfigError(
