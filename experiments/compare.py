@@ -115,7 +115,9 @@ def _planned(
   """Return the runs of all seeds: of the students and of their teachers."""
   for name in students:
     _settings(name, rates[0] if rates else None)  # a wrong variant is reported before anything runs
-  teachers = {name: _teacher(name) for name in students if methods.is_taught(_method(name))}
+  taught = [name for name in students if methods.is_taught(_method(name))]
+  # Logits in a file are a teacher without a run.
+  teachers = {n: _teacher(n) for n in taught if not _settings(n, None).teacher.logits}
   planned: dict[tuple[str, float | None], list[sweep.Job]] = {}
   for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
     folder = workdir / f"seed{seed}"
@@ -132,6 +134,10 @@ def _planned(
         if name in teachers:
           needs = (home / _label(teachers[name]),)
           settings.teacher.bundle = str(needs[0] / "bundles" / "teacher" / "teacher")
+          # The teacher's own run has fine-tuned it.
+          settings.teacher.update(
+            {"new_head": False, "finetune_epochs": 0, "finetune_learning_rate": 0.0}
+          )
         run = _label(name) if rate is None else f"{_label(name)},rate={rate:g}"
         planned.setdefault((name, rate), []).append(sweep.Job(settings, folder / run, needs))
   return planned

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -15,7 +16,8 @@ from jaxkd.jaxprs import live_inputs
 from jaxkd.padding import counted_statistics, without_padding
 from jaxkd.preprocessing import Converted, inputs_of, plain
 from jaxkd.shapes import InputShape, batched
-from jaxkd.types import Array, Network, Output, Participants
+from jaxkd.tables import Table
+from jaxkd.types import Array, Batch, Network, Output, Participants
 
 
 def select(participants: Participants, learners: Iterable[str]) -> Participants:
@@ -98,8 +100,10 @@ def key_for(rng: Array, participant: str) -> Array:
 Model = nn.Module | Converted
 
 
-def initialize(module: Model, rng: Array, participant: str, inputs: Any) -> dict[str, Any]:
-  """Return initial variables of one participant."""
+def initialize(module: Model | Table, rng: Array, participant: str, inputs: Any) -> dict[str, Any]:
+  """Return initial variables of one participant; those of a table are its rows."""
+  if isinstance(module, Table):
+    return jax.tree.map(jnp.asarray, module.variables)
   key = key_for(rng, participant)
   keys = {"params": key, "dropout": key}
   return dict(plain(module).init(keys, inputs_of(module, inputs), train=False))
@@ -163,18 +167,33 @@ def learn(
 
 
 def infer(
-  module: Model,
+  module: Model | Table,
   variables: Mapping[str, Any],
   inputs: Any,
   *,
   from_stage: str | None = None,
   to_stage: str | None = None,
 ) -> Any:
-  """Return a network's output in evaluation mode; the arguments are those of `learn`."""
+  """Return a network's output in evaluation mode; the arguments are those of `learn`.
+
+  Raises:
+    ConfigError: for a table of logits, which has no layers.
+  """
+  if isinstance(module, Table):
+    raise ConfigError(f"{module} is a teacher without a network: it has logits of examples only")
   if from_stage is None:
     inputs = inputs_of(module, inputs)
   model = plain(module)
   return model.apply(variables, inputs, train=False, **_part(model, from_stage, to_stage))
+
+
+def infer_batch(
+  module: Model | Table, variables: Mapping[str, Any], participant: str, batch: Batch
+) -> Output:
+  """Return the output of a frozen network, or of a table, for a batch."""
+  if isinstance(module, Table):
+    return module.output(participant, variables, batch)
+  return infer(module, variables, batch.inputs)
 
 
 def _part(module: nn.Module, from_stage: str | None, to_stage: str | None) -> dict[str, Any]:

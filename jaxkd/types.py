@@ -22,6 +22,9 @@ Participants = dict[str, Any]
 # same values on every device.
 MEMORY = "memory"
 
+# The collection of variables of a teacher that is a table of logits (`jaxkd.tables.Table`).
+TABLE = "table"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Batch:
       from all losses, metrics and statistics, and may have any value. None is no padding.
     views: name -> another version of the same inputs (a strong augmentation, another resolution),
       (B, ...), for methods that compare several.
+    tables: participant -> the rows of this batch in its table (`jaxkd.tables.Table`), for tables
+      that devices do not hold in their state.
   """
 
   inputs: Any
@@ -114,6 +119,7 @@ class Batch:
   epochs: Any = None
   mask: Any = None
   views: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass

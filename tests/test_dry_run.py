@@ -209,7 +209,7 @@ def test_networks_see_imagenet_cut_to_224(tiny_models):
   settings = importlib.import_module("configs.imagenet").get_config("kd")
   planned = dry_run.prepare(settings)
   assert planned.data.image_shape == (256, 256, 3) and len(planned.data.train) == 1_281_167
-  stored = dry_run._stored(planned.data, 2)
+  stored = dry_run._stored(planned.data, 2, planned.phases[-1])
   for phase in planned.phases:
     seen = jax.eval_shape(phase.prepare_evaluation, stored)
     trained = jax.eval_shape(phase.prepare_training, jax.random.split(jax.random.key(0), 2), stored)

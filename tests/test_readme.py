@@ -59,6 +59,11 @@ RESULTS = {
     and names["summary"]["stages"]["distilled"]["accuracy"] > 0.5
   ),
   "docs/losses.md": lambda names: float(names["terms"].total) > 0,
+  "docs/teachers.md": lambda names: (
+    names["shape"] == (60, 3)
+    and len(names["table"]) == 60
+    and names["scheme"].learners == ("student",)
+  ),
   "docs/training.md": lambda names: float(names["metrics"]["cosine_feature"][0]) > 0,
 }
 

@@ -24,6 +24,7 @@ from jaxkd.data import (
 )
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks
+from jaxkd.experiment.given_teachers import teacher_spec, with_tables, with_variables
 from jaxkd.experiment.preparation import (
   check_augmentation,
   evaluation_preparation,
@@ -34,7 +35,6 @@ from jaxkd.experiment.traced import multiply_adds
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import (
-  Expected,
   Phase,
   check_phases,
   learning_rate_schedule,
@@ -188,13 +188,6 @@ def as_seen(settings: ml_collections.ConfigDict, data: Dataset) -> Dataset:
   return dataclasses.replace(data, image_shape=(size, size, channels))
 
 
-# Hint for a trained teacher whose accuracy is at chance.
-_HINT = (
-  "check that its images and classes are those that it was trained on (teacher.mean, teacher.std, "
-  "teacher.image_size, data.name)"
-)
-
-
 def _teacher_phase(
   name: str,
   teacher: Teacher,
@@ -202,28 +195,11 @@ def _teacher_phase(
   settings: ml_collections.ConfigDict,
   data: Dataset,
 ) -> Phase:
-  """Build the phase of one teacher, by the teachers' recipe; without epochs if it comes trained."""
-  spec = PhaseSpec(
-    name,
-    methods.supervised(teacher.model, participant=name),
-    seed_offset=int(name.partition("_")[2] or 0),
-    reported=name,
-    label=teacher.label,
-    role="teacher",
-  )
-  phase = _phase(spec, settings, "teacher", data)
+  """Build the phase of one teacher, by the teachers' recipe."""
+  phase = _phase(teacher_spec(name, teacher, settings), settings, "teacher", data)
   if variables is None:
     return phase
-  # It is scored like any other, where the config says so and its classes are the data's.
-  scored = teacher.num_classes == data.num_classes
-  return dataclasses.replace(
-    phase,
-    epochs=0,
-    given={name: variables},
-    reported=name if scored and settings.teacher.rescore else "",
-    expected=Expected(name, data.num_classes, teacher.accuracy, _HINT) if scored else None,
-    notes=teacher.notes,
-  )
+  return with_variables(phase, teacher, variables, settings, data)
 
 
 def _student_phase(
@@ -236,7 +212,7 @@ def _student_phase(
   if spec.reuses_classifier:
     label = [spec.label or settings.student.model, *(t.label for t in teachers.values())]
     spec = dataclasses.replace(spec, label="+".join(label))
-  return _phase(spec, settings, "student", data)
+  return with_tables(_phase(spec, settings, "student", data), teachers)
 
 
 def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
@@ -245,7 +221,11 @@ def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
     dataclasses.replace(
       phase,
       multiply_adds=multiply_adds(
-        phase.scheme, data.input_shape, phase.examples, parts=phase.accumulate
+        phase.scheme,
+        data.input_shape,
+        phase.examples,
+        parts=phase.accumulate,
+        tables=phase.tables,
       ),
     )
     if phase.epochs

@@ -12,6 +12,7 @@ with needed_by("jaxkd.experiment.config"):
 from jaxkd import fields as accepted
 from jaxkd import methods, models
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.experiment.teacher_fields import check_repeated, check_teacher
 from jaxkd.fields import (
   Field,
   Fields,
@@ -24,6 +25,7 @@ from jaxkd.fields import (
   numbers,
   text,
 )
+from jaxkd.tables import MISSING
 from jaxkd.train.nonfinite import POLICIES
 from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES, drops_after_the_end
 
@@ -103,6 +105,15 @@ COMMON: Fields = {
     # (.pth, .safetensors).
     "bundle": text(""),
     "weights": text(""),
+    # Logits of the training examples in place of a network, a .npy or .npz file (docs/teachers.md),
+    # and the probability of classes that a row of top-k values does not have.
+    "logits": text(""),
+    "missing": choice("impossible", MISSING),
+    # Whether a trained teacher gets a new classifier for the data's classes, and the epochs in
+    # which it is then fine-tuned, all of it, by this recipe; 0 takes the teacher's learning rate.
+    "new_head": flag(False),
+    "finetune_epochs": integer(0),
+    "finetune_learning_rate": number(0.0),
     # The images that it was trained on, if they are not the run's: mean and std of pixel values in
     # 0..1, and the side of the images; one for each file if several files differ. Unset values are
     # those of the bundle, torchvision's for weights of an ImageNet model, else the run's.
@@ -178,8 +189,10 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
     settings: a complete config whose fields are each valid.
     with_teacher: whether the run has a teacher.
   """
+  if with_teacher:
+    check_teacher(settings)
   used = ["student"] if settings.method.name != "teacher" else []
-  used += ["teacher"] if with_teacher else []
+  used += ["teacher"] if with_teacher and not settings.teacher.logits else []
   for role in used:
     section = settings[role]
     # A bundle may hold a model that is not registered.
@@ -222,7 +235,7 @@ def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list
     with_teacher: whether the run has a teacher.
   """
   found = []
-  comes_trained = settings.teacher.bundle or settings.teacher.weights
+  comes_trained = any(settings.teacher[field] for field in ("bundle", "weights", "logits"))
   used = ["student"] if settings.method.name != "teacher" else []
   used += ["teacher"] if with_teacher and not comes_trained else []
   for role in used:
@@ -259,20 +272,4 @@ def _check_data(settings: ml_collections.ConfigDict) -> None:
       f"data.unlabelled={section.unlabelled}: data.per_class=0 leaves no image unlabelled"
     )
   if settings.cached_targets:
-    _check_views(settings)
-
-
-def _check_views(settings: ml_collections.ConfigDict) -> None:
-  """Raise a ConfigError if targets are to be cached for images that are never repeated."""
-  section = settings.data
-  if section.mixup:
-    raise ConfigError(
-      f"data.mixup={section.mixup}: expected 0 with cached_targets=True, since every epoch "
-      "mixes others"
-    )
-  random = [name for name in ("crop", "resized_crop", "flip", "cutout") if section[name]]
-  if random and not section.views:
-    raise ConfigError(
-      f"data.views=0: expected an integer >= 1 with cached_targets=True, since data.{random[0]}="
-      f"{section[random[0]]} makes an image a new one every time"
-    )
+    check_repeated(settings, "cached_targets=True")

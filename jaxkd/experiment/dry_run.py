@@ -22,7 +22,9 @@ from jaxkd.experiment.precision import precision
 from jaxkd.experiment.traced import batch_shapes
 from jaxkd.networks import frozen, select, update
 from jaxkd.runtime import mapping
+from jaxkd.tables import shapes_of
 from jaxkd.train import Phase, starting_variables
+from jaxkd.train.fed_tables import FedTables
 from jaxkd.train.state import FirstState, TrainState, create_state
 from jaxkd.types import Batch, Context, Participants
 
@@ -122,11 +124,11 @@ def lower(
       a loss, a metric, the variables or the optimizer's state are not float32.
   """
   settings, data, phases = plan
-  batch = _stored(data, settings.batch_size)
   expected = {"float32": "f32", "bfloat16": "bf16"}[settings.compute_dtype]
   done = []
 
   def lowered(phase: Phase, kind: str, step: Callable[[Any, Any], Any], state: Any) -> Lowered:
+    batch = _stored(data, settings.batch_size, phase)
     exported = mapping.lower(step, state, batch, devices=device_count, platforms=platforms)
     convolutions, losses, low = precision(exported)
     if set(convolutions) - {expected}:
@@ -144,7 +146,7 @@ def lower(
   for phase in phases:
     if phase.name in skip:
       continue
-    seen = jax.eval_shape(phase.prepare_evaluation, _stored(data, 2))
+    seen = jax.eval_shape(phase.prepare_evaluation, _stored(data, 2, phase))
     state = FirstState(
       phase.scheme,
       phase.optimizer,
@@ -190,7 +192,8 @@ def dry_run(
       continue
     size = batch_size * phase.accumulate
     batches = training_batches(phase.examples, batch_size=size, seed=0, threads=0)
-    drawn = [next(batches) for _ in range(steps)]
+    tables = FedTables(phase)
+    drawn = [tables.feed(next(batches)) for _ in range(steps)]
     given = starting_variables(phase, participants)
     seen = jax.eval_shape(phase.prepare_evaluation, drawn[0])
     state = create_state(
@@ -222,9 +225,10 @@ def _frozen(phase: Phase, seen: Batch) -> tuple[str, ...]:
   return frozen(shapes, phase.scheme.learners)
 
 
-def _stored(data: Dataset, count: int) -> Batch:
-  """Return the shapes of a batch as the data set stores it."""
+def _stored(data: Dataset, count: int, phase: Phase) -> Batch:
+  """Return the shapes of a phase's batch as the data set stores it."""
   batch = batch_shapes(data.input_shape, (count,), data.train)
+  batch = dataclasses.replace(batch, tables=shapes_of(phase.tables, (count,)))
   if data.image_shape is None:
     return batch
   return dataclasses.replace(batch, inputs=batch.inputs.update(dtype=jnp.uint8))

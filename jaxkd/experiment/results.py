@@ -22,7 +22,7 @@ from jaxkd import report
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.experiment import build
-from jaxkd.experiment.networks import images_of_run
+from jaxkd.experiment.stated_images import images_of_run
 from jaxkd.export import bundles
 from jaxkd.shapes import described
 from jaxkd.train import Finished, Phase

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ from jaxkd.jaxprs import multiply_adds_of
 from jaxkd.networks import select
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.shapes import InputShape, batched
+from jaxkd.tables import Table, shapes_of
 from jaxkd.types import Array, Batch, Context, Scheme
 
 
@@ -40,7 +44,12 @@ def batch_shapes(
 
 
 def multiply_adds(
-  scheme: Scheme, shape: InputShape, examples: Examples | None = None, *, parts: int = 1
+  scheme: Scheme,
+  shape: InputShape,
+  examples: Examples | None = None,
+  *,
+  parts: int = 1,
+  tables: Mapping[str, Table] = MappingProxyType({}),
 ) -> int | None:
   """Count the multiply-adds of one example's targets and loss, forwards.
 
@@ -52,9 +61,12 @@ def multiply_adds(
     shape: as for `batch_shapes`, as is `examples`.
     examples: examples with the labels and mask of the batch.
     parts: number of parts of a device's batch.
+    tables: teachers that are tables of logits, by name.
   """
   count = 2
-  batch = batch_shapes(shape, (1, count), examples)  # on one device
+  leading = 1, count  # on one device
+  batch = batch_shapes(shape, leading, examples)
+  batch = dataclasses.replace(batch, tables=shapes_of(tables, leading))
 
   def objective(rng: Array, batch: Batch) -> Any:
     everyone = scheme.init(rng, batch)

@@ -30,6 +30,7 @@ from jaxkd.methods.registry import (
 )
 from jaxkd.methods.simkd import simkd
 from jaxkd.methods.supervised import supervised
+from jaxkd.tables import Table, TopK
 
 __all__ = [
   "METHODS",
@@ -39,8 +40,10 @@ __all__ = [
   "Method",
   "PhaseSpec",
   "Setup",
+  "Table",
   "Teacher",
   "Term",
+  "TopK",
   "WholeBatch",
   "autoencoder",
   "baseline",

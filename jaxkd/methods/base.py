@@ -32,7 +32,7 @@ class Teacher:
   """A teacher network.
 
   Attributes:
-    module: the model.
+    module: the model, or a `jaxkd.methods.Table` of its logits.
     output: the shapes it returns.
     label: its name in tables.
     field: config field and value that name it, for errors.
@@ -42,7 +42,7 @@ class Teacher:
     notes: lines about the images that it receives.
   """
 
-  module: nn.Module
+  module: Any
   output: Output
   label: str
   field: str = "the teacher"
@@ -51,7 +51,7 @@ class Teacher:
   notes: tuple[str, ...] = ()
 
   @property
-  def model(self) -> nn.Module | Converted:
+  def model(self) -> Any:
     """The model, with conversion of its images if needed, as an argument of schemes."""
     return self.converted or self.module
 
@@ -114,7 +114,7 @@ class Setup:
     return self.student_output
 
   @property
-  def models(self) -> dict[str, nn.Module | Converted]:
+  def models(self) -> dict[str, Any]:
     """The teachers' models by participant name, as an argument of schemes."""
     return {name: teacher.model for name, teacher in self.teachers.items()}
 
@@ -246,6 +246,8 @@ class Method:
     takes_exits: whether the student may have several exits of its own.
     needs: arrays that the networks must return: "logits" alone; "features", of any rank; "maps",
       (B, H, W, C); "preactivations", of any rank; "stages" that the student can be cut at.
+    needs_network: whether the teacher must be a network although the method compares no features:
+      for gradients, or its classifier. Stored logits are refused then, as with other `needs`.
     same_classes: reason why the teacher must predict the student's classes, for the error message;
       "" if no logits are compared.
   """
@@ -264,6 +266,12 @@ class Method:
   takes_exits: bool = False
   needs: Literal["logits", "features", "maps", "preactivations", "stages"] = "logits"
   same_classes: str = "compares logits"
+  needs_network: bool = False
+
+  @property
+  def takes_logits(self) -> bool:
+    """True if a teacher's logits are enough, so that they can come from a file."""
+    return self.distillations is not None and self.needs == "logits" and not self.needs_network
 
   def why_same_classes(self, hyperparameters: Any) -> str:
     """Return `same_classes` for these hyperparameters: a second phase may compare logits."""

@@ -59,4 +59,5 @@ METHOD = Method(
   source="Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017",
   # Labels are the student's classes; with other classes the teacher's loss is undefined.
   same_classes="takes gradients of the teacher's cross-entropy with the student's labels",
+  needs_network=True,
 )

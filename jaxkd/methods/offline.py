@@ -17,6 +17,7 @@ from jaxkd.methods.distillation import Distillation, call_with_mask
 from jaxkd.networks import (
   Model,
   infer,
+  infer_batch,
   initialize,
   key_for,
   later_learners,
@@ -26,6 +27,7 @@ from jaxkd.networks import (
 )
 from jaxkd.preprocessing import plain
 from jaxkd.shapes import InputShape
+from jaxkd.tables import Table
 from jaxkd.types import (
   MEMORY,
   Array,
@@ -45,7 +47,7 @@ LogitsOf = Callable[[Participants, Output, Mapping[str, Any]], Any]
 
 def offline(
   student: nn.Module,
-  teachers: Mapping[str, Model],
+  teachers: Mapping[str, Model | Table],
   distillations: Sequence[Distillation],
   *,
   label_weight: float = 1.0,
@@ -65,7 +67,8 @@ def offline(
   Args:
     student: `__call__(images, train) -> Output`.
     teachers: participant name -> model; from `jaxkd.preprocessing.as_trained` if it was trained on
-      images of another normalisation or size than the student's.
+      images of another normalisation or size than the student's; or a `jaxkd.methods.Table` of
+      its logits.
     distillations: the terms of the objective besides the labels.
     label_weight: weight of the cross-entropy on labelled examples; 0 needs no labels.
     to_stage: run and train the student up to this stage only, in a first phase before its other
@@ -81,7 +84,8 @@ def offline(
     ConfigError: if `to_stage` is given together with a label weight or `from_stage`; a stage
       without `image_shape`, or with gradients of the student; if two distillations have the same
       name or the name "labels", two participants have the same name, or a distillation names an
-      unknown teacher. When traced, if a part of a distillation has the name of another term.
+      unknown teacher, or gradients of a table. When traced, if a part of a distillation has the
+      name of another term.
   """
   _check_names(teachers, distillations)
   at_student = tuple(_each(d.gradients[0] for d in distillations))
@@ -90,6 +94,13 @@ def offline(
       f"gradients={at_student}: they are of the whole student, expected none with "
       f"to_stage={to_stage!r} and from_stage={from_stage!r}"
     )
+  for d in distillations:
+    for name in d.teachers:
+      if d.gradients[1] and isinstance(teachers[name], Table):
+        raise ConfigError(
+          f"distillation {d.name!r} reads gradients {d.gradients[1]} of {name!r}, which is "
+          f"{teachers[name]}: expected a network"
+        )
   learners = _student_learners(student, label_weight, to_stage, from_stage, image_shape)
   adapted = [d for d in distillations if d.adapter is not None]
   scored = logits_of or (_own_logits if to_stage is None else None)
@@ -101,7 +112,7 @@ def offline(
     }
     if not any(d.adapter or d.teacher_adapter for d in distillations):
       return participants
-    outputs = {n: infer(m, participants[n], batch.inputs) for n, m in everyone.items()}
+    outputs = {n: infer_batch(m, participants[n], n, batch) for n, m in everyone.items()}
     for d in distillations:
       seen = d.combined(outputs)
       if d.teacher_adapter is not None:
@@ -119,12 +130,12 @@ def offline(
     outputs = {}
     for name, model in teachers.items():
       stages = tuple(_each(d.gradients[1] for d in distillations if name in d.teachers))
-      if stages:
+      if stages and not isinstance(model, Table):  # which has none, as checked above
         outputs[name] = infer_with_gradients(
           model, participants[name], batch.inputs, batch.labels, batch.weights, stages, batch.mask
         )
       else:
-        outputs[name] = infer(model, participants[name], batch.inputs)
+        outputs[name] = infer_batch(model, participants[name], name, batch)
     seen = {}
     for d in distillations:
       seen[d.name] = d.combined(outputs)
@@ -231,7 +242,7 @@ def _own_logits(participants: Participants, output: Output, adapted: Mapping[str
 
 
 def with_classifiers(
-  context: Context, models: Mapping[str, Model], participants: Participants
+  context: Context, models: Mapping[str, Model | Table], participants: Participants
 ) -> Context:
   """Return the context with the later layers of every network as `Context.classifiers`."""
 

@@ -219,6 +219,6 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
     table.add_section()
     table.add_row("distilled - alone", "", "", f"{100 * gain['difference']:+.2f} points")
     closed = f"{gain['gap_closed']:.0%}" if "gap_closed" in gain else "no gap"
-    if "teacher" in summary["stages"]:
+    if summary["stages"].get("teacher", {}).get("predictor"):
       table.add_row("share of gap closed", "", "", closed)
   return table

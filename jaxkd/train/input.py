@@ -17,6 +17,8 @@ from jaxkd.data.pipeline import training_batches
 from jaxkd.data.trees import TreeExamples
 from jaxkd.errors import ConfigError
 from jaxkd.runtime import mapping
+from jaxkd.tables import gather
+from jaxkd.train.fed_tables import FedTables
 from jaxkd.train.packed_metrics import PackedMetrics, pack
 from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Reporter
@@ -34,10 +36,12 @@ class Resident:
   Attributes:
     examples: all N examples as one batch, or None if each step is fed its batch.
     targets: cached targets of all examples and views, (views, N, ...) each, or None.
+    tables: participant -> the arrays of its table.
   """
 
   examples: Batch | None = None
   targets: Any = None
+  tables: Any = dataclasses.field(default_factory=dict)
 
 
 def resident_examples(examples: Examples, limit: int) -> Batch | None:
@@ -76,7 +80,10 @@ def gather_batch(
     if not isinstance(fed, BatchIndices):
       return step(state, *fed)
     batch = jax.tree.map(lambda x: jnp.take(x, fed.positions, axis=0), resident.examples)
-    batch = dataclasses.replace(batch, epochs=fed.epochs)
+    tables = {
+      name: gather(arrays, batch.indices, fed.epochs) for name, arrays in resident.tables.items()
+    }
+    batch = dataclasses.replace(batch, epochs=fed.epochs, tables=tables)
     where = (fed.epochs % max(views, 1), fed.positions)
     stored = jax.tree.map(lambda x: x.at[where].get(mode="clip"), resident.targets)
     return step(state, batch, stored)
@@ -112,12 +119,13 @@ class InputFeed:
 
     Raises:
       ConfigError: if targets are to be cached that cannot be (`CachedTargets`), or that need a
-        directory and have none.
+        directory and have none; if a table does not fit the examples (`FedTables`).
     """
     self._devices = devices
+    self._tables = FedTables(phase)
     cache = CachedTargets(phase, shapes.participants, devices) if phase.cached_targets else None
     self._cache = cache if cache and cache.bytes else None
-    left = phase.resident_bytes - (self._cache.bytes if self._cache else 0)
+    left = phase.resident_bytes - (self._cache.bytes if self._cache else 0) - self._tables.bytes
     self._examples = resident_examples(phase.examples, left)
     if self._cache is not None and self._examples is None and directory is None:
       raise ConfigError(
@@ -142,7 +150,11 @@ class InputFeed:
     Args:
       state: the phase's state, whose frozen participants are final.
       reporter: receives a line with the size of the targets and the time taken.
+
+    Raises:
+      ConfigError: if a table is not the one that the phase began with.
     """
+    self._tables.check(state.participants)
     targets = None
     if self._cache is not None and self._examples is not None:
       targets = self._cache.in_memory(state.rng, state.participants, reporter.message)
@@ -153,7 +165,8 @@ class InputFeed:
       self._stored = lambda batch: read(
         order[np.searchsorted(self._all, batch.indices, sorter=order)], batch.epochs
       )
-    return mapping.replicate(Resident(self._examples, targets), self._devices)
+    tables = self._tables.resident() if self.is_resident else {}
+    return mapping.replicate(Resident(self._examples, targets, tables), self._devices)
 
   @property
   def is_resident(self) -> bool:
@@ -170,7 +183,7 @@ class InputFeed:
     fed = next(self.iterator)
     if self._examples is not None:
       return fed
-    return fed, self._stored(fed) if self._stored else None
+    return self._tables.feed(fed), self._stored(fed) if self._stored else None
 
 
 # Dispatch: how many steps one program makes.

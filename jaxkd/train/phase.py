@@ -10,6 +10,7 @@ import optax
 
 from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.runtime.mapping import AXIS_NAME
+from jaxkd.tables import Table
 from jaxkd.train.expected import Expected
 from jaxkd.train.state import TrainState
 from jaxkd.train.step import (
@@ -56,6 +57,8 @@ class Phase:
     inherit: participant -> "phase/participant" of an earlier phase, whose final variables it takes.
     given: participant -> variables it starts with, from outside the experiment.
     untrained: participants that do not learn and are drawn at random nevertheless.
+    tables: participant -> `jaxkd.tables.Table` with `fed`: each step receives the rows of its
+      examples, from the devices or, if they are more than `resident_bytes`, from the host.
     expected: for networks that come trained, their expected accuracy; a lower one is reported
       before others learn from them (`jaxkd.train.expected`). None checks nothing.
     keep: "last" keeps the final participants, "best" those with the best validation accuracy.
@@ -86,6 +89,7 @@ class Phase:
   inherit: Mapping[str, str] = dataclasses.field(default_factory=dict)
   given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   untrained: Sequence[str] = ()
+  tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
   expected: Expected | None = None
   keep: str = "last"
   accumulate: int = 1

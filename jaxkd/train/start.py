@@ -11,6 +11,7 @@ import numpy as np
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.errors import ConfigError, one_line
 from jaxkd.runtime.mapping import AXIS_NAME
+from jaxkd.tables import shapes_of
 from jaxkd.train.phase import Phase
 from jaxkd.train.state import FirstState
 from jaxkd.types import Batch, Participants
@@ -35,6 +36,7 @@ def first_state(phase: Phase) -> FirstState:
 def _example_batch(phase: Phase) -> Batch:
   """Return zeros in the shapes that the networks see, for initialisation."""
   batch = next(training_batches(phase.examples, batch_size=2, seed=0))
+  batch = dataclasses.replace(batch, tables=shapes_of(phase.tables, (2,)))
   shapes = jax.eval_shape(phase.prepare_evaluation, batch)
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 

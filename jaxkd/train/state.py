@@ -12,7 +12,7 @@ import optax
 
 from jaxkd import networks as trees
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.types import Array, Batch, Participants, Scheme
+from jaxkd.types import TABLE, Array, Batch, Participants, Scheme
 
 
 @jax.tree_util.register_dataclass
@@ -76,7 +76,7 @@ class FirstState:
     """
 
     def create(rng: Array, batch: Batch, given: Mapping[str, Any]) -> TrainState:
-      init_rng, step_rng = jax.random.split(rng)
+      init_rng, step_rng = _split(rng)
       drawn = scheme.init(init_rng, batch)
       for name, variables in given.items():
         check_same_architecture(name, drawn, variables)
@@ -86,7 +86,7 @@ class FirstState:
       learning = trees.select(participants, scheme.learners)
       return TrainState(
         step=jnp.int32(0),
-        rng=jax.random.key_data(step_rng),
+        rng=step_rng,
         participants=participants,
         optimizer=optimizer.init(learning),
         average=learning if average else None,
@@ -119,6 +119,17 @@ def create_state(
   """Return a phase's first state, drawn with `rng`; see `FirstState`."""
   first = FirstState(scheme, optimizer, batch, given=given, untrained=untrained, average=average)
   return first.values(rng)
+
+
+def step_rng(seed: int) -> Array:
+  """Return `TrainState.rng` of a phase with this seed, on which the views of examples depend."""
+  return _split(jax.random.key(seed))[1]
+
+
+def _split(rng: Array) -> tuple[Array, Array]:
+  """Return the key of initialisation, and the key data of the steps."""
+  init_rng, steps = jax.random.split(rng)
+  return init_rng, jax.random.key_data(steps)
 
 
 def _is_traced() -> bool:
@@ -164,8 +175,13 @@ def check_frozen(
     if name in given:
       raise ConfigError(f"untrained={tuple(untrained)!r}: {name!r} is given, so it is not drawn")
   for name in trees.frozen(participants, learners):
-    # A participant without variables needs none.
-    if name not in given and name not in untrained and jax.tree.leaves(participants[name]):
+    # A participant without variables needs none, and a table is not drawn at random.
+    drawn = participants[name].keys() - {TABLE}
+    if (
+      name not in given
+      and name not in untrained
+      and any(jax.tree.leaves(participants[name][collection]) for collection in drawn)
+    ):
       raise ConfigError(
         f"participant {name!r} does not learn and has no trained weights: expected them as "
         f"given={{{name!r}: variables}}, or untrained=({name!r},) to draw them at random"
