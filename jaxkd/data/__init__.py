@@ -9,7 +9,7 @@ from jaxkd.data.arrays import from_arrays, from_npz
 from jaxkd.data.augment import augmentation, cutout, flip, mixup, normalize, pad_crop
 from jaxkd.data.crops import centre_crop, random_resized_crop
 from jaxkd.data.dataset import Dataset, unseen_classes, validate_dataset
-from jaxkd.data.datasets import DATASETS, check_name, fake_dataset, load
+from jaxkd.data.datasets import DATASETS, check_name, fake_dataset, load, load_options
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamples
 from jaxkd.data.folders import from_folder
 from jaxkd.data.hugging_face import from_hugging_face
@@ -45,6 +45,7 @@ __all__ = [
   "from_tfds",
   "join_unlabelled",
   "load",
+  "load_options",
   "mixup",
   "normalize",
   "pad_crop",

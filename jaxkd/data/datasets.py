@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,15 @@ def check_name(name: str) -> None:
     own = ", ".join(f"{prefix}:..." for prefix in PREFIXES)
     hint = f"; a folder of pictures is folder:{name}" if os.path.isdir(name) else ""
     raise ConfigError(f"{error}; your own: {own}{hint}")
+
+
+def load_options(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the options of `jaxkd.data.load` that decide what the images and the test split are.
+
+  Args:
+    section: a config's "data", or a bundle's description; options at their defaults may be missing.
+  """
+  return {name: section[name] for name in ("image_size", "test") if section.get(name)}
 
 
 def fake_dataset(
