@@ -166,13 +166,14 @@ class _Arrays(dict[str, Any]):
 def _arrays_of(path: Path) -> Iterator[_Arrays]:
   if not path.is_file():
     raise ConfigError(f"{path}: there is no such file")
-  try:
-    file = np.load(path, allow_pickle=False)
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    raise ConfigError(f"{path} is no .npz file of arrays: {one_line(error)}") from error
-  if not isinstance(file, np.lib.npyio.NpzFile):
-    raise ConfigError(f"{path} holds one array, expected an .npz file with images and labels")
-  with file:
+  with contextlib.ExitStack() as opened:
+    try:
+      # Opened here, as numpy leaves a file that it cannot read open.
+      file = np.load(opened.enter_context(path.open("rb")), allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+      raise ConfigError(f"{path} is no .npz file of arrays: {one_line(error)}") from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+      raise ConfigError(f"{path} holds one array, expected an .npz file with images and labels")
     yield _Arrays(path, file)
 
 

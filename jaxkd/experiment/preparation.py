@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxkd.data import (
   DATASETS,
+  UNLABELLED,
   Dataset,
   Examples,
   augmentation,
@@ -66,7 +67,9 @@ def data_lines(data: Dataset) -> list[str]:
     return []
   names = data.class_names
   shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-  sizes = [f"{len(data.train)} training"]
+  hidden = int((data.train.labels == UNLABELLED).sum())
+  sizes = [f"{len(data.train) - hidden} training"]
+  sizes += [f"{hidden} unlabelled"] if hidden else []
   sizes += [f"{len(data.validation)} validation"] if data.validation is not None else []
   height, width, channels = data.image_shape
   return [
