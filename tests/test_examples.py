@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "experiments/examples"
-# Methods of one's own (*_method.py) are in tests/trials.
-FILES = sorted(set(FOLDER.glob("*.py")) - set(FOLDER.glob("*_method.py")))
+# Methods of one's own (*_method.py) are in tests/trials, data of one's own in test_own_data.py.
+FILES = sorted(
+  set(FOLDER.glob("*.py")) - set(FOLDER.glob("*_method.py")) - set(FOLDER.glob("own_*.py"))
+)
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
