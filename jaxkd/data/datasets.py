@@ -112,12 +112,12 @@ def load(
   return Dataset(name, *parts, test_split, facts.num_classes, facts.image_shape, mean, std)
 
 
-def check_name(name: str) -> None:
-  """Raise a ConfigError if `load` knows neither a name nor its prefix."""
+def check_name(name: str, what: str = "data set") -> None:
+  """Raise a ConfigError that starts with `what` if `load` knows neither a name nor its prefix."""
   if ":" in name:
     check_prefix(name)
   elif name not in _FACTS:
-    error = unknown_name("data set", name, _FACTS)
+    error = unknown_name(what, name, _FACTS)
     own = ", ".join(f"{prefix}:..." for prefix in PREFIXES)
     hint = f"; a folder of pictures is folder:{name}" if os.path.isdir(name) else ""
     raise ConfigError(f"{error}; your own: {own}{hint}")

@@ -158,10 +158,7 @@ def _check(runs: Sequence[Job], home: pathlib.Path, workers: int) -> None:
       config.check_config(run.settings)
     except ConfigError as error:
       raise ConfigError(f"{name}: {error}") from error
-    try:
-      check_name(run.settings.data.name)
-    except ConfigError as error:
-      raise ConfigError(f"{name}: {error}") from error
+    check_name(run.settings.data.name, f"data set of {name}:")
     experiment.refuse_other_run(run.settings, run.folder)
     if workers != 1 and run.settings.devices > 1:
       raise ConfigError(f"{name}: devices={run.settings.devices} needs workers=1, not {workers}")
