@@ -54,6 +54,11 @@ RESULTS = {
     names["summary"]["stages"]["distilled"]["accuracy"] > 0.5
     and names["cosine"](names["student"], names["teacher"]).feature > 0
   ),
+  "docs/data.md": lambda names: (
+    (names["own"].class_names, names["from_file"].image_shape)
+    == (("dark", "grey", "bright"), (6, 6, 1))
+    and len(names["of_source"].test) == 12
+  ),
   "docs/losses.md": lambda names: float(names["terms"].total) > 0,
   "docs/training.md": lambda names: float(names["metrics"]["cosine_feature"][0]) > 0,
 }
