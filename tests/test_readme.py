@@ -55,8 +55,8 @@ RESULTS = {
     and names["cosine"](names["student"], names["teacher"]).feature > 0
   ),
   "docs/data.md": lambda names: (
-    (names["own"].class_names, names["from_file"].image_shape)
-    == (("dark", "grey", "bright"), (6, 6, 1))
+    names["own"].class_names == names["from_file"].class_names == ("dark", "grey", "bright")
+    and names["from_file"].image_shape == (6, 6, 1)
     and len(names["of_source"].test) == 12
   ),
   "docs/losses.md": lambda names: float(names["terms"].total) > 0,
