@@ -85,7 +85,8 @@ def decode(
     ConfigError: naming the picture, if it cannot be decoded, or has pixels of more than 8 bits.
   """
   with _reading(where), _opened(picture) as opened:
-    from PIL import ImageOps
+    with needed_by("reading pictures"):
+      from PIL import ImageOps
 
     _check_mode(opened, where)
     image: Any = opened
@@ -221,7 +222,8 @@ def _reading(where: str) -> Iterator[None]:
 
 def _opened(picture: Any) -> Any:
   """Return a context manager of the Pillow image."""
-  from PIL import Image
+  with needed_by("reading pictures"):
+    from PIL import Image
 
   if isinstance(picture, Image.Image):
     return contextlib.nullcontext(picture)
@@ -244,7 +246,8 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-  from PIL import Image
+  with needed_by("reading pictures"):
+    from PIL import Image
 
   if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
     if image.mode in ("La", "RGBa"):
@@ -262,7 +265,8 @@ def _resized(image: Image.Image, side: int, mode: str = "") -> Image.Image:
     side: length of the shorter side of the result.
     mode: mode to which the image is converted before; "" keeps its own.
   """
-  from PIL import Image
+  with needed_by("reading pictures"):
+    from PIL import Image
 
   width, height = image.size
   shorter, box = min(width, height), None
