@@ -7,6 +7,7 @@ set is the one that the bundle names, or --data. Images are converted to the mea
 the network was trained on. The calibration error is the expected one of 15 bins of confidence.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -46,21 +47,22 @@ def main(argv: list[str]) -> None:
 
 def scored(path: pathlib.Path, name: str | None, directory: str | None, batch_size: int) -> Scores:
   """Return the scores of every predictor below `path` on the test split of its data set."""
-  found, datasets = {}, {}
+  found, load = {}, functools.lru_cache(maxsize=1)(data.load)
   for predictor, bundle in scores.find_bundles(path).items():
     network, description = bundles.load_bundle(bundle)
-    dataset = name or description.get("data")
-    if not isinstance(dataset, str):
-      raise ConfigError(f"bundle {bundle} names no data set: --data must be given")
-    if dataset not in datasets:
-      datasets[dataset] = data.load(dataset, directory=directory, validation=0.0)
-    # A run on this data set saw the centre of its images if it saw fewer pixels than there are.
-    if "inputs" in description:
-      raise ConfigError(f"bundle {bundle} takes no images, and data set {dataset!r} has images")
-    side, stored = description["image_shape"][0], datasets[dataset].image_shape[0]
-    crop = side if dataset == description.get("data") and side < stored else 0
     try:
-      result = scores.score_network(network, datasets[dataset], crop=crop, batch_size=batch_size)
+      dataset = scores.data_of(description, name, directory=directory, load=load)
+    except ConfigError as error:
+      raise ConfigError(f"bundle {bundle}: {error}") from error
+    if "inputs" in description:
+      raise ConfigError(
+        f"bundle {bundle} takes no images, and data set {dataset.name!r} has images"
+      )
+    # A run on this data set saw the centre of its images if it saw fewer pixels than there are.
+    side, stored = description["image_shape"][0], dataset.image_shape[0]
+    crop = side if dataset.name == description.get("data") and side < stored else 0
+    try:
+      result = scores.score_network(network, dataset, crop=crop, batch_size=batch_size)
     except ConfigError as error:
       raise ConfigError(f"bundle {bundle}: {error}") from error
     found[predictor or bundle.name] = result

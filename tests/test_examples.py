@@ -13,10 +13,11 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "experiments/examples"
 # Examples with inputs other than images, which train through phases: tests/test_example_inputs.py.
 OF_INPUTS = {"text_classification", "language_model", "segmentation"}
-# Methods of one's own (*_method.py) are in tests/trials.
+# Methods of one's own (*_method.py) are in tests/trials, data of one's own in test_own_data.py.
 FILES = sorted(
   set(FOLDER.glob("*.py"))
   - set(FOLDER.glob("*_method.py"))
+  - set(FOLDER.glob("own_*.py"))
   - {FOLDER / f"{name}.py" for name in OF_INPUTS}
 )
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -58,6 +58,11 @@ RESULTS = {
     names["results"]["student"].test["student"]["accuracy"] > 0.5
     and names["summary"]["stages"]["distilled"]["accuracy"] > 0.5
   ),
+  "docs/data.md": lambda names: (
+    names["own"].class_names == names["from_file"].class_names == ("dark", "grey", "bright")
+    and names["from_file"].image_shape == (6, 6, 1)
+    and len(names["of_source"].test) == 12
+  ),
   "docs/losses.md": lambda names: float(names["terms"].total) > 0,
   "docs/teachers.md": lambda names: (
     names["shape"] == (60, 3)

@@ -36,6 +36,8 @@ def imports_of(requirements):
 
 CORE = imports_of(PROJECT["dependencies"])
 EXTRA = imports_of(PROJECT["optional-dependencies"]["experiments"]) - CORE
+# Extras of one package each, for one kind of data.
+SMALL = imports_of(PROJECT["optional-dependencies"]["hf"])
 MODULES = sorted((ROOT / "jaxkd").rglob("*.py"))
 
 
@@ -77,7 +79,8 @@ def test_imported_packages_are_required_or_guarded_by_needed_by():
   wrong = []
   for path in MODULES:
     for name, line, named in third_party(path):
-      if name in CORE or (name in EXTRA and (named or name in guards(path))):
+      guarded = named or name in guards(path)
+      if name in CORE or (name in EXTRA | SMALL and guarded):
         continue
       wrong.append(f"{path.relative_to(ROOT)}:{line}: {name}")
   assert wrong == []

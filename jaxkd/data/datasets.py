@@ -4,51 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxkd.data import prepare, subsets
+from jaxkd.data.arrays import check_side
+from jaxkd.data.assembly import MEMORY_LIMIT
+from jaxkd.data.dataset import Dataset, divided, pixel_statistics
 from jaxkd.data.examples import Examples, RecordExamples, read_examples
 from jaxkd.data.imagenet import ImageNetLabels, ImageNetRecords
+from jaxkd.data.pictures import Resized
+from jaxkd.data.prefixes import PREFIXES, check_prefix, load_prefixed
 from jaxkd.errors import ConfigError, needed_by, one_line, unknown_name
-from jaxkd.shapes import InputShape, of_one
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-  """A data set and its splits.
-
-  Attributes:
-    name: name given to `load`.
-    train: training examples.
-    validation: examples held out from the training split, for choices; or None.
-    test: the original test split, for reports, never for choices.
-    num_classes: labels are 0 .. num_classes - 1.
-    image_shape: (H, W, C) of images; None for other inputs, which are used as they are.
-    mean: mean of each channel over the whole training split, for pixel values scaled to 0..1; ()
-      for other inputs.
-    std: standard deviation of each channel, likewise.
-  """
-
-  name: str
-  train: Examples
-  validation: Examples | None
-  test: Examples
-  num_classes: int
-  image_shape: tuple[int, int, int] | None = None
-  mean: tuple[float, ...] = ()
-  std: tuple[float, ...] = ()
-
-  @property
-  def input_shape(self) -> InputShape:
-    """(H, W, C) of images, else the pytree of shapes of one example's inputs."""
-    return self.image_shape or of_one(self.train.fetch(np.array([0])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +61,9 @@ def load(
   validation: float | int = 0.1,
   per_class: int | None = None,
   seed: int = 0,
-  memory_limit: int = 2 * 2**30,
+  memory_limit: int = MEMORY_LIMIT,
+  image_size: int = 0,
+  test: float | int | None = None,
 ) -> Dataset:
   """Load a data set by name; it is prepared on first use.
 
@@ -97,23 +72,64 @@ def load(
   positions in the original split, the same for every choice of these options; they may differ
   between the stock TFDS copy of a data set, which is shuffled, and this project's copy.
 
+  A name with a prefix is a data set of the user's own, see `from_folder`, `from_npz`, `from_tfds`
+  and `from_hugging_face`.
+
   Args:
-    name: one of `DATASETS`.
+    name: one of `DATASETS`, or "folder:PATH", "npz:FILE", "tfds:NAME" or "hf:FOLDER".
     directory: TFDS's data directory; default TFDS_DATA_DIR, or else TFDS's own default.
-    validation: a fraction or a count of the training split; 0 for none.
+    validation: a fraction or a count of the training split; 0 for none. Data of the user's own may
+      have a validation split, which is then used.
     per_class: number of training examples of each class; default all.
     seed: seed of both choices.
     memory_limit: bytes; a larger split stays on disk and is read on access.
+    image_size: side of squares to which all images are resized and cropped; 0 keeps their size.
+    test: a fraction or a count of the user's own examples, for data without a test split; None is
+      0.2. The choice does not depend on the seed.
 
   Raises:
     ConfigError: naming the option that is out of range, or the unknown name and those known.
     DataUnavailable: saying how to get the data.
   """
-  facts = _facts(name, validation)
-  train, test = _splits(name, facts, _tfds_directory(directory), memory_limit)
-  mean, std = (facts.mean, facts.std) if facts.mean else _statistics(train)
-  parts = _divided(train, validation, per_class, seed)
-  return Dataset(name, *parts, test, facts.num_classes, facts.image_shape, mean, std)
+  check_side(image_size)
+  if ":" in name:
+    data = load_prefixed(
+      name,
+      directory=directory,
+      memory_limit=memory_limit,
+      image_size=image_size,
+      validation=validation,
+      test=test,
+      seed=seed,
+    )
+    if per_class is None:
+      return data
+    return dataclasses.replace(data, train=subsets.per_class(data.train, per_class, seed=seed))
+  facts = _facts(name, validation, image_size, test)
+  train, test_split = _splits(name, facts, prepare.tfds_directory(directory), memory_limit)
+  mean, std = (facts.mean, facts.std) if facts.mean else pixel_statistics(train)
+  parts = divided(train, validation, per_class, seed)
+  return Dataset(name, *parts, test_split, facts.num_classes, facts.image_shape, mean, std)
+
+
+def check_name(name: str, what: str = "data set") -> None:
+  """Raise a ConfigError that starts with `what` if `load` knows neither a name nor its prefix."""
+  if ":" in name:
+    check_prefix(name)
+  elif name not in _FACTS:
+    error = unknown_name(what, name, _FACTS)
+    own = ", ".join(f"{prefix}:..." for prefix in PREFIXES)
+    hint = f"; a folder of pictures is folder:{name}" if os.path.isdir(name) else ""
+    raise ConfigError(f"{error}; your own: {own}{hint}")
+
+
+def load_options(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the options of `jaxkd.data.load` that decide what the images and the test split are.
+
+  Args:
+    section: a config's "data", or a bundle's description; options at their defaults may be missing.
+  """
+  return {name: section[name] for name in ("image_size", "test") if section.get(name)}
 
 
 def fake_dataset(
@@ -123,6 +139,7 @@ def fake_dataset(
   validation: float | int = 0.1,
   per_class: int | None = None,
   seed: int = 0,
+  image_size: int = 0,
 ) -> Dataset:
   """Return noise with the shapes, classes and sizes of a named data set, without its files.
 
@@ -135,6 +152,7 @@ def fake_dataset(
     validation: as for `load`.
     per_class: as for `load`.
     seed: seed of the choices; the noise does not depend on it.
+    image_size: as for `load`.
 
   Raises:
     ConfigError: as `load`.
@@ -144,7 +162,7 @@ def fake_dataset(
   (1281167, (1, 256, 256, 3))
   """
   del directory
-  facts = _facts(name, validation)
+  facts = _facts(name, validation, image_size)
   noise = _Noise(facts.image_shape)
 
   def split(count: int) -> RecordExamples:
@@ -154,7 +172,7 @@ def fake_dataset(
   train, test = (split(count) for count in facts.examples)
   channels = facts.image_shape[-1]
   mean, std = facts.mean or (0.5,) * channels, facts.std or (0.25,) * channels
-  parts = _divided(train, validation, per_class, seed)
+  parts = divided(train, validation, per_class, seed)
   return Dataset(name, *parts, test, facts.num_classes, facts.image_shape, mean, std)
 
 
@@ -171,28 +189,22 @@ class _Noise:
     return [{"image": draw(key)} for key in keys]
 
 
-def _facts(name: str, validation: float | int) -> _Facts:
+def _facts(
+  name: str, validation: float | int, image_size: int = 0, test: float | int | None = None
+) -> _Facts:
+  """Return what is known of a data set, with the size to which its images are resized."""
   if name not in _FACTS:
-    raise unknown_name("data set", name, _FACTS)
+    if ":" in name:
+      raise ConfigError(f"data set {name!r}: expected one of {', '.join(DATASETS)}")
+    check_name(name)
   if isinstance(validation, bool) or not isinstance(validation, (int, float)) or validation < 0:
     raise ConfigError(f"validation: expected a fraction or a count >= 0, got {validation!r}")
-  return _FACTS[name]
-
-
-def _divided(
-  train: Examples, validation: float | int, per_class: int | None, seed: int
-) -> tuple[Examples, Examples | None]:
-  """Divide the training split into training and validation examples."""
-  held_out = None
-  if validation:
-    try:
-      train, held_out = subsets.split_off(train, validation, seed=seed)
-    except ConfigError as error:
-      reason = str(error).partition(": ")[2]
-      raise ConfigError(f"validation={validation!r}: {reason}") from error
-  if per_class is not None:
-    train = subsets.per_class(train, per_class, seed=seed)
-  return train, held_out
+  if test is not None:
+    raise ConfigError(f"test={test}: expected none, as {name} has a test split of its own")
+  facts = _FACTS[name]
+  if not image_size:
+    return facts
+  return dataclasses.replace(facts, image_shape=(image_size, image_size, facts.image_shape[-1]))
 
 
 def _splits(
@@ -220,6 +232,8 @@ def _splits(
       labelled = ImageNetLabels(labelled, Path(builder.data_dir, f"jaxkd_labels_{split}.npy"))
     else:
       images = builder.as_data_source(split)
+      if facts.image_shape != _FACTS[name].image_shape:
+        images = labelled = Resized(images, facts.image_shape[0])
     return read_examples(
       images,
       labelled,
@@ -243,23 +257,3 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
   if name == "imagenet":
     return prepare.prepared_imagenet(directory)
   return prepare.prepared_files(name, directory)
-
-
-def _tfds_directory(directory: str | os.PathLike[str] | None) -> str | None:
-  # Read here because tfds reads the variable only once, when it is imported.
-  chosen = directory or os.environ.get("TFDS_DATA_DIR")
-  return os.path.abspath(os.path.expanduser(chosen)) if chosen else None
-
-
-def _statistics(train: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Compute mean and standard deviation of each channel; sums are exact, in integers."""
-  channels = train.fetch(np.array([0])).shape[-1]
-  count, total, squares = 0, np.zeros(channels, np.int64), np.zeros(channels, np.int64)
-  for positions in np.array_split(np.arange(len(train)), len(train) // 4096 + 1):
-    pixels = train.fetch(positions).astype(np.int64)
-    count += pixels[..., 0].size
-    total += pixels.sum((0, 1, 2))
-    squares += (pixels**2).sum((0, 1, 2))
-  mean = total / count
-  std = np.sqrt(squares / count - mean**2)
-  return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

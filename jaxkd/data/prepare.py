@@ -49,14 +49,14 @@ def prepared_files(name: str, directory: str | None) -> tfds.core.DatasetBuilder
   from jaxkd.data import builders
 
   stock = tfds.builder(name, data_dir=directory)
-  if _is_prepared(stock) and _has_random_access(stock):
+  if is_prepared(stock) and has_random_access(stock):
     return stock
 
   kind = (
     builders.CifarBinary if name in builders.CifarBinary.builder_configs else builders.IdxImages
   )
   ours = kind(config=name, data_dir=directory)
-  if _is_prepared(ours):
+  if is_prepared(ours):
     return ours
 
   config = ours.builder_config
@@ -83,7 +83,7 @@ def prepared_imagenet(directory: str | None) -> tfds.core.DatasetBuilder:
 
   stock = tfds.builder("imagenet2012", data_dir=directory)
   root = stock.data_dir_root
-  if not (_is_prepared(stock) and _has_random_access(stock)):
+  if not (is_prepared(stock) and has_random_access(stock)):
     obstacle = f"is not prepared in {root} in a format with random access"
   elif missing := {"train", "validation"} - set(stock.info.splits):
     obstacle = f"in {stock.data_dir} has no split {', '.join(sorted(missing))}"
@@ -98,6 +98,13 @@ def prepared_imagenet(directory: str | None) -> tfds.core.DatasetBuilder:
   )
 
 
+def tfds_directory(directory: str | os.PathLike[str] | None) -> str | None:
+  """Return TFDS's data directory as an absolute path, or None for TFDS's own default."""
+  # Read here because tfds reads the variable only once, when it is imported.
+  chosen = directory or os.environ.get("TFDS_DATA_DIR")
+  return os.path.abspath(os.path.expanduser(chosen)) if chosen else None
+
+
 def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
   """Prepare a data set unless it is prepared; safe when several processes do so at once.
 
@@ -107,7 +114,7 @@ def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
   systems.
   """
   builder = make_builder()
-  if _is_prepared(builder):
+  if is_prepared(builder):
     return builder
   try:
     # tfds prints progress to stdout, which the program needs, and bars, which need a terminal.
@@ -116,7 +123,7 @@ def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
       builder.download_and_prepare(file_format="array_record")
   except Exception as error:
     finished = make_builder()
-    if _is_prepared(finished):
+    if is_prepared(finished):
       return finished
     raise DataUnavailable(
       f"{builder.info.full_name} could not be prepared in {builder.data_dir}: {one_line(error)}"
@@ -124,12 +131,14 @@ def _prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
   return builder
 
 
-def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+  """Check whether a data set is on disk."""
   # Test for the folder first, since tfds warns about every missing one.
   return os.path.exists(builder.data_dir) and builder.is_prepared()
 
 
-def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
+def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
+  """Check whether a prepared data set is in a format with random access."""
   with needed_by("jaxkd.data.load"):
     from tensorflow_datasets.core import file_adapters
 

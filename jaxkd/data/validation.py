@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jaxkd.data.datasets import Dataset
+from jaxkd.data.dataset import Dataset
 from jaxkd.data.examples import Examples, check_labels, counted_labels, has_label
 from jaxkd.data.trees import TreeExamples, check_finite_inputs, check_same_inputs
 from jaxkd.errors import ConfigError
@@ -18,8 +18,14 @@ def validate_dataset(data: Dataset) -> Dataset:
   Raises:
     ConfigError: naming the data set and the split, for a split without examples or without any
       label, a label that counts and is no class, inputs of another type or shape, a number that is
-      not finite, or a normalisation that is not finite.
+      not finite, a normalisation that is not finite, or another number of class names than of
+      classes.
   """
+  if data.class_names and len(data.class_names) != data.num_classes:
+    raise ConfigError(
+      f"data set {data.name!r}: class_names: {len(data.class_names)} names for {data.num_classes} "
+      "classes"
+    )
   _check_normalisation(data)
   for split in ("train", "validation", "test"):
     examples = getattr(data, split)
@@ -34,7 +40,10 @@ def unseen_classes(data: Dataset) -> str:
   if not missing.size:
     return ""
   more = f" and {missing.size - 1} more" if missing.size > 1 else ""
-  return f"class {missing[0]}{more} of {data.num_classes} has no training example"
+  first = f"class {missing[0]}"
+  if data.class_names:
+    first += f" ({data.class_names[missing[0]]})"
+  return f"{first}{more} of {data.num_classes} has no training example"
 
 
 def _check_normalisation(data: Dataset) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,13 +15,7 @@ with needed_by("jaxkd.experiment.build"):
 
 
 from jaxkd import methods
-from jaxkd.data import (
-  Dataset,
-  load,
-  per_class,
-  unseen_classes,
-  validate_dataset,
-)
+from jaxkd.data import Dataset, unseen_classes
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks
 from jaxkd.experiment.given_teachers import teacher_spec, with_tables, with_variables
@@ -31,6 +25,7 @@ from jaxkd.experiment.preparation import (
   phase_examples,
   training_preparation,
 )
+from jaxkd.experiment.preparation import dataset as dataset
 from jaxkd.experiment.traced import multiply_adds
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.runtime.mapping import AXIS_NAME
@@ -42,39 +37,6 @@ from jaxkd.train import (
   take_turns,
 )
 from jaxkd.train import steps_per_epoch as count_steps
-
-
-def dataset(
-  settings: ml_collections.ConfigDict, load_data: Callable[..., Dataset] = load
-) -> Dataset:
-  """Load the data set of a config, in the parts that it asks for.
-
-  Args:
-    settings: a config, of which "data" and "seed" count.
-    load_data: function to load it, such as one with a cache.
-
-  Raises:
-    ConfigError: as `jaxkd.data.load` and `validate_dataset`; or if a class has fewer test images
-      than asked for.
-  """
-  own = settings.data
-  split_seed = own.get("split_seed", -1)  # missing in configs of earlier runs
-  data = validate_dataset(
-    load_data(
-      own.name,
-      directory=own.directory or None,
-      validation=own.validation,
-      seed=settings.seed if split_seed < 0 else split_seed,
-    )
-  )
-  few = own.get("test_per_class", 0)
-  if not few:
-    return data
-  try:
-    return dataclasses.replace(data, test=per_class(data.test, few, seed=0))  # for every seed
-  except ConfigError as error:
-    reason = str(error).partition(": ")[2]
-    raise ConfigError(f"data.test_per_class={few}: {reason} in the test split") from error
 
 
 def phases(

@@ -77,8 +77,16 @@ COMMON: Fields = {
   "cached_targets": flag(False),
   "resident_megabytes": integer(1024),
   "data": {
+    # One of jaxkd.data.DATASETS, or one's own: folder:PATH, npz:FILE, tfds:NAME, hf:FOLDER.
     "name": text("digits"),
     "directory": text(""),
+    # Side of squares to which the images are resized when they are read; 0 keeps their size.
+    "image_size": integer(0, maximum=4096),
+    # Fraction of the examples held out for tests, for data without a test split; 0 is 0.2. The
+    # choice does not depend on the seeds.
+    "test": number(0.0, maximum=0.9),
+    # Folder of further training images without labels.
+    "unlabelled_folder": text(""),
     "validation": number(0.1, maximum=0.9),
     # Seed of the choice of validation images; -1 is the run's seed. With another number, runs of
     # several seeds have the same validation images and can share a teacher.

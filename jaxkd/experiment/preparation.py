@@ -1,4 +1,4 @@
-"""The examples of a phase, and how its networks see them."""
+"""The data set of a config, the examples of a phase, and how its networks see them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,93 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxkd.data import (
+  DATASETS,
+  UNLABELLED,
   Dataset,
   Examples,
   augmentation,
   centre_crop,
+  join_unlabelled,
+  load,
+  load_options,
   normalize,
   per_class,
+  validate_dataset,
   with_unlabelled,
 )
+from jaxkd.data.unlabelled import labelled_only, with_unlabelled_of
 from jaxkd.errors import ConfigError
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.shapes import shown
 from jaxkd.types import Array, Batch
+
+
+def dataset(settings: Any, load_data: Callable[..., Dataset] = load) -> Dataset:
+  """Load the data set of a config, in the parts that it asks for.
+
+  Args:
+    settings: a config, of which "data" and "seed" count.
+    load_data: function to load it, such as one with a cache.
+
+  Raises:
+    ConfigError: as `jaxkd.data.load` and `validate_dataset`; or if a class has fewer test images
+      than asked for.
+  """
+  own = settings.data
+  split_seed = own.get("split_seed", -1)  # missing in configs of earlier runs, as others below
+  data = validate_dataset(
+    load_data(
+      own.name,
+      directory=own.directory or None,
+      validation=own.validation,
+      seed=settings.seed if split_seed < 0 else split_seed,
+      **load_options(own),
+    )
+  )
+  if folder := own.get("unlabelled_folder", ""):
+    data = join_unlabelled(data, folder, image_size=own.get("image_size", 0))
+  few = own.get("test_per_class", 0)
+  if not few:
+    return data
+  try:
+    return dataclasses.replace(data, test=per_class(data.test, few, seed=0))  # for every seed
+  except ConfigError as error:
+    reason = str(error).partition(": ")[2]
+    raise ConfigError(f"data.test_per_class={few}: {reason} in the test split") from error
+
+
+def data_lines(data: Dataset) -> list[str]:
+  """Describe data of the user's own in a line: classes, sizes of the splits; none for others."""
+  if data.name in DATASETS or not data.class_names:
+    return []
+  names = data.class_names
+  shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+  hidden = int((data.train.labels == UNLABELLED).sum())
+  sizes = [f"{len(data.train) - hidden} training"]
+  sizes += [f"{hidden} unlabelled"] if hidden else []
+  sizes += [f"{len(data.validation)} validation"] if data.validation is not None else []
+  inputs = "inputs"
+  if data.image_shape is not None:
+    inputs = "images of " + "x".join(map(str, data.image_shape))
+  return [
+    f"{data.name}: {len(names)} classes ({shown}); {', '.join(sizes)} and {len(data.test)} test "
+    f"{inputs}"
+  ]
+
+
+def data_facts(settings: Any, data: Dataset) -> dict[str, Any]:
+  """Return what a bundle's description has besides of data of the user's own.
+
+  Args:
+    settings: the config's "data" section.
+    data: the data set.
+  """
+  facts: dict[str, Any] = {}
+  if data.class_names:
+    facts["class_names"] = list(data.class_names)
+  if options := load_options(settings):
+    facts["data_options"] = options
+  return facts
 
 
 def training_preparation(settings: Any, data: Dataset) -> Callable[[Array, Batch], Batch]:
@@ -97,14 +172,15 @@ def phase_examples(settings: Any, role: str, data: Dataset, *, labelled: bool = 
   """
   field = "teacher_per_class" if role == "teacher" else "per_class"
   limit, unlabelled = settings.data[field], settings.data.unlabelled
-  if not limit:
-    return data.train
+  alone = labelled or role == "teacher"
+  chosen = split = labelled_only(data.train)
   try:
-    chosen = per_class(data.train, limit, seed=settings.seed)
-    if labelled or role == "teacher" or not unlabelled:
-      return chosen
-    field, limit = "unlabelled", unlabelled
-    return with_unlabelled(chosen, data.train, unlabelled, seed=settings.seed)
+    if limit:
+      chosen = per_class(split, limit, seed=settings.seed)
+    if limit and unlabelled and not alone:
+      field, limit = "unlabelled", unlabelled
+      chosen = with_unlabelled(chosen, split, unlabelled, seed=settings.seed)
   except ConfigError as error:
     reason = str(error).partition(": ")[2]
     raise ConfigError(f"data.{field}={limit}: {reason}") from error
+  return chosen if alone else with_unlabelled_of(chosen, data.train)

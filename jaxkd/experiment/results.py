@@ -22,6 +22,7 @@ from jaxkd import report
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.experiment import build
+from jaxkd.experiment.preparation import data_facts
 from jaxkd.experiment.stated_images import images_of_run
 from jaxkd.export import bundles
 from jaxkd.shapes import described
@@ -78,6 +79,7 @@ def save_bundles(
       "stage": phase.name,  # as earlier versions' bundles have it
       "predictor": predictor,
       "test_accuracy": result.test[predictor]["accuracy"],
+      **data_facts(settings.data, data),
     }
     bundles.save_bundle(workdir / "bundles" / phase.name / predictor, network, description)
 

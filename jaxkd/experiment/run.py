@@ -22,6 +22,7 @@ from jaxkd import methods, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
+from jaxkd.experiment.preparation import data_lines
 from jaxkd.experiment.results import read_summary, save_bundles, summarize
 from jaxkd.runtime import devices, processes
 from jaxkd.runtime.compilation import Stopwatch
@@ -133,6 +134,7 @@ def _train(run: Run) -> dict[str, Any]:
   if processes.is_first_process():
     report.write_atomically(run.workdir / "config.json", _as_json(run.settings))
     for line in [
+      *data_lines(run.data),
       *config.remarks(run.settings),
       *(f"{phase.name}: {note}" for phase in run.phases for note in phase.notes),
     ]:

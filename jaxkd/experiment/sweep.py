@@ -31,8 +31,8 @@ with needed_by("jaxkd.experiment.sweep"):
 from absl import logging
 
 from jaxkd import report
-from jaxkd.data import DATASETS, Dataset, load
-from jaxkd.errors import ConfigError, DiskError, unknown_name
+from jaxkd.data import Dataset, check_name, load
+from jaxkd.errors import ConfigError, DiskError
 from jaxkd.experiment import config
 from jaxkd.experiment import run as experiment
 from jaxkd.experiment.workers import Ended, Slot, Workers, slots
@@ -158,8 +158,7 @@ def _check(runs: Sequence[Job], home: pathlib.Path, workers: int) -> None:
       config.check_config(run.settings)
     except ConfigError as error:
       raise ConfigError(f"{name}: {error}") from error
-    if (data := run.settings.data.name) not in DATASETS:
-      raise unknown_name(f"data set of {name}:", data, DATASETS)
+    check_name(run.settings.data.name, f"data set of {name}:")
     experiment.refuse_other_run(run.settings, run.folder)
     if workers != 1 and run.settings.devices > 1:
       raise ConfigError(f"{name}: devices={run.settings.devices} needs workers=1, not {workers}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,52 @@ def find_bundles(directory: Path) -> dict[str, Path]:
       f"bundle={str(directory)!r}: no model.json there, so neither a bundle nor a run with bundles"
     )
   return {str(path.relative_to(root)): path for path in found}
+
+
+def data_of(
+  description: Mapping[str, Any],
+  name: str | None = None,
+  *,
+  directory: str | None = None,
+  load: Callable[..., data.Dataset] = data.load,
+) -> data.Dataset:
+  """Load the data set on which a bundle is to be scored.
+
+  Args:
+    description: of the bundle.
+    name: as for `jaxkd.data.load`; None is the data set that the bundle names, with the image size
+      and the test split of its run.
+    directory: TFDS's data directory.
+    load: `jaxkd.data.load`, for example with a cache.
+
+  Raises:
+    ConfigError: as `jaxkd.data.load`; or if the bundle names no data set, or other classes than
+      the data set has.
+  """
+  chosen = name or description.get("data")
+  if not isinstance(chosen, str):
+    raise ConfigError("the bundle names no data set: --data must be given")
+  options = description.get("data_options")
+  known = data.load_options(options) if isinstance(options, Mapping) else {}
+  if chosen != description.get("data"):
+    # Pictures of any size; those of a square network become squares of its size.
+    shape = description.get("image_shape") or (0, 1)
+    known = {"image_size": shape[0]} if ":" in chosen and shape[0] == shape[1] else {}
+  dataset = load(chosen, directory=directory, validation=0.0, **known)
+  ours, theirs = list(dataset.class_names), description.get("class_names")
+  if ours and theirs and ours != theirs:
+    raise ConfigError(
+      f"data set {chosen!r} has other classes than the network: {_difference(ours, theirs)}"
+    )
+  return dataset
+
+
+def _difference(ours: Sequence[str], theirs: Any) -> str:
+  """Describe the first class whose name differs."""
+  if len(ours) != len(theirs):
+    return f"{len(ours)} of them, and the network has {len(theirs)}"
+  number = next(n for n, name in enumerate(ours) if name != theirs[n])
+  return f"class {number} is {ours[number]!r}, and the network's {theirs[number]!r}"
 
 
 def score_network(

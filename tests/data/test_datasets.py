@@ -258,8 +258,8 @@ def test_error_for_a_damaged_description_is_one_line(tmp_path, content):
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits", "imagenet"}))
 def test_stock_data_sets_have_the_shape_and_classes_of_tfds(name, monkeypatch):
-  monkeypatch.setattr(prepare, "_is_prepared", lambda builder: True)
-  monkeypatch.setattr(prepare, "_has_random_access", lambda builder: True)
+  monkeypatch.setattr(prepare, "is_prepared", lambda builder: True)
+  monkeypatch.setattr(prepare, "has_random_access", lambda builder: True)
 
   def as_data_source(builder, split, decoders=None):
     return Fake(builder.info.features)
