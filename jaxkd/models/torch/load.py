@@ -87,6 +87,8 @@ def from_torch(
     if leaf == "num_batches_tracked":
       continue
     path = _variable(module_path(module, model.torch_names), leaf, value.ndim)
+    if path not in wanted and (whole := module_path(name, model.torch_names)) is not None:
+      path = ("params", *whole.split("/"))  # an entry that is no layer's, such as positions
     if path not in wanted:
       unknown.append(name)
     elif path in taken:
