@@ -1,7 +1,4 @@
-"""A ViT of timm teaches a small ResNet by softened logits, on random images.
-
-For published weights: main(weights="model.safetensors", side=224, classes=1000).
-"""
+"""A ViT of timm (a file of weights with side=224, or new ones) teaches a small ResNet."""
 
 import jax
 import numpy as np
@@ -13,7 +10,7 @@ from jaxkd.losses import soft_target_kl
 
 def main(steps=20, weights=None, side=32, classes=10):
   """Return every step's loss; `weights` is a file or a state dict of timm."""
-  images = np.random.default_rng(0).normal(size=(16, side, side, 3)).astype("float32")
+  images = np.float32(np.random.default_rng(0).normal(size=(16, side, side, 3)))
   teacher = models.create("timm_vit_tiny_patch16_224", num_classes=classes)
   if weights is None:
     variables = jax.jit(teacher.init)(jax.random.key(0), images[:1])
@@ -25,8 +22,9 @@ def main(steps=20, weights=None, side=32, classes=10):
   @jax.jit
   def step(state, moments):
     def loss(params):
-      learning = {**state, "params": params}
-      output, updated = student.apply(learning, images, train=True, mutable=["batch_stats"])
+      output, updated = student.apply(
+        {**state, "params": params}, images, True, mutable=["batch_stats"]
+      )
       return soft_target_kl(output.logits, targets, temperature=4.0), updated
 
     (value, updated), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
@@ -35,7 +33,7 @@ def main(steps=20, weights=None, side=32, classes=10):
 
   state, losses = student.init(jax.random.key(1), images[:1]), []
   moments = optimizer.init(state["params"])
-  while len(losses) < steps:
+  for _ in range(steps):
     state, moments, value = step(state, moments)
     losses.append(float(value))
   return losses

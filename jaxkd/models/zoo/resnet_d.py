@@ -109,7 +109,8 @@ class PooledBottleneck(nn.Module):
 def pooled_by_two(x: Array) -> Array:
   """Means over windows of 2x2, of the pixels inside the image: (B, H, W, C) -> half, rounded up.
 
-  >>> pooled_by_two(jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
+  >>> import numpy as np
+  >>> pooled_by_two(np.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
   [0.5, 2.0]
   """
   rows, columns = x.shape[1:3]
