@@ -32,7 +32,7 @@ numerics: $(INSTALLED)
 
 # Agreement with the values of the published code, by method and by model.
 parity: $(INSTALLED)
-	$(PYTEST) --float32 tests/test_golden.py tests/test_golden_models.py
+	$(PYTEST) -m 'long or not long' --float32 tests/test_golden.py tests/test_golden_models.py
 
 # The pages of docs/ as HTML, in build/docs. A warning is an error.
 docs: $(INSTALLED)

@@ -28,7 +28,7 @@ def regenerate(spec: list[tuple[str, list[int]]], seed: int) -> dict[str, np.nda
       continue
     if len(shape) > 1:
       value = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
-    elif leaf in ("weight", "running_var"):
+    elif leaf in ("weight", "running_var", "gamma"):
       value = rng.uniform(0.5, 1.5, shape)
     elif leaf in ("bias", "running_mean"):
       value = rng.normal(0, 0.1, shape)

@@ -149,7 +149,8 @@ class Setup:
     """Return the stage up to which the student must run to compute all these stages."""
     wanted = {ours for ours, _ in stages}
     order = tuple(self.student.stages)
-    deepest = max(order.index(ours) for ours in wanted)
+    views = getattr(self.student, "views", {})
+    deepest = max(order.index(views.get(ours, ours)) for ours in wanted)
     images = batched(self.image_shape, (2,))
     key = jax.random.key(0)
     for stage in order[deepest:]:
@@ -340,5 +341,6 @@ def feature_shape(output: Output, stage: str, owner: str, where: str = "features
 
 def _in_order(module: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Shape]:
   """Return shapes by stage in the order of the model's stages, which tracing does not keep."""
-  order = [stage for stage in getattr(module, "stages", arrays) if stage in arrays]
+  known = [*getattr(module, "stages", arrays), *getattr(module, "views", ())]
+  order = [stage for stage in known if stage in arrays]
   return {stage: arrays[stage].shape for stage in order}

@@ -283,6 +283,11 @@ def _stages(setup: Setup) -> tuple[str, str]:
   found = []
   for model, stage in zip((setup.student, setup.teacher.module), named, strict=True):
     order = tuple(model.stages)
+    if stage not in order:
+      raise ConfigError(
+        f"stage {stage!r} is not enough to continue from: set method.stage to one of "
+        f"{', '.join(order)}, such as 'pooled'"
+      )
     position = order.index(stage) - hyperparameters.reused_stages
     if position < 0:
       raise ConfigError(

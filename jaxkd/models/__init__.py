@@ -39,11 +39,15 @@ from jaxkd.models.registry import create, names, published_preprocessing
 from jaxkd.models.summary import StageSummary, Summary, summary
 from jaxkd.models.tap import Tapped, tap
 from jaxkd.models.torch.load import classes_in, from_torch
+from jaxkd.models.zoo.class_token_vit import ClassTokenTransformer
 from jaxkd.models.zoo.mlp import MLP
 from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jaxkd.models.zoo.msdnet import MSDNet
 from jaxkd.models.zoo.resnet import CifarResNet, ResNet
+from jaxkd.models.zoo.resnet_d import ResNetD
 from jaxkd.models.zoo.shufflenet import ShuffleNetV1, ShuffleNetV2
+from jaxkd.models.zoo.timm_convnext import TimmConvNeXt
+from jaxkd.models.zoo.timm_mobilenet_v3 import TimmMobileNetV3
 from jaxkd.models.zoo.vgg import VGG
 from jaxkd.models.zoo.vit import VisionTransformer
 from jaxkd.models.zoo.wide_resnet import WideResNet
@@ -56,6 +60,7 @@ __all__ = [
   "BottleneckExit",
   "Branched",
   "CifarResNet",
+  "ClassTokenTransformer",
   "ConvExit",
   "Ensemble",
   "ExitEnsemble",
@@ -67,6 +72,7 @@ __all__ = [
   "MultiExit",
   "ProjectedExit",
   "ResNet",
+  "ResNetD",
   "ReusedClassifier",
   "ReusedClassifiers",
   "ShuffleNetV1",
@@ -74,6 +80,8 @@ __all__ = [
   "StageSummary",
   "Summary",
   "Tapped",
+  "TimmConvNeXt",
+  "TimmMobileNetV3",
   "VisionTransformer",
   "WideResNet",
   "branch_network",

@@ -11,6 +11,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.models import catalog_timm, catalog_transformers
 from jaxkd.models.zoo.mlp import MLP
 from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jaxkd.models.zoo.msdnet import MSDNet
@@ -79,7 +80,7 @@ def _shufflenetv2(*stages: int) -> partial[ShuffleNetV2]:
 
 
 # "x4" is RepDistiller's name: the stages have 4 times the widths of 16-16-32-64, the stem twice.
-_MODELS: Mapping[str, partial[Any]] = MappingProxyType(
+_OWN: Mapping[str, partial[Any]] = (
   {f"resnet{depth}": _resnet(depth, 16, 16, 32, 64) for depth in (8, 14, 20, 32, 44, 56, 110)}
   | {f"resnet{depth}x4": _resnet(depth, 32, 64, 128, 256) for depth in (8, 14, 32, 38)}
   # Narrow networks for small images, named by the width of their stem.
@@ -146,6 +147,9 @@ _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
     "vit_tiny_p2": _vit(patch=2),
   }
 )
+_MODELS: Mapping[str, partial[Any]] = MappingProxyType(
+  {**_OWN, **catalog_timm.MODELS, **catalog_transformers.MODELS}
+)
 
 
 def names() -> tuple[str, ...]:
@@ -157,8 +161,9 @@ def names() -> tuple[str, ...]:
   return tuple(_MODELS)
 
 
-# torchvision's preprocessing for ImageNet.
+# torchvision's preprocessing for ImageNet, and that of most vision transformers.
 _IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
+_HALF = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (224, 224))
 
 
 def published_preprocessing(name: str) -> Preprocessing | None:
@@ -167,7 +172,9 @@ def published_preprocessing(name: str) -> Preprocessing | None:
   >>> published_preprocessing("imagenet_resnet18").image_size
   (224, 224)
   """
-  return _IMAGENET if name.startswith("imagenet_") else None
+  if name.startswith(("timm_vit_", "hf_vit_")):
+    return _HALF
+  return _IMAGENET if name.startswith(("imagenet_", "timm_", "hf_")) else None
 
 
 def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
@@ -182,7 +189,8 @@ def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
       CIFAR. msdnet has five exits and one of its authors' sizes for CIFAR, msdnet_11 eleven exits;
       msdnet_small has four, for 28x28 images on a CPU (1.5 million multiplications there;
       resnet8_w4 has 0.6). vit_tiny has patches of 4x4, vit_tiny_p2 of 2x2, which must divide the
-      image. mlp has two hidden layers of 256.
+      image. mlp has two hidden layers of 256. timm_* and hf_* are models of timm and of Hugging
+      Face's transformers, for images of one size (the vision transformers) or from 32x32.
     num_classes: number of classes, at least 1.
     **options: the model's other fields: `axis_name`, `dtype`, for some models `dropout`.
 

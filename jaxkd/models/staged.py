@@ -47,6 +47,23 @@ class StagedModel(nn.Module):
     """The stages whose features are (B, C), not (B, H, W, C)."""
     return ("pooled",)
 
+  @property
+  def sequences(self) -> tuple[str, ...]:
+    """The stages whose features are (B, tokens, C), not (B, H, W, C)."""
+    return ()
+
+  @property
+  def views(self) -> Mapping[str, str]:
+    """Further features, which no stage continues from -> the stage that they are a part of.
+
+    "logits" in place of a stage: the classifier computes them.
+    """
+    return {}
+
+  def view(self, name: str, feature: Array) -> Array:
+    """One of `views` for the feature of its stage."""
+    raise NotImplementedError
+
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
     """Run one stage.
 
@@ -100,7 +117,8 @@ class StagedModel(nn.Module):
     """Continue from the features of `from_stage`; runs only later layers.
 
     Args:
-      features: the feature of `from_stage`: (B, H, W, C) with any H and W, or (B, C).
+      features: the feature of `from_stage`: (B, H, W, C) with any H and W, (B, tokens, C), or
+        (B, C).
       from_stage: one of `stages`.
       train: as in `__call__`.
       to_stage: the last stage to run, without logits; None runs to the logits.
@@ -109,7 +127,7 @@ class StagedModel(nn.Module):
       The features and preactivations of the stages after `from_stage`, and the logits.
 
     Raises:
-      ConfigError: for an unknown stage, or a `to_stage` before `from_stage`.
+      ConfigError: for an unknown stage, one of `views`, or a `to_stage` before `from_stage`.
       ValueError: for features whose rank or channel count is not that of `from_stage`.
     """
     start = self._position(from_stage) + 1
@@ -117,7 +135,11 @@ class StagedModel(nn.Module):
     if stop < start:
       raise ConfigError(f"resume: to_stage {to_stage!r} comes before from_stage {from_stage!r}")
     width = self.channels[from_stage]
-    shape = f"(B, {width})" if from_stage in self.vectors else f"(B, H, W, {width})"
+    shape = f"(B, H, W, {width})"
+    if from_stage in self.vectors:
+      shape = f"(B, {width})"
+    elif from_stage in self.sequences:
+      shape = f"(B, tokens, {width})"
     if jnp.ndim(features) != shape.count(",") + 1 or jnp.shape(features)[-1] != width:
       raise ValueError(
         f"features to resume from {from_stage!r} must be {shape}, not {jnp.shape(features)}"
@@ -133,6 +155,7 @@ class StagedModel(nn.Module):
     for stage in stages:
       x, found = self.run_stage(stage, x, train)
       features[stage] = x
+      features |= {name: self.view(name, x) for name, of in self.views.items() if of == stage}
       preactivations |= found
     return Output(features=features, preactivations=preactivations)
 
@@ -140,6 +163,11 @@ class StagedModel(nn.Module):
     return Output(self.classify(last), output.features, output.preactivations)
 
   def _position(self, stage: str) -> int:
+    if stage in self.views:
+      raise ConfigError(
+        f"{stage!r} is a part of {self.views[stage]!r} and not enough to continue from: expected "
+        f"one of {', '.join(self.stages)}"
+      )
     if stage not in self.stages:
       raise unknown_name("stage", stage, self.stages)
     return self.stages.index(stage)

@@ -18,11 +18,15 @@ from jaxkd.models import (
   MLP,
   VGG,
   CifarResNet,
+  ClassTokenTransformer,
   MobileNetV1,
   MobileNetV2,
   ResNet,
+  ResNetD,
   ShuffleNetV1,
   ShuffleNetV2,
+  TimmConvNeXt,
+  TimmMobileNetV3,
   VisionTransformer,
   WideResNet,
 )
@@ -36,11 +40,15 @@ EXAMPLES: list[StagedModel] = [
   WideResNet(1, (4, 6, 8, 10), CLASSES),
   VGG((1, 1, 1, 1, 1), (4, 4, 6, 6, 8), CLASSES),
   ResNet((1, 1, 1, 1), 2, True, True, CLASSES),
+  ResNetD((1, 1, 1, 1), 4, True, True, CLASSES),
   MobileNetV1(4, (4, 4, 6, 6, 8), (1, 1, 1, 1), CLASSES),
   MobileNetV2(1 / 8, (1, 1, 1, 1, 1, 1, 1), 8, CLASSES),
   ShuffleNetV1(8, (16, 24, 32), (2, 1, 1), 2, CLASSES),
   ShuffleNetV2(4, (4, 6, 8), (2, 1, 1), 8, CLASSES),
   VisionTransformer(4, 8, 2, (1, 1, 1), CLASSES),
+  ClassTokenTransformer(4, 8, 2, 4, CLASSES, 1e-6, True, True),
+  TimmConvNeXt((1, 1, 1, 1), (4, 4, 6, 8), CLASSES, conv_mlp=True),
+  TimmMobileNetV3("small", 0.125, CLASSES),
   MLP((6, 5), CLASSES),
 ]
 BATCH = 8
@@ -51,9 +59,13 @@ def name_of(model):
 
 
 def image_shape(model):
-  """The smallest image that the model accepts, twice as wide; 8x16 if `smallest` is 1."""
+  """The smallest image that the model accepts, twice as wide; 8x16 if `smallest` is 1.
+
+  A model with learned positions takes squares only.
+  """
   rows = model.smallest if model.smallest > 1 else 8
-  return (rows, 2 * rows, 2)
+  square = isinstance(model, ClassTokenTransformer)
+  return (rows, rows if square else 2 * rows, 2)
 
 
 def in_steps(run, model, images, given=None):
@@ -129,9 +141,13 @@ def test_every_class_has_an_example():
 
 def test_stages_are_the_features_shallow_to_deep(run):
   model, output = run.model, run.whole[0]
-  assert run.order == model.stages == tuple(model.channels)
-  for stage, feature in output.features.items():
-    assert feature.ndim == (2 if stage in model.vectors else 4)
+  assert model.stages == tuple(model.channels)
+  assert tuple(name for name in run.order if name not in model.views) == model.stages
+  assert set(run.order) == {*model.stages, *model.views}
+  for stage in model.stages:
+    feature = output.features[stage]
+    ranks = {**dict.fromkeys(model.vectors, 2), **dict.fromkeys(model.sequences, 3)}
+    assert feature.ndim == ranks.get(stage, 4)
     assert feature.shape[-1] == model.channels[stage]
   for stage, preactivation in output.preactivations.items():
     assert preactivation.shape == output.features[stage].shape
@@ -147,12 +163,14 @@ def test_resume_from_every_stage_equals_the_whole_network(run, mode):
   )
   preactivations = {}
   for stage, (output, _) in zip(run.model.stages, steps, strict=False):
-    assert set(output.features) == {stage}
+    parts = {view for view, of in run.model.views.items() if of == stage}
+    assert set(output.features) == {stage, *parts}
     assert output.logits is None
-    close(np.float32(output.features[stage]), np.float32(whole.features[stage]))
+    for name, value in output.features.items():
+      close(np.float32(value), np.float32(whole.features[name]))
     preactivations |= output.preactivations
   classified = steps[-1][0]
-  assert not classified.features
+  assert {run.model.views.get(name) for name in classified.features} <= {"logits"}
   close(np.float32(classified.logits), np.float32(whole.logits))
   assert preactivations.keys() == whole.preactivations.keys()
   for stage, value in preactivations.items():
@@ -160,7 +178,7 @@ def test_resume_from_every_stage_equals_the_whole_network(run, mode):
 
 
 def test_signed_stages_are_exactly_those_with_negative_features(run):
-  assert set(run.model.signed_stages) <= set(run.model.stages)
+  assert set(run.model.signed_stages) <= {*run.model.stages, *run.model.views}
   for stage, feature in run.whole[0].features.items():
     assert (feature.min() < 0) == (stage in run.model.signed_stages), stage
     assert feature.max() > 0, stage
@@ -225,6 +243,15 @@ def known_by_name():
   for name in models.names():
     chosen.setdefault(type(models.create(name, num_classes=5)), name)
   return list(chosen.values())
+
+
+def test_a_view_is_no_stage_to_continue_from():
+  model = next(model for model in EXAMPLES if model.views)
+  message = (
+    "'stage2' is a part of 'block2' and not enough to continue from: expected one of embedded"
+  )
+  with pytest.raises(ConfigError, match=message):
+    model.init(jax.random.key(0), jnp.ones((1, 2, 2, 8)), from_stage="stage2", method="resume")
 
 
 @pytest.mark.parametrize("name", known_by_name())

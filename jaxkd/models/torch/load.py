@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd.errors import ConfigError
 from jaxkd.models.staged import TorchNames
+from jaxkd.models.torch.directory import read_directory
 from jaxkd.models.torch.files import read_torch_file
 from jaxkd.shapes import InputShape, batched
 
@@ -43,8 +44,9 @@ def from_torch(
   in the file is run.
 
   Args:
-    source: a file (.pth and similar, of any PyTorch version, or .safetensors), or a mapping from
-      names to arrays of numpy or jax or to PyTorch tensors. The weights may be an entry "model",
+    source: a file (.pth and similar, of any PyTorch version, or .safetensors), a directory of
+      transformers (config.json, model.safetensors or its parts), or a mapping from names to arrays
+      of numpy or jax or to PyTorch tensors. The weights may be an entry "model",
       "state_dict", "net" or "model_state_dict" of a checkpoint, and all names may start with
       "module.", as those of a DataParallel do.
     model: the model that the weights are for, with the same number of classes.
@@ -75,7 +77,7 @@ def from_torch(
   if isinstance(source, Mapping):
     where, state = "the given state dict", source
   else:
-    where, state = str(source), read_torch_file(Path(source))
+    where, state = str(source), _read(Path(source), model)
   state = _without_prefix(_state_dict(where, state))
   images = batched(image_shape, (1,))
   wanted = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
@@ -87,6 +89,8 @@ def from_torch(
     if leaf == "num_batches_tracked":
       continue
     path = _variable(module_path(module, model.torch_names), leaf, value.ndim)
+    if path not in wanted and (whole := module_path(name, model.torch_names)) is not None:
+      path = ("params", *whole.split("/"))  # an entry that is no layer's, such as positions
     if path not in wanted:
       unknown.append(name)
     elif path in taken:
@@ -105,6 +109,7 @@ def from_torch(
   if found_problems:
     raise ConfigError(
       f"{where}: not the weights of this {type(model).__name__}: {'; '.join(found_problems)}"
+      + _advice(model, shapes, image_shape)
     )
   return unflatten_dict(
     {
@@ -130,7 +135,7 @@ def classes_in(
   Raises:
     ConfigError: as `from_torch`, for a source that cannot be read or holds no state dict.
   """
-  state = source if isinstance(source, Mapping) else read_torch_file(Path(source))
+  state = source if isinstance(source, Mapping) else _read(Path(source), create(2))
   state = _without_prefix(_state_dict(str(source), state))
   images = batched(image_shape, (1,))
   few, more = (
@@ -180,6 +185,20 @@ def prefix_paths(part: str, torch_names: TorchNames) -> TorchNames:
     return nested_path
 
   return tuple((pattern, nested(path)) for pattern, path in torch_names)
+
+
+def _advice(model: nn.Module, shapes: list[str], image_shape: tuple[int, int, int]) -> str:
+  """What to change if the positions are those of another size of images."""
+  if not any("/pos_embed:" in shape for shape in shapes):
+    return ""
+  return (
+    f"; the positions belong to one size of images, and image_shape={image_shape}: pass that of "
+    "the weights (teacher.image_size in a config), often (224, 224, 3)"
+  )
+
+
+def _read(path: Path, model: nn.Module) -> Any:
+  return read_directory(path, model) if os.path.isdir(path) else read_torch_file(path)
 
 
 def _state_dict(where: str, value: Any) -> Mapping[str, Any]:

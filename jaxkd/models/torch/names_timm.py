@@ -1,0 +1,92 @@
+"""Module names in timm's PyTorch code, and the paths of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxkd.models.staged import TorchNames
+
+
+def in_block(rest: str, group: int = 1) -> Callable[[Any], str]:
+  r"""Function match -> "block_N/REST", where PyTorch counts blocks from 0 and we from 1.
+
+  Args:
+    rest: the path within the block, with references to groups as in `re.Match.expand`.
+    group: the group of the pattern that holds PyTorch's number.
+
+  >>> import re
+  >>> in_block(r"mlp_\2")(re.fullmatch(r"blocks\.(\d+)\.(in|out)", "blocks.11.in"))
+  'block_12/mlp_in'
+  """
+  return lambda match: f"block_{int(match[group]) + 1}/{match.expand(rest)}"
+
+
+TIMM_VIT_NAMES: TorchNames = (
+  (r"cls_token|dist_token|pos_embed", lambda match: f"embedding/{match[0]}"),
+  (r"patch_embed\.proj", "embedding/patches"),
+  (r"blocks\.(\d+)\.norm1", in_block("attention_norm")),
+  (r"blocks\.(\d+)\.attn\.qkv", in_block("attention/qkv")),
+  (r"blocks\.(\d+)\.attn\.proj", in_block("attention/out")),
+  (r"blocks\.(\d+)\.norm2", in_block("mlp_norm")),
+  (r"blocks\.(\d+)\.mlp\.fc1", in_block("mlp_in")),
+  (r"blocks\.(\d+)\.mlp\.fc2", in_block("mlp_out")),
+  (r"norm", "final_norm"),
+  (r"head", "classifier"),
+  (r"head_dist", "distillation_classifier"),
+)
+
+TIMM_RESNET_D_NAMES: TorchNames = (
+  (r"conv1\.0", "stem_conv1"),
+  (r"conv1\.1", "stem_bn1"),
+  (r"conv1\.3", "stem_conv2"),
+  (r"conv1\.4", "stem_bn2"),
+  (r"conv1\.6", "stem_conv3"),
+  (r"bn1", "stem_bn"),
+  (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stage\1_\2/\3\4"),
+  (r"layer(\d)\.(\d+)\.downsample\.1", r"stage\1_\2/downsample_conv"),
+  (r"layer(\d)\.(\d+)\.downsample\.2", r"stage\1_\2/downsample_bn"),
+  (r"fc", "classifier"),
+)
+
+TIMM_CONVNEXT_NAMES: TorchNames = (
+  (r"stem\.0", "stem_conv"),
+  (r"stem\.1", "stem_norm"),
+  (r"stages\.(\d)\.downsample\.0", lambda match: f"stage{int(match[1]) + 1}_norm"),
+  (r"stages\.(\d)\.downsample\.1", lambda match: f"stage{int(match[1]) + 1}_conv"),
+  (r"stages\.(\d)\.blocks\.(\d+)", lambda match: _convnext_block(match)),
+  (r"stages\.(\d)\.blocks\.(\d+)\.conv_dw", lambda match: f"{_convnext_block(match)}/conv"),
+  (r"stages\.(\d)\.blocks\.(\d+)\.norm", lambda match: f"{_convnext_block(match)}/norm"),
+  (r"stages\.(\d)\.blocks\.(\d+)\.mlp\.fc1", lambda match: f"{_convnext_block(match)}/mlp_in"),
+  (r"stages\.(\d)\.blocks\.(\d+)\.mlp\.fc2", lambda match: f"{_convnext_block(match)}/mlp_out"),
+  (r"head\.norm", "final_norm"),
+  (r"head\.fc", "classifier"),
+)
+
+
+def _convnext_block(match: Any) -> str:
+  return f"stage{int(match[1]) + 1}_{match[2]}"
+
+
+def timm_mobilenet_v3_names(groups: int) -> TorchNames:
+  """The names of a MobileNetV3 with this many groups of blocks before its last convolution."""
+  block, separable, last = r"blocks\.(\d)\.(\d)\.", r"blocks\.0\.(\d)\.", rf"blocks\.{groups}\.0\."
+  return (
+    (r"conv_stem", "stem_conv"),
+    (r"bn1", "stem_bn"),
+    (rf"{last}conv", "last_conv"),
+    (rf"{last}bn1", "last_bn"),
+    # The first group has no expansion.
+    (rf"{separable}bn1", r"blocks_0_\1/depthwise_bn"),
+    (rf"{separable}conv_pw", r"blocks_0_\1/project_conv"),
+    (rf"{separable}bn2", r"blocks_0_\1/project_bn"),
+    (rf"{block}conv_pw", r"blocks_\1_\2/expand_conv"),
+    (rf"{block}bn1", r"blocks_\1_\2/expand_bn"),
+    (rf"{block}conv_dw", r"blocks_\1_\2/depthwise_conv"),
+    (rf"{block}bn2", r"blocks_\1_\2/depthwise_bn"),
+    (rf"{block}se\.conv_(reduce|expand)", r"blocks_\1_\2/squeeze_\3"),
+    (rf"{block}conv_pwl", r"blocks_\1_\2/project_conv"),
+    (rf"{block}bn3", r"blocks_\1_\2/project_bn"),
+    (r"conv_head", "hidden"),
+    (r"classifier", "classifier"),
+  )
