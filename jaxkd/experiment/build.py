@@ -30,6 +30,7 @@ from jaxkd.experiment.preparation import (
   phase_examples,
   training_preparation,
 )
+from jaxkd.experiment.training_fields import recipe_arguments
 from jaxkd.jaxprs import multiply_adds_of
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.networks import select
@@ -292,6 +293,7 @@ def _phase(
 ) -> Phase:
   """Build the phase of a spec, by the recipe and examples of a config's "teacher" or "student"."""
   recipe = settings[section]
+  of_optimizer, of_schedule = recipe_arguments(section, recipe)
   epochs = spec.epochs or recipe.epochs
   # A student that learns from labels alone learns nothing from images without.
   examples = phase_examples(settings, section, data, labelled=spec.name == BASELINE)
@@ -309,6 +311,7 @@ def _phase(
     drops=recipe.drops,
     drop_factor=recipe.drop_factor,
     warmup_epochs=recipe.warmup_epochs,
+    arguments=of_schedule,
   )
   optimizer = make_optimizer(
     recipe.optimizer,
@@ -317,6 +320,7 @@ def _phase(
     nesterov=recipe.nesterov,
     weight_decay=recipe.weight_decay,
     clip_norm=recipe.clip_norm,
+    arguments=of_optimizer,
   )
   return Phase(
     name=spec.name,
