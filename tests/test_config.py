@@ -219,6 +219,7 @@ def test_cifar100_is_repdistillers_recipe(method):
       "drop_factor": 0.1,
       "warmup_epochs": 0.0,
       "average_decay": 0.0,
+      "label_smoothing": 0.0,
       "dropout": 0.0,
     }
   assert (settings.batch_size, settings.accumulate, settings.keep) == (64, 1, "last")

@@ -70,6 +70,10 @@ class Trained(Protocol):
     """Scheme that is trained."""
 
   @property
+  def label_smoothing(self) -> float:
+    """Share of every label that is spread evenly over the classes."""
+
+  @property
   def examples(self) -> Any:
     """Training examples."""
 
@@ -252,7 +256,14 @@ def _context_of(phase: Trained) -> Context:
   """Return a context of the structure that the phase's step has."""
   counts = None if phase.accumulate == 1 else Counts(*[jnp.float32(1)] * 3)
   step = jnp.int32(0)
-  return Context(jax.random.key(0), step, mapping.AXIS_NAME, phase.accumulate, counts)
+  return Context(
+    jax.random.key(0),
+    step,
+    mapping.AXIS_NAME,
+    phase.accumulate,
+    counts,
+    label_smoothing=phase.label_smoothing,
+  )
 
 
 def _as_seen(phase: Trained, size: int) -> Batch:

@@ -340,6 +340,7 @@ def _phase(
     keep=settings.keep if spec.reported else "last",
     accumulate=settings.accumulate,
     average_decay=recipe.average_decay or None,
+    label_smoothing=recipe.get("label_smoothing", 0.0),
     views=settings.data.views,
     cached_targets=settings.cached_targets,
     resident_bytes=settings.resident_megabytes * 2**20,

@@ -171,6 +171,12 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
   for name in settings.method.get("models", ()):
     if name != "student":
       _check_model(name)
+  smoothing = settings.student.get("label_smoothing", 0.0)
+  if smoothing and settings.method.get("label_smoothing", 0.0):
+    raise ConfigError(
+      f"student.label_smoothing={smoothing:g}: expected 0.0 with method.label_smoothing="
+      f"{settings.method.label_smoothing:g}"
+    )
   _check_data(settings)
 
 

@@ -42,6 +42,8 @@ def training_fields(model: str) -> Fields:
     "drop_factor": number(0.1, exclusive=True, maximum=1.0),
     "warmup_epochs": number(0.0),
     "average_decay": number(0.0, maximum=0.999999),
+    # Share of every label that is spread evenly over the classes, as in torch's cross_entropy.
+    "label_smoothing": number(0.0, maximum=1.0),
     # Dropout between the convolutions of a residual block, for models that have it.
     "dropout": number(0.0, maximum=0.99),
   }
