@@ -6,6 +6,7 @@ tree before anything is loaded, compiled or written.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -102,6 +103,51 @@ def weights(default: tuple[float, ...] = ()) -> Field:
   return Field(default, accepts, "a tuple of positive numbers")
 
 
+def arguments() -> Field:
+  """Return a field for keyword arguments: a mapping, or a text such as "b1=0.9,b2=0.95"."""
+
+  def accepts(v: Any) -> bool:
+    try:
+      parse_arguments("", v)
+    except ConfigError:
+      return False
+    return True
+
+  return Field({}, accepts, 'a mapping of arguments, or a text as "b1=0.9,b2=0.95"', any_type=True)
+
+
+def parse_arguments(where: str, value: Any) -> dict[str, Any]:
+  """Return the keyword arguments of a field.
+
+  Args:
+    where: name of the field, for errors.
+    value: a mapping, or a text of NAME=VALUE with commas between. A value is a Python literal, or
+      a word, which is a text.
+
+  Raises:
+    ConfigError: for another value.
+
+  >>> parse_arguments("student.optimizer_arguments", "b1=0.9, mu_dtype=bfloat16")
+  {'b1': 0.9, 'mu_dtype': 'bfloat16'}
+  """
+  if isinstance(value, str):
+    try:
+      call = ast.parse(f"f({value})", mode="eval").body
+      assert isinstance(call, ast.Call) and not call.args and isinstance(call.func, ast.Name)
+      found = {str(keyword.arg): _argument(keyword.value) for keyword in call.keywords}
+      assert "None" not in found and len(found) == len(call.keywords)
+      return found
+    except (AssertionError, SyntaxError, ValueError) as error:
+      raise ConfigError(f'{where}={value!r}: expected arguments as "b1=0.9,b2=0.95"') from error
+  if not hasattr(value, "items") or not all(isinstance(name, str) for name in value):
+    raise ConfigError(f"{where}={value!r}: expected a mapping of arguments")
+  return {name: argument for name, argument in value.items()}
+
+
+def _argument(node: ast.expr) -> Any:
+  return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
 def channel_numbers(*, positive: bool = False) -> Field:
   """Return a field for a tuple of one number per image channel, or one such tuple for each file.
 
@@ -129,6 +175,17 @@ def image_sizes(*, maximum: int = 4096) -> Field:
 
   meaning = f"an integer >= 0 and <= {maximum}, or a tuple of one for each file"
   return Field(0, accepts, meaning, any_type=True)
+
+
+def named_or(prefix: str, default: str, known: Sequence[str], example: str) -> Field:
+  """Return a field for one of several names, or any name with a prefix, which is checked later."""
+
+  def accepts(v: Any) -> bool:
+    return v in known or (_is_line(v) and v.startswith(prefix))
+
+  return Field(
+    default, accepts, f"one of {', '.join(known)}, or one of {prefix[:-1]}, as {example}"
+  )
 
 
 def names(default: tuple[str, ...]) -> Field:

@@ -167,6 +167,8 @@ class Context:
     classifiers: participant -> (features, from_stage) -> logits: its layers after a stage, by
       default after the last stage, in evaluation mode. The scheme sets it for its losses; it does
       not pass through jax's transformations.
+    label_smoothing: share of every label that is spread evenly over the classes, for schemes that
+      have no smoothing of their own.
   """
 
   rng: Array
@@ -175,13 +177,19 @@ class Context:
   parts: int = 1
   counts: Counts | None = None
   classifiers: Mapping[str, Callable[..., Array]] = dataclasses.field(default_factory=dict)
+  label_smoothing: float = 0.0
 
 
 jax.tree_util.register_pytree_node(
   Context,
   # Functions over traced variables cannot be leaves of a pytree.
-  lambda context: ((context.rng, context.step, context.counts), (context.axis_name, context.parts)),
-  lambda static, arrays: Context(arrays[0], arrays[1], *static, arrays[2]),
+  lambda context: (
+    (context.rng, context.step, context.counts),
+    (context.axis_name, context.parts, context.label_smoothing),
+  ),
+  lambda static, arrays: Context(
+    arrays[0], arrays[1], *static[:2], arrays[2], label_smoothing=static[2]
+  ),
 )
 
 

@@ -68,6 +68,8 @@ def wrong_values(path, field):
     wrong = [(math.nan,), ("1",), (None,), (True,), ((0.5,), 0.5), ((("1",),),)]
     wrong += [(0.0,), (-1.0,), ((0.5,), (0.0,))] if path[-1] == "std" else []
     return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
+  if path[-1].endswith("_arguments"):
+    return st.one_of(st.integers(), st.floats(), st.none(), st.just("b1"), st.just((1, 2)))
   assert field.meaning == "a tuple of names"
   return st.one_of(st.text(), st.none(), st.just(()), st.lists(st.integers(), min_size=1))
 
@@ -202,20 +204,23 @@ def test_cifar100_is_repdistillers_recipe(method):
   for network in (settings.teacher, settings.student):
     others = {"model", "bundle", "weights", "mean", "std", "image_size", "count", "rescore"}
     others |= {"logits", "missing", "new_head", "finetune_epochs", "finetune_learning_rate"}
-    recipe = {name: network[name] for name in network if name not in others}
+    recipe = {n: v for n, v in network.to_dict().items() if n not in others}
     assert recipe == {
       "epochs": 240,
       "optimizer": "sgd",
+      "optimizer_arguments": {},
       "learning_rate": 0.05,
       "momentum": 0.9,
       "nesterov": False,
       "weight_decay": 5e-4,
       "clip_norm": 0.0,
       "schedule": "step",
+      "schedule_arguments": {},
       "drops": (150, 180, 210),
       "drop_factor": 0.1,
       "warmup_epochs": 0.0,
       "average_decay": 0.0,
+      "label_smoothing": 0.0,
       "dropout": 0.0,
     }
   assert (settings.batch_size, settings.accumulate, settings.keep) == (64, 1, "last")

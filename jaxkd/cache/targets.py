@@ -70,6 +70,10 @@ class Trained(Protocol):
     """Scheme that is trained."""
 
   @property
+  def label_smoothing(self) -> float:
+    """Share of every label that is spread evenly over the classes."""
+
+  @property
   def examples(self) -> Any:
     """Training examples."""
 
@@ -250,7 +254,14 @@ def _context_of(phase: Trained, batch: Batch) -> Context:
   whole = phase.accumulate == 1 and batch.mask is None  # as in `jaxkd.counts.whole_counts`
   counts = None if whole else Counts(*[jnp.float32(1)] * 3)
   step = jnp.int32(0)
-  return Context(jax.random.key(0), step, mapping.AXIS_NAME, phase.accumulate, counts)
+  return Context(
+    jax.random.key(0),
+    step,
+    mapping.AXIS_NAME,
+    phase.accumulate,
+    counts,
+    label_smoothing=phase.label_smoothing,
+  )
 
 
 def _as_seen(phase: Trained, size: int) -> Batch:

@@ -27,6 +27,7 @@ from jaxkd.experiment.preparation import (
 )
 from jaxkd.experiment.preparation import dataset as dataset
 from jaxkd.experiment.traced import multiply_adds
+from jaxkd.experiment.training_fields import recipe_arguments
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import (
@@ -201,6 +202,7 @@ def _phase(
 ) -> Phase:
   """Build the phase of a spec, by the recipe and examples of a config's "teacher" or "student"."""
   recipe = settings[section]
+  of_optimizer, of_schedule = recipe_arguments(section, recipe)
   epochs = spec.epochs or recipe.epochs
   # A student that learns from labels alone learns nothing from images without.
   examples = phase_examples(settings, section, data, labelled=spec.name == BASELINE)
@@ -218,6 +220,7 @@ def _phase(
     drops=recipe.drops,
     drop_factor=recipe.drop_factor,
     warmup_epochs=recipe.warmup_epochs,
+    arguments=of_schedule,
   )
   optimizer = make_optimizer(
     recipe.optimizer,
@@ -226,6 +229,7 @@ def _phase(
     nesterov=recipe.nesterov,
     weight_decay=recipe.weight_decay,
     clip_norm=recipe.clip_norm,
+    arguments=of_optimizer,
   )
   return Phase(
     name=spec.name,
@@ -245,6 +249,7 @@ def _phase(
     keep=settings.keep if spec.reported else "last",
     accumulate=settings.accumulate,
     average_decay=recipe.average_decay or None,
+    label_smoothing=recipe.get("label_smoothing", 0.0),
     views=settings.data.views,
     cached_targets=settings.cached_targets,
     resident_bytes=settings.resident_megabytes * 2**20,

@@ -13,6 +13,7 @@ from jaxkd import fields as accepted
 from jaxkd import methods, models
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.experiment.teacher_fields import check_repeated, check_teacher
+from jaxkd.experiment.training_fields import check_training, training_fields, training_remarks
 from jaxkd.fields import (
   Field,
   Fields,
@@ -22,34 +23,10 @@ from jaxkd.fields import (
   image_sizes,
   integer,
   number,
-  numbers,
   text,
 )
 from jaxkd.tables import MISSING
 from jaxkd.train.nonfinite import POLICIES
-from jaxkd.train.optimizers import OPTIMIZERS, SCHEDULES, drops_after_the_end
-
-
-def training_fields(model: str) -> Fields:
-  """Return the fields of the training of one network, by default RepDistiller's CIFAR recipe."""
-  return {
-    "model": text(model),
-    "epochs": integer(240, minimum=1),
-    "optimizer": choice("sgd", OPTIMIZERS),
-    "learning_rate": number(0.05, exclusive=True),
-    "momentum": number(0.9, maximum=1.0),
-    "nesterov": flag(False),
-    "weight_decay": number(5e-4),
-    "clip_norm": number(0.0),
-    "schedule": choice("step", SCHEDULES),
-    "drops": numbers((150, 180, 210)),
-    "drop_factor": number(0.1, exclusive=True, maximum=1.0),
-    "warmup_epochs": number(0.0),
-    "average_decay": number(0.0, maximum=0.999999),
-    # Dropout between the convolutions of a residual block, for models that have it.
-    "dropout": number(0.0, maximum=0.99),
-  }
-
 
 # Fields of every experiment; a method adds its own fields under "method".
 COMMON: Fields = {
@@ -153,7 +130,10 @@ def defaults(fields: Fields) -> ml_collections.ConfigDict:
 def _default(field: Field) -> Any:
   if not field.any_type:
     return field.default
-  return ml_collections.FieldReference(field.default, field_type=object)
+  # Flags such as --config.student.optimizer_arguments.b1 set fields of a ConfigDict.
+  empty = isinstance(field.default, dict)
+  default = ml_collections.ConfigDict(field.default) if empty else field.default
+  return ml_collections.FieldReference(default, field_type=object)
 
 
 def fields(method: str) -> Fields:
@@ -206,21 +186,24 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
     # A bundle may hold a model that is not registered.
     if not section.get("bundle"):
       _check_model(section.model)
-    if section.optimizer == "sgd" and section.nesterov and not section.momentum:
-      raise ConfigError(f"{role}.nesterov=True: needs momentum > 0, got {role}.momentum=0")
-    comes_trained = section.get("bundle") or section.get("weights")
-    # The schedule checks numbers of updates that exceed int32.
-    if section.epochs < section.warmup_epochs < 2**31 and not comes_trained:
-      raise ConfigError(
-        f"{role}.warmup_epochs={section.warmup_epochs:g}: expected a number <= {section.epochs}, "
-        f"as {role}.epochs says, since the learning rate would not be reached"
-      )
+    check_training(role, section, comes_trained=_comes_trained(role, section))
   if with_teacher:
     _check_images(settings.teacher)
   for name in settings.method.get("models", ()):
     if name != "student":
       _check_model(name)
+  smoothing = settings.student.get("label_smoothing", 0.0)
+  if smoothing and settings.method.get("label_smoothing", 0.0):
+    raise ConfigError(
+      f"student.label_smoothing={smoothing:g}: expected 0.0 with method.label_smoothing="
+      f"{settings.method.label_smoothing:g}"
+    )
   _check_data(settings)
+
+
+def _comes_trained(role: str, section: ml_collections.ConfigDict) -> bool:
+  """Check whether a section's network is not trained in the run, but loaded."""
+  return role == "teacher" and bool(section.get("bundle") or section.get("weights"))
 
 
 def _check_images(teacher: ml_collections.ConfigDict) -> None:
@@ -247,14 +230,7 @@ def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list
   used = ["student"] if settings.method.name != "teacher" else []
   used += ["teacher"] if with_teacher and not comes_trained else []
   for role in used:
-    section = settings[role]
-    late = drops_after_the_end(section.drops, section.epochs) if section.schedule == "step" else ()
-    if late:
-      which = ", ".join(f"{epoch:g}" for epoch in late)
-      found.append(
-        f"{role}.drops={tuple(section.drops)}: without effect at {which}, as "
-        f"{role}.epochs={section.epochs}"
-      )
+    found += training_remarks(role, settings[role])
   method = settings.method
   if method.get("ramp", "none") != "none" and method.ramp_epochs > settings.student.epochs:
     found.append(

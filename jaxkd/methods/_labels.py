@@ -22,7 +22,7 @@ def label_terms(
     logits: (..., C).
     batch: its labels, weights and mask are used.
     context: context of the step.
-    label_smoothing: probability spread over all classes.
+    label_smoothing: probability spread over all classes; 0 takes that of the context.
   """
   in_parts = context.counts is not None
   value = cross_entropy(
@@ -30,7 +30,7 @@ def label_terms(
     batch.labels,
     batch.weights,
     where=batch.mask,
-    label_smoothing=label_smoothing,
+    label_smoothing=label_smoothing or context.label_smoothing,
     axis_name=None if in_parts else context.axis_name,
   )
   return Terms(logit=label_share(batch, context) * value if in_parts else value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -252,9 +253,7 @@ def with_classifiers(
     return infer(model, participants[name], features, from_stage=stage).logits
 
   classifiers = {name: functools.partial(classify, name) for name in models}
-  return Context(
-    context.rng, context.step, context.axis_name, context.parts, context.counts, classifiers
-  )
+  return dataclasses.replace(context, classifiers=classifiers)
 
 
 def _student_learners(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.train import optax_names
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def learning_rate_schedule(
@@ -23,12 +26,14 @@ def learning_rate_schedule(
   drops: Sequence[float] = (),
   drop_factor: float = 0.1,
   warmup_epochs: float = 0.0,
+  arguments: Mapping[str, Any] = _NONE,
 ) -> optax.Schedule:
   """Return a schedule: update number -> learning rate.
 
   Args:
     name: "constant"; "step": times `drop_factor` once each epoch of `drops` is over, as the
-      published code's "epoch > 150"; "cosine": to 0 over all epochs.
+      published code's "epoch > 150"; "cosine": to 0 over all epochs; or one of optax, as
+      "optax.linear_schedule" (`jaxkd.train.optax_names.schedule_of`).
     learning_rate: the peak.
     epochs: length of the phase.
     steps_per_epoch: updates per epoch.
@@ -37,17 +42,29 @@ def learning_rate_schedule(
     drop_factor: multiplier of the rate at each drop of "step".
     warmup_epochs: epochs during which the rate rises linearly, for every schedule; at most
       `epochs`.
+    arguments: arguments of a schedule of optax.
 
   Raises:
-    ConfigError: for an unknown name, a warmup that is longer than the phase or of 2**31 updates or
-      more, and for drops before the first update or two drops at one update.
+    ConfigError: for an unknown name, arguments that do not fit, a warmup that is longer than the
+      phase or of 2**31 updates or more, and for drops before the first update or two drops at one
+      update.
 
   >>> rate = learning_rate_schedule(
   ...   "step", learning_rate=0.5, epochs=4, steps_per_epoch=10, drops=(2,))
   >>> [round(float(rate(step)), 3) for step in (0, 19, 20)]
   [0.5, 0.5, 0.05]
   """
-  if name == "constant":
+  if not optax_names.is_optax(name):
+    _refuse(arguments, f"schedule={name!r}", "a schedule of optax, as 'optax.linear_schedule'")
+  if optax_names.is_optax(name):
+    base = optax_names.schedule_of(
+      name,
+      arguments,
+      learning_rate=learning_rate,
+      epochs=epochs,
+      steps_per_epoch=steps_per_epoch,
+    )
+  elif name == "constant":
     base = optax.constant_schedule(learning_rate)
   elif name == "step":
     # Counts of updates are int32; later drops have no effect.
@@ -56,7 +73,7 @@ def learning_rate_schedule(
   elif name == "cosine":
     base = optax.cosine_decay_schedule(learning_rate, max(1, round(epochs * steps_per_epoch)))
   else:
-    raise unknown_name("schedule", name, SCHEDULES)
+    raise unknown_name("schedule", name, (*SCHEDULES, "optax.NAME"))
   warmup = round(warmup_epochs * steps_per_epoch)
   if not warmup:
     return base
@@ -107,22 +124,30 @@ def make_optimizer(
   nesterov: bool = False,
   weight_decay: float = 0.0,
   clip_norm: float = 0.0,
+  arguments: Mapping[str, Any] = _NONE,
 ) -> optax.GradientTransformation:
   """Return an optimizer over any pytree of parameters.
 
   "sgd" is PyTorch's, which the published recipes assume: weight decay is added to the gradient
   before momentum, for every parameter, including biases and normalisation. "adamw" decays after.
+  An optimizer of optax that takes `weight_decay` gets it; for any other one it is added to the
+  gradient, as for "sgd" and as torch.optim does.
 
   Args:
-    name: "sgd" or "adamw".
+    name: "sgd", "adamw", or one of optax, as "optax.lion" (`jaxkd.train.optax_names`).
     schedule: update number -> learning rate.
-    momentum: momentum of sgd.
+    momentum: momentum of sgd; without effect for others, which take their own arguments.
     nesterov: whether sgd uses Nesterov's momentum.
     weight_decay: coefficient; 0 for none.
-    clip_norm: largest global norm of the gradient; 0 for no clipping.
+    clip_norm: largest global norm of the gradient, clipped before all else; 0 for no clipping.
+    arguments: further arguments of "adamw" or of an optimizer of optax.
+
+  Raises:
+    ConfigError: for an unknown name, or arguments that do not fit.
   """
   parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   if name == "sgd":
+    _refuse(arguments, "optimizer='sgd'", "optimizer='adamw' or one of optax, as 'optax.sgd'")
     if nesterov and not momentum:
       raise ConfigError("nesterov=True needs momentum > 0, got momentum=0")
     if weight_decay:
@@ -130,11 +155,36 @@ def make_optimizer(
     if momentum:
       parts.append(optax.trace(momentum, nesterov))
     parts.append(optax.scale_by_learning_rate(schedule))
-  elif name == "adamw":
+  elif name == "adamw" and not arguments:
     parts.append(optax.adamw(schedule, weight_decay=weight_decay))
+  elif name == "adamw" or optax_names.is_optax(name):
+    full = "optax.adamw" if name == "adamw" else name
+    parts += _of_optax(full, schedule, weight_decay, arguments)
   else:
-    raise unknown_name("optimizer", name, OPTIMIZERS)
+    raise unknown_name("optimizer", name, (*OPTIMIZERS, "optax.NAME"))
   return optax.chain(*parts)
+
+
+def _of_optax(
+  name: str, schedule: optax.Schedule, weight_decay: float, arguments: Mapping[str, Any]
+) -> list[optax.GradientTransformation]:
+  """Return an optimizer of optax, after its weight decay if it takes none itself."""
+  if "weight_decay" in arguments:
+    raise ConfigError(
+      f"weight_decay={arguments['weight_decay']!r}: {name} gets it from the field weight_decay"
+    )
+  if optax_names.takes(name, "weight_decay"):
+    arguments = {**arguments, "weight_decay": weight_decay}
+    return [optax_names.optimizer_of(name, schedule, arguments)]
+  decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+  return [*decay, optax_names.optimizer_of(name, schedule, arguments)]
+
+
+def _refuse(arguments: Mapping[str, Any], given: str, wanted: str) -> None:
+  """Raise a ConfigError if there are arguments for a name that takes none."""
+  if arguments:
+    listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    raise ConfigError(f"arguments {listed}: {given} takes none; expected {wanted}")
 
 
 def take_turns(

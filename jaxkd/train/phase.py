@@ -19,7 +19,6 @@ from jaxkd.train.step import (
   StepOptions,
   evaluation_step,
   monitored_step,
-  training_step,
 )
 from jaxkd.types import Array, Batch, Participants, Scheme
 
@@ -70,6 +69,7 @@ class Phase:
       once per example and view (`jaxkd.cache.targets`).
     resident_bytes: size limit of the examples and cached targets that a device holds during the
       whole phase; the rest comes from the host and the disk.
+    label_smoothing: share of every label that is spread evenly over the classes.
     multiply_adds: of one example's targets and loss, forwards; None if they were not counted.
     notes: lines for the reader, shown before training.
   """
@@ -97,6 +97,7 @@ class Phase:
   views: int = 0
   cached_targets: bool = False
   resident_bytes: int = 2**30
+  label_smoothing: float = 0.0
   multiply_adds: int | None = None
   notes: tuple[str, ...] = ()
 
@@ -112,22 +113,25 @@ class Phase:
 
   def training_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
     """The phase's update, per device, for `jaxkd.runtime.devices` to map."""
-    return training_step(
-      self.scheme,
-      self.optimizer,
-      self.prepare_training,
-      axis_name=AXIS_NAME,
-      accumulate=self.accumulate,
-      average_decay=self.average_decay,
-      views=self.views,
-    )
+    monitored = self.monitored_step()
+
+    def step(*fed: Any) -> tuple[TrainState, Metrics]:
+      state, (metrics, _) = monitored(*fed)
+      return state, metrics
+
+    return step
 
   def monitored_step(
     self, loss_from_cache: Callable[..., Any] | None = None
   ) -> Callable[..., tuple[TrainState, Any]]:
     """The same update, which also returns the learners' faults; targets may be cached."""
     options = StepOptions(
-      AXIS_NAME, self.accumulate, self.average_decay, self.views, loss_from_cache
+      AXIS_NAME,
+      self.accumulate,
+      self.average_decay,
+      self.views,
+      loss_from_cache,
+      self.label_smoothing,
     )
     return monitored_step(self.scheme, self.optimizer, self.prepare_training, options)
 

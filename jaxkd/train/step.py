@@ -43,6 +43,7 @@ class StepOptions:
       each time.
     loss_from_cache: the loss from the stored part of its targets, a method of
       `jaxkd.cache.split.SplitLoss`, for batches of each device's size, or of a part of it.
+    label_smoothing: as `Context.label_smoothing`.
   """
 
   axis_name: str | None
@@ -50,6 +51,7 @@ class StepOptions:
   average_decay: float | None = None
   views: int = 0
   loss_from_cache: Callable[..., tuple[Array, Aux]] | None = None
+  label_smoothing: float = 0.0
 
 
 def training_step(
@@ -127,6 +129,7 @@ def monitored_step(
       axis_name,
       parts,
       whole_counts(batch, parts=parts, axis_name=axis_name),
+      label_smoothing=options.label_smoothing,
     )
     learning = trees.select(state.participants, scheme.learners)
 
