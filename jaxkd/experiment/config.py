@@ -11,7 +11,8 @@ with needed_by("jaxkd.experiment.config"):
 
 from jaxkd import fields as accepted
 from jaxkd import methods, models
-from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.errors import ConfigError
+from jaxkd.experiment import own_models
 from jaxkd.fields import (
   Field,
   Fields,
@@ -46,6 +47,10 @@ def training_fields(model: str) -> Fields:
     "average_decay": number(0.0, maximum=0.999999),
     # Dropout between the convolutions of a residual block, for models that have it.
     "dropout": number(0.0, maximum=0.99),
+    # Stages of a model that returns logits alone, as "stage1=conv1,pooled=classifier:input", and
+    # their preactivations: paths of submodules, see jaxkd.models.tap.
+    "tap": text(""),
+    "tap_preactivations": text(""),
   }
 
 
@@ -103,6 +108,10 @@ COMMON: Fields = {
     # (.pth, .safetensors).
     "bundle": text(""),
     "weights": text(""),
+    # Functions of images in files, written by jaxkd.export.stablehlo or jax.export.
+    "stablehlo": text(""),
+    # Packages whose code a bundle may name, such as "mypkg"; that of teacher.model is one of them.
+    "allow_import": text(""),
     # The images that it was trained on, if they are not the run's: mean and std of pixel values in
     # 0..1, and the side of the images; one for each file if several files differ. Unset values are
     # those of the bundle, torchvision's for weights of an ImageNet model, else the run's.
@@ -183,11 +192,12 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
   for role in used:
     section = settings[role]
     # A bundle may hold a model that is not registered.
-    if not section.get("bundle"):
-      _check_model(section.model)
+    if not section.get("bundle") and not section.get("stablehlo"):
+      models.check_name(f"{role}.model", section.model)
+    own_models.taps_of(section, role)
     if section.optimizer == "sgd" and section.nesterov and not section.momentum:
       raise ConfigError(f"{role}.nesterov=True: needs momentum > 0, got {role}.momentum=0")
-    comes_trained = section.get("bundle") or section.get("weights")
+    comes_trained = section.get("bundle") or section.get("weights") or section.get("stablehlo")
     # The schedule checks numbers of updates that exceed int32.
     if section.epochs < section.warmup_epochs < 2**31 and not comes_trained:
       raise ConfigError(
@@ -198,13 +208,15 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
     _check_images(settings.teacher)
   for name in settings.method.get("models", ()):
     if name != "student":
-      _check_model(name)
+      models.check_name("method.models", name)
   _check_data(settings)
 
 
 def _check_images(teacher: ml_collections.ConfigDict) -> None:
   """Raise a ConfigError if images are stated for a teacher that is trained in the run."""
-  if teacher.bundle or teacher.weights:
+  if teacher.bundle or teacher.weights or teacher.stablehlo:
+    return
+  if models.imported.is_own(teacher.model):  # which may return a trained Network
     return
   for field, unset in (("mean", ()), ("std", ()), ("image_size", 0)):
     if teacher[field] != unset:
@@ -222,7 +234,8 @@ def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list
     with_teacher: whether the run has a teacher.
   """
   found = []
-  comes_trained = settings.teacher.bundle or settings.teacher.weights
+  teacher = settings.teacher
+  comes_trained = teacher.bundle or teacher.weights or teacher.stablehlo
   used = ["student"] if settings.method.name != "teacher" else []
   used += ["teacher"] if with_teacher and not comes_trained else []
   for role in used:
@@ -241,11 +254,6 @@ def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list
       f"student.epochs={settings.student.epochs}: the weight at its end is not reached"
     )
   return found
-
-
-def _check_model(name: str) -> None:
-  if name not in models.names():
-    raise unknown_name("model", name, models.names())
 
 
 def _check_data(settings: ml_collections.ConfigDict) -> None:

@@ -22,6 +22,7 @@ with needed_by("jaxkd.experiment.networks"):
 from jaxkd import models
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, one_line
+from jaxkd.experiment import own_models
 from jaxkd.export import bundles
 from jaxkd.methods import Teacher
 from jaxkd.preprocessing import Converted, as_trained, numbers
@@ -37,7 +38,7 @@ def create(
 
   Args:
     field: config field, for errors.
-    name: one of `models.names()`.
+    name: one of `models.names()`, or an import path.
     data: data set with the shape of images and the number of classes.
     options: other fields of the model.
     dropout: dropout rate of a model that has dropout; 0 is none.
@@ -45,6 +46,9 @@ def create(
   Raises:
     ConfigError: for an unknown name, or a model that cannot take these images or has no dropout.
   """
+  if models.imported.is_own(name):
+    shapes = functools.partial(_shapes, field, name, data=data)
+    return own_models.create(field, name, data, {**options, "dropout": dropout}, shapes)
   module = models.create(name, num_classes=data.num_classes, **options)
   if dropout:
     if not hasattr(module, "dropout"):
@@ -133,7 +137,7 @@ def _from_torch(
     raise ConfigError(f"{field}, for teacher.model={name!r}: {error}") from error
   output = _one_output("teacher.model", name, output)
   network = Network(module, variables, wanted)
-  return _as_trained(f"{field}={path!r}", network, output, name, images, data), variables
+  return as_teacher(f"{field}={path!r}", network, output, name, images, data), variables
 
 
 def _bundled(
@@ -166,7 +170,7 @@ def _bundled(
   shapes = _shapes("teacher.bundle", path, network.module, seen, network.variables)
   output = _one_output("teacher.bundle", path, shapes)
   label = stored or type(network.module).__name__
-  teacher = _as_trained(
+  teacher = as_teacher(
     where, network._replace(preprocessing=wanted), output, label, images, data, description
   )
   if network.preprocessing is None and not (images.mean and images.std):
@@ -178,7 +182,7 @@ def _bundled(
   return teacher, network.variables
 
 
-def _as_trained(
+def as_teacher(
   field: str,
   network: Network,
   output: Output,
@@ -214,7 +218,9 @@ def _shapes(
   images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
   try:
     if variables is None:
-      return _initial_shapes(module, data.image_shape)
+      hashable = models.imported.is_hashable(module)
+      trace = _initial_shapes if hashable else _initial_shapes.__wrapped__
+      return trace(module, data.image_shape)
     return jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
   except Exception as error:  # the module's code can raise any type
     reason = one_line(error)

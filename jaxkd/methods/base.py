@@ -332,5 +332,5 @@ def feature_shape(output: Output, stage: str, owner: str, where: str = "features
 
 def _in_order(module: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Shape]:
   """Return shapes by stage in the order of the model's stages, which tracing does not keep."""
-  order = [stage for stage in getattr(module, "stages", arrays) if stage in arrays]
+  order = [stage for stage in (getattr(module, "stages", ()) or arrays) if stage in arrays]
   return {stage: arrays[stage].shape for stage in order}
