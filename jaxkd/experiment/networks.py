@@ -149,7 +149,9 @@ def _bundled(
 ) -> Trained:
   """Return a teacher from a bundle."""
   name = settings.teacher.model
-  network, description = bundles.load_bundle(pathlib.Path(path))
+  network, description = bundles.load_bundle(
+    pathlib.Path(path), allow=own_models.allowed(settings.teacher)
+  )
   where = f"teacher.bundle={path!r}"
   stored = description.get("model")
   if name not in ("", stored):

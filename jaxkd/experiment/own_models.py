@@ -223,3 +223,11 @@ def initial_shapes(where: str, image_shape: tuple[int, ...], module: nn.Module) 
     return jax.eval_shape(module.init_with_output, jax.random.key(0), images)[0]
   except Exception as error:  # the module's code can raise any type
     raise ConfigError(f"{where}: {one_line(error)}") from error
+
+
+def allowed(section: Any) -> tuple[str, ...]:
+  """Return the packages whose code a bundle of a section may name: those that the config names."""
+  named = [name.strip() for name in section.get("allow_import", "").split(",") if name.strip()]
+  if imported.is_path(section.model):
+    named.append(section.model.rpartition(":")[0])
+  return tuple(named)

@@ -21,7 +21,7 @@ from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, one_line
 from jaxkd.experiment import networks
 from jaxkd.experiment.own_models import Taps, initial_shapes, taps_of, with_output
-from jaxkd.export import stablehlo
+from jaxkd.export import architectures, stablehlo
 from jaxkd.methods import Teacher
 from jaxkd.models import imported
 from jaxkd.preprocessing import Converted
@@ -132,7 +132,11 @@ def _trained(
   if isinstance(output, tuple):
     raise ConfigError(f"{where} has {len(output)} exits: a teacher needs to have one")
   network = Network(module, variables, wanted)
-  return networks.as_teacher(where, network, output, label, images, data), variables
+  teacher = networks.as_teacher(where, network, output, label, images, data)
+  if why := architectures.why_not(module):
+    note = f"it is not written as a bundle: {why}"
+    teacher = dataclasses.replace(teacher, notes=(*teacher.notes, note))
+  return teacher, variables
 
 
 def _shapes(where: str, variables: Any, image_shape: tuple[int, ...], module: Any) -> Any:

@@ -23,7 +23,7 @@ from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.experiment import build
 from jaxkd.experiment.networks import images_of_run
-from jaxkd.export import bundles
+from jaxkd.export import architectures, bundles
 from jaxkd.train import Finished, Phase
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -65,6 +65,8 @@ def save_bundles(
     check_file_name(f"predictor of phase {phase.name!r}:", predictor)
     if predictor not in result.test:
       continue  # a teacher that came trained, and is not scored again
+    if not phase.epochs and architectures.why_not(network.module):
+      continue  # a teacher that came trained, as a function for example; its notes say so
     # A teacher that came trained may have its own preprocessing.
     images = network.preprocessing or images_of_run(build.as_seen(settings, data))
     description = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,18 +169,34 @@ def load_network(path: str | Path, given: Preprocessing | None = None) -> Networ
     return from_function(_OfPixels(function), preprocessing=pixels, name=str(file))
   if given is not None and known and len(given.mean) == size[2]:
     given = dataclasses.replace(given, image_size=(size[0], size[1]))
-  return from_function(function.call, preprocessing=given, name=str(file))
+  return from_function(_called(function), preprocessing=given, name=str(file))
+
+
+def _called(function: export.Exported) -> Callable[[Array], Any]:
+  """Return the call of a function, which jax.vmap can map: its axis joins that of the images."""
+
+  @jax.custom_batching.custom_vmap
+  def run(images: Array) -> Any:
+    return function.call(images)
+
+  @run.def_vmap
+  def mapped(axis_size: int, in_batched: Any, images: Array) -> Any:
+    found = run(images.reshape(-1, *images.shape[2:]))
+    split = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), found)
+    return split, jax.tree.map(lambda _: True, found)
+
+  return run
 
 
 class _OfPixels:
   """An exported function of uint8 images as one of floats in 0..255."""
 
   def __init__(self, function: export.Exported) -> None:
-    self._function = function
+    self._call = _called(function)
 
   def __call__(self, images: Array) -> Any:
     pixels = jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
-    return self._function.call(pixels)
+    return self._call(pixels)
 
 
 def takes_pixels(network: Network) -> bool:
