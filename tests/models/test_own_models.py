@@ -126,7 +126,7 @@ def test_a_file_and_a_registered_name_are_models(nets, monkeypatch):
   assert module.apply(
     module.init(jax.random.key(0), jnp.ones((2, 4))), jnp.ones((2, 4))
   ).logits.shape == (2, 3)
-  with pytest.raises(ConfigError, match="did you mean 'mine'.*; or PACKAGE.MODULE:CALLABLE"):
+  with pytest.raises(ConfigError, match=r"did you mean 'mine'.*; or PACKAGE.MODULE:CALLABLE"):
     models.create("minee", num_classes=3)
   with pytest.raises(ConfigError, match="there is a model of that name"):
     models.register("resnet8", lambda num_classes: None)
@@ -209,7 +209,7 @@ def test_a_bundle_cannot_call_what_an_allowed_module_imported(nets, tmp_path):
   saved(models.tap(models.create(f"{nets}:local", num_classes=3), {}), tmp_path / "b")
   path = tmp_path / "b/model.json"
   path.write_text(path.read_text().replace(f"{nets}:local", f"{nets}:os.abort"))
-  with pytest.raises(ConfigError, match="os.abort, which is defined in"):
+  with pytest.raises(ConfigError, match=r"os.abort, which is defined in"):
     load_bundle(tmp_path / "b", allow=(nets,))
 
 
@@ -219,7 +219,7 @@ def test_a_class_that_is_not_importable_is_refused(tmp_path):
     def __call__(self, x, train=False):
       return Output(nn.Dense(3)(x.mean((1, 2))))
 
-  with pytest.raises(ConfigError, match="cannot be imported by name .it is defined inside test_"):
+  with pytest.raises(ConfigError, match=r"cannot be imported by name .it is defined inside test_"):
     saved(Inside(), tmp_path / "b")
   Inside.__module__, Inside.__qualname__ = "__main__", "Inside"
   with pytest.raises(ConfigError, match="the script that runs"):
@@ -266,7 +266,7 @@ def test_an_nnx_class_draws_its_values_with_the_key():
 
 
 def test_a_wrong_nnx_model_is_refused():
-  with pytest.raises(ConfigError, match="the nnx.Dropout at 'drop' has no rngs"):
+  with pytest.raises(ConfigError, match=r"the nnx.Dropout at 'drop' has no rngs"):
     model = Perceptron(3, nnx.Rngs(0))
     model.drop = nnx.Dropout(0.5)
     models.from_nnx(model)
@@ -276,7 +276,7 @@ def test_a_wrong_nnx_model_is_refused():
     models.from_nnx(lambda rngs: 3)
   module = models.from_nnx(Perceptron(3, nnx.Rngs(0)))
   variables = initialize(module, jax.random.key(0), "student", IMAGES)
-  with pytest.raises(ConfigError, match="batch.mask: FromNNX has batch statistics"):
+  with pytest.raises(ConfigError, match=r"batch.mask: FromNNX has batch statistics"):
     learn(module, variables, IMAGES, jax.random.key(0), where=jnp.ones(4))
 
 
