@@ -39,6 +39,9 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each budget, taken in tu
 _IMAGES = flags.DEFINE_integer("images", 2048, "Test images to time.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 256, "Largest batch.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the tables to this Markdown file.")
+_ALLOW = flags.DEFINE_list(
+  "allow_import", [], "Packages whose code the bundle may import, such as mypkg."
+)
 flags.mark_flag_as_required("run")
 
 
@@ -89,7 +92,7 @@ def load_run(run: pathlib.Path) -> tuple[Any, Mapping[str, Any], Mapping[str, An
       f"run={str(run)!r}: its last stage, {stage!r}, left no predictor 'ensemble'; "
       "expected a run of a method with several exits"
     )
-  network, _ = bundles.load_bundle(path)
+  network, _ = bundles.load_bundle(path, allow=_ALLOW.value)
   try:
     return *models.exits_inside(network), config
   except ConfigError as error:

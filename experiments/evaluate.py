@@ -28,6 +28,9 @@ _DATA = flags.DEFINE_string("data", None, "Data set; by default the one that the
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where TFDS keeps the data.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Examples of one step.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the scores to this JSON file.")
+_ALLOW = flags.DEFINE_list(
+  "allow_import", [], "Packages whose code the bundle may import, such as mypkg."
+)
 flags.mark_flag_as_required("bundle")
 
 # Name of a predictor -> metric -> value.
@@ -49,7 +52,7 @@ def scored(path: pathlib.Path, name: str | None, directory: str | None, batch_si
   """Return the scores of every predictor below `path` on the test split of its data set."""
   found, load = {}, functools.lru_cache(maxsize=1)(data.load)
   for predictor, bundle in scores.find_bundles(path).items():
-    network, description = bundles.load_bundle(bundle)
+    network, description = bundles.load_bundle(bundle, allow=_ALLOW.value)
     try:
       dataset = scores.data_of(description, name, directory=directory, load=load)
     except ConfigError as error:

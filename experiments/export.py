@@ -31,6 +31,9 @@ _PLATFORMS = flags.DEFINE_list(
   "platforms", ["cpu", "cuda", "tpu"], f"Where it is to run: {', '.join(stablehlo.PLATFORMS)}."
 )
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time; by default any number.")
+_ALLOW = flags.DEFINE_list(
+  "allow_import", [], "Packages whose code the bundle may import, such as mypkg."
+)
 flags.mark_flags_as_required(["bundle", "output"])
 
 FUNCTION, WEIGHTS, README = "function.stablehlo", "weights.safetensors", "README.txt"
@@ -74,7 +77,7 @@ def write(
   batch_size: int | None,
 ) -> str:
   """Export one bundle; returns the text of README.txt."""
-  network, description = bundles.load_bundle(bundle)
+  network, description = bundles.load_bundle(bundle, allow=_ALLOW.value)
   exported = stablehlo.export_function(
     network, description, platforms=platforms, batch_size=batch_size
   )

@@ -106,7 +106,8 @@ def initialize(module: Model | Table, rng: Array, participant: str, inputs: Any)
     return jax.tree.map(jnp.asarray, module.variables)
   key = key_for(rng, participant)
   keys = {"params": key, "dropout": key}
-  return dict(plain(module).init(keys, inputs_of(module, inputs), train=False))
+  drawn = plain(module).init(keys, inputs_of(module, inputs), train=False)
+  return {"params": {}, **drawn}  # a frozen function has no parameters
 
 
 def network_of(module: Model, variables: Mapping[str, Any]) -> Network:

@@ -50,6 +50,12 @@ def counted_statistics(mask: Any) -> contextlib.AbstractContextManager[Any]:
     following: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], context: Any
   ) -> Any:
     module = context.module
+    foreign = hasattr(type(module), "foreign_statistics") and module.foreign_statistics
+    if foreign and kwargs.get("train"):
+      raise ConfigError(
+        f"batch.mask: {type(module).__name__} has batch statistics of its own library, from which "
+        "padding cannot be left out: expected a mask of None, or a model without them"
+      )
     if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
       return following(*args, **kwargs)
     running = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)

@@ -17,7 +17,7 @@ with needed_by("jaxkd.experiment.build"):
 from jaxkd import methods
 from jaxkd.data import Dataset, unseen_classes
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import networks
+from jaxkd.experiment import networks, own_models, own_teachers
 from jaxkd.experiment.given_teachers import teacher_spec, with_tables, with_variables
 from jaxkd.experiment.preparation import (
   check_augmentation,
@@ -70,7 +70,7 @@ def phases(
   plan: list[Phase] = []
   teachers: dict[str, Teacher] = {}
   if taught or name == "teacher":
-    for number, (teacher, variables) in enumerate(networks.teachers(settings, data, options)):
+    for number, (teacher, variables) in enumerate(own_teachers.teachers(settings, data, options)):
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher
       plan.append(_teacher_phase(called, teacher, variables, settings, data))
@@ -83,6 +83,7 @@ def phases(
   student, student_output = networks.create(
     "student.model", model, data, options, dropout=settings.student.dropout
   )
+  student, student_output = own_models.tapped(settings.student, student, student_output, data)
   exits = len(student_output) if isinstance(student_output, tuple) else 0
   if distils and exits and not all(method.takes_exits for method in chosen):
     able = [n for n, method in methods.METHODS.items() if method.takes_exits]

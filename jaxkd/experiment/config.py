@@ -11,7 +11,8 @@ with needed_by("jaxkd.experiment.config"):
 
 from jaxkd import fields as accepted
 from jaxkd import methods, models
-from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.errors import ConfigError
+from jaxkd.experiment import own_models
 from jaxkd.experiment.teacher_fields import check_repeated, check_teacher
 from jaxkd.experiment.training_fields import check_training, training_fields, training_remarks
 from jaxkd.fields import (
@@ -99,6 +100,10 @@ COMMON: Fields = {
     "new_head": flag(False),
     "finetune_epochs": integer(0),
     "finetune_learning_rate": number(0.0),
+    # Functions of images in files, written by jaxkd.export.stablehlo or jax.export.
+    "stablehlo": text(""),
+    # Packages whose code a bundle may name, such as "mypkg"; that of teacher.model is one of them.
+    "allow_import": text(""),
     # The images that it was trained on, if they are not the run's: mean and std of pixel values in
     # 0..1, and the side of the images; one for each file if several files differ. Unset values are
     # those of the bundle, torchvision's for weights of an ImageNet model, else the run's.
@@ -184,14 +189,15 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
   for role in used:
     section = settings[role]
     # A bundle may hold a model that is not registered.
-    if not section.get("bundle"):
-      _check_model(section.model)
+    if not section.get("bundle") and not section.get("stablehlo"):
+      models.check_name(f"{role}.model", section.model)
+    own_models.taps_of(section, role)
     check_training(role, section, comes_trained=_comes_trained(role, section))
   if with_teacher:
     _check_images(settings.teacher)
   for name in settings.method.get("models", ()):
     if name != "student":
-      _check_model(name)
+      models.check_name("method.models", name)
   smoothing = settings.student.get("label_smoothing", 0.0)
   if smoothing and settings.method.get("label_smoothing", 0.0):
     raise ConfigError(
@@ -208,7 +214,9 @@ def _comes_trained(role: str, section: ml_collections.ConfigDict) -> bool:
 
 def _check_images(teacher: ml_collections.ConfigDict) -> None:
   """Raise a ConfigError if images are stated for a teacher that is trained in the run."""
-  if teacher.bundle or teacher.weights:
+  if teacher.bundle or teacher.weights or teacher.stablehlo:
+    return
+  if models.imported.is_own(teacher.model):  # which may return a trained Network
     return
   for field, unset in (("mean", ()), ("std", ()), ("image_size", 0)):
     if teacher[field] != unset:
@@ -226,7 +234,8 @@ def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list
     with_teacher: whether the run has a teacher.
   """
   found = []
-  comes_trained = any(settings.teacher[field] for field in ("bundle", "weights", "logits"))
+  given = ("bundle", "weights", "logits", "stablehlo")
+  comes_trained = any(settings.teacher[field] for field in given)
   used = ["student"] if settings.method.name != "teacher" else []
   used += ["teacher"] if with_teacher and not comes_trained else []
   for role in used:
@@ -238,11 +247,6 @@ def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list
       f"student.epochs={settings.student.epochs}: the weight at its end is not reached"
     )
   return found
-
-
-def _check_model(name: str) -> None:
-  if name not in models.names():
-    raise unknown_name("model", name, models.names())
 
 
 def _check_data(settings: ml_collections.ConfigDict) -> None:

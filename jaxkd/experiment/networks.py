@@ -21,6 +21,7 @@ with needed_by("jaxkd.experiment.networks"):
 from jaxkd import models
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, one_line
+from jaxkd.experiment import own_models
 from jaxkd.experiment.new_head import fine_tuned
 from jaxkd.experiment.stated_images import StatedImages, images_of_files, shown
 from jaxkd.experiment.stored_teacher import stored_teacher
@@ -40,7 +41,7 @@ def create(
 
   Args:
     field: config field, for errors.
-    name: one of `models.names()`.
+    name: one of `models.names()`, or an import path.
     data: data set with the shape of images and the number of classes.
     options: other fields of the model.
     dropout: dropout rate of a model that has dropout; 0 is none.
@@ -48,6 +49,9 @@ def create(
   Raises:
     ConfigError: for an unknown name, or a model that cannot take these images or has no dropout.
   """
+  if models.imported.is_own(name):
+    shapes = functools.partial(_shapes, field, name, data=data)
+    return own_models.create(field, name, data, {**options, "dropout": dropout}, shapes)
   module = models.create(name, num_classes=data.num_classes, **options)
   if dropout:
     if not hasattr(module, "dropout"):
@@ -94,7 +98,7 @@ def teachers(
       )
   paths, read = given["bundle"] or given["weights"], _bundled if given["bundle"] else _from_torch
   if given["bundle"] and data.image_shape is None:
-    return [_bundled_of_inputs(path, section.model, data) for path in paths]
+    return [_bundled_of_inputs(path, section, data) for path in paths]
   if paths:
     images = images_of_files(section, data, len(paths))
     found = [
@@ -142,7 +146,7 @@ def _from_torch(
     raise ConfigError(f"{field}, for teacher.model={name!r}: {error}") from error
   output = _one_output("teacher.model", name, output)
   network = Network(module, variables, wanted)
-  return _as_trained(f"{field}={path!r}", network, output, name, images, data), variables
+  return as_teacher(f"{field}={path!r}", network, output, name, images, data), variables
 
 
 def _bundled(
@@ -154,7 +158,9 @@ def _bundled(
 ) -> Trained:
   """Return a teacher from a bundle."""
   name = settings.teacher.model
-  network, description = bundles.load_bundle(pathlib.Path(path))
+  network, description = bundles.load_bundle(
+    pathlib.Path(path), allow=own_models.allowed(settings.teacher)
+  )
   where = f"teacher.bundle={path!r}"
   stored = description.get("model")
   _check_model(where, stored, name)
@@ -173,7 +179,7 @@ def _bundled(
   shapes = _shapes("teacher.bundle", path, network.module, seen, network.variables)
   output = _one_output("teacher.bundle", path, shapes)
   label = stored or type(network.module).__name__
-  teacher = _as_trained(
+  teacher = as_teacher(
     where, network._replace(preprocessing=wanted), output, label, images, data, description
   )
   if network.preprocessing is None and not (images.mean and images.std):
@@ -185,11 +191,11 @@ def _bundled(
   return teacher, network.variables
 
 
-def _bundled_of_inputs(path: str, name: str, data: Dataset) -> Trained:
+def _bundled_of_inputs(path: str, section: ml_collections.ConfigDict, data: Dataset) -> Trained:
   """Return a teacher from a bundle, for inputs that are no images and are not converted."""
-  network, description = bundles.load_bundle(pathlib.Path(path))
+  network, description = bundles.load_bundle(pathlib.Path(path), allow=own_models.allowed(section))
   where, stored = f"teacher.bundle={path!r}", description.get("model")
-  _check_model(where, stored, name)
+  _check_model(where, stored, section.model)
   if "inputs" not in description:
     raise ConfigError(f"{where} takes images, and the inputs of {data.name} are none")
   shapes = _shapes("teacher.bundle", path, network.module, data, network.variables)
@@ -208,7 +214,7 @@ def _check_model(where: str, stored: Any, name: str) -> None:
     )
 
 
-def _as_trained(
+def as_teacher(
   field: str,
   network: Network,
   output: Output,
@@ -245,7 +251,9 @@ def _shapes(
   try:
     if variables is None:
       leaves, structure = jax.tree.flatten(inputs)
-      return _initial_shapes(module, tuple(leaves), structure)
+      hashable = models.imported.is_hashable(module)
+      traced = _initial_shapes if hashable else _initial_shapes.__wrapped__
+      return traced(module, tuple(leaves), structure)
     return jax.eval_shape(functools.partial(module.apply, train=False), variables, inputs)
   except Exception as error:  # the module's code can raise any type
     reason, kind = one_line(error), "inputs" if data.image_shape is None else "images"

@@ -24,7 +24,7 @@ from jaxkd.errors import ConfigError, check_file_name
 from jaxkd.experiment import build
 from jaxkd.experiment.preparation import data_facts
 from jaxkd.experiment.stated_images import images_of_run
-from jaxkd.export import bundles
+from jaxkd.export import architectures, bundles
 from jaxkd.shapes import described
 from jaxkd.train import Finished, Phase
 
@@ -67,6 +67,8 @@ def save_bundles(
     check_file_name(f"predictor of phase {phase.name!r}:", predictor)
     if predictor not in result.test:
       continue  # a teacher that came trained, and is not scored again
+    if not phase.epochs and architectures.why_not(network.module):
+      continue  # a teacher that came trained, as a function for example; its notes say so
     # A teacher that came trained may have its own preprocessing.
     images = network.preprocessing or images_of_run(build.as_seen(settings, data))
     seen = bundles.described(images) if images else {"inputs": described(data.input_shape)}

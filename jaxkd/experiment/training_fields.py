@@ -46,6 +46,10 @@ def training_fields(model: str) -> Fields:
     "label_smoothing": number(0.0, maximum=1.0),
     # Dropout between the convolutions of a residual block, for models that have it.
     "dropout": number(0.0, maximum=0.99),
+    # Stages of a model that returns logits alone, as "stage1=conv1,pooled=classifier:input", and
+    # their preactivations: paths of submodules, see jaxkd.models.tap.
+    "tap": text(""),
+    "tap_preactivations": text(""),
   }
 
 

@@ -2,24 +2,22 @@
 
 model.json holds the architecture (class names and fields, nested) and a description;
 weights.safetensors holds the variables under names such as "params/stem_conv/kernel". Nothing is
-pickled, and loading constructs only classes of a fixed list.
+pickled. Loading constructs classes of jaxkd; others only if the caller allows their import.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -30,8 +28,9 @@ with needed_by("jaxkd.export.bundles"):
   from safetensors.numpy import save as save_weights
 
 
-from jaxkd import adapters, models, preprocessing
-from jaxkd.errors import ConfigError, one_line, unknown_name, writing
+from jaxkd import preprocessing
+from jaxkd.errors import ConfigError, one_line, writing
+from jaxkd.export.architectures import MODULES, decoded, encoded
 from jaxkd.models.torch.files import arrays_in
 from jaxkd.shapes import InputShape, batched, from_described
 from jaxkd.types import Network, Preprocessing
@@ -39,25 +38,6 @@ from jaxkd.types import Network, Preprocessing
 FORMAT = 1
 _MODEL, _WEIGHTS = "model.json", "weights.safetensors"
 _REPLACED = ".replaced"
-# Dtypes that a module's field may hold.
-_DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-
-def _public_modules() -> dict[str, type[nn.Module]]:
-  """Return every linen module class that jaxkd.models and jaxkd.adapters export, by name."""
-  exported = (
-    getattr(package, name)
-    for package in (models, adapters)
-    for name in getattr(package, "__all__", ())
-  )
-  return {
-    value.__name__: value
-    for value in exported
-    if isinstance(value, type) and issubclass(value, nn.Module)
-  }
-
-
-MODULES: Mapping[str, type[nn.Module]] = MappingProxyType(_public_modules())
 
 
 def save_bundle(
@@ -74,16 +54,19 @@ def save_bundle(
 
   Args:
     directory: target; an existing bundle or empty directory is replaced, anything else is an error.
-    network: fields of its module may be modules, numbers, strings, tuples, dicts and dtypes.
+    network: fields of its module may be modules, numbers, strings, tuples, dicts and dtypes. A
+      class that is not part of jaxkd is written by its import path, see
+      `jaxkd.export.architectures`.
     description: JSON values. "image_shape", [H, W, C], is required, or "inputs" for inputs that are
       no images (`jaxkd.shapes.described`); "mean" and "std", one number per channel, class names,
       data set and metrics are usual. Shape, mean and std default to those of the network's
       `preprocessing`.
-    modules: name -> class, for module classes that are not part of jaxkd.
+    modules: name -> class, for module classes that are not part of jaxkd and have no import path.
 
   Raises:
-    ConfigError: for an unknown class, a field or description that JSON cannot hold, variables that
-      do not belong to the module, or anything but a bundle at `directory`.
+    ConfigError: for a class that cannot be imported by name, a field or description that JSON
+      cannot hold, variables that do not belong to the module, or anything but a bundle at
+      `directory`.
     DiskError: if it cannot be written.
   """
   target = Path(directory)
@@ -92,7 +75,7 @@ def save_bundle(
   description = {**described(network.preprocessing), **description}
   document = {
     "format": FORMAT,
-    "network": _encoded(network.module, {**MODULES, **modules}, "network"),
+    "network": encoded(network.module, {**MODULES, **modules}, "network"),
     "description": description,
   }
   flat = {
@@ -121,13 +104,19 @@ def save_bundle(
 
 
 def load_bundle(
-  directory: str | Path, *, modules: Mapping[str, type[nn.Module]] = MappingProxyType({})
+  directory: str | Path,
+  *,
+  modules: Mapping[str, type[nn.Module]] = MappingProxyType({}),
+  allow: Collection[str] = (),
 ) -> tuple[Network, dict[str, Any]]:
   """Load a network and its description, written by `save_bundle`.
 
   Args:
     directory: directory given to `save_bundle`.
-    modules: name -> class, for module classes that are not part of jaxkd.
+    modules: name -> class, for module classes that are not part of jaxkd and have no import path.
+    allow: packages, modules or files that the bundle may import code of: ("mypkg",) allows
+      "mypkg.nets:Net". Importing runs the code of the module; without this, nothing is imported
+      that is not in `modules`.
 
   Returns:
     The network, its variables as numpy arrays, and the description. The network's `preprocessing`
@@ -160,70 +149,13 @@ def load_bundle(
     flat = arrays_in(weights)
   except ValueError as error:
     raise ConfigError(f"bundle {source}: damaged {_WEIGHTS}: {error}") from error
-  module = _decoded(architecture, {**MODULES, **modules}, source)
+  module = decoded(architecture, {**MODULES, **modules}, source, allow)
   _check_weights(source, module, description, flat)
   if hashlib.sha256(weights).hexdigest() != digest:
     raise ConfigError(f"bundle {source}: damaged {_WEIGHTS}: not what {_MODEL} was written with")
   variables = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
   images = preprocessing.from_description(f"bundle {source}", description)
   return Network(module, variables, images), description
-
-
-def _encoded(value: Any, modules: Mapping[str, type[nn.Module]], where: str) -> Any:
-  if value is None or isinstance(value, bool | int | float | str):
-    return value
-  if isinstance(value, list | tuple):
-    return [_encoded(item, modules, where) for item in value]
-  if isinstance(value, Mapping):
-    return {"mapping": {key: _encoded(item, modules, where) for key, item in value.items()}}
-  if isinstance(value, nn.Module):
-    name = type(value).__name__
-    if modules.get(name) is not type(value):
-      raise unknown_name("module class", name, modules)
-    return {
-      "class": name,
-      "fields": {
-        field: _encoded(getattr(value, field), modules, f"{name}.{field}")
-        for field in _fields(type(value))
-      },
-    }
-  try:
-    dtype = jnp.dtype(value)
-  except TypeError:
-    dtype = jnp.dtype(object)
-  if dtype == jnp.dtype(object):  # numpy's dtype for any class
-    raise ConfigError(f"{where}: a bundle cannot hold {value!r}")
-  return {"dtype": dtype.name}
-
-
-def _decoded(value: Any, modules: Mapping[str, type[nn.Module]], source: Path) -> Any:
-  match value:
-    case None | bool() | int() | float() | str():
-      return value
-    case list():
-      return tuple(_decoded(item, modules, source) for item in value)
-    case {"dtype": str(name)} if name in _DTYPES:
-      return jnp.dtype(name)
-    case {"mapping": dict(items)}:
-      return {key: _decoded(item, modules, source) for key, item in items.items()}
-    case {"class": str(name), "fields": dict(fields)}:
-      if name not in modules:
-        raise unknown_name(f"module class in bundle {source}:", name, modules)
-      known = _fields(modules[name])
-      for field in fields:
-        if field not in known:
-          raise unknown_name(f"field of {name} in bundle {source}:", field, known)
-      decoded = {key: _decoded(item, modules, source) for key, item in fields.items()}
-      try:
-        return modules[name](**decoded)
-      except TypeError as error:
-        raise ConfigError(f"bundle {source}: damaged {_MODEL}: {error}") from error
-  raise ConfigError(f"bundle {source}: damaged {_MODEL}: {value!r} is no part of an architecture")
-
-
-def _fields(module: type[nn.Module]) -> tuple[str, ...]:
-  names = (field.name for field in dataclasses.fields(module) if field.init)
-  return tuple(name for name in names if name not in ("parent", "name"))
 
 
 def described(images: Preprocessing | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ it needs jax and flatbuffers, jax's serialization format:
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,10 @@ import numpy as np
 from jax import export
 
 from jaxkd.data import normalize
-from jaxkd.errors import ConfigError, needed_by, unknown_name
+from jaxkd.errors import ConfigError, needed_by, one_line, unknown_name
+from jaxkd.models import from_function
 from jaxkd.shapes import InputShape, batched, from_described
-from jaxkd.types import Array, Network, Output
+from jaxkd.types import Array, Network, Output, Preprocessing
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 # Start of the StableHLO module inside jax's serialization, which has no magic number of its own.
@@ -130,6 +132,89 @@ def _inputs(description: Mapping[str, Any]) -> tuple[InputShape, Callable[[Any],
   shape, mean, std = _preprocessing(description)
   stored = jax.ShapeDtypeStruct(shape, jnp.uint8)
   return stored, lambda images: normalize(images, mean, std)
+
+
+def load_network(path: str | Path, given: Preprocessing | None = None) -> Network:
+  """Load an exported function of images as a frozen teacher.
+
+  The file is one of `export_function`, or any of jax.export with one array of images and one of
+  logits. Its weights are constants of the function. Images that it takes as uint8 are made of
+  those of the run, rounded to pixel values of 0..255.
+
+  Args:
+    path: the file.
+    given: images of the run; their mean and std are assumed for a function of normalised images.
+
+  Returns:
+    The network, without variables, and with the images that the function takes.
+
+  Raises:
+    ConfigError: for a file that holds no exported function; a function of other arguments, of a
+      fixed batch size, or for other platforms than this machine's.
+  """
+  file = Path(path)
+  if not is_function(file):
+    raise ConfigError(f"{file} is not an exported function of jax.export")
+  try:
+    function = export.deserialize(bytearray(file.read_bytes()))
+  except Exception as error:  # the reader of a damaged file raises any type
+    raise ConfigError(f"{file}: damaged ({type(error).__name__}: {one_line(error)})") from error
+  if len(function.in_avals) != 1 or len(function.in_avals[0].shape) != 4:
+    taken = ", ".join(str(aval.shape) for aval in function.in_avals)
+    raise ConfigError(f"{file} takes arrays of shapes {taken}: expected images (B, H, W, C)")
+  [images] = function.in_avals
+  batch, *size = images.shape
+  if isinstance(batch, int):
+    raise ConfigError(
+      f"{file} takes {batch} images at a time: expected a function of any number, exported with "
+      "a symbolic batch size"
+    )
+  platform = {"gpu": ("cuda", "rocm")}.get(jax.default_backend(), (jax.default_backend(),))
+  if not set(platform) & set(function.platforms):
+    raise ConfigError(
+      f"{file} was exported for {', '.join(function.platforms)}, this machine has {platform[0]}"
+    )
+  known = all(isinstance(n, int) for n in size)
+  if images.dtype == jnp.uint8:
+    if not known:
+      raise ConfigError(f"{file} takes images {images.shape}: expected a fixed size")
+    pixels = Preprocessing((0.0,) * size[2], (1 / 255,) * size[2], (size[0], size[1]))
+    return from_function(_OfPixels(function), preprocessing=pixels, name=str(file))
+  if given is not None and known and len(given.mean) == size[2]:
+    given = dataclasses.replace(given, image_size=(size[0], size[1]))
+  return from_function(_called(function), preprocessing=given, name=str(file))
+
+
+def _called(function: export.Exported) -> Callable[[Array], Any]:
+  """Return the call of a function, which jax.vmap can map: its axis joins that of the images."""
+
+  @jax.custom_batching.custom_vmap
+  def run(images: Array) -> Any:
+    return function.call(images)
+
+  @run.def_vmap
+  def mapped(axis_size: int, in_batched: Any, images: Array) -> Any:
+    found = run(images.reshape(-1, *images.shape[2:]))
+    split = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), found)
+    return split, jax.tree.map(lambda _: True, found)
+
+  return run
+
+
+class _OfPixels:
+  """An exported function of uint8 images as one of floats in 0..255."""
+
+  def __init__(self, function: export.Exported) -> None:
+    self._call = _called(function)
+
+  def __call__(self, images: Array) -> Any:
+    pixels = jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
+    return self._call(pixels)
+
+
+def takes_pixels(network: Network) -> bool:
+  """Check whether a network of `load_network` takes pixel values of 0..255."""
+  return isinstance(network.module.function, _OfPixels)
 
 
 def _preprocessing(

@@ -341,6 +341,6 @@ def feature_shape(output: Output, stage: str, owner: str, where: str = "features
 
 def _in_order(module: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Shape]:
   """Return shapes by stage in the order of the model's stages, which tracing does not keep."""
-  known = [*getattr(module, "stages", arrays), *getattr(module, "views", ())]
+  known = [*(getattr(module, "stages", ()) or arrays), *getattr(module, "views", ())]
   order = [stage for stage in known if stage in arrays]
   return {stage: arrays[stage].shape for stage in order}

@@ -249,7 +249,7 @@ def with_classifiers(
 
   def classify(name: str, features: Any, from_stage: str = "") -> Any:
     model = models[name]
-    stage = from_stage or tuple(getattr(plain(model), "stages", ("pooled",)))[-1]
+    stage = from_stage or tuple(getattr(plain(model), "stages", ()) or ("pooled",))[-1]
     return infer(model, participants[name], features, from_stage=stage).logits
 
   classifiers = {name: functools.partial(classify, name) for name in models}

@@ -11,6 +11,7 @@ Subpackages: `zoo` (architectures), `compose` (networks made of networks), `torc
 PyTorch).
 """
 
+from jaxkd.models import imported
 from jaxkd.models.compose.branches import Branched, GatedBranches, branch_network, gated_branches
 from jaxkd.models.compose.ensemble import (
   AtExit,
@@ -35,7 +36,9 @@ from jaxkd.models.compose.reused_classifier import (
   reuse_classifier,
   reuse_classifiers,
 )
-from jaxkd.models.registry import create, names, published_preprocessing
+from jaxkd.models.functions import FromFunction, from_function
+from jaxkd.models.nnx_models import FromNNX, from_nnx, to_nnx
+from jaxkd.models.registry import check_name, create, names, published_preprocessing, register
 from jaxkd.models.summary import StageSummary, Summary, summary
 from jaxkd.models.tap import Tapped, tap
 from jaxkd.models.torch.load import classes_in, from_torch
@@ -64,6 +67,8 @@ __all__ = [
   "ConvExit",
   "Ensemble",
   "ExitEnsemble",
+  "FromFunction",
+  "FromNNX",
   "GatedBranches",
   "LinearExit",
   "MSDNet",
@@ -85,20 +90,26 @@ __all__ = [
   "VisionTransformer",
   "WideResNet",
   "branch_network",
+  "check_name",
   "classes_in",
   "create",
   "cut_at_exit",
   "ensemble_of",
   "exit_ensemble",
   "exits_inside",
+  "from_function",
+  "from_nnx",
   "from_torch",
   "gated_branches",
+  "imported",
   "names",
   "plain_network",
   "published_preprocessing",
+  "register",
   "reuse_classifier",
   "reuse_classifiers",
   "summary",
   "tap",
+  "to_nnx",
   "with_exits",
 ]

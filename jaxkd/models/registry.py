@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.models import catalog_timm, catalog_transformers
+from jaxkd.models import catalog_timm, catalog_transformers, imported
 from jaxkd.models.zoo.mlp import MLP
 from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jaxkd.models.zoo.msdnet import MSDNet
@@ -153,12 +154,53 @@ _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
 
 
 def names() -> tuple[str, ...]:
-  """The names that `create` accepts.
+  """The names that `create` accepts, those of `register` last; import paths are more.
 
   >>> names()[:4]
   ('resnet8', 'resnet14', 'resnet20', 'resnet32')
   """
-  return tuple(_MODELS)
+  return (*_MODELS, *imported.REGISTERED)
+
+
+def register(name: str, make: Callable[..., Any]) -> None:
+  """Add a model under a name, for configs, `create` and bundles.
+
+  A name may be registered twice, as when a config file is loaded twice: the later model is used.
+
+  Args:
+    name: letters, digits, "_", "-" and "."; the value of `student.model` in a config.
+    make: function that is called with `num_classes`, and with `dtype`, `axis_name` and `dropout`
+      where its signature accepts them. It returns a linen module, an NNX module, or for a trained
+      teacher a Network.
+
+  Raises:
+    ConfigError: for an invalid name, the name of a model of this package, or no callable.
+  """
+  if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+    raise ConfigError(f"register: name={name!r}: expected letters, digits, '_', '-' and '.'")
+  if name in _MODELS:
+    raise ConfigError(f"register: name={name!r}: there is a model of that name in jaxkd.models")
+  if not callable(make):
+    raise ConfigError(f"register: {name!r}: make={make!r}: expected a callable")
+  imported.REGISTERED[name] = make
+
+
+def check_name(field: str, name: str) -> None:
+  """Raise a ConfigError unless a model's name, or its import path, exists.
+
+  Args:
+    field: config field, for errors.
+    name: one of `names()`, or a path, which is imported.
+  """
+  if imported.is_path(name):
+    imported.find(f"{field}={name!r}", name)
+  elif name not in names():
+    raise unknown_model(name)
+
+
+def unknown_model(name: str) -> ConfigError:
+  """The error of a name that is not in the registry."""
+  return ConfigError(f"{unknown_name('model', name, names())}; or {imported.PATH}")
 
 
 # torchvision's preprocessing for ImageNet, and that of most vision transformers.
@@ -181,16 +223,18 @@ def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
   """Create a model by name; its `init` creates the variables.
 
   Args:
-    name: one of `names()`. resnet8 ... resnet110 have widths 16-16-32-64 (stem, three stages),
-      resnet8x4 ... resnet38x4 have 32-64-128-256, resnetD_wN has N-N-2N-4N; the suffix _s2 is a
-      stem that halves the image. wrn_D_K has 16-16K-32K-64K. The vggs have 64-128-256-512-512,
-      vgg8_w8 an eighth of it. cifar_resnet50 and imagenet_resnet18, 34 and 50 differ in their
-      stems, see ResNet. mobilenetv2 has width 0.5 and shufflenetv2 size 1, as in the tables for
-      CIFAR. msdnet has five exits and one of its authors' sizes for CIFAR, msdnet_11 eleven exits;
-      msdnet_small has four, for 28x28 images on a CPU (1.5 million multiplications there;
-      resnet8_w4 has 0.6). vit_tiny has patches of 4x4, vit_tiny_p2 of 2x2, which must divide the
-      image. mlp has two hidden layers of 256. timm_* and hf_* are models of timm and of Hugging
-      Face's transformers, for images of one size (the vision transformers) or from 32x32.
+    name: one of `names()`, or the import path of a callable, "PACKAGE.MODULE:CALLABLE" or
+      "FILE.py:CALLABLE" (`jaxkd.models.imported`).
+      resnet8 ... resnet110 have widths 16-16-32-64 (stem, three stages), resnet8x4 ... resnet38x4
+      have 32-64-128-256, resnetD_wN has N-N-2N-4N; the suffix _s2 is a stem that halves the image.
+      wrn_D_K has 16-16K-32K-64K. The vggs have 64-128-256-512-512, vgg8_w8 an eighth of it.
+      cifar_resnet50 and imagenet_resnet18, 34 and 50 differ in their stems, see ResNet. mobilenetv2
+      has width 0.5 and shufflenetv2 size 1, as in the tables for CIFAR. msdnet has five exits and
+      one of its authors' sizes for CIFAR, msdnet_11 eleven exits; msdnet_small has four, for 28x28
+      images on a CPU (1.5 million multiplications there; resnet8_w4 has 0.6). vit_tiny has patches
+      of 4x4, vit_tiny_p2 of 2x2, which must divide the image. mlp has two hidden layers of 256.
+      timm_* and hf_* are models of timm and of Hugging Face's transformers, for images of one size
+      (the vision transformers) or from 32x32.
     num_classes: number of classes, at least 1.
     **options: the model's other fields: `axis_name`, `dtype`, for some models `dropout`.
 
@@ -200,7 +244,8 @@ def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     imagenet_mobilenetv1 from 32x32), and checks the size when it is called.
 
   Raises:
-    ConfigError: for an unknown name or option, or a number of classes below 1.
+    ConfigError: for an unknown name or option, or a number of classes below 1; for a model of
+      one's own, if it cannot be imported or called, or returns no module.
 
   >>> create("resnet8_w4", num_classes=10).widths
   (4, 4, 8, 16)
@@ -208,10 +253,12 @@ def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
   Traceback (most recent call last):
   jaxkd.errors.ConfigError: unknown model 'resnet9': did you mean 'resnet8' or ...
   """
-  if name not in _MODELS:
-    raise unknown_name("model", name, _MODELS)
+  if name not in _MODELS and not imported.is_own(name):
+    raise unknown_model(name)
   if num_classes < 1:
     raise ConfigError(f"num_classes must be at least 1, not {num_classes}")
+  if imported.is_own(name):
+    return imported.create(f"model {name!r}", name, {"num_classes": num_classes, **options})
   model = _MODELS[name]
   kind: Any = model.func
   fields = {field.name for field in dataclasses.fields(kind)}

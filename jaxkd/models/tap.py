@@ -10,7 +10,7 @@ import jax
 from flax import linen as nn
 from flax.core.scope import union_filters
 
-from jaxkd.errors import unknown_name
+from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.types import Array, Output
 
 # Argument names for the mode -> whether the argument means "train" or its opposite.
@@ -21,6 +21,12 @@ _MODE_ARGUMENTS = {
   "deterministic": False,
   "use_running_average": False,
 }
+
+
+class CannotResume(NotImplementedError, ConfigError):
+  """A model cannot continue from a stage. The message, one line."""
+
+
 # A separate collection, so that the values that the module itself sows do not change.
 _TAPS = "jaxkd_taps"
 
@@ -32,7 +38,7 @@ def tap(
   *,
   mode: Callable[[bool], Mapping[str, Any]] | None = None,
   logits: Callable[[Any], Array] | None = None,
-) -> Tapped:
+) -> Any:
   """Wrap an existing linen module as `__call__(images, train) -> Output`.
 
   A path names a submodule as in the variables: "encoder/block_2" is the submodule with the
@@ -44,8 +50,10 @@ def tap(
   `module.init`, and weights trained without the tap load unchanged.
 
   Args:
-    module: a linen module, called with images as its first argument.
-    features: stage -> path of the post-activation feature, shallow to deep.
+    module: a linen module, called with images as its first argument. Of one that returns an
+      Output, the logits stay, and its features and preactivations are replaced if any are given.
+    features: stage -> path of the post-activation feature, shallow to deep. A module of `from_nnx`
+      takes the paths of the NNX model.
     preactivations: stage -> path of the same before the activation, if there is such a submodule.
     mode: train -> keyword arguments for the module, e.g. `lambda train: {"is_eval": not train}`.
       By default the module's signature decides: `train`, `training` and `is_training` get `train`,
@@ -67,6 +75,9 @@ def tap(
   >>> output.logits.shape, output.features["hidden"].shape
   ((2, 3), (2, 8))
   """
+  # A module of `from_nnx`, whose submodules linen does not see, records them itself.
+  if hasattr(module, "with_taps"):
+    return module.with_taps(features, preactivations or {}, logits)
   return Tapped(module, dict(features), dict(preactivations or {}), mode, logits)
 
 
@@ -81,8 +92,10 @@ class Tapped(nn.Module):
 
   @property
   def stages(self) -> tuple[str, ...]:
-    """The names of the features, in the order given."""
-    return tuple(self.features)
+    """The names of the features in the order given; the module's own if none are given."""
+    if self.features or self.preactivations:
+      return tuple(self.features)
+    return tuple(getattr(self.module, "stages", ()))
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Output:
@@ -105,15 +118,8 @@ class Tapped(nn.Module):
     with nn.intercept_methods(record):
       result, taps = self._run(images, **self._mode_arguments(train))
     tapped = {path: _find(taps, path, seen) for path in wanted}
-    logits = result if self.logits is None else self.logits(result)
-    if not hasattr(logits, "shape"):
-      kind = type(self.module).__name__
-      raise TypeError(f"{kind} returns {_shapes(logits)}: select the logits with logits=...")
-    return Output(
-      logits=logits,
-      features={stage: tapped[path] for stage, path in self.features.items()},
-      preactivations={stage: tapped[path] for stage, path in self.preactivations.items()},
-    )
+    kind = type(self.module).__name__
+    return output_of(kind, result, self.logits, self.features, self.preactivations, tapped)
 
   def encode(self, images: Array, train: bool = False, to_stage: str = "pooled") -> Output:
     """Features up to and including `to_stage`, without logits.
@@ -124,10 +130,11 @@ class Tapped(nn.Module):
     Raises:
       ConfigError: for an unknown stage, and as `__call__`.
     """
-    if to_stage not in self.features:
-      raise unknown_name("stage", to_stage, self.features)
+    stages = self.stages
+    if to_stage not in stages:
+      raise unknown_name("stage", to_stage, stages)
     output = self(images, train)
-    kept = self.stages[: self.stages.index(to_stage) + 1]
+    kept = stages[: stages.index(to_stage) + 1]
     return Output(
       features={stage: output.features[stage] for stage in kept},
       preactivations={stage: x for stage, x in output.preactivations.items() if stage in kept},
@@ -137,9 +144,9 @@ class Tapped(nn.Module):
     """Not supported: paths do not determine how the module continues after a stage.
 
     Raises:
-      NotImplementedError: always.
+      NotImplementedError: always, as a CannotResume, which is a ConfigError too.
     """
-    raise NotImplementedError(
+    raise CannotResume(
       f"a tapped {type(self.module).__name__} cannot resume from a stage: paths do not determine "
       "its later layers. Give the module a resume(features, from_stage, train) method "
       "(see jaxkd.models.CifarResNet) to reuse its classifier"
@@ -168,12 +175,52 @@ class Tapped(nn.Module):
   def _mode_arguments(self, train: bool) -> Mapping[str, Any]:
     if self.mode is not None:
       return self.mode(train)
-    parameters = inspect.signature(type(self.module).__call__).parameters
-    return {
-      name: train == means_train
-      for name, means_train in _MODE_ARGUMENTS.items()
-      if name in parameters
-    }
+    return mode_arguments(type(self.module).__call__, train)
+
+
+def mode_arguments(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+  """The arguments that set the mode of a module, of those that its `__call__` has."""
+  parameters = inspect.signature(call).parameters
+  return {
+    name: train == means_train
+    for name, means_train in _MODE_ARGUMENTS.items()
+    if name in parameters
+  }
+
+
+def output_of(
+  kind: str,
+  result: Any,
+  logits_of: Callable[[Any], Array] | None,
+  features: Mapping[str, str],
+  preactivations: Mapping[str, str],
+  values: Mapping[str, Any],
+) -> Output:
+  """The Output of a module: its logits, and the arrays at the paths of its stages.
+
+  Args:
+    kind: the module's class, for errors.
+    result: what it returned: logits, an Output, or anything that `logits_of` takes.
+    logits_of: selects the logits of the result; None takes the result.
+    features: stage -> path; without any path, the features of a returned Output.
+    preactivations: likewise.
+    values: path -> array.
+
+  Raises:
+    TypeError: if the result is neither an array nor an Output and `logits_of` is None.
+  """
+  logits = result if logits_of is None else logits_of(result)
+  if isinstance(logits, Output):
+    if not features and not preactivations:
+      return logits
+    logits = logits.logits
+  if not hasattr(logits, "shape"):
+    raise TypeError(f"{kind} returns {_shapes(logits)}: select the logits with logits=...")
+  return Output(
+    logits=logits,
+    features={stage: values[path] for stage, path in features.items()},
+    preactivations={stage: values[path] for stage, path in preactivations.items()},
+  )
 
 
 def _leaf(path: str) -> str:

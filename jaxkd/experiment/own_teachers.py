@@ -1,0 +1,187 @@
+"""The teachers of a config: networks, trained Networks of the user's own, functions in files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.experiment.own_teachers"):
+  import ml_collections
+
+
+from jaxkd.data import Dataset
+from jaxkd.errors import ConfigError, one_line
+from jaxkd.experiment import networks
+from jaxkd.experiment.own_models import Taps, initial_shapes, taps_of, with_output
+from jaxkd.experiment.stated_images import StatedImages, images_of_files
+from jaxkd.export import architectures, stablehlo
+from jaxkd.methods import Teacher
+from jaxkd.models import imported
+from jaxkd.preprocessing import Converted
+from jaxkd.shapes import InputShape, batched
+from jaxkd.types import Network, Output
+
+Trained = tuple[Teacher, Mapping[str, Any] | None]
+
+
+def teachers(
+  settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
+) -> list[Trained]:
+  """Return the teachers of a config, each with its variables if it is already trained.
+
+  They are `jaxkd.experiment.networks.teachers`, and besides those: functions in files
+  (`teacher.stablehlo`), and the Network that the callable of `teacher.model` returns. Their stages
+  are those of `teacher.tap`.
+
+  Raises:
+    ConfigError: naming the field and the accepted values.
+  """
+  section = settings.teacher
+  given = [field for field in ("bundle", "weights", "stablehlo") if section.get(field)]
+  if len(given) > 1:
+    shown = " and ".join(f"teacher.{field}={section[field]!r}" for field in given)
+    raise ConfigError(f"{shown}: expected one of them")
+  found = None
+  if given == ["stablehlo"]:
+    found = _from_files(settings, data)
+  elif not given and imported.is_own(section.model):
+    found = _from_callable(settings, data, options)
+  if found is None:
+    found = networks.teachers(settings, data, options)
+  taps = taps_of(section, "teacher")
+  return [_tapped(one, taps, data) for one in found] if taps.features else found
+
+
+def _from_files(settings: ml_collections.ConfigDict, data: Dataset) -> list[Trained]:
+  """Return the teachers of exported functions, which `teacher.stablehlo` names."""
+  section = settings.teacher
+  paths = [path for path in section.stablehlo.split(",") if path]
+  if section.count not in (1, len(paths)):
+    raise ConfigError(
+      f"teacher.count={section.count}: expected {len(paths)}, as many as teacher.stablehlo"
+    )
+  found = []
+  for path, images in zip(paths, images_of_files(section, data, len(paths)), strict=True):
+    where = f"teacher.stablehlo={path!r}"
+    try:
+      network = stablehlo.load_network(pathlib.Path(path), images.given)
+    except ConfigError as error:
+      raise ConfigError(f"{where}: {error}") from error
+    if (images.mean or images.std or images.image_size) and stablehlo.takes_pixels(network):
+      raise ConfigError(
+        f"{where} takes pixels of 0..255 and a fixed size: expected () of teacher.mean and "
+        "teacher.std, and teacher.image_size=0"
+      )
+    found.append(_trained(where, network, pathlib.Path(path).stem, images, data))
+  return found
+
+
+def _from_callable(
+  settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
+) -> list[Trained] | None:
+  """Return the teachers of a callable that returns a Network or several; None for a module."""
+  section, name = settings.teacher, settings.teacher.model
+  where = f"teacher.model={name!r}"
+  asked = {"num_classes": data.num_classes, **options}
+  asked |= {"dropout": section.dropout} if section.dropout else {}
+  made = imported.call(where, imported.find(where, name), asked)
+  found = [made] if isinstance(made, Network) else made
+  several = isinstance(found, list | tuple) and all(isinstance(x, Network) for x in found)
+  if not several or not found:
+    for field, unset in (("mean", ()), ("std", ()), ("image_size", 0)):
+      if section[field] != unset:
+        raise ConfigError(
+          f"teacher.{field}={section[field]}: expected {unset}, as {where} returns no trained "
+          "Network and sees the images of the run"
+        )
+    return None
+  if section.count not in (1, len(found)):
+    raise ConfigError(
+      f"teacher.count={section.count}: expected {len(found)}, as many as {where} returns"
+    )
+  if data.image_shape is None:
+    return [_of_inputs(where, one, name, data) for one in found]
+  images = images_of_files(section, data, len(found))
+  return [_trained(where, one, name, seen, data) for one, seen in zip(found, images, strict=True)]
+
+
+def _trained(
+  where: str, network: Network, label: str, images: StatedImages, data: Dataset
+) -> Trained:
+  """Return a trained network as a teacher, with conversion of its images if needed."""
+  usual = network.preprocessing or images.given
+  channels = len(images.given.mean)
+  if len(usual.mean) != channels:
+    raise ConfigError(
+      f"{where} takes images of {len(usual.mean)} channels, those of {data.name} have {channels}"
+    )
+  wanted = images.over(usual)
+  network, output = _with_output(where, network, wanted.image_shape)
+  network = network._replace(preprocessing=wanted)
+  teacher = networks.as_teacher(where, network, output, label, images, data)
+  return _noted(teacher), network.variables
+
+
+def _of_inputs(where: str, network: Network, label: str, data: Dataset) -> Trained:
+  """Return a trained network as a teacher, for inputs that are no images."""
+  network, output = _with_output(where, network, data.input_shape)
+  return _noted(Teacher(network.module, output, label, where)), network.variables
+
+
+def _with_output(where: str, network: Network, shape: InputShape) -> tuple[Network, Output]:
+  """Return a network whose module returns one Output, and the shapes of it."""
+  if not isinstance(network.variables, Mapping):
+    raise ConfigError(
+      f"{where}: its variables are a {type(network.variables).__name__}, expected the variables of "
+      "the module, {'params': ...}"
+    )
+  variables = {"params": {}, **network.variables}
+  module, output = with_output(
+    where, network.module, functools.partial(_shapes, where, variables, shape)
+  )
+  if isinstance(output, tuple):
+    raise ConfigError(f"{where} has {len(output)} exits: a teacher needs to have one")
+  return Network(module, variables, network.preprocessing), output
+
+
+def _noted(teacher: Teacher) -> Teacher:
+  """Return the teacher with a note if a bundle cannot hold its architecture."""
+  if not (why := architectures.why_not(teacher.module)):
+    return teacher
+  note = f"it is not written as a bundle: {why}"
+  return dataclasses.replace(teacher, notes=(*teacher.notes, note))
+
+
+def _shapes(where: str, variables: Any, shape: InputShape, module: Any) -> Any:
+  inputs = batched(shape, (2,))
+  try:
+    run = functools.partial(module.apply, train=False)
+    return jax.eval_shape(run, variables, inputs)
+  except Exception as error:  # the module's code can raise any type
+    shown = ", ".join("x".join(map(str, x.shape[1:])) for x in jax.tree.leaves(inputs))
+    raise ConfigError(f"{where} cannot take inputs of {shown}: {one_line(error)}") from error
+
+
+def _tapped(trained: Trained, taps: Taps, data: Dataset) -> Trained:
+  teacher, variables = trained
+  shape = data.input_shape
+  if teacher.converted is not None:
+    shape = teacher.converted.wanted.image_shape
+
+  if variables is None:
+    shapes: Any = functools.partial(initial_shapes, "teacher.tap", shape)
+  else:
+    shapes = functools.partial(_shapes, "teacher.tap", variables, shape)
+  module, output = taps.of(teacher.module, shapes)
+  converted = teacher.converted
+  if isinstance(converted, Converted):
+    converted = dataclasses.replace(converted, module=module)
+  changed = dataclasses.replace(teacher, module=module, output=output, converted=converted)
+  return changed, variables
