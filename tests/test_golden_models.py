@@ -20,7 +20,7 @@ from jaxkd import models
 from jaxkd.adapters import Gate
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import Branched, CifarResNet, GatedBranches, MSDNet, from_torch
-from jaxkd.models.torch.load import module_path
+from jaxkd.models.torch.names import module_path
 from tests.torch_weights import digest, msdnet_fields, regenerate
 
 TOLERANCE = 1e-4  # of the largest value of the array
