@@ -11,6 +11,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.models import catalog_torchvision
 from jaxkd.models.zoo.mlp import MLP
 from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jaxkd.models.zoo.msdnet import MSDNet
@@ -145,6 +146,7 @@ _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
     "vit_tiny": _vit(patch=4),
     "vit_tiny_p2": _vit(patch=2),
   }
+  | {**catalog_torchvision.MODELS}
 )
 
 
@@ -167,7 +169,9 @@ def published_preprocessing(name: str) -> Preprocessing | None:
   >>> published_preprocessing("imagenet_resnet18").image_size
   (224, 224)
   """
-  return _IMAGENET if name.startswith("imagenet_") else None
+  if size := catalog_torchvision.SIZES.get(name):
+    return dataclasses.replace(_IMAGENET, image_size=(size, size))
+  return _IMAGENET if name.startswith(("imagenet_", "torchvision_")) else None
 
 
 def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
@@ -182,7 +186,8 @@ def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
       CIFAR. msdnet has five exits and one of its authors' sizes for CIFAR, msdnet_11 eleven exits;
       msdnet_small has four, for 28x28 images on a CPU (1.5 million multiplications there;
       resnet8_w4 has 0.6). vit_tiny has patches of 4x4, vit_tiny_p2 of 2x2, which must divide the
-      image. mlp has two hidden layers of 256.
+      image. mlp has two hidden layers of 256. torchvision_* are models of torchvision,
+      for images from 32x32.
     num_classes: number of classes, at least 1.
     **options: the model's other fields: `axis_name`, `dtype`, for some models `dropout`.
 
