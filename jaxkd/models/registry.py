@@ -145,8 +145,8 @@ _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
     "mlp": partial(MLP, widths=(256, 256)),
     "vit_tiny": _vit(patch=4),
     "vit_tiny_p2": _vit(patch=2),
+    **catalog_torchvision.MODELS,
   }
-  | {**catalog_torchvision.MODELS}
 )
 
 

@@ -40,7 +40,7 @@ class ImageNetVGG(StagedModel):
     ConfigError: at construction, unless there are five depths and widths of at least 1.
 
   Source: Simonyan and Zisserman, ICLR 2015, as in torchvision's vgg.py, without its dropout.
-  Initial values are that code's: He's by fan-out, linear layers normal with standard deviation 0.01.
+  Initial values are that code's: He's by fan-out, linear layers normal with deviation 0.01.
   """
 
   smallest: ClassVar[int] = 32

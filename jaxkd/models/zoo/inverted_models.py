@@ -84,7 +84,7 @@ class ImageNetMobileNetV2(InvertedModel):
     dtype: as in CifarResNet.
 
   Source: Sandler et al., CVPR 2018, as in torchvision's mobilenetv2.py, without its dropout.
-  Initial values are that code's: He's by fan-out, the classifier normal with standard deviation 0.01.
+  Initial values are that code's: He's by fan-out, the classifier normal with deviation 0.01.
   """
 
   signed_stages: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4")
@@ -141,9 +141,9 @@ class MobileNetV3(InvertedModel):
   """MobileNetV3 as in torchvision, for images from 32x32.
 
   Features, for images (B, H, W, C), sizes rounded up: stem (B, H/2, W/2, 16) after Hardswish;
-  stage1 (B, H/4, W/4, ...) to stage4 (B, H/32, W/32, ...), the last block of each size; pooled, the mean
-  over the image of a 1x1 convolution, BN and Hardswish; penultimate (B, 1024) or (B, 1280), after
-  the hidden layer and Hardswish. All have both signs; there are no preactivations.
+  stage1 (B, H/4, W/4, ...) to stage4 (B, H/32, W/32, ...), the last block of each size; pooled, the
+  mean over the image of a 1x1 convolution, BN and Hardswish; penultimate (B, 1024) or (B, 1280),
+  after the hidden layer and Hardswish. All have both signs; there are no preactivations.
 
   Attributes:
     size: "small" or "large".
