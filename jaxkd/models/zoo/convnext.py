@@ -131,7 +131,7 @@ class ScaledBlock(nn.Module):
     y = nn.gelu(y, approximate=False)
     y = nn.Dense(width, dtype=self.dtype, kernel_init=_INITIAL, name="mlp_out")(y)
     scale = self.param("layer_scale", nn.initializers.constant(1e-6), (width,))
-    return x + y * scale.astype(y.dtype)
+    return x + y * scale.astype(y.dtype)[None, None, None]
 
 
 def _reduction(width: int, size: int, dtype: Any) -> nn.Conv:
