@@ -69,7 +69,7 @@ def test_prefixes_of_some_names_are_refused():
 )
 def test_part_chooses_and_is_asked_for(source, part):
   assert equal(from_torch(source, Own(), part=part))
-  with pytest.raises(ConfigError, match=f"part=.*{part}|{part}.*part="):
+  with pytest.raises(ConfigError, match=rf"part=.*{part}|{part}.*part="):
     from_torch(source, Own())
   with pytest.raises(ConfigError, match=rf"has no part 'x': expected .*{part}"):
     from_torch(source, Own(), part="x")
