@@ -53,7 +53,7 @@ def test_prefixes_in_any_order_are_removed(prefix):
 def test_prefixes_of_some_names_are_refused():
   mixed = {**prefixed("module."), "fc.bias": STATE["fc.bias"]}
   del mixed["module.fc.bias"]
-  with pytest.raises(ConfigError, match="2 unknown .*2 missing"):
+  with pytest.raises(ConfigError, match=r"2 unknown .*2 missing"):
     from_torch(mixed, Own())
 
 
