@@ -11,7 +11,7 @@ import functools
 import json
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxkd.errors import needed_by_script
 
@@ -42,17 +42,26 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
-  found = scored(pathlib.Path(_BUNDLE.value), _DATA.value, _DIRECTORY.value, _BATCH.value)
+  found = scored(
+    pathlib.Path(_BUNDLE.value), _DATA.value, _DIRECTORY.value, _BATCH.value, allow=_ALLOW.value
+  )
   Console().print(table(found), soft_wrap=True, highlight=False, markup=False)
   if _OUTPUT.value:
     report.write_atomically(pathlib.Path(_OUTPUT.value), json.dumps(found, indent=2) + "\n")
 
 
-def scored(path: pathlib.Path, name: str | None, directory: str | None, batch_size: int) -> Scores:
+def scored(
+  path: pathlib.Path,
+  name: str | None,
+  directory: str | None,
+  batch_size: int,
+  *,
+  allow: Sequence[str] = (),
+) -> Scores:
   """Return the scores of every predictor below `path` on the test split of its data set."""
   found, load = {}, functools.lru_cache(maxsize=1)(data.load)
   for predictor, bundle in scores.find_bundles(path).items():
-    network, description = bundles.load_bundle(bundle, allow=_ALLOW.value)
+    network, description = bundles.load_bundle(bundle, allow=allow)
     try:
       dataset = scores.data_of(description, name, directory=directory, load=load)
     except ConfigError as error:

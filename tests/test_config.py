@@ -204,6 +204,7 @@ def test_cifar100_is_repdistillers_recipe(method):
   for network in (settings.teacher, settings.student):
     others = {"model", "bundle", "weights", "mean", "std", "image_size", "count", "rescore"}
     others |= {"logits", "missing", "new_head", "finetune_epochs", "finetune_learning_rate"}
+    others |= {"stablehlo", "allow_import"}
     recipe = {n: v for n, v in network.to_dict().items() if n not in others}
     assert recipe == {
       "epochs": 240,
@@ -222,6 +223,8 @@ def test_cifar100_is_repdistillers_recipe(method):
       "average_decay": 0.0,
       "label_smoothing": 0.0,
       "dropout": 0.0,
+      "tap": "",
+      "tap_preactivations": "",
     }
   assert (settings.batch_size, settings.accumulate, settings.keep) == (64, 1, "last")
   data = settings.data.to_dict()

@@ -20,7 +20,7 @@ from jaxkd import models
 from jaxkd.adapters import Gate
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import Branched, CifarResNet, GatedBranches, MSDNet, from_torch
-from jaxkd.models.torch.load import module_path
+from jaxkd.models.torch.names import module_path
 from tests.torch_weights import digest, msdnet_fields, regenerate
 
 TOLERANCE = 1e-4  # of the largest value of the array
@@ -37,8 +37,14 @@ HERE = Path(__file__).parent / "golden" / "models"
 SPECS = json.loads((HERE / "specs.json").read_text())
 # With sizes of images and taps.
 LIBRARY_SPECS = json.loads((HERE / "specs-2.json").read_text())
-OURS = ("timm_", "hf_")
-LONG = ("timm_resnet26d", "timm_deit_small_distilled_patch16_224")
+OURS = ("timm_", "hf_", "torchvision_")
+LONG = (
+  "timm_resnet26d",
+  "timm_deit_small_distilled_patch16_224",
+  "torchvision_densenet121",
+  "torchvision_resnet50",
+  "torchvision_vgg11_bn",
+)
 
 
 def pytest_generate_tests(metafunc):

@@ -1,5 +1,6 @@
 """Runs of a config on inputs that are no images: results, bundles, exports, and what is refused."""
 
+import functools
 import io
 from unittest import mock
 
@@ -14,6 +15,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, dry_run, overview
 from jaxkd.experiment.run import run
 from jaxkd.export import bundles, scores, stablehlo
+from jaxkd.models import imported
 from jaxkd.types import Output
 
 
@@ -35,18 +37,12 @@ class Reader(nn.Module):
     return Output(logits=logits, features={"tokens": x, "pooled": pooled})
 
 
-def created(name, *, num_classes, **options):
-  if name not in ("reader", "tagger"):
-    return models.registry.create(name, num_classes=num_classes, **options)
-  return Reader(num_classes, dense=name == "tagger")
-
-
 @pytest.fixture(autouse=True)
 def readers(monkeypatch):
   """Models of tokens by name, and in bundles, as registered ones have."""
-  monkeypatch.setattr(models, "create", created)
-  monkeypatch.setattr(models, "names", lambda: (*models.registry.names(), "reader", "tagger"))
-  monkeypatch.setattr(bundles, "MODULES", {**bundles.MODULES, "Reader": Reader})
+  monkeypatch.setattr(imported, "REGISTERED", {})
+  models.register("reader", Reader)
+  models.register("tagger", functools.partial(Reader, dense=True))
 
 
 def texts(dense=False, count=60):
@@ -90,7 +86,7 @@ def test_tokens_with_dense_labels_through_a_run_a_bundle_and_an_export(tmp_path)
   chosen = settings(model="tagger", cached_targets=True, baseline=False, keep="best")
   summary = ran(chosen, dataset, tmp_path / "run")
   bundle = tmp_path / "run/bundles/distilled/student"
-  network, description = bundles.load_bundle(bundle)
+  network, description = bundles.load_bundle(bundle, allow=("tests",))
   assert description["inputs"] == {
     "dict": {
       "mask": {"shape": [5], "dtype": "bool"},
@@ -109,7 +105,8 @@ def test_tokens_with_dense_labels_through_a_run_a_bundle_and_an_export(tmp_path)
   loaded = jax.export.deserialize(bytearray((tmp_path / "function.stablehlo").read_bytes()))
   np.testing.assert_allclose(loaded.call(inputs), wanted, rtol=1e-5)
 
-  again = settings(model="tagger", baseline=False, **{"teacher.bundle": str(bundle)})
+  teacher = {"teacher.bundle": str(bundle), "teacher.allow_import": "tests"}
+  again = settings(model="tagger", baseline=False, **teacher)
   later = ran(again, dataset, tmp_path / "again")
   assert later["stages"]["teacher"]["accuracy"] == summary["stages"]["distilled"]["accuracy"]
 
@@ -198,7 +195,7 @@ def test_bundle_of_tokens_is_no_teacher_of_images_and_the_other_way_round(tmp_pa
     ("images", texts(), "takes images, and the inputs of texts are none"),
   ):
     chosen = settings(model="mlp", **{"teacher.bundle": str(tmp_path / folder)})
-    chosen.teacher.model = ""
+    chosen.teacher.model, chosen.teacher.allow_import = "", "tests"
     with pytest.raises(ConfigError, match=message):
       build.phases(chosen, dataset)
   with pytest.raises(ConfigError, match="the network takes images, and the inputs of the run"):

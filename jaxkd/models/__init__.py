@@ -43,6 +43,10 @@ from jaxkd.models.summary import StageSummary, Summary, summary
 from jaxkd.models.tap import Tapped, tap
 from jaxkd.models.torch.load import classes_in, from_torch
 from jaxkd.models.zoo.class_token_vit import ClassTokenTransformer
+from jaxkd.models.zoo.convnext import ConvNeXt
+from jaxkd.models.zoo.densenet import DenseNet
+from jaxkd.models.zoo.imagenet_vgg import ImageNetVGG
+from jaxkd.models.zoo.inverted_models import EfficientNet, ImageNetMobileNetV2, MobileNetV3
 from jaxkd.models.zoo.mlp import MLP
 from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jaxkd.models.zoo.msdnet import MSDNet
@@ -65,15 +69,21 @@ __all__ = [
   "CifarResNet",
   "ClassTokenTransformer",
   "ConvExit",
+  "ConvNeXt",
+  "DenseNet",
+  "EfficientNet",
   "Ensemble",
   "ExitEnsemble",
   "FromFunction",
   "FromNNX",
   "GatedBranches",
+  "ImageNetMobileNetV2",
+  "ImageNetVGG",
   "LinearExit",
   "MSDNet",
   "MobileNetV1",
   "MobileNetV2",
+  "MobileNetV3",
   "MultiExit",
   "ProjectedExit",
   "ResNet",

@@ -12,7 +12,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
-from jaxkd.models import catalog_timm, catalog_transformers, imported
+from jaxkd.models import catalog_timm, catalog_torchvision, catalog_transformers, imported
 from jaxkd.models.zoo.mlp import MLP
 from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jaxkd.models.zoo.msdnet import MSDNet
@@ -146,6 +146,7 @@ _OWN: Mapping[str, partial[Any]] = (
     "mlp": partial(MLP, widths=(256, 256)),
     "vit_tiny": _vit(patch=4),
     "vit_tiny_p2": _vit(patch=2),
+    **catalog_torchvision.MODELS,
   }
 )
 _MODELS: Mapping[str, partial[Any]] = MappingProxyType(
@@ -216,7 +217,10 @@ def published_preprocessing(name: str) -> Preprocessing | None:
   """
   if name.startswith(("timm_vit_", "hf_vit_")):
     return _HALF
-  return _IMAGENET if name.startswith(("imagenet_", "timm_", "hf_")) else None
+  if size := catalog_torchvision.SIZES.get(name):
+    return dataclasses.replace(_IMAGENET, image_size=(size, size))
+  published = ("imagenet_", "torchvision_", "timm_", "hf_")
+  return _IMAGENET if name.startswith(published) else None
 
 
 def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
@@ -233,8 +237,8 @@ def create(name: str, *, num_classes: int, **options: Any) -> nn.Module:
       one of its authors' sizes for CIFAR, msdnet_11 eleven exits; msdnet_small has four, for 28x28
       images on a CPU (1.5 million multiplications there; resnet8_w4 has 0.6). vit_tiny has patches
       of 4x4, vit_tiny_p2 of 2x2, which must divide the image. mlp has two hidden layers of 256.
-      timm_* and hf_* are models of timm and of Hugging Face's transformers, for images of one size
-      (the vision transformers) or from 32x32.
+      torchvision_*, timm_* and hf_* are models of torchvision, timm and Hugging Face's
+      transformers, for images of one size (the vision transformers) or from 32x32.
     num_classes: number of classes, at least 1.
     **options: the model's other fields: `axis_name`, `dtype`, for some models `dropout`.
 

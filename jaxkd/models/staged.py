@@ -12,8 +12,9 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.models.layers import check_images
 from jaxkd.types import Array, Output
 
-# (regular expression of a PyTorch module's name, path of our module or a function match -> path)
-TorchNames = tuple[tuple[str, str | Callable[[Any], str]], ...]
+# (regular expression of a PyTorch module's name, path of our module or a function match -> path, or
+# None for a module that does not exist)
+TorchNames = tuple[tuple[str, str | Callable[[Any], str | None]], ...]
 
 
 class StagedModel(nn.Module):

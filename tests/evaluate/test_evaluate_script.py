@@ -28,7 +28,7 @@ def script():
   spec = importlib.util.spec_from_file_location("jaxkd_evaluate_script", path)
   module = importlib.util.module_from_spec(spec)
   with pytest.MonkeyPatch.context() as patch:
-    for name in ("DEFINE_string", "DEFINE_integer", "mark_flag_as_required"):
+    for name in ("DEFINE_string", "DEFINE_integer", "DEFINE_list", "mark_flag_as_required"):
       patch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=own))
     spec.loader.exec_module(module)
 

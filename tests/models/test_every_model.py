@@ -19,8 +19,14 @@ from jaxkd.models import (
   VGG,
   CifarResNet,
   ClassTokenTransformer,
+  ConvNeXt,
+  DenseNet,
+  EfficientNet,
+  ImageNetMobileNetV2,
+  ImageNetVGG,
   MobileNetV1,
   MobileNetV2,
+  MobileNetV3,
   ResNet,
   ResNetD,
   ShuffleNetV1,
@@ -49,6 +55,12 @@ EXAMPLES: list[StagedModel] = [
   ClassTokenTransformer(4, 8, 2, 4, CLASSES, 1e-6, True, True),
   TimmConvNeXt((1, 1, 1, 1), (4, 4, 6, 8), CLASSES, conv_mlp=True),
   TimmMobileNetV3("small", 0.125, CLASSES),
+  ConvNeXt((1, 1, 1, 1), (4, 4, 6, 8), CLASSES),
+  DenseNet(2, (1, 1, 1, 1), 4, CLASSES),
+  ImageNetVGG((1, 1, 1, 1, 1), CLASSES, (4, 4, 6, 6, 8), 5),
+  ImageNetMobileNetV2(CLASSES, width=1 / 8),
+  MobileNetV3(CLASSES),
+  EfficientNet(CLASSES, width=1 / 8, depth=1 / 4),
   MLP((6, 5), CLASSES),
 ]
 BATCH = 8
@@ -185,7 +197,8 @@ def test_signed_stages_are_exactly_those_with_negative_features(run):
 
 
 def test_training_updates_every_batch_statistic_once(run):
-  """The momentum is 0.9: of the added 1, 0.9 is left after one update, 0.81 after two."""
+  """Of the added 1 the momentum is left after one update, its square after two."""
+  momentum = getattr(run.model, "momentum", 0.9)
   moved = flatten_dict(statistics(run.whole[1]))
   before = flatten_dict(statistics(run.variables))
   updated = set()
@@ -194,7 +207,7 @@ def test_training_updates_every_batch_statistic_once(run):
       if not np.array_equal(value, before[path] + 1):
         assert path not in updated
         updated.add(path)
-        np.testing.assert_allclose(value - moved[path], 0.9, atol=1e-4)
+        np.testing.assert_allclose(value - moved[path], momentum, atol=1e-4)
   assert updated == set(before)
 
 

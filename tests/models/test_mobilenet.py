@@ -10,7 +10,7 @@ import pytest
 from jaxkd import models
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import MobileNetV1, MobileNetV2
-from jaxkd.models.torch.load import module_path
+from jaxkd.models.torch.names import module_path
 from jaxkd.models.zoo.mobilenet import InvertedResidual
 from tests.models.drawn import drawn
 from tests.models.plain_layers import convolved, normalised, rectified

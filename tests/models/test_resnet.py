@@ -12,7 +12,7 @@ from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.evaluate import multiply_adds
 from jaxkd.models import CifarResNet, ResNet
-from jaxkd.models.torch.load import module_path
+from jaxkd.models.torch.names import module_path
 from jaxkd.models.zoo.resnet import Bottleneck
 from tests.models.drawn import drawn, optimized_jit
 

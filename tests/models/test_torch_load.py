@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxkd.adapters import Gate
 from jaxkd.errors import ConfigError
 from jaxkd.models import Branched, CifarResNet, GatedBranches, create, from_torch
-from jaxkd.models.torch.load import module_path
+from jaxkd.models.torch.names import module_path
 
 FILES = Path(__file__).parent / "torch_files"
 SHAPES = {
@@ -207,7 +207,9 @@ class Convolution(nn.Module):
 
 
 def test_error_for_a_model_without_torch_names_lists_the_models_with_them():
-  with pytest.raises(ConfigError, match=r"this Dense; they are for .*CifarResNet.*MSDNet"):
+  with pytest.raises(
+    ConfigError, match=r"this Dense: pass names=.*they are known for .*CifarResNet.*MSDNet"
+  ):
     from_torch({"weight": np.ones((3, 4))}, nn.Dense(3))
   with pytest.raises(ConfigError, match="no PyTorch names are known for this Branched"):
     from_torch({"weight": np.ones((3, 4))}, Branched(nn.Dense(3), 2))

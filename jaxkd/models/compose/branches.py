@@ -13,7 +13,7 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses.dml import gated_logits
 from jaxkd.models.compose.parts import check_staged, merge_variables, separate
 from jaxkd.models.staged import TorchNames
-from jaxkd.models.torch.load import module_path, prefix_paths
+from jaxkd.models.torch.names import module_path, prefix_paths
 from jaxkd.types import Array, Network, Output
 
 

@@ -125,6 +125,7 @@ class ResNet(RectifiedModel):
     num_classes: number of classes.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
+    widen: factor of the channels inside bottlenecks (2 in Wide-ResNet-50-2).
 
   Raises:
     ConfigError: at construction, for another number of stages, or a stage without blocks.
@@ -148,6 +149,7 @@ class ResNet(RectifiedModel):
   num_classes: int
   axis_name: str | None = None
   dtype: Any = None
+  widen: int = 1
 
   def __post_init__(self) -> None:
     """Check the fields at construction."""
@@ -196,6 +198,7 @@ class ResNet(RectifiedModel):
       stride=1 if stage == 1 else 2,
       axis_name=self.axis_name,
       dtype=self.dtype,
+      **({"widen": self.widen} if self.bottleneck else {}),
     )
 
 
@@ -244,6 +247,7 @@ class Bottleneck(nn.Module):
     project: the shortcut is a 1x1 convolution and BN instead of the input itself.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
+    widen: factor of the inner channels.
   """
 
   width: int
@@ -251,6 +255,7 @@ class Bottleneck(nn.Module):
   project: bool = False
   axis_name: str | None = None
   dtype: Any = None
+  widen: int = 1
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -259,7 +264,7 @@ class Bottleneck(nn.Module):
     def norm(name: str, y: Array) -> Array:
       return batch_norm(self.axis_name, self.dtype, name)(y, use_running_average=not train)
 
-    inner = self.width // 4
+    inner = self.width // 4 * self.widen
     y = nn.relu(norm("bn1", convolution(inner, 1, self.dtype, name="conv1")(x)))
     y = convolution(inner, 3, self.dtype, self.stride, name="conv2")(y)
     y = nn.relu(norm("bn2", y))
