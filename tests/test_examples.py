@@ -13,9 +13,12 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "experiments/examples"
 # Examples with inputs other than images, which train through phases: tests/test_example_inputs.py.
 OF_INPUTS = {"text_classification", "language_model", "segmentation"}
+# A whole run.
+BY_PATH = FOLDER / "model_by_path.py"
 # Methods of one's own (*_method.py) are in tests/trials, data of one's own in test_own_data.py.
 FILES = sorted(
   set(FOLDER.glob("*.py"))
+  - {BY_PATH}
   - set(FOLDER.glob("*_method.py"))
   - set(FOLDER.glob("own_*.py"))
   - {FOLDER / f"{name}.py" for name in OF_INPUTS}
@@ -51,8 +54,13 @@ def test_file_has_at_most_60_lines(path):
 
 def test_there_is_a_file_for_each_code_base():
   names = {"bare_jax", "flax_nnx", "equinox_model", "shard_map_step", "logits_file", "timm_teacher"}
-  names |= {"equinox_teacher", "nnx_student"}
+  names |= {"equinox_teacher", "nnx_student", "stablehlo_teacher"}
   assert {path.stem for path in FILES} == names
+
+
+def test_model_named_by_its_file_learns(capsys):
+  assert load(BY_PATH).main(epochs=4) > 0.6
+  assert "bundle" not in capsys.readouterr().out
 
 
 def test_bare_arrays_need_no_output():

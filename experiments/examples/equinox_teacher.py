@@ -1,6 +1,6 @@
 """A frozen equinox teacher for a linen student: `models.from_function` in `methods.offline`.
 
-`python experiments/examples/equinox_teacher.py` prints the losses; needs equinox and scikit-learn.
+Needs equinox and scikit-learn.
 """
 
 import equinox as eqx

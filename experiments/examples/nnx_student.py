@@ -1,6 +1,6 @@
 """An NNX student with batch statistics and dropout, trained by jaxkd, and back into NNX.
 
-`python experiments/examples/nnx_student.py` prints the losses; it needs scikit-learn.
+`python experiments/examples/nnx_student.py` prints the losses.
 """
 
 import jax

@@ -28,6 +28,7 @@ from jaxkd.experiment.preparation import (
 from jaxkd.experiment.preparation import dataset as dataset
 from jaxkd.experiment.traced import multiply_adds
 from jaxkd.experiment.training_fields import recipe_arguments
+from jaxkd.export import architectures
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import (
@@ -84,6 +85,7 @@ def phases(
     "student.model", model, data, options, dropout=settings.student.dropout
   )
   student, student_output = own_models.tapped(settings.student, student, student_output, data)
+  unwritten = architectures.why_not(student)
   exits = len(student_output) if isinstance(student_output, tuple) else 0
   if distils and exits and not all(method.takes_exits for method in chosen):
     able = [n for n, method in methods.METHODS.items() if method.takes_exits]
@@ -116,6 +118,7 @@ def phases(
   except ValueError as error:
     raise ConfigError(f"method {name!r}: {error}") from error
   check_phases(plan)
+  plan = _with_note(plan, unwritten and f"no bundle of the student is written: {unwritten}")
   return _with_note(plan, unseen_classes(data))
 
 

@@ -53,8 +53,11 @@ def save_bundles(
   result: Finished,
   data: Dataset,
   workdir: pathlib.Path,
-) -> None:
+) -> list[str]:
   """Write a bundle of every scored predictor of a phase that can stand alone.
+
+  A network whose architecture a bundle cannot hold is left out; its weights are in the phase's
+  checkpoint.
 
   Args:
     settings: the run's config.
@@ -62,13 +65,19 @@ def save_bundles(
     result: its result.
     data: the run's data set.
     workdir: the run's work directory.
+
+  Returns:
+    A line for each trained network that is left out.
   """
+  left_out = []
   for predictor, network in phase.scheme.export(result.participants).items():
     check_file_name(f"predictor of phase {phase.name!r}:", predictor)
     if predictor not in result.test:
       continue  # a teacher that came trained, and is not scored again
-    if not phase.epochs and architectures.why_not(network.module):
-      continue  # a teacher that came trained, as a function for example; its notes say so
+    if why := architectures.why_not(network.module):
+      if phase.epochs:  # the notes of a teacher that came trained say so
+        left_out.append(f"{phase.name}: {predictor} is not written as a bundle: {why}")
+      continue
     # A teacher that came trained may have its own preprocessing.
     images = network.preprocessing or images_of_run(build.as_seen(settings, data))
     seen = bundles.described(images) if images else {"inputs": described(data.input_shape)}
@@ -84,6 +93,7 @@ def save_bundles(
       **data_facts(settings.data, data),
     }
     bundles.save_bundle(workdir / "bundles" / phase.name / predictor, network, description)
+  return left_out
 
 
 def summarize(

@@ -186,7 +186,8 @@ def _train_phases(run: Run) -> dict[str, Finished]:
       stop=run.stop,
     )
     if processes.is_first_process():
-      save_bundles(settings, phase, results[phase.name], run.data, workdir)
+      for line in save_bundles(settings, phase, results[phase.name], run.data, workdir):
+        run.console.print(line, soft_wrap=True, highlight=False, markup=False)
   return results
 
 

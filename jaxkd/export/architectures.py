@@ -129,10 +129,10 @@ def _name_of(kind: type[nn.Module], modules: Mapping[str, type[nn.Module]]) -> s
     why = "it is defined in the script that runs (__main__)"
   elif "<locals>" in kind.__qualname__:
     why = f"it is defined inside {kind.__qualname__.partition('.<locals>')[0]}"
-  elif module.startswith(imported.FILE_MODULE):
-    why = "it is defined in a file that is no module of a package"
   else:
     found: Any = sys.modules.get(module)
+    if module.startswith(imported.FILE_MODULE):
+      module = str(found.__file__)
     for part in kind.__qualname__.split("."):
       found = getattr(found, part, None)
     if found is not kind:
