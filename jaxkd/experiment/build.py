@@ -18,6 +18,7 @@ from jaxkd import methods
 from jaxkd.data import Dataset, unseen_classes
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks, own_models, own_teachers
+from jaxkd.experiment.given import NOTHING_GIVEN, Given
 from jaxkd.experiment.given_teachers import teacher_spec, with_tables, with_variables
 from jaxkd.experiment.preparation import (
   check_augmentation,
@@ -42,7 +43,11 @@ from jaxkd.train import steps_per_epoch as count_steps
 
 
 def phases(
-  settings: ml_collections.ConfigDict, data: Dataset, *, traced: bool = True
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+  *,
+  traced: bool = True,
+  given: Given = NOTHING_GIVEN,
 ) -> list[Phase]:
   """Build the phases of an experiment: the teachers, the baseline, the distilled student.
 
@@ -52,6 +57,7 @@ def phases(
     settings: a config that `check_config` accepts.
     data: what `settings.data` names.
     traced: trace every objective, so that what does not fit raises here and not in its first step.
+    given: networks in place of those that the config names.
 
   Raises:
     ConfigError: naming the field and what would be accepted.
@@ -71,7 +77,8 @@ def phases(
   plan: list[Phase] = []
   teachers: dict[str, Teacher] = {}
   if taught or name == "teacher":
-    for number, (teacher, variables) in enumerate(own_teachers.teachers(settings, data, options)):
+    found = own_teachers.teachers(settings, data, options, given.teachers_for(data))
+    for number, (teacher, variables) in enumerate(found):
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher
       plan.append(_teacher_phase(called, teacher, variables, settings, data))
@@ -81,7 +88,7 @@ def phases(
     return _counted(plan, data) if traced else plan
 
   model = settings.student.model
-  student, student_output = networks.create(
+  student, student_output = given.student_for(settings, data) or networks.create(
     "student.model", model, data, options, dropout=settings.student.dropout
   )
   student, student_output = own_models.tapped(settings.student, student, student_output, data)

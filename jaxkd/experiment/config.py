@@ -13,6 +13,7 @@ from jaxkd import fields as accepted
 from jaxkd import methods, models
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import own_models
+from jaxkd.experiment.given import is_given
 from jaxkd.experiment.teacher_fields import check_repeated, check_teacher
 from jaxkd.experiment.training_fields import check_training, training_fields, training_remarks
 from jaxkd.fields import (
@@ -189,7 +190,8 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
   for role in used:
     section = settings[role]
     # A bundle may hold a model that is not registered.
-    if not section.get("bundle") and not section.get("stablehlo"):
+    comes_known = section.get("bundle") or section.get("stablehlo") or is_given(section.model)
+    if not comes_known:
       models.check_name(f"{role}.model", section.model)
     own_models.taps_of(section, role)
     check_training(role, section, comes_trained=_comes_trained(role, section))
@@ -209,7 +211,8 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
 
 def _comes_trained(role: str, section: ml_collections.ConfigDict) -> bool:
   """Check whether a section's network is not trained in the run, but loaded."""
-  return role == "teacher" and bool(section.get("bundle") or section.get("weights"))
+  comes = section.get("bundle") or section.get("weights") or is_given(section.model)
+  return role == "teacher" and bool(comes)
 
 
 def _check_images(teacher: ml_collections.ConfigDict) -> None:
@@ -236,6 +239,7 @@ def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list
   found = []
   given = ("bundle", "weights", "logits", "stablehlo")
   comes_trained = any(settings.teacher[field] for field in given)
+  comes_trained = comes_trained or is_given(settings.teacher.model)
   used = ["student"] if settings.method.name != "teacher" else []
   used += ["teacher"] if with_teacher and not comes_trained else []
   for role in used:

@@ -42,6 +42,24 @@ def load_module(path: pathlib.Path) -> types.ModuleType:
   return module
 
 
+def from_text(text: str) -> ml_collections.ConfigDict:
+  """Return the config of FILE.py:METHOD, checked; without METHOD, the file's default.
+
+  Raises:
+    ConfigError: if there is no such file, it has no `get_config`, or as `config.check_config`.
+  """
+  file, _, method = text.partition(".py:")
+  path = pathlib.Path(f"{file}.py" if method else file.removesuffix(":"))
+  if path.suffix != ".py":
+    raise ConfigError(f"config={text!r}: expected FILE.py:METHOD, such as configs/digits.py:kd")
+  module = load_module(path)
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"config={text!r}: {path} has no get_config")
+  settings = module.get_config(method) if method else module.get_config()
+  config.check_config(settings)
+  return settings
+
+
 def variant(
   get_config: GetConfig, name: str, changes: Sequence[str] = ()
 ) -> ml_collections.ConfigDict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,10 @@ Trained = tuple[Teacher, Mapping[str, Any] | None]
 
 
 def teachers(
-  settings: ml_collections.ConfigDict, data: Dataset, options: Mapping[str, Any]
+  settings: ml_collections.ConfigDict,
+  data: Dataset,
+  options: Mapping[str, Any],
+  ready: Sequence[Trained] = (),
 ) -> list[Trained]:
   """Return the teachers of a config, each with its variables if it is already trained.
 
@@ -48,8 +51,10 @@ def teachers(
   if len(given) > 1:
     shown = " and ".join(f"teacher.{field}={section[field]!r}" for field in given)
     raise ConfigError(f"{shown}: expected one of them")
-  found = None
-  if given == ["stablehlo"]:
+  found = list(ready) or None
+  if found is not None:
+    pass
+  elif given == ["stablehlo"]:
     found = _from_files(settings, data)
   elif not given and imported.is_own(section.model):
     found = _from_callable(settings, data, options)

@@ -21,7 +21,8 @@ with needed_by("jaxkd.experiment.run"):
 from jaxkd import methods, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import build, config
+from jaxkd.experiment import build, config, overrides
+from jaxkd.experiment.given import NOTHING_GIVEN, Given
 from jaxkd.experiment.preparation import data_lines
 from jaxkd.experiment.results import read_summary, save_bundles, summarize
 from jaxkd.runtime import devices, processes
@@ -32,6 +33,7 @@ from jaxkd.train import (
   Finished,
   NonFinite,
   Phase,
+  Reporter,
   Reporters,
   TrainOptions,
   starting_variables,
@@ -65,6 +67,8 @@ class Run:
     devices: devices of this process that share each batch.
     console: receives progress and the closing table.
     stop: when it is set, the run saves a checkpoint and ends.
+    given: networks in place of those that the config names.
+    reporters: receivers of its progress besides its files and its console.
   """
 
   settings: ml_collections.ConfigDict
@@ -74,15 +78,18 @@ class Run:
   devices: Sequence[jax.Device]
   console: Console
   stop: Interruption
+  given: Given = NOTHING_GIVEN
+  reporters: Sequence[Reporter] = ()
 
 
 def run(
-  settings: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
-  console: Console,
+  settings: ml_collections.ConfigDict | str,
+  workdir: pathlib.Path | str,
+  console: Console | None = None,
   *,
   load_data: Callable[..., Dataset] | None = None,
   stop: Interruption | None = None,
+  reporters: Sequence[Reporter] = (),
 ) -> dict[str, Any]:
   """Train every phase of a config in `workdir`, or resume an interrupted run.
 
@@ -90,11 +97,12 @@ def run(
   checkpoints, and a bundle for every predictor that can stand alone.
 
   Args:
-    settings: from a file in `configs/`.
+    settings: a config, or the text FILE.py:METHOD, such as "configs/digits.py:simkd".
     workdir: created if absent; refused if it holds the run of another config.
-    console: receives progress and the closing table.
+    console: receives progress and the closing table; None is standard output.
     load_data: replaces `jaxkd.data.load`, for example with a caching function.
     stop: when it is set, the run saves a checkpoint and raises Interrupted.
+    reporters: further receivers of the progress.
 
   Returns:
     The summary, as in summary.json.
@@ -103,6 +111,10 @@ def run(
     ConfigError: one line naming the field or path, before anything is compiled or written.
     DiskError: one line naming what cannot be written. The same call resumes once it can.
   """
+  if isinstance(settings, str):
+    settings = overrides.from_text(settings)
+  workdir = pathlib.Path(workdir)
+  console = Console() if console is None else console
   config.check_config(settings)
   refuse_other_run(settings, workdir)
   finished = workdir / "summary.json"
@@ -111,13 +123,41 @@ def run(
     console.print(f"the run in {workdir} is complete", soft_wrap=True)
     console.print(report.closing_table(summary))
     return summary
+  options = {"load_data": load_data, "stop": stop, "reporters": reporters}
+  return train(prepared(settings, workdir, console, **options))[0]
 
+
+def prepared(
+  settings: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  console: Console,
+  *,
+  load_data: Callable[..., Dataset] | None = None,
+  stop: Interruption | None = None,
+  given: Given = NOTHING_GIVEN,
+  reporters: Sequence[Reporter] = (),
+) -> Run:
+  """Return a run whose data are loaded, whose phases are traced, and whose work directory is its.
+
+  Args:
+    settings: a config that `check_config` accepts.
+    workdir: as for `run`, and so are the other arguments.
+    console: receives progress.
+    load_data: replaces `jaxkd.data.load`.
+    stop: ends the run when it is set.
+    given: networks in place of those that the config names.
+    reporters: further receivers of the progress.
+
+  Raises:
+    ConfigError: as `run`.
+  """
+  refuse_other_run(settings, workdir)
   chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
   if (workdir / "config.json").exists():
     with workdir_lock(workdir):
       pass  # Fail before data are loaded if another run holds the lock.
   data = build.dataset(settings, load_data or load)
-  phases = build.phases(settings, data)
+  phases = build.phases(settings, data, given=given)
   if not settings.devices and not settings.cpu_devices:
     steps = [phase.multiply_adds for phase in phases if phase.epochs]
     chosen = devices.choose_devices(chosen, steps, settings.batch_size)
@@ -125,12 +165,18 @@ def run(
     check_checkpoints(workdir / "checkpoints" / phase.name)
   # All processes check the work directory before any of them writes.
   processes.barrier("work directory checked")
-  with workdir_lock(workdir):
-    return _train(Run(settings, phases, data, workdir, chosen, console, stop or Interruption()))
+  stop = stop or Interruption()
+  return Run(settings, phases, data, workdir, chosen, console, stop, given, reporters)
 
 
-def _train(run: Run) -> dict[str, Any]:
-  """Train all phases, write the results, and return the summary."""
+def train(run: Run) -> tuple[dict[str, Any], dict[str, Finished]]:
+  """Train all phases of a run, or resume them; return its summary, and its phases' results."""
+  with workdir_lock(run.workdir):
+    return _train(run)
+
+
+def _train(run: Run) -> tuple[dict[str, Any], dict[str, Finished]]:
+  """Train all phases, write the results, and return the summary and the results."""
   if processes.is_first_process():
     report.write_atomically(run.workdir / "config.json", _as_json(run.settings))
     for line in [
@@ -147,7 +193,7 @@ def _train(run: Run) -> dict[str, Any]:
   seconds = time.monotonic() - started
   summary |= {"seconds": round(seconds, 1), "compile_seconds": round(compiling.seconds, 1)}
   if not processes.is_first_process():
-    return summary
+    return summary, results
   rows = [row for result in results.values() for row in result.rows]
   title = f"{run.settings.method.name} on {run.settings.data.name}, seed {run.settings.seed}"
   report.draw_curves(run.workdir / "curves.png", rows, summary["stages"], title)
@@ -158,7 +204,7 @@ def _train(run: Run) -> dict[str, Any]:
     f"{seconds:.0f} seconds, of which tracing and compiling took {compiling.seconds:.0f}",
     highlight=False,
   )
-  return summary
+  return summary, results
 
 
 def _train_phases(run: Run) -> dict[str, Finished]:
@@ -200,6 +246,7 @@ def _reporters(run: Run) -> Reporters:
       report.MetricsFile(run.workdir / "metrics.jsonl"),
       report.TensorBoard(run.workdir / "tensorboard"),
       report.ProgressBar(run.console) if run.console.is_terminal else report.Lines(run.console),
+      *run.reporters,
     ]
   )
 
