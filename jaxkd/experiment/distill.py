@@ -211,7 +211,9 @@ def _set(settings: ml_collections.ConfigDict, path: str, value: Any, named: str)
     known = known[part]
     section = section[part] if number < len(parents) else section
   if not isinstance(known, Field):
-    raise ConfigError(f"{named}: expected a field of the section, such as {path}.{next(iter(known))}")
+    raise ConfigError(
+      f"{named}: expected a field of the section, such as {path}.{next(iter(known))}"
+    )
   if path in ("method.name", "data.name", "student.model", "teacher.model"):
     raise ConfigError(f"{named}: expected the argument {path.partition('.')[0]} in its place")
   value = value.item() if isinstance(value, np.generic) else value

@@ -128,14 +128,14 @@ def with_output(
   if output is None or hasattr(output, "shape"):
     module = models.tap(module, {})
     output = trace(module)
-  several = output if type(output) is tuple else (output,)
+  several: Any = output if type(output) is tuple else (output,)
   if not several or not all(isinstance(one, Output) for one in several):
     raise ConfigError(
       f"{where} returns a {type(output).__name__}: expected a jaxkd.types.Output, a tuple with one "
       "for each exit, or logits (B, C) alone"
     )
   for one in several:
-    shape = getattr(one.logits, "shape", ())
+    shape: tuple[int, ...] = getattr(one.logits, "shape", ())
     if len(shape) < 2 or shape[0] != 2:
       raise ConfigError(
         f"{where} returns logits of shape {shape} for 2 examples: expected (2, classes), or more "
@@ -152,7 +152,7 @@ def _teacher(network: Network, data: Dataset) -> Trained:
     raise ConfigError(f"{where} takes images, and the inputs of {data.name} are none")
   wanted = network.preprocessing or images
   shape = data.input_shape if wanted is None else wanted.image_shape
-  variables = unfreeze(network.variables)
+  variables = unfreeze(dict(network.variables))
   trace = functools.partial(_shapes, where, variables, shape)
   module, output = with_output(where, network.module, trace)
   if isinstance(output, tuple):

@@ -33,7 +33,7 @@ def data_set(given: Any, *, validation: float, test: float, seed: int) -> Datase
   if isinstance(given, Dataset):
     data = validate_dataset(given)
   elif isinstance(given, tuple | list) and len(given) == 2:
-    data = validate_dataset(_of_arrays(*given, validation, test, seed))
+    data = validate_dataset(_of_arrays(given[0], given[1], validation, test, seed))
   else:
     raise ConfigError(
       f"data: expected a jaxkd.data.Dataset, (inputs, labels) or the name of a data set, got a "
@@ -87,13 +87,13 @@ def _of_arrays(inputs: Any, labels: Any, validation: float, test: float, seed: i
     examples: Any = ArrayExamples(pixels, numbers.astype(np.int32), indices)
   else:
     examples = TreeExamples(inputs, numbers)
-  train, held_out = split_off(examples, test, seed=0)
-  mean, std = _statistics(train.images) if images else ((), ())
-  parts = (train, None)
+  train, tested = split_off(examples, test, seed=0)
+  mean, std = _statistics(train.fetch(np.arange(len(train)))) if images else ((), ())
+  validated = None
   if validation:
-    parts = split_off(train, validation, seed=seed)
+    train, validated = split_off(train, validation, seed=seed)
   shape = pixels.shape[1:] if images else None
-  return Dataset("arrays", *parts, held_out, int(numbers.max()) + 1, shape, mean, std)
+  return Dataset("arrays", train, validated, tested, int(numbers.max()) + 1, shape, mean, std)
 
 
 def _are_images(inputs: Any, labels: np.ndarray) -> bool:

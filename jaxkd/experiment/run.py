@@ -123,8 +123,8 @@ def run(
     console.print(f"the run in {workdir} is complete", soft_wrap=True)
     console.print(report.closing_table(summary))
     return summary
-  options = {"load_data": load_data, "stop": stop, "reporters": reporters}
-  return train(prepared(settings, workdir, console, **options))[0]
+  ready = prepared(settings, workdir, console, load_data=load_data, stop=stop, reporters=reporters)
+  return train(ready)[0]
 
 
 def prepared(
