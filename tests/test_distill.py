@@ -204,9 +204,9 @@ class Returns(nn.Module):
     ({"student": Plain}, "student: expected a linen module .* got Plain"),
     ({"student": "resnet9"}, "unknown model 'resnet9': did you mean 'resnet8'"),
     ({"student": Plain(classes=4)}, "student Plain returns 4 logits, and arrays#.* has 3 classes"),
-    ({"student": Returns("dict")}, "student Returns returns a dict: expected a jaxkd.types.Output"),
+    ({"student": Returns("dict")}, "student Returns returns a mapping with 'logits': expected"),
     ({"student": Returns("pair")}, "student Returns returns a tuple"),
-    ({"student": Returns("without")}, "returns logits of shape"),
+    ({"student": Returns("without")}, "returns an Output without logits"),
     ({"student": Returns("flat")}, "returns logits of shape"),
     ({"teacher": Plain()}, "teacher: expected .* got a Plain without its variables"),
     ({"teacher": (Plain(), {})}, "teacher Plain: expected its variables"),
@@ -249,7 +249,7 @@ def test_wrong_images_are_not_predicted():
   for images, message in (
     (ARRAYS[0][:, :5], r"images are \(5, 6, 1\), those of training \(6, 6, 1\)"),
     (ARRAYS[0] * 1.0, "expected uint8 or floats in 0..1"),
-    (ARRAYS[0][:0], "0 examples"),
+    (ARRAYS[0][:0], "there are none"),
     (ARRAYS[0][0, 0, 0], "expected .N, H, W, C."),
   ):
     with pytest.raises(ConfigError, match=message):

@@ -22,12 +22,13 @@ with needed_by("jaxkd.distill"):
   from rich.console import Console
 
 from jaxkd import methods, models
-from jaxkd.data import DATASETS, Dataset, load
+from jaxkd.data import Dataset, check_name, load
+from jaxkd.data.arrays import as_images
 from jaxkd.errors import ConfigError, one_line, unknown_name
 from jaxkd.experiment import build, config
 from jaxkd.experiment import run as experiment
 from jaxkd.experiment.given import Given, name_of
-from jaxkd.experiment.given_data import data_set, pixels_of
+from jaxkd.experiment.given_data import data_set
 from jaxkd.experiment.stated_images import images_of_run
 from jaxkd.export import bundles
 from jaxkd.fields import Field
@@ -42,6 +43,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
   "learning_rate": ("student.learning_rate", "teacher.learning_rate"),
   "seed": ("seed",),
 }
+# Fields of "teacher" that name a trained one.
+_TRAINED = ("bundle", "weights", "stablehlo", "logits")
 # Fraction of all examples of arrays that is held out for the test score.
 _TEST = 0.2
 _EPOCHS = 30
@@ -84,7 +87,7 @@ class Result:
     Raises:
       ConfigError: for images of another shape or type, or no example.
     """
-    stored = inputs if self.preprocessing is None else pixels_of(inputs, "predict: images")
+    stored = inputs if self.preprocessing is None else as_images(inputs, "predict: images")
     leaves = jax.tree.leaves(stored)
     count = len(leaves[0]) if leaves else 0
     if not count or batch_size < 1:
@@ -143,7 +146,7 @@ def distill(
       never trained here; the directory of a bundle; one of `jaxkd.models.names()`, trained first;
       or None, for a method without a teacher or with one that `config` names.
     data: a `jaxkd.data.Dataset`; arrays (inputs, labels), of which a fifth is held out for tests
-      and a tenth of the rest for validation; or one of `jaxkd.data.DATASETS`.
+      and a tenth of the rest for validation; or a name that `jaxkd.data.load` knows.
     method: one of `jaxkd.methods.METHODS`, or a sum such as "kd+at".
     workdir: keeps checkpoints and results, so that the same call resumes; None: a temporary one.
     config: fields of the run's config, such as {"student.optimizer": "adamw", "keep": "best"}.
@@ -255,7 +258,7 @@ def _teachers(
   section = settings.teacher
   taught = methods.is_taught(method)
   if teacher is None:
-    if taught and not any(section[field] for field in ("bundle", "weights", "logits")):
+    if taught and not any(section[field] for field in _TRAINED):
       raise ConfigError(
         f"teacher=None: method {method!r} learns from a teacher: expected a jaxkd.types.Network, "
         "(module, variables), the directory of a bundle, or one of jaxkd.models.names()"
@@ -263,7 +266,7 @@ def _teachers(
     return ()
   if not taught:
     raise ConfigError(f"teacher: expected None, as method {method!r} has no trained teacher")
-  for field in ("bundle", "weights", "logits"):
+  for field in _TRAINED:
     if section[field]:
       raise ConfigError(
         f"config: teacher.{field}={section[field]!r}: expected teacher=None with it"
@@ -290,7 +293,9 @@ def _is_several(teacher: Any) -> bool:
 
 
 def _is_path(text: str) -> bool:
-  return text not in models.names() and ("/" in text or pathlib.Path(text).exists())
+  if text in models.names() or models.imported.is_own(text):
+    return False
+  return "/" in text or pathlib.Path(text).exists()
 
 
 def _network(teacher: Any) -> Network:
@@ -324,12 +329,16 @@ def _data(settings: ml_collections.ConfigDict, data: Any) -> Callable[..., Datas
   """Set `data.name`; return the function that loads the data set."""
   if isinstance(data, str):
     settings.data.name = data
-    if data not in DATASETS:
-      raise unknown_name("data set", data, DATASETS)
+    check_name(data)
     return load
   section = settings.data
+  if section.image_size:
+    raise ConfigError(
+      f"config: data.image_size={section.image_size}: expected 0 with data of a program; "
+      "jaxkd.data.from_arrays(..., image_size=...) resizes images"
+    )
   seed = section.split_seed if section.split_seed >= 0 else settings.seed
-  found = data_set(data, validation=section.validation, test=_TEST, seed=seed)
+  found = data_set(data, validation=section.validation, test=section.test or _TEST, seed=seed)
   section.name = found.name
   return lambda *_, **__: found
 

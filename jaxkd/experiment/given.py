@@ -23,12 +23,14 @@ from flax.core import unfreeze
 from jaxkd import models
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, one_line
+from jaxkd.experiment import own_models
 from jaxkd.experiment.stated_images import images_of_run, shown
+from jaxkd.export import architectures
 from jaxkd.methods import Teacher
 from jaxkd.preprocessing import Converted, as_trained
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.shapes import batched
-from jaxkd.types import Network, Output
+from jaxkd.types import Network
 
 Trained = tuple[Teacher, Mapping[str, Any] | None]
 
@@ -65,7 +67,7 @@ class Given:
     # Batch statistics of all devices, as for models by name.
     if settings.sync_batch_norm and getattr(module, "axis_name", AXIS_NAME) is None:
       module = module.clone(axis_name=AXIS_NAME)
-    module, output = with_output(where, module, functools.partial(_initial_shapes, where, data))
+    module, output = _with_output(where, module, functools.partial(_initial_shapes, where, data))
     for one in output if isinstance(output, tuple) else (output,):
       if one.logits.shape[-1] != data.num_classes:
         raise ConfigError(
@@ -107,41 +109,16 @@ def name_of(module: nn.Module, variables: Any = None) -> str:
   return f"{type(module).__name__}#{digest.hexdigest()[:8]}"
 
 
-def with_output(
+def _with_output(
   where: str, module: nn.Module, trace: Callable[[nn.Module], Any]
 ) -> tuple[nn.Module, Any]:
   """Return a module `(inputs, train) -> Output`, and the shapes of its output.
 
   A module that returns logits alone, or whose mode has another name than `train`, is tapped.
-
-  Args:
-    where: subject of error messages.
-    module: the module.
-    trace: function that traces a module for two examples.
-
-  Raises:
-    ConfigError: for a module that returns anything else.
   """
-  output = None
-  if "train" in inspect.signature(type(module).__call__).parameters:
-    output = trace(module)
-  if output is None or hasattr(output, "shape"):
+  if "train" not in inspect.signature(type(module).__call__).parameters:
     module = models.tap(module, {})
-    output = trace(module)
-  several: Any = output if type(output) is tuple else (output,)
-  if not several or not all(isinstance(one, Output) for one in several):
-    raise ConfigError(
-      f"{where} returns a {type(output).__name__}: expected a jaxkd.types.Output, a tuple with one "
-      "for each exit, or logits (B, C) alone"
-    )
-  for one in several:
-    shape: tuple[int, ...] = getattr(one.logits, "shape", ())
-    if len(shape) < 2 or shape[0] != 2:
-      raise ConfigError(
-        f"{where} returns logits of shape {shape} for 2 examples: expected (2, classes), or more "
-        "axes between"
-      )
-  return module, output
+  return own_models.with_output(where, module, trace)
 
 
 def _teacher(network: Network, data: Dataset) -> Trained:
@@ -154,12 +131,14 @@ def _teacher(network: Network, data: Dataset) -> Trained:
   shape = data.input_shape if wanted is None else wanted.image_shape
   variables = unfreeze(dict(network.variables))
   trace = functools.partial(_shapes, where, variables, shape)
-  module, output = with_output(where, network.module, trace)
+  module, output = _with_output(where, network.module, trace)
   if isinstance(output, tuple):
     raise ConfigError(f"{where} has {len(output)} exits: a teacher needs to have one")
   model = as_trained(Network(module, variables, wanted), images)
   converted = model if isinstance(model, Converted) else None
   notes = [f"its images are converted to {shown(converted.wanted)}"] if converted else []
+  if why := architectures.why_not(module):
+    notes.append(f"it is not written as a bundle: {why}")
   name = name_of(network.module, variables)
   teacher = Teacher(module, output, name, where, converted, None)
   if teacher.num_classes != data.num_classes:

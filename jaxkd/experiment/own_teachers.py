@@ -43,6 +43,12 @@ def teachers(
   (`teacher.stablehlo`), and the Network that the callable of `teacher.model` returns. Their stages
   are those of `teacher.tap`.
 
+  Args:
+    settings: a config; its section "teacher" is used.
+    data: data set of the run.
+    options: fields of models that are created here.
+    ready: teachers of the program, in place of those of the config.
+
   Raises:
     ConfigError: naming the field and the accepted values.
   """
@@ -52,11 +58,9 @@ def teachers(
     shown = " and ".join(f"teacher.{field}={section[field]!r}" for field in given)
     raise ConfigError(f"{shown}: expected one of them")
   found = list(ready) or None
-  if found is not None:
-    pass
-  elif given == ["stablehlo"]:
+  if found is None and given == ["stablehlo"]:
     found = _from_files(settings, data)
-  elif not given and imported.is_own(section.model):
+  elif found is None and not given and imported.is_own(section.model):
     found = _from_callable(settings, data, options)
   if found is None:
     found = networks.teachers(settings, data, options)
