@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from jaxkd import commands
 from jaxkd.errors import ConfigError, one_line, unknown_name
 
 # Things that `jaxkd list` lists.
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     if given and not given[0].startswith("-") and given[0] not in SUBCOMMANDS:
       raise unknown_name("command", given[0], SUBCOMMANDS)
+    if given and given[0] in commands.COMMANDS:
+      return commands.run(given[0], given[1:])
     arguments = _parser().parse_args(given)
     for line in arguments.run(arguments):
       print(line)
@@ -133,8 +136,13 @@ def _datasets() -> dict[str, str]:
   return rows
 
 
+def _add_command(name: str) -> Callable[[Any], None]:
+  """Return a function that adds one of `jaxkd.commands` to the help; it parses its flags itself."""
+  return lambda subparsers: subparsers.add_parser(name, help=commands.COMMANDS[name])
+
+
 # Name -> function that adds it; in the order of the help.
-SUBCOMMANDS = {"list": add_list}
+SUBCOMMANDS = {**{name: _add_command(name) for name in commands.COMMANDS}, "list": add_list}
 
 if __name__ == "__main__":
   sys.exit(main())

@@ -22,7 +22,7 @@ def script():
   """(the script as a module, its flags)."""
   own = flags.FlagValues()  # other scripts define flags of the same names
   spec = importlib.util.spec_from_file_location(
-    "jaxkd_compare_script", ROOT / "experiments/compare.py"
+    "jaxkd_compare_script", ROOT / "jaxkd/commands/compare.py"
   )
   module = importlib.util.module_from_spec(spec)
   with pytest.MonkeyPatch.context() as patch:

@@ -68,7 +68,7 @@ def test_bundles_have_the_classes_and_are_scored_as_in_the_run(finished):
   _, description = load_bundle(workdir / "bundles/distilled/student")
   assert description["class_names"] == ["cat", "dog", "élan"]
   assert description["data_options"] == {"image_size": 6}
-  rows = load(ROOT / "experiments/evaluate.py").scored(workdir, None, None, 64)
+  rows = load(ROOT / "jaxkd/commands/evaluate.py").scored(workdir, None, None, 64)
   for stage, row in summary["stages"].items():
     predictor = "teacher" if stage == "teacher" else "student"
     assert rows[f"{stage}/{predictor}"]["accuracy"] == pytest.approx(row["accuracy"])

@@ -169,6 +169,11 @@ def test_every_script_named_has_the_flags_and_the_config(page):
     scripts = [word for word in words if word.startswith("experiments/") and word.endswith(".py")]
     for script in scripts:
       source = (ROOT / script).read_text()
+      command = ROOT / "jaxkd/commands" / pathlib.Path(script).name
+      if command.name == "train.py":
+        command = command.with_name("training.py")
+      if pathlib.Path(script).parent.name == "experiments" and command.is_file():
+        source = command.read_text()
       arguments = words[words.index(script) + 1 :]
       for argument in arguments:
         if argument.startswith("--") and not argument.startswith("--config."):

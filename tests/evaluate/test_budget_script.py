@@ -20,7 +20,7 @@ SHAPE = (8, 8, 1)
 
 @pytest.fixture(scope="module")
 def script():
-  spec = importlib.util.spec_from_file_location("budget", ROOT / "experiments/budget.py")
+  spec = importlib.util.spec_from_file_location("budget", ROOT / "jaxkd/commands/budget.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module

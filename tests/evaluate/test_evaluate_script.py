@@ -24,7 +24,7 @@ SHAPE = (8, 8, 1)
 @pytest.fixture(scope="module")
 def script():
   own = flags.FlagValues()  # other scripts define flags of the same names
-  path = ROOT / "experiments/evaluate.py"
+  path = ROOT / "jaxkd/commands/evaluate.py"
   spec = importlib.util.spec_from_file_location("jaxkd_evaluate_script", path)
   module = importlib.util.module_from_spec(spec)
   with pytest.MonkeyPatch.context() as patch:

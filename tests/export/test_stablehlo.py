@@ -96,7 +96,7 @@ def bundle(tmp_path_factory):
 def command():
   """A function that runs experiments/export.py with the given flags."""
   own = flags.FlagValues()  # separate, since other scripts define flags of the same names
-  path = ROOT / "experiments/export.py"
+  path = ROOT / "jaxkd/commands/export.py"
   spec = importlib.util.spec_from_file_location("jaxkd_export_script", path)
   script = importlib.util.module_from_spec(spec)
   with pytest.MonkeyPatch.context() as patch:
