@@ -18,7 +18,9 @@ from jaxkd import commands
 from jaxkd.errors import ConfigError, one_line, unknown_name
 
 # Things that `jaxkd list` lists.
-LISTS = ("methods", "models", "datasets")
+LISTS = ("methods", "models", "data", "fields")
+# Earlier name -> name of a list.
+_ALIASES = {"datasets": "data"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,30 +79,37 @@ def _known(what: str, names: Iterable[str]) -> Any:
 
 
 def add_list(subparsers: Any) -> None:
-  """Add `jaxkd list`: the methods, models and data sets that a config can name."""
-  parser = subparsers.add_parser("list", help="list methods, models or datasets")
-  parser.add_argument("what", type=_known("list", LISTS), metavar="|".join(LISTS))
+  """Add `jaxkd list`: the methods, models, data sets and fields that a config can have."""
+  parser = subparsers.add_parser("list", help="list methods, models, data sets or fields")
+  parser.add_argument("what", type=_known("list", (*LISTS, *_ALIASES)), metavar="|".join(LISTS))
+  parser.add_argument(
+    "method", nargs="?", default="", help="after fields: a method, whose own fields are listed too"
+  )
   parser.add_argument("--names", action="store_true", help="print names only")
-  parser.set_defaults(run=lambda arguments: listed(arguments.what, names_only=arguments.names))
+  parser.set_defaults(run=lambda given: listed(given.what, given.method, names_only=given.names))
 
 
-def listed(what: str, *, names_only: bool = False) -> list[str]:
+def listed(what: str, method: str = "", *, names_only: bool = False) -> list[str]:
   """The lines of `jaxkd list`.
 
   Args:
     what: one of `LISTS`.
+    method: a method or a sum of them, for "fields"; "" lists the fields of every method alone.
     names_only: whether summaries, sources and sizes are left out.
 
   Raises:
-    ConfigError: for another `what`.
+    ConfigError: for another `what` or `method`.
 
-  >>> listed("datasets")[2]
+  >>> listed("data")[2]
   'digits         10 classes, images of 8x8x1, 1437 for training, 360 for tests'
   """
-  found = {"methods": _methods, "models": _models, "datasets": _datasets}
-  if what not in found:
-    raise unknown_name("list", what, found)
-  rows = found[what]()
+  what = _ALIASES.get(what, what)
+  if method and what != "fields":
+    raise ConfigError(f"{method!r}: expected nothing after jaxkd list {what}")
+  found = {"methods": _methods, "models": _models, "data": _datasets}
+  if what not in LISTS:
+    raise unknown_name("list", what, LISTS)
+  rows = _fields(method) if what == "fields" else found[what]()
   if names_only:
     return list(rows)
   width = max(map(len, rows))
@@ -134,6 +143,33 @@ def _datasets() -> dict[str, str]:
       f"{len(data.test)} for tests"
     )
   return rows
+
+
+def _fields(method: str) -> dict[str, str]:
+  """Return the fields of a config: default, accepted values, and source of a method's own."""
+  from jaxkd import methods
+  from jaxkd.experiment import config
+  from jaxkd.fields import Field
+
+  def rows(fields: Any, path: str, source: str) -> dict[str, str]:
+    found = {}
+    for name, field in fields.items():
+      where = f"{path}{name}"
+      if isinstance(field, Field):
+        texts = (f"default {field.default!r}", field.meaning, source)
+        found[where] = "; ".join(filter(None, texts))
+      else:
+        part = methods.METHODS.get(name) if path == "method." else None
+        found |= rows(field, f"{where}.", part.source if part else source)
+    return found
+
+  common = rows(config.COMMON, "", "")
+  if not method:
+    return common
+  known = methods.methods(method)
+  source = next(iter(known.values())).source if len(known) == 1 else ""
+  own = rows(methods.method_fields(method), "method.", source)
+  return own | common
 
 
 def _add_command(name: str) -> Callable[[Any], None]:

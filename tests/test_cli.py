@@ -23,7 +23,12 @@ def printed(capsys, *arguments):
 
 @pytest.mark.parametrize(
   ("what", "known"),
-  [("methods", methods.METHODS), ("models", models.names()), ("datasets", DATASETS)],
+  [
+    ("methods", methods.METHODS),
+    ("models", models.names()),
+    ("data", DATASETS),
+    ("datasets", DATASETS),
+  ],
 )
 def test_names_are_listed_one_a_line_in_the_order_of_the_registry(capsys, what, known):
   status, out, err = printed(capsys, "list", what, "--names")
@@ -53,17 +58,95 @@ def test_the_size_of_a_data_set_is_listed(capsys):
   assert "100 classes, images of 32x32x3, 50000 for training, 10000 for tests" in out
 
 
+def test_fields_have_their_default_their_range_and_their_source(capsys):
+  status, out, err = printed(capsys, "list", "fields", "kd+at")
+  rows = dict(line.split(maxsplit=1) for line in out.splitlines())
+  assert (status, err) == (0, "")
+  assert rows["student.epochs"] == "default 240; an integer >= 1 and < 2**31"
+  assert rows["method.at.weight"].startswith("default 1000.0; a number")
+  assert rows["method.at.weight"].endswith(methods.METHODS["at"].source)
+  assert "data.crop" in rows and all(line.isprintable() for line in out.splitlines())
+  common = printed(capsys, "list", "fields", "--names")[1].split()
+  assert "student.epochs" in common and not any(name.startswith("method.") for name in common)
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["lst"], "unknown command 'lst': did you mean 'list'? known: list"),
+    (["list", "fields", "kdd"], "unknown method 'kdd': did you mean 'kd'"),
+    (["list", "models", "kd"], "'kd': expected nothing after jaxkd list models"),
+    (["train"], "config"),
+    (["train", "--config", "nowhere.py:kd", "--workdir", "x"], "nowhere.py"),
+    (["evaluate", "--bundel=x"], "Unknown command line flag 'bundel'. Did you mean: bundle"),
+    (["evaluate"], "flag --bundle=None: Flag --bundle must have a value other than None."),
+    (["export", "--bundle=nowhere", "--output=o"], "no model.json there"),
+    (["budget", "--run=nowhere"], "no summary.json there"),
+    (["compare", "--workdir=w", "--config=nowhere.py"], "there is no such file"),
+    (["compare", "--workdir=w", "--config=nowhere.py", "now"], "unexpected argument 'now'"),
+  ],
+)
+def test_a_wrong_command_is_an_error_of_one_line_in_any_directory(tmp_path, arguments, message):
+  done = run_in(tmp_path, *arguments)
+  assert (done.returncode, done.stdout) == (1, "")
+  [line] = done.stderr.splitlines()
+  assert line.startswith("error: ") and message in line
+  assert not list(tmp_path.iterdir())
+
+
+def run_in(folder, *arguments):
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  return subprocess.run(
+    [sys.executable, "-m", "jaxkd.cli", *arguments],
+    cwd=folder,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+@pytest.mark.parametrize("name", ["train", "compare", "evaluate", "export", "budget"])
+def test_help_lists_the_flags_and_the_script_has_the_same(tmp_path, name):
+  done = run_in(tmp_path, name, "--help")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert f"jaxkd {name} --" in done.stdout
+  assert "--[no]mpi" in done.stdout or "--allow_import" in done.stdout or "--seeds" in done.stdout
+  script = subprocess.run(
+    [sys.executable, ROOT / f"experiments/{name}.py", "--help"],
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert (script.returncode, script.stdout) == (0, done.stdout)
+
+
+def test_jaxkd_train_runs_from_any_directory_and_a_complete_run_is_said_to_be(tmp_path):
+  fields = ("student.model=mlp", "student.epochs=1", "cpu_devices=1", "data.per_class=3")
+  flags = [f"--config.{field}" for field in fields]
+  command = ("train", f"--config={ROOT}/configs/digits.py:alone", "--workdir=runs/x", *flags)
+  done = run_in(tmp_path, *command)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "runs/x/summary.json").is_file()
+  assert "is complete" in run_in(tmp_path, *command).stdout
+  scored = run_in(tmp_path, "evaluate", "--bundle=runs/x")
+  assert scored.returncode == 0 and "| alone/student |" in scored.stdout
+  exported = run_in(tmp_path, "export", "--bundle=runs/x", "--output=out", "--platforms=cpu")
+  assert exported.returncode == 0, exported.stderr
+  assert (tmp_path / "out/alone/student/function.stablehlo").is_file()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["lst"], "unknown command 'lst': did you mean 'list'? known: budget, "),
     (
       ["list", "method"],
-      "unknown list 'method': did you mean 'methods'? known: datasets, methods, models; see "
-      "jaxkd list --help",
+      "unknown list 'method': did you mean 'methods'? known: data, datasets, fields, "
+      "methods, models; see jaxkd list --help",
     ),
     ([], "the following arguments are required: COMMAND; see jaxkd --help"),
-    (["list"], "the following arguments are required: methods|models|datasets; see jaxkd list"),
+    (["list"], "the following arguments are required: methods|models|data|fields; see"),
     (["list", "models", "--nmes"], "unrecognized arguments: --nmes; see jaxkd --help"),
   ],
 )
