@@ -54,6 +54,8 @@ COMMON: Fields = {
   # Whether outputs of frozen networks that the losses need are computed once per example and view,
   # and the memory for them and the training images on each device. What does not fit is on disk.
   "cached_targets": flag(False),
+  # Trackers that get the metrics besides the files: names of jaxkd.report.TRACKERS, with commas.
+  "reporters": text(""),
   "resident_megabytes": integer(1024),
   "data": {
     # One of jaxkd.data.DATASETS, or one's own: folder:PATH, npz:FILE, tfds:NAME, hf:FOLDER.

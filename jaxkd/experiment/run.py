@@ -53,6 +53,7 @@ _MAY_CHANGE = (
   "nonfinite",
   "rollback_factor",
   "rollbacks",
+  "reporters",
 )
 
 
@@ -153,6 +154,8 @@ def prepared(
     ConfigError: as `run`.
   """
   refuse_other_run(settings, workdir)
+  # Made before data are loaded, since a package may be missing.
+  reporters = [*reporters, *report.trackers(settings.get("reporters", ""), workdir.name)]
   chosen = devices.local_devices(settings.devices, settings.batch_size, settings.accumulate)
   if (workdir / "config.json").exists():
     with workdir_lock(workdir):

@@ -12,6 +12,7 @@ with _errors.needed_by("jaxkd.report"):
     draw_exit_curves,
   )
   from jaxkd.report.files import MetricsFile, TensorBoard, write_atomically
+  from jaxkd.report.mlflow_runs import MLflow
   from jaxkd.report.plots import Bar, draw_bars, draw_curves, draw_histograms
   from jaxkd.report.stats import (
     Accuracies,
@@ -25,16 +26,24 @@ with _errors.needed_by("jaxkd.report"):
     validated_stages,
     verdict,
   )
+  from jaxkd.report.trackers import TRACKERS, Tracker, trackers
+  from jaxkd.report.trackio_runs import Trackio
+  from jaxkd.report.wandb_runs import WandB
 
 __all__ = [
+  "TRACKERS",
   "Accuracies",
   "Bar",
   "Curve",
   "Interval",
   "Lines",
+  "MLflow",
   "MetricsFile",
   "ProgressBar",
   "TensorBoard",
+  "Tracker",
+  "Trackio",
+  "WandB",
   "anytime_table",
   "best_rate",
   "budget_table",
@@ -50,6 +59,7 @@ __all__ = [
   "mean_interval",
   "paired_difference",
   "run_accuracies",
+  "trackers",
   "validated_stages",
   "verdict",
   "write_atomically",

@@ -12,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from jaxkd.errors import writing
+from jaxkd.report.trackers import scalars
 from jaxkd.train.reporting import Row, Silent
 
 # Flushing waits for the disk, which may take longer than an epoch, so it is not done every epoch.
@@ -89,9 +90,7 @@ class TensorBoard(Silent):
 
   def epoch_ended(self, row: Row) -> None:
     """Write the scalars of one row."""
-    values = {f"train/{name}": value for name, value in row["train"].items()}
-    for predictor, scores in row.get("validation", {}).items():
-      values |= {f"validation/{predictor}_{name}": value for name, value in scores.items()}
+    values = scalars(row)
     seconds = time.monotonic() - self._since
     values["speed/images_per_second"] = self._images / seconds
     for name, value in values.items():
