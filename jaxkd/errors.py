@@ -32,7 +32,6 @@ def one_line(error: BaseException) -> str:
 
 # Import -> distribution to install, where the names differ.
 _DISTRIBUTIONS = {
-  "mlflow": "mlflow-skinny",
   "PIL": "pillow",
   "orbax": "orbax-checkpoint",
   "sklearn": "scikit-learn",

@@ -44,7 +44,7 @@ def commands(text):
 # Page -> whether its snippets left what the page promises, by the names that they bound.
 RESULTS = {
   "README.md": lambda names: (
-    names["predicted"].shape == (512,) and float(names["metrics"]["kd_logit"][0]) > 0
+    names["predicted"].shape == (512,) and set(names["result"].scores) == {"test", "validation"}
   ),
   "docs/bring-your-own.md": lambda names: (
     names["output"].features["pooled"].shape == (4, 8)
@@ -68,6 +68,9 @@ RESULTS = {
     names["shape"] == (60, 3)
     and len(names["table"]) == 60
     and names["scheme"].learners == ("student",)
+  ),
+  "docs/quickstart.md": lambda names: (
+    names["logits"].shape == (600, 3) and names["result"].scores["test"] > 0.5
   ),
   "docs/training.md": lambda names: float(names["metrics"]["cosine_feature"][0]) > 0,
 }
