@@ -25,7 +25,6 @@ from jaxkd.experiment import build, config, overrides
 from jaxkd.experiment.given import NOTHING_GIVEN, Given
 from jaxkd.experiment.preparation import data_lines
 from jaxkd.experiment.results import read_summary, save_bundles, summarize
-from jaxkd.export import architectures
 from jaxkd.runtime import devices, processes
 from jaxkd.runtime.compilation import Stopwatch
 from jaxkd.runtime.processes import LOCK, workdir_lock
