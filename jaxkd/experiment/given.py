@@ -25,6 +25,7 @@ from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, one_line
 from jaxkd.experiment import own_models
 from jaxkd.experiment.stated_images import images_of_run, shown
+from jaxkd.export import architectures
 from jaxkd.methods import Teacher
 from jaxkd.preprocessing import Converted, as_trained
 from jaxkd.runtime.mapping import AXIS_NAME
@@ -136,6 +137,8 @@ def _teacher(network: Network, data: Dataset) -> Trained:
   model = as_trained(Network(module, variables, wanted), images)
   converted = model if isinstance(model, Converted) else None
   notes = [f"its images are converted to {shown(converted.wanted)}"] if converted else []
+  if why := architectures.why_not(module):
+    notes.append(f"it is not written as a bundle: {why}")
   name = name_of(network.module, variables)
   teacher = Teacher(module, output, name, where, converted, None)
   if teacher.num_classes != data.num_classes:
