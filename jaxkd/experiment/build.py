@@ -26,6 +26,7 @@ from jaxkd.experiment.preparation import (
   training_preparation,
 )
 from jaxkd.experiment.preparation import dataset as dataset
+from jaxkd.experiment.student_start import started, student_start
 from jaxkd.experiment.traced import multiply_adds
 from jaxkd.experiment.training_fields import recipe_arguments
 from jaxkd.export import architectures
@@ -110,7 +111,8 @@ def phases(
     specs = methods.phases(setup) if distils else []
     if (settings.baseline or not distils) and not any(spec.name == BASELINE for spec in specs):
       specs = [methods.baseline(setup), *specs]
-    plan += [_student_phase(spec, settings, data, teachers) for spec in specs]
+    start = student_start(settings, data, student)
+    plan += [started(_student_phase(spec, settings, data, teachers), start) for spec in specs]
     if traced:
       plan = _counted(plan, data)
   except ConfigError:

@@ -13,6 +13,7 @@ from jaxkd import fields as accepted
 from jaxkd import methods, models
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import own_models
+from jaxkd.experiment.student_start import check_start
 from jaxkd.experiment.teacher_fields import check_repeated, check_teacher
 from jaxkd.experiment.training_fields import check_training, training_fields, training_remarks
 from jaxkd.fields import (
@@ -114,7 +115,13 @@ COMMON: Fields = {
     # Whether a trained teacher is scored again; not needed in many runs with one teacher.
     "rescore": flag(True),
   },
-  "student": training_fields("resnet8x4"),
+  "student": {
+    **training_fields("resnet8x4"),
+    # Weights from which it starts, in every phase that would draw it at random, the baseline's
+    # included: the directory of a bundle, or a file of PyTorch weights for student.model.
+    "bundle": text(""),
+    "weights": text(""),
+  },
 }
 
 
@@ -189,7 +196,9 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
   for role in used:
     section = settings[role]
     # A bundle may hold a model that is not registered.
-    if not section.get("bundle") and not section.get("stablehlo"):
+    if role == "student":
+      check_start(section)
+    if role == "student" or not (section.get("bundle") or section.get("stablehlo")):
       models.check_name(f"{role}.model", section.model)
     own_models.taps_of(section, role)
     check_training(role, section, comes_trained=_comes_trained(role, section))
