@@ -45,12 +45,7 @@ def phases(method="kd", /, data=None, **student):
 def test_every_phase_that_draws_the_student_starts_from_the_bundle(tmp_path, method):
   variables = bundle(tmp_path / "b")
   found = phases(method, bundle=str(tmp_path / "b"))
-  students = [
-    p
-    for p in found.values()
-    if "student" in jax.eval_shape(p.scheme.init, jax.random.key(0), tiny_batch(p))
-    and "student" not in p.inherit
-  ]
+  students = [p for p in found.values() if draws_student(p)]
   assert students and found["alone"] in students
   for phase in students:
     chex.assert_trees_all_equal(phase.given["student"], variables)

@@ -19,6 +19,7 @@ from jaxkd.data import Dataset, unseen_classes
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks, own_models, own_teachers
 from jaxkd.experiment.given_teachers import teacher_spec, with_tables, with_variables
+from jaxkd.experiment.phase_options import class_weights_of, patience_of
 from jaxkd.experiment.preparation import (
   check_augmentation,
   evaluation_preparation,
@@ -256,6 +257,8 @@ def _phase(
     accumulate=settings.accumulate,
     average_decay=recipe.average_decay or None,
     label_smoothing=recipe.get("label_smoothing", 0.0),
+    class_weights=class_weights_of(settings, section, examples, data),
+    patience=patience_of(settings, section, spec.reported, data),
     views=settings.data.views,
     cached_targets=settings.cached_targets,
     resident_bytes=settings.resident_megabytes * 2**20,
