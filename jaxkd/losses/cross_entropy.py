@@ -160,7 +160,7 @@ def _log_likelihoods(
     targets = labels.astype(log_p.dtype)
   targets = (1.0 - label_smoothing) * targets + label_smoothing / classes
   if class_weights is not None:
-    targets = targets * class_weights
+    targets = targets * jnp.broadcast_to(class_weights, targets.shape)
   impossible = log_p == -jnp.inf
   products = targets * jnp.where(impossible, 0.0, log_p)
   return jnp.sum(jnp.where(impossible & (targets > 0), -jnp.inf, products), axis=-1)
