@@ -22,6 +22,7 @@ from jaxkd import methods, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
+from jaxkd.experiment.extension import begin_extension
 from jaxkd.experiment.preparation import data_lines
 from jaxkd.experiment.results import read_summary, save_bundles, summarize
 from jaxkd.runtime import devices, processes
@@ -83,6 +84,7 @@ def run(
   *,
   load_data: Callable[..., Dataset] | None = None,
   stop: Interruption | None = None,
+  extend: bool = False,
 ) -> dict[str, Any]:
   """Train every phase of a config in `workdir`, or resume an interrupted run.
 
@@ -95,6 +97,7 @@ def run(
     console: receives progress and the closing table.
     load_data: replaces `jaxkd.data.load`, for example with a caching function.
     stop: when it is set, the run saves a checkpoint and raises Interrupted.
+    extend: whether a finished run may go on to more epochs (`jaxkd.experiment.extension`).
 
   Returns:
     The summary, as in summary.json.
@@ -104,6 +107,8 @@ def run(
     DiskError: one line naming what cannot be written. The same call resumes once it can.
   """
   config.check_config(settings)
+  if extend:
+    begin_extension(settings, workdir, load_data or load)
   refuse_other_run(settings, workdir)
   finished = workdir / "summary.json"
   if finished.exists():
