@@ -94,6 +94,9 @@ def finished(tmp_path_factory):
   return folder
 
 
+ANOTHER = r"student\.weight_decay=0\.0005 there, 0\.1 asked"
+
+
 def contents(folder):
   return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
 
@@ -104,13 +107,13 @@ def contents(folder):
     (settings_for("alone", 1), r"student\.epochs=1: expected more than 2"),
     (
       settings_for("alone", 4, weight_decay=0.1),
-      r"student\.weight_decay=0\.0005 there, 0\.1 asked",
+      ANOTHER,
     ),
     (
       settings_for("alone", 2, weight_decay=0.1),
-      r"student\.weight_decay=0\.0005 there, 0\.1 asked",
+      ANOTHER,
     ),
-    (settings_for("kd", 4), r"method\.name"),
+    (settings_for("kd", 4), "holds another config's run"),
   ],
 )
 def test_another_config_is_refused_and_nothing_is_changed(finished, settings, message):
@@ -127,7 +130,7 @@ def test_another_config_is_refused_and_nothing_is_changed(finished, settings, me
     (
       "alone",
       {"schedule": "cosine"},
-      r"student\.schedule='cosine' depends on the number of epochs",
+      r"student\.schedule='cosine' depends on the number of",
     ),
     (
       "alone",
@@ -161,9 +164,7 @@ def test_without_a_finished_run_it_is_refused(tmp_path, finished):
   assert not (tmp_path / "none").exists()
   (tmp_path / "begun").mkdir()
   (tmp_path / "begun/config.json").write_bytes((finished / "config.json").read_bytes())
-  with pytest.raises(
-    ConfigError, match=r"is not finished: run it to its end with student\.epochs=2"
-  ):
+  with pytest.raises(ConfigError, match=r"is not finished: run it .* student\.epochs=2"):
     run(settings_for("alone", 4), tmp_path / "begun", extend=True)
 
 
