@@ -8,7 +8,9 @@ devices.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,24 @@ def counts(batch: Batch) -> Counts:
     positions=jnp.sum(counted, dtype=jnp.float32),
     examples=jnp.sum(examples, dtype=jnp.float32),
   )
+
+
+def class_weighted(batch: Batch, class_weights: Sequence[float]) -> Batch:
+  """Return a batch whose labels are weighted by their classes, too; unchanged for ().
+
+  Raises:
+    ConfigError: if the labels are no class numbers.
+  """
+  if not class_weights:
+    return batch
+  labels = jnp.asarray(batch.labels)
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ConfigError(
+      f"class_weights={tuple(class_weights)}: expected () with labels that are class probabilities"
+    )
+  own = jnp.ones(labels.shape[:1]) if batch.weights is None else jnp.asarray(batch.weights)
+  of_labels = jnp.asarray(class_weights, jnp.float32)[jnp.clip(labels, 0, len(class_weights) - 1)]
+  return dataclasses.replace(batch, weights=_over(own, labels.shape) * of_labels)
 
 
 def whole_counts(batch: Batch, *, parts: int, axis_name: str | None) -> Counts | None:

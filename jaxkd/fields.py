@@ -103,6 +103,22 @@ def weights(default: tuple[float, ...] = ()) -> Field:
   return Field(default, accepts, "a tuple of positive numbers")
 
 
+BALANCED = "balanced"
+
+
+def class_weights() -> Field:
+  """Return a field for a weight of each class, or "balanced"; () weights all by 1."""
+
+  def accepts(v: Any) -> bool:
+    if isinstance(v, str):
+      return v == BALANCED
+    numbers = isinstance(v, tuple | list) and all(_is_finite(x) and x >= 0 for x in v)
+    return numbers and (len(v) == 0 or any(x > 0 for x in v))
+
+  meaning = f'"{BALANCED}", or a tuple of numbers >= 0 that are not all 0, one per class'
+  return Field((), accepts, meaning, any_type=True)
+
+
 def arguments() -> Field:
   """Return a field for keyword arguments: a mapping, or a text such as "b1=0.9,b2=0.95"."""
 

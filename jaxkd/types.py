@@ -169,6 +169,8 @@ class Context:
       not pass through jax's transformations.
     label_smoothing: share of every label that is spread evenly over the classes, for schemes that
       have no smoothing of their own.
+    class_weights: weight of each class in the cross-entropy of labels, C numbers; () weights all
+      by 1.
   """
 
   rng: Array
@@ -178,6 +180,7 @@ class Context:
   counts: Counts | None = None
   classifiers: Mapping[str, Callable[..., Array]] = dataclasses.field(default_factory=dict)
   label_smoothing: float = 0.0
+  class_weights: tuple[float, ...] = ()
 
 
 jax.tree_util.register_pytree_node(
@@ -185,10 +188,10 @@ jax.tree_util.register_pytree_node(
   # Functions over traced variables cannot be leaves of a pytree.
   lambda context: (
     (context.rng, context.step, context.counts),
-    (context.axis_name, context.parts, context.label_smoothing),
+    (context.axis_name, context.parts, context.label_smoothing, context.class_weights),
   ),
   lambda static, arrays: Context(
-    arrays[0], arrays[1], *static[:2], arrays[2], label_smoothing=static[2]
+    arrays[0], arrays[1], *static[:2], arrays[2], label_smoothing=static[2], class_weights=static[3]
   ),
 )
 

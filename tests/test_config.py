@@ -68,6 +68,9 @@ def wrong_values(path, field):
     wrong = [(math.nan,), ("1",), (None,), (True,), ((0.5,), 0.5), ((("1",),),)]
     wrong += [(0.0,), (-1.0,), ((0.5,), (0.0,))] if path[-1] == "std" else []
     return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
+  if path[-1] == "class_weights":
+    wrong = [(0.0,), (-1.0, 1.0), (math.nan,), ("1",), (None,), (True,), "balance"]
+    return st.one_of(st.sampled_from(wrong), st.none(), st.floats(), st.integers())
   if path[-1].endswith("_arguments"):
     return st.one_of(st.integers(), st.floats(), st.none(), st.just("b1"), st.just((1, 2)))
   assert field.meaning == "a tuple of names"
@@ -222,6 +225,8 @@ def test_cifar100_is_repdistillers_recipe(method):
       "warmup_epochs": 0.0,
       "average_decay": 0.0,
       "label_smoothing": 0.0,
+      "class_weights": (),
+      "patience": 0,
       "dropout": 0.0,
       "tap": "",
       "tap_preactivations": "",

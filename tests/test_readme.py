@@ -198,6 +198,12 @@ def check_config_of(arguments):
       part = config
       for key in filter(None, section.split(".")):
         part = part[key]
+      if last.endswith("_arguments"):  # NAME=VALUE,NAME=VALUE
+        part[last] = value
+        continue
+      if section.endswith("_arguments"):
+        part[last] = json.loads(value)
+        continue
       assert last in part, field
       text = isinstance(part[last], str)
       part[last] = value if text else type(part[last])(json.loads(value.lower()))

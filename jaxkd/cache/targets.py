@@ -74,6 +74,10 @@ class Trained(Protocol):
     """Share of every label that is spread evenly over the classes."""
 
   @property
+  def class_weights(self) -> tuple[float, ...]:
+    """Weight of each class in the cross-entropy of labels."""
+
+  @property
   def examples(self) -> Any:
     """Training examples."""
 
@@ -261,6 +265,7 @@ def _context_of(phase: Trained, batch: Batch) -> Context:
     phase.accumulate,
     counts,
     label_smoothing=phase.label_smoothing,
+    class_weights=phase.class_weights,
   )
 
 

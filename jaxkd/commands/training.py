@@ -42,6 +42,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results o
 _SUMMARY = flags.DEFINE_bool(
   "summary", False, "Print the networks and which of their stages are compared; train nothing."
 )
+_EXTEND = flags.DEFINE_bool(
+  "extend", False, "Go on to more epochs of the finished run in --workdir, as if planned so."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Run as one of several processes; see the README on several hosts."
 )
@@ -80,7 +83,7 @@ def main(argv: list[str]) -> None:
   CONSOLE.quiet = not processes.is_first_process()
   _say_method(settings.method.name)
   try:
-    experiment.run(settings, pathlib.Path(_WORKDIR.value), CONSOLE, stop=STOP)
+    experiment.run(settings, pathlib.Path(_WORKDIR.value), CONSOLE, stop=STOP, extend=_EXTEND.value)
   except Interrupted as where:
     say(f"stopped by {STOP.requested_by} in {where}, saved; the same command goes on")
     sys.exit(STOP.status)

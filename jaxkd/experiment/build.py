@@ -20,6 +20,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks, own_models, own_teachers
 from jaxkd.experiment.given import NOTHING_GIVEN, Given
 from jaxkd.experiment.given_teachers import teacher_spec, with_tables, with_variables
+from jaxkd.experiment.phase_options import class_weights_of, patience_of
 from jaxkd.experiment.preparation import (
   check_augmentation,
   evaluation_preparation,
@@ -27,6 +28,7 @@ from jaxkd.experiment.preparation import (
   training_preparation,
 )
 from jaxkd.experiment.preparation import dataset as dataset
+from jaxkd.experiment.student_start import started, student_start
 from jaxkd.experiment.traced import multiply_adds
 from jaxkd.experiment.training_fields import recipe_arguments
 from jaxkd.export import architectures
@@ -117,7 +119,8 @@ def phases(
     specs = methods.phases(setup) if distils else []
     if (settings.baseline or not distils) and not any(spec.name == BASELINE for spec in specs):
       specs = [methods.baseline(setup), *specs]
-    plan += [_student_phase(spec, settings, data, teachers) for spec in specs]
+    start = student_start(settings, data, student)
+    plan += [started(_student_phase(spec, settings, data, teachers), start) for spec in specs]
     if traced:
       plan = _counted(plan, data)
   except ConfigError:
@@ -261,6 +264,8 @@ def _phase(
     accumulate=settings.accumulate,
     average_decay=recipe.average_decay or None,
     label_smoothing=recipe.get("label_smoothing", 0.0),
+    class_weights=class_weights_of(settings, section, examples, data),
+    patience=patience_of(settings, section, spec.reported, data),
     views=settings.data.views,
     cached_targets=settings.cached_targets,
     resident_bytes=settings.resident_megabytes * 2**20,

@@ -14,6 +14,7 @@ from jaxkd import methods, models
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import own_models
 from jaxkd.experiment.given import is_given
+from jaxkd.experiment.student_start import check_start
 from jaxkd.experiment.teacher_fields import check_repeated, check_teacher
 from jaxkd.experiment.training_fields import check_training, training_fields, training_remarks
 from jaxkd.fields import (
@@ -117,7 +118,13 @@ COMMON: Fields = {
     # Whether a trained teacher is scored again; not needed in many runs with one teacher.
     "rescore": flag(True),
   },
-  "student": training_fields("resnet8x4"),
+  "student": {
+    **training_fields("resnet8x4"),
+    # Weights from which it starts, in every phase that would draw it at random, the baseline's
+    # included: the directory of a bundle, or a file of PyTorch weights for student.model.
+    "bundle": text(""),
+    "weights": text(""),
+  },
 }
 
 
@@ -192,8 +199,10 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
   for role in used:
     section = settings[role]
     # A bundle may hold a model that is not registered.
-    comes_known = section.get("bundle") or section.get("stablehlo") or is_given(section.model)
-    if not comes_known:
+    if role == "student":
+      check_start(section)
+    comes_known = section.get("bundle") or section.get("stablehlo")
+    if not is_given(section.model) and (role == "student" or not comes_known):
       models.check_name(f"{role}.model", section.model)
     own_models.taps_of(section, role)
     check_training(role, section, comes_trained=_comes_trained(role, section))

@@ -138,6 +138,10 @@ def _row(phase: Phase, result: Finished) -> dict[str, Any]:
     row["test"] = result.test
     row["parameters"] = sum(x.size for x in jax.tree.leaves(network.variables["params"]))
   row |= {"examples": len(phase.examples), "epochs": phase.epochs, "steps": phase.steps}
+  if result.rows and result.rows[-1]["epoch"] < phase.epochs:
+    # It ended early (`Phase.patience`).
+    row |= {name: result.rows[-1][key] for name, key in (("epochs", "epoch"), ("steps", "step"))}
+    row["planned_epochs"] = phase.epochs
   if result.rows:
     row["train"] = result.rows[-1]["train"]
   return row

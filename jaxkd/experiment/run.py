@@ -22,6 +22,7 @@ from jaxkd import methods, report
 from jaxkd.data import Dataset, load
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, overrides
+from jaxkd.experiment.extension import begin_extension
 from jaxkd.experiment.given import NOTHING_GIVEN, Given
 from jaxkd.experiment.preparation import data_lines
 from jaxkd.experiment.results import read_summary, save_bundles, summarize
@@ -91,6 +92,7 @@ def run(
   load_data: Callable[..., Dataset] | None = None,
   stop: Interruption | None = None,
   reporters: Sequence[Reporter] = (),
+  extend: bool = False,
 ) -> dict[str, Any]:
   """Train every phase of a config in `workdir`, or resume an interrupted run.
 
@@ -104,6 +106,7 @@ def run(
     load_data: replaces `jaxkd.data.load`, for example with a caching function.
     stop: when it is set, the run saves a checkpoint and raises Interrupted.
     reporters: further receivers of the progress.
+    extend: whether a finished run may go on to more epochs (`jaxkd.experiment.extension`).
 
   Returns:
     The summary, as in summary.json.
@@ -117,6 +120,8 @@ def run(
   workdir = pathlib.Path(workdir)
   console = Console() if console is None else console
   config.check_config(settings)
+  if extend:
+    begin_extension(settings, workdir, load_data or load)
   refuse_other_run(settings, workdir)
   finished = workdir / "summary.json"
   if finished.exists():

@@ -11,6 +11,7 @@ from jaxkd.fields import (
   Field,
   Fields,
   arguments,
+  class_weights,
   flag,
   integer,
   named_or,
@@ -44,6 +45,10 @@ def training_fields(model: str) -> Fields:
     "average_decay": number(0.0, maximum=0.999999),
     # Share of every label that is spread evenly over the classes, as in torch's cross_entropy.
     "label_smoothing": number(0.0, maximum=1.0),
+    # Weight of the labels of each class, or "balanced", by their number; () weights all by 1.
+    "class_weights": class_weights(),
+    # Epochs without a better validation accuracy after which the training ends; 0 makes all.
+    "patience": integer(0),
     # Dropout between the convolutions of a residual block, for models that have it.
     "dropout": number(0.0, maximum=0.99),
     # Stages of a model that returns logits alone, as "stage1=conv1,pooled=classifier:input", and

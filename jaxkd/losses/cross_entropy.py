@@ -22,6 +22,7 @@ def cross_entropy(
   weights: ArrayLike | None = None,
   *,
   label_smoothing: float = 0.0,
+  class_weights: ArrayLike | None = None,
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> jax.Array:
@@ -37,6 +38,9 @@ def cross_entropy(
     weights: weight of each label, 0 for an unknown one, with the first of the leading axes, (B,),
       or all of them. None weights all by 1.
     label_smoothing: share of the target spread evenly over the classes.
+    class_weights: weights (C,) of the classes, for labels that are class numbers. The target of
+      class c is multiplied by its weight, the one spread by label_smoothing included, and the
+      denominator is sum_b w_b * class_weights[label_b].
     axis_name: device axis of a mapped step. The weights are then summed over all devices and
       divided by their number, so that `lax.pmean` of the value, and of its gradient, is exactly
       the weighted mean of the global batch, for any distribution of the weights over devices.
@@ -50,10 +54,12 @@ def cross_entropy(
     whose logit is -inf.
 
   Raises:
-    ConfigError: if the shapes do not fit together, or label_smoothing is outside [0, 1].
+    ConfigError: if the shapes do not fit together, label_smoothing is outside [0, 1], or there are
+      class weights for labels that are probabilities.
 
   Source: the common definition; label smoothing as Szegedy et al., CVPR 2016, and as torch's
-  cross_entropy, which spreads the share over all classes, the true one included.
+  cross_entropy, which spreads the share over all classes, the true one included; class weights as
+  torch's CrossEntropyLoss(weight).
 
   >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4)
   Array(1.3863, dtype=float32)
@@ -80,12 +86,14 @@ def cross_entropy(
   known = _are_classes(labels, hard, logits.shape[-1])
   if hard:
     labels = jnp.where(known, labels, 0)
-  losses = -_log_likelihoods(log_probabilities(logits), labels, hard, label_smoothing)
+  of_classes = _weights_of_classes(class_weights, logits, hard)
+  losses = -_log_likelihoods(log_probabilities(logits), labels, hard, label_smoothing, of_classes)
   # A factor, not a value: the gradient is then NaN, too.
   losses = losses * jnp.where(known if weighed is None else known | ~weighed, 1.0, jnp.nan)
-  if weights is None:
+  if weights is None and of_classes is None:
     return jnp.mean(losses)
-  total = jnp.sum(weights)
+  weights = jnp.ones_like(losses) if weights is None else weights
+  total = jnp.sum(weights if of_classes is None else weights * of_classes[labels])
   if axis_name is not None:
     total = lax.pmean(total, axis_name)
   return jnp.sum(weights * losses) / jnp.where(total > 0, total, 1.0)
@@ -107,22 +115,52 @@ def effective_weights(
   return keep(counted, spread)[0]
 
 
+def _weights_of_classes(
+  class_weights: ArrayLike | None, logits: jax.Array, hard: bool
+) -> jax.Array | None:
+  """Return class weights in the type of the logits.
+
+  Raises:
+    ConfigError: for another number of them, or labels that are no class numbers.
+  """
+  if class_weights is None:
+    return None
+  found = jnp.asarray(class_weights).astype(logits.dtype)
+  if found.shape != logits.shape[-1:]:
+    raise ConfigError(
+      f"class_weights {found.shape} do not belong to logits {logits.shape}: expected "
+      f"({logits.shape[-1]},), one per class"
+    )
+  if not hard:
+    raise ConfigError("class_weights: expected None with labels that are class probabilities")
+  return found
+
+
 def _log_likelihoods(
-  log_p: jax.Array, labels: jax.Array, hard: bool, label_smoothing: float
+  log_p: jax.Array,
+  labels: jax.Array,
+  hard: bool,
+  label_smoothing: float,
+  class_weights: jax.Array | None = None,
 ) -> jax.Array:
-  """Sum over classes of target * log p, with 0 * -inf = 0."""
+  """Sum over classes of class weight * target * log p, with 0 * -inf = 0."""
   classes = log_p.shape[-1]
   if hard:
     numbers = lax.broadcasted_iota(jnp.int32, log_p.shape, log_p.ndim - 1)
     chosen = labels[..., None].astype(jnp.int32) == numbers
     if is_number(label_smoothing) and label_smoothing == 0:
       likelihoods = jnp.sum(jnp.where(chosen, log_p, 0.0), axis=-1)
+      if class_weights is not None:
+        weights = class_weights[labels]
+        likelihoods = jnp.where(weights == 0, 0.0, weights * likelihoods)
       # The likelihood of an impossible class is a constant without a gradient.
       return jnp.where(likelihoods == -jnp.inf, -jnp.inf, likelihoods)
     targets = chosen.astype(log_p.dtype)
   else:
     targets = labels.astype(log_p.dtype)
   targets = (1.0 - label_smoothing) * targets + label_smoothing / classes
+  if class_weights is not None:
+    targets = targets * jnp.broadcast_to(class_weights, targets.shape)
   impossible = log_p == -jnp.inf
   products = targets * jnp.where(impossible, 0.0, log_p)
   return jnp.sum(jnp.where(impossible & (targets > 0), -jnp.inf, products), axis=-1)

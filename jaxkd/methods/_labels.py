@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxkd.counts import label_share
+import jax.numpy as jnp
+
+from jaxkd.counts import class_weighted, label_share
 from jaxkd.evaluate.metrics import score
 from jaxkd.losses import cross_entropy
 from jaxkd.types import Array, Batch, Context, Terms
@@ -21,7 +23,7 @@ def label_terms(
   Args:
     logits: (..., C).
     batch: its labels, weights and mask are used.
-    context: context of the step.
+    context: context of the step; its class weights weight the labels.
     label_smoothing: probability spread over all classes; 0 takes that of the context.
   """
   in_parts = context.counts is not None
@@ -31,9 +33,12 @@ def label_terms(
     batch.weights,
     where=batch.mask,
     label_smoothing=label_smoothing or context.label_smoothing,
+    class_weights=jnp.asarray(context.class_weights) if context.class_weights else None,
     axis_name=None if in_parts else context.axis_name,
   )
-  return Terms(logit=label_share(batch, context) * value if in_parts else value)
+  if not in_parts:
+    return Terms(logit=value)
+  return Terms(logit=label_share(class_weighted(batch, context.class_weights), context) * value)
 
 
 def accuracy(logits: Any, batch: Batch) -> tuple[Array, Array]:

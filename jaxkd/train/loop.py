@@ -15,6 +15,7 @@ from jaxkd.networks import frozen
 from jaxkd.runtime import mapping, processes
 from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train.checkpoints import Checkpoints
+from jaxkd.train.early_stopping import check_patience, stopping_line, stops_early
 from jaxkd.train.evaluate import Scores, make_evaluator
 from jaxkd.train.expected import warn_if_worse
 from jaxkd.train.input import Dispatch, InputFeed, Resident, gather_batch
@@ -106,6 +107,7 @@ def train_phase(
   check_examples(phase, first.shapes.participants, validation, test)
   if not phase.epochs:
     return _finish_untrained(phase, first, evaluate, reporter, validation, test)
+  check_patience(phase, validation)
   if not phase.reported:
     validation = test = None
   run = PhaseRun(
@@ -176,7 +178,7 @@ class PhaseRun:
     self._start_or_restore()
     self._reporter.begins_after(self.done)
     self._reporter.phase_started(self._phase.name, self._phase.steps, self.progress["rows"])
-    while self.done < self._phase.steps:
+    while not self._ended:
       try:
         self._make_updates()
       except Rollback as reason:
@@ -199,8 +201,14 @@ class PhaseRun:
     """Make all updates from the current state on, at the learning rate that rollbacks left."""
     steps = self._prepare()  # local: its arrays on the devices are freed before a second attempt
     self._saved_at = time.monotonic()
-    while self.done < self._phase.steps:
+    while not self._ended:
       self._update(steps)
+
+  @property
+  def _ended(self) -> bool:
+    """Whether all updates are made, or no more are needed (`Phase.patience`)."""
+    early = stops_early(self._phase.patience, self.progress["rows"], self.progress["best_epoch"])
+    return self.done >= self._phase.steps or early
 
   def _prepare(self) -> _Steps:
     """Map the step over the devices, and place state and resident inputs there."""
@@ -247,7 +255,7 @@ class PhaseRun:
     if within == 0:
       row = steps.monitor.end_epoch(epoch, self.done)
       self._end_epoch(row, validating=at_end or epoch % self._options.evaluate_every == 0)
-    if saving:
+    if saving or self._ended:
       self._save()
     if stopping:
       self.checkpoints.wait()
@@ -300,6 +308,8 @@ class PhaseRun:
     if processes.any_process(self._stop.requested):
       self._reporter.phase_ended(self._phase.name)
       raise Interrupted(f"{self._phase.name}, after its last update")
+    if self.done < self._phase.steps:
+      self._reporter.message(stopping_line(self._phase, self.progress))
     keeps_best = self._phase.keep == "best" and self.best
     return mapping.host_copy(self.best if keeps_best else self.state.predicting)
 

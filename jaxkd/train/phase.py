@@ -70,6 +70,9 @@ class Phase:
     resident_bytes: size limit of the examples and cached targets that a device holds during the
       whole phase; the rest comes from the host and the disk.
     label_smoothing: share of every label that is spread evenly over the classes.
+    class_weights: weight of each class in the cross-entropy of labels; () weights all by 1.
+    patience: epochs without a better validation accuracy after which the phase ends early; 0 never
+      does. The learning rates stay those of `epochs`.
     multiply_adds: of one example's targets and loss, forwards; None if they were not counted.
     notes: lines for the reader, shown before training.
   """
@@ -98,6 +101,8 @@ class Phase:
   cached_targets: bool = False
   resident_bytes: int = 2**30
   label_smoothing: float = 0.0
+  class_weights: tuple[float, ...] = ()
+  patience: int = 0
   multiply_adds: int | None = None
   notes: tuple[str, ...] = ()
 
@@ -132,6 +137,7 @@ class Phase:
       self.views,
       loss_from_cache,
       self.label_smoothing,
+      self.class_weights,
     )
     return monitored_step(self.scheme, self.optimizer, self.prepare_training, options)
 

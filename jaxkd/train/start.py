@@ -26,14 +26,14 @@ def first_state(phase: Phase) -> FirstState:
   return FirstState(
     phase.scheme,
     phase.optimizer,
-    _example_batch(phase),
+    example_batch(phase),
     given=phase.given,
     untrained=phase.untrained,
     average=phase.average_decay is not None,
   )
 
 
-def _example_batch(phase: Phase) -> Batch:
+def example_batch(phase: Phase) -> Batch:
   """Return zeros in the shapes that the networks see, for initialisation."""
   batch = next(training_batches(phase.examples, batch_size=2, seed=0))
   batch = dataclasses.replace(batch, tables=shapes_of(phase.tables, (2,)))

@@ -15,7 +15,7 @@ import optax
 from jax import lax
 
 from jaxkd import networks as trees
-from jaxkd.counts import whole_counts
+from jaxkd.counts import class_weighted, whole_counts
 from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
 from jaxkd.evaluate.metrics import score
@@ -44,6 +44,7 @@ class StepOptions:
     loss_from_cache: the loss from the stored part of its targets, a method of
       `jaxkd.cache.split.SplitLoss`, for batches of each device's size, or of a part of it.
     label_smoothing: as `Context.label_smoothing`.
+    class_weights: as `Context.class_weights`.
   """
 
   axis_name: str | None
@@ -52,6 +53,7 @@ class StepOptions:
   views: int = 0
   loss_from_cache: Callable[..., tuple[Array, Aux]] | None = None
   label_smoothing: float = 0.0
+  class_weights: tuple[float, ...] = ()
 
 
 def training_step(
@@ -128,8 +130,9 @@ def monitored_step(
       state.step,
       axis_name,
       parts,
-      whole_counts(batch, parts=parts, axis_name=axis_name),
+      whole_counts(class_weighted(batch, options.class_weights), parts=parts, axis_name=axis_name),
       label_smoothing=options.label_smoothing,
+      class_weights=options.class_weights,
     )
     learning = trees.select(state.participants, scheme.learners)
 

@@ -1,0 +1,163 @@
+"""Class weights of labels are torch's CrossEntropyLoss(weight), on parts and devices alike."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import methods
+from jaxkd.data import ArrayExamples
+from jaxkd.errors import ConfigError
+from jaxkd.experiment import build, config
+from jaxkd.losses import cross_entropy
+from jaxkd.methods._labels import label_terms
+from jaxkd.runtime import mapping
+from jaxkd.train import create_state
+from jaxkd.types import Batch, Context
+from tests.test_bad_input import dataset, settings_for
+from tests.tiny import TinyNet, batch, phase
+
+WEIGHTS = (0.5, 0.0, 3.0)
+
+
+def torchs(logits, labels, weights, smoothing, counted):
+  """The documented formula of torch.nn.CrossEntropyLoss(weight, label_smoothing=...)."""
+  logits = np.asarray(logits, np.float64)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  weights, rows = np.asarray(weights), np.arange(len(labels))
+  true = -weights[labels] * log_p[rows, labels]
+  spread = -(weights * log_p).sum(-1) / len(weights)
+  losses = (1 - smoothing) * true + smoothing * spread
+  return (counted * losses).sum() / (counted * weights[labels]).sum()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_value_is_torchs(smoothing):
+  logits = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+  labels, counted = np.arange(12) % 3, (np.arange(12) > 1).astype(np.float32)
+  found = cross_entropy(
+    logits, labels, counted, label_smoothing=smoothing, class_weights=np.float32(WEIGHTS)
+  )
+  np.testing.assert_allclose(found, torchs(logits, labels, WEIGHTS, smoothing, counted), rtol=1e-6)
+  ones = cross_entropy(logits, labels, label_smoothing=smoothing, class_weights=np.ones(3))
+  np.testing.assert_allclose(
+    ones, cross_entropy(logits, labels, label_smoothing=smoothing), rtol=1e-6
+  )
+
+
+def test_an_impossible_class_of_weight_0_adds_nothing():
+  logits = jnp.array([[0.0, -jnp.inf, 1.0], [0.0, 1.0, 2.0]])
+  found, slopes = jax.value_and_grad(cross_entropy)(
+    logits, jnp.array([1, 2]), class_weights=jnp.array(WEIGHTS)
+  )
+  np.testing.assert_allclose(found, -jax.nn.log_softmax(logits[1])[2], rtol=1e-6)
+  assert not slopes[0].any() and np.isfinite(slopes).all()
+
+
+@pytest.mark.parametrize(
+  ("labels", "weights", "message"),
+  [
+    (jnp.zeros(2, int), jnp.ones(2), r"class_weights \(2,\) do not belong to logits \(2, 3\)"),
+    (jnp.ones((2, 3)) / 3, jnp.ones(3), "class_weights: expected None with labels that are"),
+  ],
+)
+def test_what_does_not_fit_is_refused(labels, weights, message):
+  with pytest.raises(ConfigError, match=message):
+    cross_entropy(jnp.zeros((2, 3)), labels, class_weights=weights)
+
+
+UNEVEN = dataclasses.replace(
+  batch(8),
+  labels=jnp.array([0, 0, 2, 2, 1, 1, -1, 0]),
+  weights=jnp.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0]),
+)
+
+
+def updated(parts, devices, fed=UNEVEN, **changes):
+  """The loss and the parameters after one update."""
+  changes = {"average_decay": None, "scheme": methods.supervised(TinyNet(norm=False)), **changes}
+  made = phase(accumulate=parts, prepare_training=lambda keys, batch: batch, **changes)
+  chosen = jax.local_devices()[:devices]
+  state = create_state(made.scheme, made.optimizer, jax.random.key(0), batch())
+  step = mapping.map_training_step(made.training_step(), chosen)
+  after, metrics = step(
+    mapping.replicate(state, chosen), mapping.shard(jax.tree.map(np.asarray, fed), chosen)
+  )
+  loss, count = metrics["loss"]
+  return float(loss) / float(count), mapping.host_copy(after).participants["student"]["params"]
+
+
+def test_parts_and_devices_give_the_update_of_the_whole_batch():
+  whole = updated(1, 1, class_weights=WEIGHTS)
+  for parts, devices in ((2, 1), (4, 1), (1, 2), (2, 2)):
+    found = updated(parts, devices, class_weights=WEIGHTS)
+    chex.assert_trees_all_close(found, whole, rtol=1e-5, atol=1e-6)
+  masked = dataclasses.replace(UNEVEN, mask=jnp.array([1, 1, 1, 0, 1, 1, 1, 1]))
+  chex.assert_trees_all_close(
+    updated(2, 2, masked, class_weights=WEIGHTS),
+    updated(1, 1, masked, class_weights=WEIGHTS),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  own = dataclasses.replace(UNEVEN, weights=UNEVEN.weights * jnp.array(WEIGHTS)[UNEVEN.labels])
+  chex.assert_trees_all_close(updated(1, 1, own), whole, rtol=1e-5, atol=1e-6)
+  assert abs(updated(1, 1)[0] - whole[0]) > 1e-3
+
+
+def test_labels_of_positions_are_weighted_by_their_classes():
+  labels = jnp.array([[0, 2, -1], [2, 2, 1]])
+  fed = Batch(jnp.zeros((2, 3)), labels, jnp.float32(labels >= 0), jnp.arange(2))
+  logits = jax.random.normal(jax.random.key(0), (2, 3, 3))
+  context = Context(jax.random.key(0), jnp.int32(0), class_weights=WEIGHTS)
+  found = label_terms(logits, fed, context).logit
+  flat = np.asarray(labels).reshape(-1)
+  expected = torchs(logits.reshape(-1, 3), np.maximum(flat, 0), WEIGHTS, 0.0, flat >= 0)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def weights_of(value, data=None, method="kd", role="student"):
+  settings = settings_for(method, **{role: {"class_weights": value}})
+  config.check_config(settings)
+  found = build.phases(settings, data or dataset(classes=3), traced=False)
+  return {p.role: p.class_weights for p in found}
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_each_section_has_its_own(role):
+  found = weights_of(WEIGHTS, role=role)
+  assert found[role] == WEIGHTS
+  assert found["teacher" if role == "student" else "student"] == ()
+  assert found["baseline"] == (WEIGHTS if role == "student" else ())
+
+
+def test_balanced_weights_are_scikit_learns():
+  labels = np.int32([0, 0, 0, 0, 0, 1, 1, -1])
+  train = ArrayExamples(np.zeros((8, 8, 8, 1), np.uint8), labels, np.arange(8, dtype=np.int32))
+  data = dataclasses.replace(dataset(classes=3), train=train)
+  found = weights_of("balanced", data)
+  assert found["student"] == found["baseline"] == (7 / 10, 7 / 4, 0.0)
+
+
+@pytest.mark.parametrize(
+  ("value", "message"),
+  [
+    ((1.0, 2.0), r"student\.class_weights=\(1\.0, 2\.0\): expected 3 numbers, one for each class"),
+    ((0.0, 0.0, 0.0), r"student\.class_weights=\(0\.0, 0\.0, 0\.0\): expected \"balanced\", or"),
+    ((1.0, -1.0, 1.0), r"student\.class_weights=\(1\.0, -1\.0, 1\.0\): expected"),
+    ("balance", r"student\.class_weights='balance': expected"),
+    (2.0, r"student\.class_weights=2\.0: expected"),
+  ],
+)
+def test_other_values_are_refused_in_one_line(value, message):
+  with pytest.raises(ConfigError, match=message) as caught:
+    weights_of(value)
+  assert len(str(caught.value).splitlines()) == 1
+
+
+def test_mixed_labels_are_refused():
+  settings = settings_for("alone", student={"class_weights": WEIGHTS}, data={"mixup": 0.2})
+  with pytest.raises(ConfigError, match=r"expected \(\) with data\.mixup=0\.2"):
+    build.phases(settings, dataset(classes=3), traced=False)
