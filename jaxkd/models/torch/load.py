@@ -16,13 +16,14 @@ from jaxkd.errors import ConfigError
 from jaxkd.models.torch.directory import read_directory
 from jaxkd.models.torch.files import read_torch_file
 from jaxkd.models.torch.names import Names, Resolver
-from jaxkd.models.torch.parts import State, parts_of, state_dict, without_prefix
+from jaxkd.models.torch.parts import CHOICE, State, parts_of, state_dict, without_prefix
 from jaxkd.shapes import InputShape, batched
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 Shape = tuple[int, ...]
 
 _LISTED = 8  # names in an error message
+_SHAPES = "of another shape or kind"
 
 
 def from_torch(
@@ -191,7 +192,7 @@ def _matched(
     "unknown": unknown,
     "for one variable": twice,
     "missing": ["/".join(path) for path in wanted if path not in taken],
-    "of another shape or kind": shapes,
+    _SHAPES: shapes,
   }
   return taken, [_listed(what, names) for what, names in problems.items() if names]
 
@@ -220,10 +221,11 @@ def _advice(
 
   def fits(part: str) -> bool:
     state = _own_state(state_dict(where, content, part), model, resolve)
-    return not _matched(state, wanted, resolve)[1]
+    # Shapes may differ: the number of classes may be another one.
+    return all(_SHAPES in problem for problem in _matched(state, wanted, resolve)[1])
 
   fitting = [part for part in parts_of(content) if fits(part)]
-  return f"; part=... takes a part that is: {', '.join(fitting)}" if fitting else ""
+  return f"; {CHOICE} takes a part that is: {', '.join(fitting)}" if fitting else ""
 
 
 def _described(path: tuple[str, ...], value: Any) -> Shape | str:
