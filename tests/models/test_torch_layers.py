@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -67,3 +68,32 @@ def test_the_layout_of_a_convolution_is_refused_for_a_transposed_one():
   state = {"conv.weight": np.zeros((3, 3, 1, 1), "f"), "conv.bias": np.zeros(3, "f")}
   with pytest.raises(ConfigError, match=r"up/kernel: \(3, 2, 5, 3\) from up.weight, expected"):
     from_torch({**state, "up.weight": weight}, Upsampled(True, 5), names={"(conv|up)": r"\1"})
+
+
+class Flat(nn.Module):
+  order: str
+
+  @nn.compact
+  def __call__(self, images):
+    x = nn.max_pool(nn.Conv(2, (1, 1), name="conv")(images), (2, 2), (2, 2))
+    if self.order == "torch":
+      x = jnp.transpose(x, (0, 3, 1, 2))
+    if self.order == "pooled":
+      x = x.mean((1, 2), keepdims=True)
+    return nn.Dense(3, name="fc")(nn.relu(nn.relu(x).reshape(len(x), -1)))
+
+
+def flat(order, features=8):
+  state = {"conv.weight": np.ones((2, 3, 1, 1), "f"), "conv.bias": np.zeros(2, "f")}
+  state |= {"fc.weight": RNG.normal(size=(3, features)), "fc.bias": np.zeros(3, "f")}
+  return from_torch(state, Flat(order), names={"(conv|fc)": r"\1"}, image_shape=(4, 4, 3))
+
+
+def test_a_map_that_is_flattened_in_another_order_is_refused():
+  with pytest.raises(ConfigError, match=r"the input of fc is a map of \(2, 2, 2\), flattened as"):
+    flat("flax")
+
+
+@pytest.mark.parametrize(("order", "features"), [("torch", 8), ("pooled", 2)])
+def test_maps_in_the_order_of_torch_are_loaded(order, features):
+  assert flat(order, features)["params"]["fc"]["kernel"].shape == (features, 3)

@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 from jaxkd.errors import ConfigError
 from jaxkd.models.torch.directory import read_directory
 from jaxkd.models.torch.files import read_torch_file
-from jaxkd.models.torch.layers import Transposed, in_layout, traced
+from jaxkd.models.torch.layers import Transposed, flattened_maps, in_layout, traced
 from jaxkd.models.torch.names import Names, Resolver
 from jaxkd.models.torch.parts import CHOICE, State, parts_of, state_dict, without_prefix
 from jaxkd.shapes import InputShape, batched
@@ -104,6 +104,7 @@ def from_torch(
       f"{where}: not the weights of this {type(model).__name__}: {'; '.join(problems)}"
       + (_positions(problems, image_shape) or ("" if part else _advice(content, fits)))
     )
+  _check_order(where, model, batched(image_shape, (1,)))
   return unflatten_dict(
     {
       path: np.array(
@@ -202,6 +203,16 @@ def _matched(
     _SHAPES: shapes,
   }
   return taken, [_listed(what, names) for what, names in problems.items() if names]
+
+
+def _check_order(where: str, model: nn.Module, images: Any) -> None:
+  """Raise a ConfigError for a linear layer whose inputs are in another order than PyTorch's."""
+  for path, shape in flattened_maps(model, images).items():
+    raise ConfigError(
+      f"{where}: the input of {'/'.join(path)} is a map of {shape}, flattened as (H, W, C), and "
+      "PyTorch flattens it as (C, H, W), so that the weights would be in another order: expected "
+      "jnp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1) in the module"
+    )
 
 
 def _positions(problems: list[str], image_shape: InputShape) -> str:
