@@ -207,7 +207,7 @@ def test_cifar100_is_repdistillers_recipe(method):
   for network in (settings.teacher, settings.student):
     others = {"model", "bundle", "weights", "mean", "std", "image_size", "count", "rescore"}
     others |= {"logits", "missing", "new_head", "finetune_epochs", "finetune_learning_rate"}
-    others |= {"stablehlo", "allow_import"}
+    others |= {"stablehlo", "allow_import", "weights_part"}
     recipe = {n: v for n, v in network.to_dict().items() if n not in others}
     assert recipe == {
       "epochs": 240,

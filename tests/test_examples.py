@@ -55,7 +55,7 @@ def test_file_has_at_most_60_lines(path):
 
 def test_there_is_a_file_for_each_code_base():
   names = {"bare_jax", "flax_nnx", "equinox_model", "shard_map_step", "logits_file", "timm_teacher"}
-  names |= {"equinox_teacher", "nnx_student", "stablehlo_teacher"}
+  names |= {"equinox_teacher", "nnx_student", "stablehlo_teacher", "torch_module"}
   assert {path.stem for path in FILES} == names
 
 

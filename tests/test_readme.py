@@ -49,6 +49,7 @@ RESULTS = {
   "docs/bring-your-own.md": lambda names: (
     names["output"].features["pooled"].shape == (4, 8)
     and names["summary"]["stages"]["distilled"]["accuracy"] > 0.5
+    and names["loaded"]["params"]["conv1"]["kernel"].shape == (3, 3, 4, 4)
   ),
   "docs/contributing.md": lambda names: (
     names["summary"]["stages"]["distilled"]["accuracy"] > 0.5

@@ -8,13 +8,14 @@ import io
 import json
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from rich.console import Console
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jaxkd import models
 from jaxkd.data import ArrayExamples, Dataset
@@ -376,8 +377,35 @@ def test_weights_of_other_channels_are_a_one_line_error(resnet8):
   assert len(str(error.value).splitlines()) == 1
 
 
+def test_weights_part_chooses_an_entry_or_a_prefix_of_the_weights(resnet8, tmp_path):
+  state, parts = load_file(resnet8), tmp_path / "parts.safetensors"
+  other = {name: value + 1 for name, value in state.items()}
+  both = {"ema.module": state, "online.module": other}
+  save_file({f"{p}.{name}": v for p, part in both.items() for name, v in part.items()}, parts)
+  data, options = dataset(size=12, channels=3), {"axis_name": None, "dtype": jnp.float32}
+
+  def read(**fields):
+    settings = settings_for("at", [], "resnet8_w4", model="resnet8", **fields)
+    config.check_config(settings)
+    return networks.teachers(settings, data, options)
+
+  [(teacher, variables)] = read(weights=str(parts), weights_part="ema")
+  assert teacher.num_classes == 100
+  chex.assert_trees_all_equal(variables, read(weights=str(resnet8))[0][1])
+  with pytest.raises(ConfigError, match=r"weights_part in a config.* takes a part .*ema") as error:
+    read(weights=str(parts))
+  assert "online" in str(error.value)
+  with pytest.raises(
+    ConfigError,
+    match=r"^teacher.weights, for .* and teacher.weights_part='x': .*no part 'x': expected (o|e)",
+  ):
+    read(weights=str(parts), weights_part="x")
+  with pytest.raises(ConfigError, match=r"^teacher.weights_part='ema': expected '' without teach"):
+    read(weights_part="ema")
+
+
 def test_imagenet_models_get_torchvisions_preprocessing_by_default(monkeypatch):
-  def zeros(path, module, *, image_shape):
+  def zeros(path, module, *, image_shape, part):
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 

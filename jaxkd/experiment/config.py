@@ -92,9 +92,10 @@ COMMON: Fields = {
   "teacher": {
     **training_fields("resnet32x4"),
     # A trained teacher: the directory of a bundle, or a file of PyTorch weights for teacher.model
-    # (.pth, .safetensors).
+    # (.pth, .safetensors), and which part of it if it has several ("model_ema").
     "bundle": text(""),
     "weights": text(""),
+    "weights_part": text(""),
     # Logits of the training examples in place of a network, a .npy or .npz file (docs/teachers.md),
     # and the probability of classes that a row of top-k values does not have.
     "logits": text(""),

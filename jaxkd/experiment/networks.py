@@ -121,7 +121,7 @@ def _from_torch(
 ) -> Trained:
   """Return a teacher with weights from a file of PyTorch."""
   name, dropout = settings.teacher.model, settings.teacher.dropout
-  field = "teacher.weights"
+  field, part = "teacher.weights", settings.teacher.weights_part or None
   published = models.published_preprocessing(name)
   # The published preprocessing does not apply to images of another number of channels.
   same = published is not None and len(published.mean) == len(images.given.mean)
@@ -132,18 +132,19 @@ def _from_torch(
   shape = wanted.image_shape
   try:
     try:
-      variables = models.from_torch(path, module, image_shape=shape)
+      variables = models.from_torch(path, module, image_shape=shape, part=part)
     except ConfigError:
       count = models.classes_in(
-        path, lambda classes: module.clone(num_classes=classes), image_shape=shape
+        path, lambda classes: module.clone(num_classes=classes), image_shape=shape, part=part
       )
       if count in (None, data.num_classes):
         raise
       seen = dataclasses.replace(seen, num_classes=count)
       module, output = create("teacher.model", name, seen, options, dropout=dropout)
-      variables = models.from_torch(path, module, image_shape=shape)
+      variables = models.from_torch(path, module, image_shape=shape, part=part)
   except ConfigError as error:
-    raise ConfigError(f"{field}, for teacher.model={name!r}: {error}") from error
+    chosen = f" and teacher.weights_part={part!r}" if part else ""
+    raise ConfigError(f"{field}, for teacher.model={name!r}{chosen}: {error}") from error
   output = _one_output("teacher.model", name, output)
   network = Network(module, variables, wanted)
   return as_teacher(f"{field}={path!r}", network, output, name, images, data), variables

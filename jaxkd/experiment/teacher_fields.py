@@ -26,6 +26,10 @@ def check_teacher(settings: ml_collections.ConfigDict) -> None:
     raise ConfigError(
       f"teacher.missing={teacher.missing!r}: expected 'impossible' without teacher.logits"
     )
+  if teacher.weights_part and not teacher.weights:
+    raise ConfigError(
+      f"teacher.weights_part={teacher.weights_part!r}: expected '' without teacher.weights"
+    )
   _check_fine_tuning(teacher)
 
 
@@ -62,6 +66,7 @@ def _check_logits(settings: ml_collections.ConfigDict) -> None:
   for field, unset in (
     ("bundle", ""),
     ("weights", ""),
+    ("weights_part", ""),
     ("count", 1),
     ("new_head", False),
     ("finetune_epochs", 0),

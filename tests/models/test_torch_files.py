@@ -240,7 +240,8 @@ def test_missing_file_is_an_error(tmp_path):
     (b"<html>404</html>", "neither a file of torch.save"),
     (pickle.dumps({"a": 1}), "a pickle, but not one of torch.save"),
     (pickle.dumps(files._MAGIC) + pickle.dumps(1000), "protocol 1000"),
-    (pickle.dumps(np.ones(3)), "refused: its pickle names numpy"),
+    (pickle.dumps(np.ones(3)), "a pickle, but not one of torch.save"),
+    (pickle.dumps(np.load), "refused: its pickle names numpy"),
   ],
 )
 def test_file_of_another_kind_is_refused(content, message, tmp_path):

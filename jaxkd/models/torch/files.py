@@ -47,7 +47,7 @@ def read_torch_file(path: str | Path) -> Any:
 
   Returns:
     Usually a dict. Tensors are read-only arrays of the file's precision (ml_dtypes' bfloat16) on
-    the CPU, from any device; options and numpy scalars are empty placeholders.
+    the CPU, from any device; options and arrays of numpy are empty placeholders.
 
   Raises:
     ConfigError: for a missing, truncated or damaged file, a file of another kind, a pickle with a

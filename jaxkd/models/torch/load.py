@@ -7,22 +7,23 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from jaxkd.errors import ConfigError
 from jaxkd.models.torch.directory import read_directory
 from jaxkd.models.torch.files import read_torch_file
+from jaxkd.models.torch.layers import Transposed, flattened_maps, in_layout, traced
 from jaxkd.models.torch.names import Names, Resolver
-from jaxkd.models.torch.parts import State, parts_of, state_dict, without_prefix
+from jaxkd.models.torch.parts import CHOICE, State, parts_of, state_dict, without_prefix
 from jaxkd.shapes import InputShape, batched
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 Shape = tuple[int, ...]
 
 _LISTED = 8  # names in an error message
+_SHAPES = "of another shape or kind"
 
 
 def from_torch(
@@ -86,19 +87,30 @@ def from_torch(
       f"as for a module of your own; they are known for {', '.join(_classes())}"
     )
   where, content = _content(source, model)
-  wanted = _shapes(model, image_shape)
+  wanted, transposed = traced(model, batched(image_shape, (1,)))
   resolve = Resolver(wanted, torch_names, names)
-  state = _own_state(state_dict(where, content, part), model, resolve)
-  taken, problems = _matched(state, wanted, resolve)
+
+  def matched(part: str | None) -> tuple[State, dict[tuple[str, ...], str], list[str]]:
+    state = _own_state(state_dict(where, content, part), model, resolve)
+    return state, *_matched(state, wanted, transposed, resolve)
+
+  def fits(part: str) -> bool:
+    # Its shapes may differ, as by another number of classes.
+    return all(_SHAPES in problem for problem in matched(part)[2])
+
+  state, taken, problems = matched(part)
   if problems:
     raise ConfigError(
       f"{where}: not the weights of this {type(model).__name__}: {'; '.join(problems)}"
-      + (_positions(problems, image_shape) or _advice(where, content, part, model, wanted, resolve))
+      + (_positions(problems, image_shape) or ("" if part else _advice(content, fits)))
     )
+  _check_order(where, model, batched(image_shape, (1,)))
   return unflatten_dict(
     {
       path: np.array(
-        _layout(path, _numpy(state[taken[path]])).reshape(like.shape), like.dtype, order="C"
+        in_layout(path, _numpy(state[taken[path]]), transposed).reshape(like.shape),
+        like.dtype,
+        order="C",
       )
       for path, like in wanted.items()
     }
@@ -127,7 +139,8 @@ def classes_in(
   """
   model = create(2)
   where, content = _content(source, model)
-  few, more = (_shapes(create(count), image_shape) for count in (2, 3))
+  images = batched(image_shape, (1,))
+  (few, transposed), (more, _) = (traced(create(count), images) for count in (2, 3))
   # For each variable whose shape depends on the number of classes: the axis that does.
   axes = {
     path: axis
@@ -141,7 +154,7 @@ def classes_in(
   for name, value in state.items():
     path = resolve(name, value.ndim)
     if path in axes:
-      shape = _described(path, value)
+      shape = _described(path, value, transposed)
       if isinstance(shape, tuple) and len(shape) == len(few[path].shape):
         found.add(shape[axes[path]])
   return found.pop() if len(found) == 1 else None
@@ -155,13 +168,6 @@ def _content(source: Source, model: nn.Module) -> tuple[str, Any]:
   return str(source), content
 
 
-def _shapes(
-  model: nn.Module, image_shape: InputShape
-) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-  images = batched(image_shape, (1,))
-  return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
-
-
 def _own_state(state: State, model: nn.Module, resolve: Resolver) -> State:
   """The state dict with names without prefixes, as the model's `torch_state` rewrites it."""
   state = without_prefix(state, lambda name, value: bool(resolve(name, value.ndim)))
@@ -171,7 +177,10 @@ def _own_state(state: State, model: nn.Module, resolve: Resolver) -> State:
 
 
 def _matched(
-  state: State, wanted: Mapping[tuple[str, ...], Any], resolve: Resolver
+  state: State,
+  wanted: Mapping[tuple[str, ...], Any],
+  transposed: Transposed,
+  resolve: Resolver,
 ) -> tuple[dict[tuple[str, ...], str], list[str]]:
   """The entry for each variable, and what does not match, in words."""
   taken: dict[tuple[str, ...], str] = {}
@@ -184,16 +193,26 @@ def _matched(
       twice.append(f"{taken[path]} and {name}")
     else:
       taken[path] = name
-      found, expected = _described(path, value), wanted[path].shape
+      found, expected = _described(path, value, transposed), wanted[path].shape
       if isinstance(found, str) or not _same(found, expected):
         shapes.append(f"{'/'.join(path)}: {found} from {name}, expected {expected}")
   problems = {
     "unknown": unknown,
     "for one variable": twice,
     "missing": ["/".join(path) for path in wanted if path not in taken],
-    "of another shape or kind": shapes,
+    _SHAPES: shapes,
   }
   return taken, [_listed(what, names) for what, names in problems.items() if names]
+
+
+def _check_order(where: str, model: nn.Module, images: Any) -> None:
+  """Raise a ConfigError for a linear layer whose inputs are in another order than PyTorch's."""
+  for path, shape in flattened_maps(model, images).items():
+    raise ConfigError(
+      f"{where}: the input of {'/'.join(path)} is a map of {shape}, flattened as (H, W, C), and "
+      "PyTorch flattens it as (C, H, W), so that the weights would be in another order: expected "
+      "jnp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1) in the module"
+    )
 
 
 def _positions(problems: list[str], image_shape: InputShape) -> str:
@@ -206,37 +225,18 @@ def _positions(problems: list[str], image_shape: InputShape) -> str:
   )
 
 
-def _advice(
-  where: str,
-  content: Any,
-  part: str | None,
-  model: nn.Module,
-  wanted: Mapping[tuple[str, ...], Any],
-  resolve: Resolver,
-) -> str:
+def _advice(content: Any, fits: Callable[[str], bool]) -> str:
   """The parts of a source that the model takes, if the whole is not it: the end of an error."""
-  if part is not None:
-    return ""
-
-  def fits(part: str) -> bool:
-    state = _own_state(state_dict(where, content, part), model, resolve)
-    return not _matched(state, wanted, resolve)[1]
-
   fitting = [part for part in parts_of(content) if fits(part)]
-  return f"; part=... takes a part that is: {', '.join(fitting)}" if fitting else ""
+  return f"; {CHOICE} takes a part that is: {', '.join(fitting)}" if fitting else ""
 
 
-def _described(path: tuple[str, ...], value: Any) -> Shape | str:
+def _described(path: tuple[str, ...], value: Any, transposed: Transposed) -> Shape | str:
   """The shape of a tensor in Flax's layout; its dtype if that is no floating dtype."""
   # A placeholder for the tensor, which may be large and may be PyTorch's.
   placeholder = np.broadcast_to(np.float32(0), tuple(value.shape))
   kind = str(value.dtype)
-  return _layout(path, placeholder).shape if "float" in kind else kind
-
-
-def _layout(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
-  """PyTorch's (outputs, inputs, ...) as Flax's (..., inputs, outputs)."""
-  return np.moveaxis(value, (1, 0), (-2, -1)) if path[-1] == "kernel" else value
+  return in_layout(path, placeholder, transposed).shape if "float" in kind else kind
 
 
 def _same(found: Shape, expected: Shape) -> bool:

@@ -13,6 +13,7 @@ State = Mapping[str, Any]
 
 # Keys under which published checkpoints hold the weights, beside other entries.
 WRAPPERS = ("model", "state_dict", "net", "model_state_dict")
+CHOICE = "part=... (teacher.weights_part in a config)"
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _NO_WEIGHTS = "optim|sched|scaler"  # in the keys of the states of optimizers and the like
 _DEPTH = 3  # of mappings in mappings
@@ -117,7 +118,7 @@ def _only(where: str, value: Any, found: Mapping[str, State], within: str = "") 
   usual.sort(key=lambda path: (not path, [WRAPPERS.index(p) for p in _components(path, within)]))
   if not usual:
     keys = ", ".join(repr(key) for key in list(value)[:_LISTED]) or "nothing"
-    choice = f"; part=... chooses one of {_listed(found)}" if found else ""
+    choice = f"; {CHOICE} chooses one of {_listed(found)}" if found else ""
     raise ConfigError(
       f"{where}: no mapping of names to tensors, by itself or as {', '.join(WRAPPERS)}; it has "
       f"{keys}{choice}"
@@ -133,7 +134,7 @@ def _only(where: str, value: Any, found: Mapping[str, State], within: str = "") 
   if not rivals:
     return first
   raise ConfigError(
-    f"{where}: several state dicts, {_listed([first, *rivals])}: choose one with part=..., or pass "
+    f"{where}: several state dicts, {_listed([first, *rivals])}: choose one with {CHOICE}, or pass "
     "from_torch one entry of the result of jaxkd.models.torch.files.read_torch_file"
   )
 

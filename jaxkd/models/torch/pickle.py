@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from jaxkd.errors import ConfigError
+from jaxkd.models.torch.extras import is_extra
 
 _STORAGES = {
   "FloatStorage": "float32",
@@ -34,21 +34,6 @@ _STORAGES = {
   "ComplexFloatStorage": "complex64",
   "ComplexDoubleStorage": "complex128",
 }
-# Classes of other entries of published checkpoints: options, accuracies, schedules.
-_IGNORED = (
-  ("argparse", "Namespace"),
-  ("collections", "Counter"),
-  ("torch", "device"),
-  *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16")),
-  *(("torch", name) for name in ("int64", "int32", "int16", "int8", "uint8", "bool")),
-  *(("torch", name) for name in ("double", "float", "half", "long", "int", "short")),
-  *(("torch", name) for name in ("complex64", "complex128")),
-  # A numpy scalar is pickled as a function, a dtype, and bytes (as text in old protocols).
-  ("numpy", "dtype"),
-  ("numpy.core.multiarray", "scalar"),
-  ("numpy._core.multiarray", "scalar"),
-  ("_codecs", "encode"),
-)
 
 
 class Storage(NamedTuple):
@@ -100,13 +85,39 @@ def _check_memo(file: IO[bytes]) -> None:
 
 
 class _Placeholder:
-  """A placeholder for a value that weights do not need; it ignores all arguments and state."""
+  """A placeholder for a value that weights do not need; it ignores arguments, state and items."""
 
   def __init__(self, *args: Any, **kwargs: Any) -> None:
     pass
 
   def __setstate__(self, state: Any) -> None:
     pass
+
+  def __setitem__(self, key: Any, value: Any) -> None:
+    pass
+
+  def append(self, item: Any) -> None:
+    """Ignore an item, as of a list; `extend` and `add` are those of lists and sets."""
+
+  extend = add = append
+
+
+class _Dict(dict[Any, Any]):
+  """A dict that ignores its state: attributes such as _metadata, which could hide its methods."""
+
+  __slots__ = ()
+
+  def __setitem__(self, key: Any, value: Any) -> None:
+    if not isinstance(key, np.ndarray):  # an optimizer's state has parameters as keys
+      super().__setitem__(key, value)
+
+  def __setstate__(self, state: Any) -> None:
+    pass
+
+
+def _default_dict(factory: Any = None, *items: Any) -> _Dict:
+  """A dict for a defaultdict; its factory is not called."""
+  return _Dict(*items)
 
 
 class _Function:
@@ -160,20 +171,29 @@ def _parameter(data: Any, *rest: Any) -> Any:
   return data
 
 
+def _of_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+  """A tensor that has attributes or a class of its own, which are ignored."""
+  if not isinstance(function, _Function):
+    raise pickle.UnpicklingError("a tensor that is built by something other than a function")
+  return function(*arguments)
+
+
 _ALLOWED: Mapping[tuple[str, str], Any] = MappingProxyType(
   {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Dict,
+    ("collections", "defaultdict"): _Function(_default_dict),
     ("torch", "Size"): _Function(tuple),
     ("torch._utils", "_rebuild_tensor"): _Function(_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
+    ("torch._tensor", "_rebuild_from_type_v2"): _Function(_of_type),
   }
   | {
     (module, name): _StorageKind(dtype)
     for name, dtype in _STORAGES.items()
     for module in ("torch", "torch.cuda")
   }
-  | dict.fromkeys(_IGNORED, _Placeholder)
 )
 
 
@@ -186,13 +206,15 @@ class _Unpickler(pickle.Unpickler):
     self._storage = storage
 
   def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in _ALLOWED:
+    if (module, name) in _ALLOWED:
+      return _ALLOWED[module, name]
+    if not is_extra(module, name):
       raise ConfigError(
         f"{self._source}: refused: its pickle names {module}.{name}, which tensors do not need "
         "and which could run any code; no code was run. If you trust the file, save only the "
         "model's state_dict(), or save it as safetensors"
       )
-    return _ALLOWED[module, name]
+    return _Placeholder
 
   def persistent_load(self, pid: Any) -> Any:
     if self._storage is None:

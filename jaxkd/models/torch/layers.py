@@ -1,0 +1,124 @@
+"""The layers of a Flax module whose weights PyTorch stores in another layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jax.ad_checkpoint import checkpoint_name
+
+Path = tuple[str, ...]
+_MARK = "input of "
+# Path of a kernel of a transposed convolution -> its `transpose_kernel`.
+Transposed = Mapping[Path, bool]
+
+
+def traced(
+  model: nn.Module, images: jax.ShapeDtypeStruct
+) -> tuple[dict[Path, jax.ShapeDtypeStruct], Transposed]:
+  """The shapes of a model's variables by path, and its transposed convolutions."""
+  transposed: dict[Path, bool] = {}
+
+  def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    module = context.module
+    if isinstance(module, nn.ConvTranspose) and module.scope is not None:
+      transposed[("params", *module.scope.path, "kernel")] = module.transpose_kernel
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  return flatten_dict(shapes), transposed
+
+
+def flattened_maps(model: nn.Module, images: jax.ShapeDtypeStruct) -> dict[Path, tuple[int, ...]]:
+  """The linear layers whose input is a map flattened in Flax's order of axes.
+
+  PyTorch flattens (C, H, W), Flax (H, W, C): the same number of features in another order, which no
+  shape tells. A map that is transposed to (B, C, H, W) before is in PyTorch's order.
+
+  Returns:
+    {path of the layer: (H, W, C) of the map}.
+  """
+
+  def marked(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    module = context.module
+    if isinstance(module, nn.Dense) and module.scope is not None and args:
+      name = _MARK + "/".join(module.scope.path)
+      args = (checkpoint_name(args[0], name), *args[1:])
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(marked):
+    program = jax.make_jaxpr(model.init)(jax.random.key(0), images)
+  found: dict[Path, tuple[int, ...]] = {}
+  _search(program.jaxpr, found)
+  return found
+
+
+def _search(program: Any, found: dict[Path, tuple[int, ...]]) -> None:
+  """Add the marked inputs of a program, and of the programs in it, that are flattened maps."""
+  producers = {variable: equation for equation in program.eqns for variable in equation.outvars}
+  for equation in program.eqns:
+    name = equation.params.get("name")
+    if equation.primitive.name == "name" and str(name).startswith(_MARK):
+      shape = _flattened(equation.invars[0], producers)
+      if shape is not None:
+        found[tuple(str(name).removeprefix(_MARK).split("/"))] = shape
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        _search(inner, found)
+
+
+def _flattened(variable: Any, producers: Mapping[Any, Any]) -> tuple[int, ...] | None:
+  """The shape of the map that a variable is, flattened; None if it is no such map."""
+  for equation in _origins(variable, producers):
+    if equation.primitive.name != "reshape":
+      continue
+    source = equation.invars[0]
+    batch, *shape = source.aval.shape
+    if len(shape) < 3 or equation.outvars[0].aval.shape != (batch, math.prod(shape)):
+      continue
+    if shape[-1] == 1 or math.prod(shape[:-1]) == 1:
+      continue
+    order = (0, len(shape), *range(1, len(shape)))
+    origins = _origins(source, producers)
+    if not any(origin.params.get("permutation") == order for origin in origins):
+      return tuple(shape)
+  return None
+
+
+def _origins(variable: Any, producers: Mapping[Any, Any]) -> list[Any]:
+  """The equations that a variable comes from by operations that keep its shape."""
+  found: list[Any] = []
+  waiting = [variable]
+  while waiting:
+    equation = producers.get(waiting.pop())
+    if equation is None or any(equation is known for known in found):
+      continue
+    found.append(equation)
+    shape = equation.outvars[0].aval.shape
+    waiting += [
+      v for v in equation.invars if not hasattr(v, "val") and v.aval.shape == shape and shape
+    ]
+  return found
+
+
+def in_layout(path: Path, value: np.ndarray, transposed: Transposed) -> np.ndarray:
+  """PyTorch's (outputs, inputs, ...) as Flax's (..., inputs, outputs).
+
+  A transposed convolution has (inputs, outputs, ...) in PyTorch. In Flax it is (..., inputs,
+  outputs), not mirrored, or (..., outputs, inputs) with `transpose_kernel`, which is the gradient
+  of a convolution as in PyTorch.
+  """
+  if path[-1] != "kernel":
+    return value
+  if path not in transposed:
+    return np.moveaxis(value, (1, 0), (-2, -1))
+  if transposed[path]:
+    return np.moveaxis(value, (1, 0), (-2, -1))
+  return np.flip(np.moveaxis(value, (0, 1), (-2, -1)), tuple(range(value.ndim - 2)))
