@@ -22,6 +22,8 @@ def counts(batch: Batch) -> Counts:
   """Count the labels, positions and examples of a batch, or of a part of one."""
   size = batch.indices.shape[0]
   labels, mask = jnp.asarray(batch.labels), batch.mask
+  if batch.multi_label:
+    return _multi_label_counts(batch, labels)
   leading = labels.shape if jnp.issubdtype(labels.dtype, jnp.integer) else labels.shape[:-1]
   if mask is not None:
     mask = jnp.asarray(mask) != 0
@@ -35,6 +37,19 @@ def counts(batch: Batch) -> Counts:
     labels=jnp.sum(positions),
     positions=jnp.sum(counted, dtype=jnp.float32),
     examples=jnp.sum(examples, dtype=jnp.float32),
+  )
+
+
+def _multi_label_counts(batch: Batch, labels: Array) -> Counts:
+  """Count the labels of every class, (B, C); the logits of an example are one position."""
+  size = labels.shape[0]
+  counted = jnp.ones(size, bool) if batch.mask is None else jnp.asarray(batch.mask) != 0
+  counted = jnp.any(counted.reshape(size, -1), axis=1)
+  weights = jnp.ones(size) if batch.weights is None else jnp.asarray(batch.weights)
+  spread = jnp.broadcast_to(_over(weights.astype(jnp.float32), labels.shape), labels.shape)
+  examples = jnp.sum(counted, dtype=jnp.float32)
+  return Counts(
+    labels=jnp.sum(jnp.where(counted[:, None], spread, 0.0)), positions=examples, examples=examples
   )
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 from jaxkd.counts import label_share
 from jaxkd.evaluate.metrics import score
-from jaxkd.losses import cross_entropy
+from jaxkd.evaluate.multi_label import multi_label_score
+from jaxkd.losses import cross_entropy, sigmoid_cross_entropy
 from jaxkd.types import Array, Batch, Context, Terms
 
 
 def label_terms(
   logits: Any, batch: Batch, context: Context, *, label_smoothing: float = 0.0
 ) -> Terms:
-  """Return the cross-entropy with the labels of a batch.
+  """Return the cross-entropy with the labels of a batch; the sigmoid one for multi-hot labels.
 
   The mean over the parts of a batch and over the devices equals the value of the whole batch,
   however its labels are distributed over them.
@@ -25,7 +26,8 @@ def label_terms(
     label_smoothing: probability spread over all classes; 0 takes that of the context.
   """
   in_parts = context.counts is not None
-  value = cross_entropy(
+  loss = sigmoid_cross_entropy if batch.multi_label else cross_entropy
+  value = loss(
     logits,
     batch.labels,
     batch.weights,
@@ -37,5 +39,6 @@ def label_terms(
 
 
 def accuracy(logits: Any, batch: Batch) -> tuple[Array, Array]:
-  """Return (weighted number of correct predictions, sum of weights)."""
-  return score(logits, batch.labels, batch.weights, where=batch.mask)["accuracy"]
+  """Return (weighted number of correct predictions, sum of weights); of all labels if multi-hot."""
+  scored = multi_label_score if batch.multi_label else score
+  return scored(logits, batch.labels, batch.weights, where=batch.mask)["accuracy"]

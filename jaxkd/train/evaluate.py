@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxkd.data.pipeline import evaluation_batches
+from jaxkd.evaluate.multi_label import MEAN_AVERAGE_PRECISION, mean_average_precision
 from jaxkd.runtime import mapping
 from jaxkd.train.phase import Phase
 from jaxkd.train.step import Metrics
@@ -57,6 +59,10 @@ def make_evaluator(
 def _means(results: list[dict[str, Any]]) -> dict[str, float]:
   means = {}
   for metric in results[0]:
+    if metric == MEAN_AVERAGE_PRECISION:  # of the scores of the whole split
+      arrays = np.concatenate([result[metric] for result in results], axis=1)
+      means[metric] = mean_average_precision(*arrays)
+      continue
     total = sum(float(result[metric][0]) for result in results)
     count = sum(float(result[metric][1]) for result in results)
     means[metric] = total / count
