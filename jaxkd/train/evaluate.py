@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,12 +56,22 @@ def make_evaluator(
   return evaluate
 
 
+def main_score(scores: Mapping[str, float]) -> float:
+  """Return the score by which networks are compared: mean average precision, else the accuracy.
+
+  >>> main_score({"accuracy": 0.5}), main_score({"accuracy": 0.9, "mean_average_precision": 0.6})
+  (0.5, 0.6)
+  """
+  return scores.get(MEAN_AVERAGE_PRECISION, scores["accuracy"])
+
+
 def _means(results: list[dict[str, Any]]) -> dict[str, float]:
   means = {}
   for metric in results[0]:
     if metric == MEAN_AVERAGE_PRECISION:  # of the scores of the whole split
       arrays = np.concatenate([result[metric] for result in results], axis=1)
-      means[metric] = mean_average_precision(*arrays)
+      if (found := mean_average_precision(*arrays)) == found:  # NaN if no example has any class
+        means[metric] = found
       continue
     total = sum(float(result[metric][0]) for result in results)
     count = sum(float(result[metric][1]) for result in results)
