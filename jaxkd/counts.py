@@ -24,6 +24,8 @@ def counts(batch: Batch) -> Counts:
   """Count the labels, positions and examples of a batch, or of a part of one."""
   size = batch.indices.shape[0]
   labels, mask = jnp.asarray(batch.labels), batch.mask
+  if batch.multi_label:
+    return _multi_label_counts(batch, labels)
   leading = labels.shape if jnp.issubdtype(labels.dtype, jnp.integer) else labels.shape[:-1]
   if mask is not None:
     mask = jnp.asarray(mask) != 0
@@ -49,6 +51,10 @@ def class_weighted(batch: Batch, class_weights: Sequence[float]) -> Batch:
   if not class_weights:
     return batch
   labels = jnp.asarray(batch.labels)
+  if batch.multi_label:
+    raise ConfigError(
+      f"class_weights={tuple(class_weights)}: expected () with several labels per example"
+    )
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ConfigError(
       f"class_weights={tuple(class_weights)}: expected () with labels that are class probabilities"
@@ -56,6 +62,19 @@ def class_weighted(batch: Batch, class_weights: Sequence[float]) -> Batch:
   own = jnp.ones(labels.shape[:1]) if batch.weights is None else jnp.asarray(batch.weights)
   of_labels = jnp.asarray(class_weights, jnp.float32)[jnp.clip(labels, 0, len(class_weights) - 1)]
   return dataclasses.replace(batch, weights=_over(own, labels.shape) * of_labels)
+
+
+def _multi_label_counts(batch: Batch, labels: Array) -> Counts:
+  """Count the labels of every class, (B, C); the logits of an example are one position."""
+  size = labels.shape[0]
+  counted = jnp.ones(size, bool) if batch.mask is None else jnp.asarray(batch.mask) != 0
+  counted = jnp.any(counted.reshape(size, -1), axis=1)
+  weights = jnp.ones(size) if batch.weights is None else jnp.asarray(batch.weights)
+  spread = jnp.broadcast_to(_over(weights.astype(jnp.float32), labels.shape), labels.shape)
+  examples = jnp.sum(counted, dtype=jnp.float32)
+  return Counts(
+    labels=jnp.sum(jnp.where(counted[:, None], spread, 0.0)), positions=examples, examples=examples
+  )
 
 
 def whole_counts(batch: Batch, *, parts: int, axis_name: str | None) -> Counts | None:

@@ -179,7 +179,7 @@ class Table:
       self._check_epochs(batch.epochs)
       rows = gather(variables[TABLE], batch.indices, batch.epochs)
     logits = self._dense(rows)
-    if jnp.shape(batch.labels) == logits.shape:
+    if jnp.shape(batch.labels) == logits.shape and not batch.multi_label:
       raise ConfigError(
         f"batch.labels {logits.shape} are those of mixed examples, and teacher {name!r} has "
         "stored logits, which are of single ones: expected class numbers"

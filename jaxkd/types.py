@@ -99,7 +99,7 @@ class Batch:
     inputs: inputs of the models, a pytree of arrays with leading axis B; images are (B, H, W, C),
       float, or uint8 as stored.
     labels: class numbers with the leading axes of the logits, (B,) or more, int32; or class
-      probabilities (B, C) after mixing augmentations.
+      probabilities (B, C) after mixing augmentations; or multi-hot ones, see `multi_label`.
     weights: (B,), or the shape of the class numbers, float32: weights of the labels; 0 marks
       unlabelled examples or positions.
     indices: (B,) int32, positions of the examples in their data set (cached targets, memory banks).
@@ -110,6 +110,8 @@ class Batch:
       (B, ...), for methods that compare several.
     tables: participant -> the rows of this batch in its table (`jaxkd.tables.Table`), for tables
       that devices do not hold in their state.
+    multi_label: True if `labels` (B, C) are multi-hot: a number in 0..1 for every class, which may
+      apply together. It is no array, but part of the structure.
   """
 
   inputs: Any
@@ -120,6 +122,7 @@ class Batch:
   mask: Any = None
   views: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  multi_label: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

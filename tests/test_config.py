@@ -240,6 +240,7 @@ def test_cifar100_is_repdistillers_recipe(method):
     "validation": 0.0,
     "split_seed": -1,
     "image_size": 0,
+    "labels": "single",
     "test": 0.0,
     "unlabelled_folder": "",
     "per_class": 0,

@@ -23,6 +23,7 @@ FILES = sorted(
   - {FOLDER / "one_call.py"}  # tests/test_distill.py
   - set(FOLDER.glob("own_*.py"))
   - {FOLDER / f"{name}.py" for name in OF_INPUTS}
+  - {FOLDER / "multi_label.py"}  # in tests/test_multi_label.py
 )
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 

@@ -13,6 +13,7 @@ from jaxkd.data.datasets import DATASETS, check_name, fake_dataset, load, load_o
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamples
 from jaxkd.data.folders import from_folder
 from jaxkd.data.hugging_face import from_hugging_face
+from jaxkd.data.multi_label import MultiLabelExamples
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.data.prefixes import PREFIXES
 from jaxkd.data.prepare import DataUnavailable
@@ -31,6 +32,7 @@ __all__ = [
   "DataUnavailable",
   "Dataset",
   "Examples",
+  "MultiLabelExamples",
   "RecordExamples",
   "TreeExamples",
   "augmentation",

@@ -220,6 +220,8 @@ def augmentation(
     if not any((cut, flip, cutout, mixup)):
       return batch
     _check_images(batch)
+    if batch.multi_label and mixup:
+      raise ConfigError(f"mixup={mixup}: expected 0 with multi-hot labels, which would be mixed")
     keys, images = per_image(key, batch.inputs), batch.inputs
     for place, operation in enumerate(operations):
       if operation is not None:
@@ -251,7 +253,7 @@ def _check_images(batch: Batch) -> None:
       f"augmentation: expected images (B, H, W, C) of floating point, got {shown(images)}"
     )
   labels = jnp.asarray(batch.labels)
-  if labels.ndim > 1 and jnp.issubdtype(labels.dtype, jnp.integer):
+  if labels.ndim > 1 and not batch.multi_label and jnp.issubdtype(labels.dtype, jnp.integer):
     raise ConfigError(
       f"augmentation: expected labels (B,), got {labels.shape}: labels of pixels do not change "
       "with the images"

@@ -148,6 +148,7 @@ def _gather(examples: Examples, positions: np.ndarray, real: np.ndarray) -> Batc
     weights=(real & (labels != UNLABELLED)).astype(np.float32),
     indices=examples.indices[positions],
     mask=None if mask is None else mask[positions],
+    multi_label=getattr(examples, "multi_label", False),
   )
 
 

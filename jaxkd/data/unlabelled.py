@@ -59,7 +59,7 @@ def join_unlabelled(
 
 def labelled_only(examples: Examples) -> Examples:
   """Return the examples that have a label; the same object if all have one."""
-  hidden = examples.labels == UNLABELLED
+  hidden = _without_label(examples)
   return examples.take(np.flatnonzero(~hidden)) if hidden.any() else examples
 
 
@@ -70,13 +70,19 @@ def with_unlabelled_of(chosen: Examples, split: Examples) -> Examples:
     chosen: a subset of `split`, in its order, of which some labels may have been hidden.
     split: the examples that `chosen` was taken from.
   """
-  without = split.labels == UNLABELLED
+  without = _without_label(split)
   if not without.any():
     return chosen
   order = {int(index): position for position, index in enumerate(split.indices)}
   taken = np.array([order[int(index)] for index in chosen.indices], np.int64)
   joined = split.take(np.concatenate([taken, np.flatnonzero(without)]))
-  return joined.hide_labels(np.flatnonzero(chosen.labels == UNLABELLED))
+  return joined.hide_labels(np.flatnonzero(_without_label(chosen)))
+
+
+def _without_label(examples: Examples) -> np.ndarray:
+  """Mark the examples (N,) of which every label is hidden."""
+  found: np.ndarray = (examples.labels == UNLABELLED).reshape(len(examples), -1).all(axis=1)
+  return found
 
 
 class _Joined:

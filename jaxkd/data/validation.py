@@ -36,7 +36,10 @@ def validate_dataset(data: Dataset) -> Dataset:
 
 def unseen_classes(data: Dataset) -> str:
   """Describe the classes without a training example in words; "" if there are none."""
-  missing = np.setdiff1d(np.arange(data.num_classes), counted_labels(data.train))
+  seen = counted_labels(data.train)
+  if getattr(data.train, "multi_label", False):
+    seen = np.flatnonzero((data.train.labels > 0).any(axis=0))
+  missing = np.setdiff1d(np.arange(data.num_classes), seen)
   if not missing.size:
     return ""
   more = f" and {missing.size - 1} more" if missing.size > 1 else ""
@@ -71,7 +74,13 @@ def _check_split(where: str, examples: Examples, data: Dataset, training: bool) 
   may_be_hidden = training or labels.ndim > 1
   counted = has_label(examples) if may_be_hidden else _not_padding(examples)
   try:
-    check_labels(labels, data.num_classes, counted)
+    if getattr(examples, "multi_label", False):  # whose labels it has checked
+      if labels.shape[1] != data.num_classes:
+        raise ConfigError(
+          f"labels: row 0 has {labels.shape[1]} labels: expected {data.num_classes}, one per class"
+        )
+    else:
+      check_labels(labels, data.num_classes, counted)
   except ConfigError as error:
     raise ConfigError(f"{where}: {error}") from error
   if not counted.any():

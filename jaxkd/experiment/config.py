@@ -14,6 +14,7 @@ from jaxkd import methods, models
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import own_models
 from jaxkd.experiment.given import is_given
+from jaxkd.experiment.multi_label import check_multi_label
 from jaxkd.experiment.student_start import check_start
 from jaxkd.experiment.teacher_fields import check_repeated, check_teacher
 from jaxkd.experiment.training_fields import check_training, training_fields, training_remarks
@@ -64,6 +65,8 @@ COMMON: Fields = {
     "directory": text(""),
     # Side of squares to which the images are resized when they are read; 0 keeps their size.
     "image_size": integer(0, maximum=4096),
+    # Labels of an example: one class, or "multi", a number in 0..1 for every class.
+    "labels": choice("single", ("single", "multi")),
     # Fraction of the examples held out for tests, for data without a test split; 0 is 0.2. The
     # choice does not depend on the seeds.
     "test": number(0.0, maximum=0.9),
@@ -219,6 +222,7 @@ def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: boo
       f"{settings.method.label_smoothing:g}"
     )
   _check_data(settings)
+  check_multi_label(settings)
 
 
 def _comes_trained(role: str, section: ml_collections.ConfigDict) -> bool:

@@ -21,6 +21,7 @@ from jaxkd.data import (
   validate_dataset,
   with_unlabelled,
 )
+from jaxkd.data.multi_label import with_labels
 from jaxkd.data.unlabelled import labelled_only, with_unlabelled_of
 from jaxkd.errors import ConfigError
 from jaxkd.runtime.mapping import AXIS_NAME
@@ -41,15 +42,14 @@ def dataset(settings: Any, load_data: Callable[..., Dataset] = load) -> Dataset:
   """
   own = settings.data
   split_seed = own.get("split_seed", -1)  # missing in configs of earlier runs, as others below
-  data = validate_dataset(
-    load_data(
-      own.name,
-      directory=own.directory or None,
-      validation=own.validation,
-      seed=settings.seed if split_seed < 0 else split_seed,
-      **load_options(own),
-    )
+  loaded = load_data(
+    own.name,
+    directory=own.directory or None,
+    validation=own.validation,
+    seed=settings.seed if split_seed < 0 else split_seed,
+    **load_options(own),
   )
+  data = validate_dataset(with_labels(loaded, own.get("labels", "single")))
   if folder := own.get("unlabelled_folder", ""):
     data = join_unlabelled(data, folder, image_size=own.get("image_size", 0))
   few = own.get("test_per_class", 0)
@@ -68,7 +68,7 @@ def data_lines(data: Dataset) -> list[str]:
     return []
   names = data.class_names
   shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-  hidden = int((data.train.labels == UNLABELLED).sum())
+  hidden = int((data.train.labels == UNLABELLED).reshape(len(data.train), -1).all(axis=1).sum())
   sizes = [f"{len(data.train) - hidden} training"]
   sizes += [f"{hidden} unlabelled"] if hidden else []
   sizes += [f"{len(data.validation)} validation"] if data.validation is not None else []
@@ -151,7 +151,7 @@ def check_augmentation(settings: Any, data: Dataset) -> None:
       f"{name}: expected {off!r}, as the inputs of {data.name} are no images: "
       f"{shown(data.input_shape)}"
     )
-  if data.train.labels.ndim > 1:
+  if data.train.labels.ndim > 1 and not getattr(data.train, "multi_label", False):
     raise ConfigError(
       f"{name}: expected {off!r}, as the labels of {data.name} are {data.train.labels.shape[1:]} "
       "per image and would not change with it"

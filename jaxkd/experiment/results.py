@@ -21,6 +21,7 @@ import jaxkd
 from jaxkd import report
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, check_file_name
+from jaxkd.evaluate.multi_label import MEAN_AVERAGE_PRECISION
 from jaxkd.experiment import build
 from jaxkd.experiment.preparation import data_facts
 from jaxkd.experiment.stated_images import images_of_run
@@ -136,6 +137,8 @@ def _row(phase: Phase, result: Finished) -> dict[str, Any]:
     network = phase.scheme.export(result.participants)[phase.reported]
     row["accuracy"] = result.test[phase.reported]["accuracy"]
     row["test"] = result.test
+    if MEAN_AVERAGE_PRECISION in result.test[phase.reported]:
+      row[MEAN_AVERAGE_PRECISION] = result.test[phase.reported][MEAN_AVERAGE_PRECISION]
     row["parameters"] = sum(x.size for x in jax.tree.leaves(network.variables["params"]))
   row |= {"examples": len(phase.examples), "epochs": phase.epochs, "steps": phase.steps}
   if result.rows and result.rows[-1]["epoch"] < phase.epochs:

@@ -32,14 +32,16 @@ def batch_shapes(
   """
   positions = () if examples is None else examples.labels.shape[1:]
   mask = None if examples is None else getattr(examples, "mask", None)
+  multi = getattr(examples, "multi_label", False)
   number = jax.ShapeDtypeStruct(leading, jnp.int32)
   return Batch(
     inputs=batched(shape, leading),
-    labels=jax.ShapeDtypeStruct((*leading, *positions), jnp.int32),
+    labels=jax.ShapeDtypeStruct((*leading, *positions), jnp.float32 if multi else jnp.int32),
     weights=jax.ShapeDtypeStruct((*leading, *positions), jnp.float32),
     indices=number,
     epochs=number,
     mask=None if mask is None else jax.ShapeDtypeStruct((*leading, *mask.shape[1:]), jnp.bool_),
+    multi_label=multi,
   )
 
 

@@ -7,8 +7,8 @@ default to the authors' values.
 
 | compared | losses | kernels |
 |---|---|---|
-| labels | | `cross_entropy` |
-| logits | `knowledge_distillation` | `soft_target_kl` |
+| labels | | `cross_entropy`, `sigmoid_cross_entropy` |
+| logits | `knowledge_distillation`, `sigmoid_distillation` | `soft_target_kl`, `sigmoid_kl` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
 | gradients | `gradient_attention_transfer`, `gradient_symmetry` | `gradient_l2`, `gradient_mse` |
@@ -62,6 +62,7 @@ from jaxkd.losses.multi_exit import (
   multi_exit,
   soft_cross_entropy,
 )
+from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation, sigmoid_kl
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
@@ -116,6 +117,9 @@ __all__ = [
   "polynomial_mmd",
   "reconstruction_error",
   "relational",
+  "sigmoid_cross_entropy",
+  "sigmoid_distillation",
+  "sigmoid_kl",
   "similarity_mse",
   "similarity_preserving",
   "simkd",

@@ -40,6 +40,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "native_ensemble": ("peer_kl",),
   "neuron_selectivity_transfer": ("polynomial_mmd", "gaussian_mmd", "linear_mmd"),
   "relational": ("pairwise_distance_huber", "angle_huber"),
+  "sigmoid_distillation": ("sigmoid_kl",),
   "similarity_preserving": ("similarity_mse",),
   "simkd": ("hint_mse",),
 }

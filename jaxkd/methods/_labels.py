@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxkd.counts import class_weighted, label_share
 from jaxkd.evaluate.metrics import score
-from jaxkd.losses import cross_entropy
+from jaxkd.evaluate.multi_label import multi_label_score
+from jaxkd.losses import cross_entropy, sigmoid_cross_entropy
 from jaxkd.types import Array, Batch, Context, Terms
 
 
 def label_terms(
   logits: Any, batch: Batch, context: Context, *, label_smoothing: float = 0.0
 ) -> Terms:
-  """Return the cross-entropy with the labels of a batch.
+  """Return the cross-entropy with the labels of a batch; the sigmoid one for multi-hot labels.
 
   The mean over the parts of a batch and over the devices equals the value of the whole batch,
   however its labels are distributed over them.
@@ -27,13 +29,16 @@ def label_terms(
     label_smoothing: probability spread over all classes; 0 takes that of the context.
   """
   in_parts = context.counts is not None
-  value = cross_entropy(
+  loss: Any = sigmoid_cross_entropy
+  if not batch.multi_label:  # the step refuses class weights with several labels
+    weights = jnp.asarray(context.class_weights) if context.class_weights else None
+    loss = functools.partial(cross_entropy, class_weights=weights)
+  value = loss(
     logits,
     batch.labels,
     batch.weights,
     where=batch.mask,
     label_smoothing=label_smoothing or context.label_smoothing,
-    class_weights=jnp.asarray(context.class_weights) if context.class_weights else None,
     axis_name=None if in_parts else context.axis_name,
   )
   if not in_parts:
@@ -42,5 +47,6 @@ def label_terms(
 
 
 def accuracy(logits: Any, batch: Batch) -> tuple[Array, Array]:
-  """Return (weighted number of correct predictions, sum of weights)."""
-  return score(logits, batch.labels, batch.weights, where=batch.mask)["accuracy"]
+  """Return (weighted number of correct predictions, sum of weights); of all labels if multi-hot."""
+  scored = multi_label_score if batch.multi_label else score
+  return scored(logits, batch.labels, batch.weights, where=batch.mask)["accuracy"]

@@ -79,4 +79,5 @@ METHOD = Method(
   deepest=lambda setup: setup.deepest(_stages(setup), "preactivations"),
   needs="preactivations",
   same_classes="",
+  multi_label=True,
 )

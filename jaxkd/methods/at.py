@@ -19,4 +19,5 @@ METHOD = feature_method(
   weight=1000.0,
   needs="maps",
   source="Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017",
+  multi_label=True,
 )

@@ -251,6 +251,8 @@ class Method:
       for gradients, or its classifier. Stored logits are refused then, as with other `needs`.
     same_classes: reason why the teacher must predict the student's classes, for the error message;
       "" if no logits are compared.
+    multi_label: whether its terms are also those of multi-hot labels (`Batch.multi_label`), for
+      `data.labels="multi"`.
   """
 
   summary: str
@@ -268,6 +270,7 @@ class Method:
   needs: Literal["logits", "features", "maps", "preactivations", "stages"] = "logits"
   same_classes: str = "compares logits"
   needs_network: bool = False
+  multi_label: bool = False
 
   @property
   def takes_logits(self) -> bool:

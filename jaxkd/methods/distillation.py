@@ -209,12 +209,13 @@ class _WatchedBatch(Batch):
     return object.__getattribute__(self, name)
 
 
-def _flatten(batch: _WatchedBatch) -> tuple[list[Any], None]:
-  return [getattr(batch, field.name) for field in dataclasses.fields(Batch)], None
+def _flatten(batch: _WatchedBatch) -> tuple[list[Any], bool]:
+  arrays = [f.name for f in dataclasses.fields(Batch) if not f.metadata.get("static")]
+  return [getattr(batch, name) for name in arrays], batch.multi_label
 
 
-def _unflatten(_: None, leaves: Any) -> Any:
-  return Batch(*leaves)
+def _unflatten(multi_label: bool, leaves: Any) -> Any:
+  return dataclasses.replace(Batch(*leaves), multi_label=multi_label)
 
 
 # A loss may pass its batch to a function that jax transforms.

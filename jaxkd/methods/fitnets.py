@@ -40,4 +40,5 @@ METHOD = Method(
   deepest=lambda setup: setup.deepest([hint_pair(setup)]),
   needs="features",
   same_classes="",
+  multi_label=True,
 )

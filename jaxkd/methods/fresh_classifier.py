@@ -7,13 +7,13 @@ from typing import Any
 
 from flax import linen as nn
 
-from jaxkd import losses
 from jaxkd.errors import ConfigError
-from jaxkd.methods.distillation import Distillation, per_example
+from jaxkd.methods._soft_targets import soft_targets
+from jaxkd.methods.distillation import Distillation
 from jaxkd.methods.offline import offline
 from jaxkd.networks import Model
 from jaxkd.shapes import InputShape
-from jaxkd.types import Output, Scheme, Terms
+from jaxkd.types import Batch, Context, Scheme, Terms
 
 
 def fresh_classifier(
@@ -79,13 +79,10 @@ def mean_soft_targets(
   weight: float, shares: Mapping[str, float], temperature: float
 ) -> Distillation:
   """Return one term of softened logits for all teachers: their losses weighted by the shares."""
+  soft: Any = soft_targets(temperature=temperature)
 
-  def kernel(student: Output, teachers: Mapping[str, Output], where: Any = None) -> Terms:
-    each = (
-      share
-      * losses.knowledge_distillation(student, teachers[name], temperature=temperature, where=where)
-      for name, share in shares.items()
-    )
+  def loss(student: Any, teachers: Any, batch: Batch, context: Context) -> Terms:
+    each = (share * soft(student, teachers[name], batch, context) for name, share in shares.items())
     return sum(each, start=Terms())
 
-  return Distillation("kd", per_example(kernel), weight, tuple(shares))
+  return Distillation("kd", loss, weight, tuple(shares))

@@ -35,4 +35,5 @@ METHOD = Method(
   deepest=lambda setup: setup.deepest(chosen_pairs(setup)),
   needs="maps",
   same_classes="",
+  multi_label=True,
 )

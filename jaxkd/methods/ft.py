@@ -180,4 +180,5 @@ METHOD = Method(
   before=_paraphraser_phase,
   needs="maps",
   same_classes="",
+  multi_label=True,
 )

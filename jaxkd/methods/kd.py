@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from jaxkd.fields import choice, number
-from jaxkd.losses import knowledge_distillation
+from jaxkd.methods._soft_targets import soft_targets
 from jaxkd.methods.base import Method, Setup
-from jaxkd.methods.distillation import Distillation, per_example
+from jaxkd.methods.distillation import Distillation
 
 
 def _distillations(setup: Setup) -> list[Distillation]:
   hyperparameters = setup.hyperparameters
-  loss = per_example(knowledge_distillation, temperature=hyperparameters.temperature)
+  loss = soft_targets(temperature=hyperparameters.temperature)
   if hyperparameters.combine == "losses":
     weight = setup.share * hyperparameters.weight
     return [Distillation(setup.named("kd"), loss, weight, setup.teacher_name)]
@@ -29,4 +29,5 @@ METHOD = Method(
   _distillations,
   source="Hinton et al., Distilling the Knowledge in a Neural Network, 2015",
   label_weight=0.1,
+  multi_label=True,
 )

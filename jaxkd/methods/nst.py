@@ -38,4 +38,5 @@ METHOD = Method(
   source="Huang and Wang, Like What You Like, 2017",
   needs="maps",
   same_classes="",
+  multi_label=True,
 )

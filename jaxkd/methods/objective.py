@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from jaxkd import losses
 from jaxkd.errors import ConfigError
 from jaxkd.fields import Fields, choice, flag, integer, number, weights
+from jaxkd.methods._soft_targets import soft_targets
 from jaxkd.methods.base import DISTILLED, WARMUP, Method, PhaseSpec, Setup, Term, Warmup
-from jaxkd.methods.distillation import Distillation, Weight, per_example
+from jaxkd.methods.distillation import Distillation, Weight
 from jaxkd.methods.offline import offline
 from jaxkd.methods.ramps import RAMPS, ramp
 
@@ -175,8 +175,7 @@ def _in_two_phases(
 def _soft_targets(setup: Setup) -> Distillation:
   """Return the term of the second phase for one teacher."""
   hyperparameters = setup.hyperparameters
-  loss = per_example(
-    losses.knowledge_distillation,
+  loss = soft_targets(
     temperature=hyperparameters.second_temperature,
     squared_temperature=hyperparameters.second_squared_temperature,
   )

@@ -19,4 +19,5 @@ METHOD = feature_method(
   compares_examples=True,
   needs="features",
   source="Park et al., Relational Knowledge Distillation, CVPR 2019",
+  multi_label=True,
 )

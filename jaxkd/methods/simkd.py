@@ -321,4 +321,5 @@ METHOD = Method(
   source="Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022",
   needs="features",
   same_classes="predicts through the teacher's classifier",
+  multi_label=True,
 )

@@ -16,4 +16,5 @@ METHOD = feature_method(
   last=True,
   needs="features",
   source="Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019",
+  multi_label=True,
 )

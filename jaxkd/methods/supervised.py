@@ -49,5 +49,7 @@ def supervised(
   return Scheme(init, targets, loss, predict, (participant,), export)
 
 
-TEACHER = Method("the teacher alone, from labels", {}, same_classes="scores the teacher")
-ALONE = Method("the student alone, from labels", {}, takes_exits=True)
+TEACHER = Method(
+  "the teacher alone, from labels", {}, same_classes="scores the teacher", multi_label=True
+)
+ALONE = Method("the student alone, from labels", {}, takes_exits=True, multi_label=True)

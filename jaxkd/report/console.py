@@ -157,11 +157,19 @@ def _figures(metrics: Mapping[str, float], images_per_second: float, validation:
 
 def _validation(row: Row) -> str:
   scores = row.get("validation", {})
-  return "".join(f", {name} validation {s['accuracy']:.1%}" for name, s in scores.items())
+  return "".join(f", {name} validation {_shown(s)}" for name, s in scores.items())
+
+
+# The score of networks with several labels per example, in place of the accuracy.
+_PRECISION = "mean_average_precision"
+
+
+def _shown(scores: Mapping[str, float]) -> str:
+  return f"mAP {scores[_PRECISION]:.1%}" if _PRECISION in scores else f"{scores['accuracy']:.1%}"
 
 
 def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-  """The gain of distillation in test accuracy.
+  """The gain of distillation in test accuracy, or in mean average precision where rows have it.
 
   Args:
     phases: phase -> {"role": ..., "accuracy": ...}, in order. The first teacher, the baseline and
@@ -191,9 +199,11 @@ def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
       by_role[role] = row
   if "baseline" not in by_role or "student" not in by_role:
     return {}
-  baseline, student = by_role["baseline"]["accuracy"], by_role["student"]["accuracy"]
+  both = by_role["baseline"], by_role["student"]
+  score = _PRECISION if all(_PRECISION in row for row in both) else "accuracy"
+  baseline, student = (row[score] for row in both)
   figures = {"difference": student - baseline}
-  gap = by_role.get("teacher", {}).get("accuracy", baseline) - baseline
+  gap = by_role.get("teacher", {}).get(score, baseline) - baseline
   if gap > 0:
     figures["gap_closed"] = (student - baseline) / gap
   return figures
@@ -202,14 +212,17 @@ def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def closing_table(summary: Mapping[str, Any]) -> Table:
   """Return the table printed at the end of a run, from its summary."""
   method, data, seed = (summary["config"][k] for k in ("method", "data", "seed"))
-  table = Table(title=f"{method['name']} on {data['name']}, seed {seed}: test accuracy")
-  for heading, justify in (("network", "left"), ("model", "left"), ("parameters", "right")):
-    table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-  table.add_column("accuracy", justify="right")
+  rows = [row for row in summary["stages"].values() if row["predictor"]]
+  precise = bool(rows) and all(_PRECISION in row for row in rows)
+  score, heading = (_PRECISION, "mAP") if precise else ("accuracy", "accuracy")
+  table = Table(title=f"{method['name']} on {data['name']}, seed {seed}: test {heading}")
+  for name, justify in (("network", "left"), ("model", "left"), ("parameters", "right")):
+    table.add_column(name, justify=justify)  # type: ignore[arg-type]
+  table.add_column(heading, justify="right")
   for name, row in summary["stages"].items():
     label = {"alone": "student alone", "distilled": f"student, {method['name']}"}.get(name, name)
     if row["predictor"]:
-      table.add_row(label, row["model"], f"{row['parameters']:,}", f"{row['accuracy']:.2%}")
+      table.add_row(label, row["model"], f"{row['parameters']:,}", f"{row[score]:.2%}")
     else:
       # A stage without a predictor has no accuracy; its last training loss is shown.
       reached = f"loss {row['train']['loss']:.4g}" if "train" in row else "not scored"

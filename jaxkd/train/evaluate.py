@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxkd.data.pipeline import evaluation_batches
+from jaxkd.evaluate.multi_label import MEAN_AVERAGE_PRECISION, mean_average_precision
 from jaxkd.runtime import mapping
 from jaxkd.train.phase import Phase
 from jaxkd.train.step import Metrics
@@ -54,9 +56,23 @@ def make_evaluator(
   return evaluate
 
 
+def main_score(scores: Mapping[str, float]) -> float:
+  """Return the score by which networks are compared: mean average precision, else the accuracy.
+
+  >>> main_score({"accuracy": 0.5}), main_score({"accuracy": 0.9, "mean_average_precision": 0.6})
+  (0.5, 0.6)
+  """
+  return scores.get(MEAN_AVERAGE_PRECISION, scores["accuracy"])
+
+
 def _means(results: list[dict[str, Any]]) -> dict[str, float]:
   means = {}
   for metric in results[0]:
+    if metric == MEAN_AVERAGE_PRECISION:  # of the scores of the whole split
+      arrays = np.concatenate([result[metric] for result in results], axis=1)
+      if (found := mean_average_precision(*arrays)) == found:  # NaN if no example has any class
+        means[metric] = found
+      continue
     total = sum(float(result[metric][0]) for result in results)
     count = sum(float(result[metric][1]) for result in results)
     means[metric] = total / count

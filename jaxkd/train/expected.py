@@ -79,6 +79,15 @@ def warn_if_worse(
     return
   examples, of = sample(phase.examples, validation)
   accuracy = evaluate(examples)[phase.expected.predictor]["accuracy"]
+  if getattr(examples, "multi_label", False):
+    positive = np.mean(examples.labels[has_label(examples).any(axis=1)] > 0.5, axis=0)
+    chance = float(np.mean(np.maximum(positive, 1 - positive)))
+    if accuracy <= chance:
+      reporter.message(
+        f"warning: {phase.name}: {accuracy:.1%} of the labels of {of} are right, no better than "
+        f"the more frequent answer for every class ({chance:.1%}): {phase.expected.hint}"
+      )
+    return
   if why := reason_to_warn(phase.expected, accuracy, counted_labels(examples)):
     reporter.message(
       f"warning: {phase.name}: its accuracy on {of} is {accuracy:.1%}, {why}: {phase.expected.hint}"

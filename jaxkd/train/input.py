@@ -60,6 +60,7 @@ def resident_examples(examples: Examples, limit: int) -> Batch | None:
     weights=(examples.labels != UNLABELLED).astype(np.float32),
     indices=examples.indices,
     mask=getattr(examples, "mask", None),
+    multi_label=getattr(examples, "multi_label", False),
   )
 
 

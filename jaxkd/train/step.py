@@ -18,6 +18,7 @@ from jaxkd import networks as trees
 from jaxkd.counts import class_weighted, whole_counts
 from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError
+from jaxkd.evaluate import multi_label
 from jaxkd.evaluate.metrics import score
 from jaxkd.train import step_guard
 from jaxkd.train.state import TrainState
@@ -173,15 +174,23 @@ def evaluation_step(
 
   Returns:
     (participants, batch) -> {predictor: {metric: (sum, count)}}; padding (weight 0) does not count.
+    For multi-hot labels the mean average precision is given as the arrays that it needs.
   """
 
   def step(participants: Participants, batch: Batch) -> dict[str, Metrics]:
     batch = prepare(batch)
     logits = predict(participants, batch.inputs)
-    scores = {
-      name: score(z, batch.labels, batch.weights, where=batch.mask) for name, z in logits.items()
+    scored = multi_label.multi_label_score if batch.multi_label else score
+    labels: Any = batch.labels, batch.weights
+    scores: dict[str, Any] = {
+      name: scored(z, *labels, where=batch.mask) for name, z in logits.items()
     }
-    return lax.psum(scores, axis_name) if axis_name else scores
+    scores = lax.psum(scores, axis_name) if axis_name else scores
+    if batch.multi_label:
+      for name, z in logits.items():
+        arrays = multi_label.gathered(z, *labels, where=batch.mask, axis_name=axis_name)
+        scores[name][multi_label.MEAN_AVERAGE_PRECISION] = arrays
+    return scores
 
   return step
 

@@ -42,6 +42,9 @@ class Case(NamedTuple):
   teacher: tuple[int, ...] = (3, 3, 2)
 
 
+LOGITS = ((4,), (4,))
+
+
 def kernel(name, *shapes, **options):
   return Case(name, functools.partial(getattr(losses, name), **options), *shapes)
 
@@ -79,6 +82,14 @@ def of_labels(name, **options):
   return Case(name, call, (4,), (4,))
 
 
+def of_multi_hot():
+  def call(s, t, **where):
+    labels = jax.lax.stop_gradient(jnp.where(jnp.isfinite(t), t > 0, t))
+    return losses.sigmoid_cross_entropy(s, labels, **where)
+
+  return Case("sigmoid_cross_entropy", call, *LOGITS)
+
+
 def of_permuted(name):
   # With two classes there is one wrong class, so the permutation is trivial.
   def call(s, t, **where):
@@ -105,7 +116,6 @@ def of_temperature():
   return Case("adapted_temperature", call, (3,), (3,))
 
 
-LOGITS = ((4,), (4,))
 MAPS = ((4, 4, 3), (2, 2, 3))
 CASES = [
   of_labels("cross_entropy"),
@@ -113,6 +123,9 @@ CASES = [
   kernel("soft_target_kl", *LOGITS),
   of_outputs("knowledge_distillation", *LOGITS, field="logits"),
   of_labels("knowledge_distillation", hard_weight=0.5),
+  of_multi_hot(),
+  kernel("sigmoid_kl", *LOGITS, temperature=2.0),
+  of_outputs("sigmoid_distillation", *LOGITS, field="logits", classes="sum"),
   kernel("peer_kl", *LOGITS, detached=False),
   kernel("peer_kl", *LOGITS, detached=False, target_smoothing=0.01),
   kernel("peer_kl", *LOGITS, detached=False, ratio_smoothing=0.01),

@@ -94,6 +94,10 @@ SUBJECTS = {
     (B, 5),
   ),
   "knowledge_distillation": Subject(of_logits(losses.knowledge_distillation), (B, 5), (B, 5)),
+  "sigmoid_cross_entropy": Subject(
+    lambda s, t: losses.sigmoid_cross_entropy(s, jax.lax.stop_gradient(t > 0)), (B, 5), (B, 5)
+  ),
+  "sigmoid_distillation": Subject(of_logits(losses.sigmoid_distillation), (B, 5), (B, 5)),
   "fitnets": Subject(of_maps(losses.fitnets), (B, 2, 2, 3), (B, 3, 3, 3)),
   "simkd": Subject(of_maps(losses.simkd), (B, 4, 4, 3), (B, 2, 2, 3)),
   "attention_transfer": Subject(

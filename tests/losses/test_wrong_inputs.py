@@ -118,10 +118,11 @@ MORE = {
   "cross_entropy": (LABELS,),
   "permute_wrong_classes": (KEY,),
   "permuted_soft_target_kl": (KEY,),
+  "sigmoid_cross_entropy": (LABELS,),
 }
 ONE_SIDED = {
   "adaptive_average_pool", "adaptive_max_pool", "attention_map", "cross_entropy",
-  "mean_confidence", "permute_wrong_classes",
+  "mean_confidence", "permute_wrong_classes", "sigmoid_cross_entropy",
 }  # fmt: skip
 
 
