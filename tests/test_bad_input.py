@@ -14,7 +14,7 @@ from rich.console import Console
 import jaxkd.train.evaluate
 import jaxkd.train.loop
 from jaxkd import models
-from jaxkd.data import ArrayExamples, Dataset
+from jaxkd.data import ArrayExamples, Dataset, training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, run
 from jaxkd.export.bundles import save_bundle
@@ -228,7 +228,7 @@ def test_student_and_teacher_of_different_class_counts_are_refused(refuse, bundl
   refuse(
     settings_for(teacher={"bundle": str(bundle), "model": ""}),
     rf"^teacher.bundle='{bundle}' predicts 10 classes, the student 7 \(data set 'digits'\), and "
-    r"method 'kd' compares logits; these compare no logits: fitnets, at, nst, fsp, rkd, ft, ab$",
+    r"method 'kd' compares logits; these compare no logits: fitnets, at, nst, fsp, rkd, sp, ft, ab$",
   )
 
 
@@ -330,7 +330,7 @@ def test_a_truncated_checkpoint_is_named_and_kept(refuse, tmp_path):
   hold(workdir, settings)
   checkpoints = Checkpoints(workdir / "checkpoints" / "alone")
   progress = {"sums": {}, "rows": [], "best_accuracy": None, "best_epoch": None}
-  batches = jaxkd.train.loop.training_batches(stage.examples, batch_size=16, seed=0)
+  batches = training_batches(stage.examples, batch_size=16, seed=0)
   checkpoints.save(2, state, state.participants, progress, batches)
   checkpoints.close()
   files = [f for f in (workdir / "checkpoints/alone/2/state").rglob("*") if f.is_file()]

@@ -50,10 +50,6 @@ def test_case_returns_a_loss_and_the_gradient_of_every_array_of_the_student(modu
   assert all(np.abs(x).max() > 0 for x in gradients.values())
 
 
-@pytest.mark.skipif(
-  jax.__version_info__ >= (0, 11),
-  reason="the process keeps the memory of freed arrays, so that a second call needs no more of it",
-)
 def test_memory_excludes_the_arguments_of_a_call(modules):
   _, memory = modules
   gradient = 64 * 16 * 16 * 128 * 4

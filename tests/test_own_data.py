@@ -1,11 +1,13 @@
 """Runs on data of the user's own: from configs, and the examples."""
 
+import functools
 import importlib.util
 import json
 import pathlib
 
 import numpy as np
 import pytest
+from absl import flags
 from rich.console import Console
 
 from jaxkd.errors import ConfigError
@@ -22,7 +24,11 @@ FAST = {"teacher": "mlp", "student": "mlp"}
 def load(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  own = flags.FlagValues()  # scripts define flags of the same names
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("DEFINE_string", "DEFINE_list", "DEFINE_integer", "mark_flag_as_required"):
+      patch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=own))
+    spec.loader.exec_module(module)
   return module
 
 

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
   run, console = pathlib.Path(_RUN.value), Console()
-  model, variables, config = load_run(run)
+  model, variables, config = load_run(run, allow=_ALLOW.value)
   examples = load_data(config)
   results = measure(
     model,
@@ -76,7 +76,9 @@ def main(argv: list[str]) -> None:
     report.write_atomically(pathlib.Path(_OUTPUT.value), f"Written by `{command}`.\n\n{text}\n")
 
 
-def load_run(run: pathlib.Path) -> tuple[Any, Mapping[str, Any], Mapping[str, Any]]:
+def load_run(
+  run: pathlib.Path, *, allow: Sequence[str] = ()
+) -> tuple[Any, Mapping[str, Any], Mapping[str, Any]]:
   """Return the multi-exit model of a run's last stage, its variables, and the run's config."""
   try:
     summary = json.loads((run / "summary.json").read_text())
@@ -91,7 +93,7 @@ def load_run(run: pathlib.Path) -> tuple[Any, Mapping[str, Any], Mapping[str, An
       f"run={str(run)!r}: its last stage, {stage!r}, left no predictor 'ensemble'; "
       "expected a run of a method with several exits"
     )
-  network, _ = bundles.load_bundle(path, allow=_ALLOW.value)
+  network, _ = bundles.load_bundle(path, allow=allow)
   try:
     return *models.exits_inside(network), config
   except ConfigError as error:

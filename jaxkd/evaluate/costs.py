@@ -27,6 +27,7 @@ def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
   Raises:
     ConfigError: if a loop of unknown length multiplies matrices.
 
+  >>> import jax.numpy as jnp
   >>> multiply_adds(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 5)))
   30
   """

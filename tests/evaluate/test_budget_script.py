@@ -77,6 +77,7 @@ def test_budget_script_writes_curves_budgets_and_times(script, run, tmp_path, mo
   monkeypatch.setattr(data, "load", load)
   table = tmp_path / "table.md"
   settings = {"run": str(run), "budgets": "3", "rounds": "1", "images": "9", "batch": "2"}
+  settings["allow_import"] = ""
   with flagsaver.as_parsed(**settings, output=str(table)):
     script.main(["budget.py"])
 

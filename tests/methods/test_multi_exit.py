@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from jaxkd import losses, methods
+from jaxkd.data import training_batches
 from jaxkd.errors import ConfigError
 from jaxkd.methods import AdaptiveTemperature, of_exits
 from jaxkd.models import with_exits
 from jaxkd.networks import select
 from jaxkd.train import TrainState, training_step
 from jaxkd.train.checkpoints import Checkpoints
-from jaxkd.train.loop import training_batches
 from tests.methods.one_step import (
   assert_all_moved,
   assert_all_zero,

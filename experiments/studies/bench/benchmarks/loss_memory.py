@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -43,10 +44,7 @@ def main(name: str, batch: int, side: str) -> None:
     call()
   rises = []
   for _ in range(3):
-    # Threads of a library may free the last arrays of a call shortly after it.
-    time.sleep(0.1)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    _settle()
     # Linux: reset the peak.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
@@ -54,6 +52,17 @@ def main(name: str, batch: int, side: str) -> None:
     rises.append(_resident("VmHWM") - before)
   # Memory still held before a call is missing from its rise, so the largest rise is right.
   print(json.dumps({"bytes": max(rises)}))
+
+
+def _settle(quiet: float = 0.3, limit: float = 20.0) -> None:
+  """Wait until no memory is returned any more: threads free the last arrays after a call."""
+  ends, lowest, since = time.monotonic() + limit, math.inf, time.monotonic()
+  while time.monotonic() < ends and time.monotonic() - since < quiet:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    if (resident := _resident("VmRSS")) < lowest:
+      lowest, since = resident, time.monotonic()
+    time.sleep(0.02)
 
 
 def _call(name: str, batch: int, side: str) -> Callable[[], None]:
