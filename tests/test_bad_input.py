@@ -172,7 +172,9 @@ def test_an_unknown_method_or_field_is_refused_with_similar_names(refuse):
   refuse(settings, r"^unknown method 'simkdd': did you mean 'simkd'\? known: ab, alone, at")
   settings = settings_for().unlock()
   settings.student.weight_deca = 0.0
-  refuse(settings, r"^unknown field of student 'weight_deca': did you mean 'weight_decay'\?")
+  refuse(
+    settings, r"^unknown field of student 'weight_deca': did you mean 'weight_decay' or 'weights'\?"
+  )
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (3, 8, 1)])
@@ -228,7 +230,8 @@ def test_student_and_teacher_of_different_class_counts_are_refused(refuse, bundl
   refuse(
     settings_for(teacher={"bundle": str(bundle), "model": ""}),
     rf"^teacher.bundle='{bundle}' predicts 10 classes, the student 7 \(data set 'digits'\), and "
-    r"method 'kd' compares logits; these compare no logits: fitnets, at, nst, fsp, rkd, sp, ft, ab$",
+    r"method 'kd' compares logits; these compare no logits: fitnets, at, nst, fsp, rkd, sp, ft, "
+    r"ab$",
   )
 
 

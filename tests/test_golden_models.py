@@ -38,13 +38,8 @@ SPECS = json.loads((HERE / "specs.json").read_text())
 # With sizes of images and taps.
 LIBRARY_SPECS = json.loads((HERE / "specs-2.json").read_text())
 OURS = ("timm_", "hf_", "torchvision_")
-LONG = (
-  "timm_resnet26d",
-  "timm_deit_small_distilled_patch16_224",
-  "torchvision_densenet121",
-  "torchvision_resnet50",
-  "torchvision_vgg11_bn",
-)
+# Of other libraries' models, one of each library is among the tests of `make test`.
+OFTEN = ("timm_resnet18", "hf_deit_tiny", "torchvision_mobilenet_v3_small")
 
 
 def pytest_generate_tests(metafunc):
@@ -55,9 +50,13 @@ def pytest_generate_tests(metafunc):
   folder = folder / "models" if (folder / "models").is_dir() else folder
   # A folder without files is a failure: an empty list would pass without a test.
   files = sorted(folder.glob("*.npz")) or [folder / "no .npz file"]
-  long = LONG if folder == HERE else ()
+  long = {file.stem for file in files if file.stem.startswith(OURS) and file.stem not in OFTEN}
   cases = [
-    pytest.param(file, id=file.stem, marks=[pytest.mark.long] * (file.stem in long))
+    pytest.param(
+      file,
+      id=file.stem,
+      marks=[pytest.mark.long] * (folder == HERE and file.stem in long),
+    )
     for file in files
   ]
   metafunc.parametrize("golden", cases)
@@ -334,6 +333,7 @@ def test_model_without_stored_values_has_the_published_names_shapes_and_costs(na
   assert multiply_adds(module.apply, variables, images) == spec["macs"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in LIBRARY_SPECS if name.startswith(OURS)])
 def test_library_model_without_stored_values_has_the_published_shapes_and_costs(name):
   spec = LIBRARY_SPECS[name]

@@ -123,6 +123,7 @@ def test_a_run_fine_tunes_scores_and_saves_the_teacher(tmp_path):
   assert [p.epochs for p in phases(settings_for("kd", tmp_path / "run/bundles/teacher/teacher"))]
 
 
+@pytest.mark.long
 def test_a_teacher_of_the_same_classes_is_fine_tuned_from_its_own_classifier(tmp_path):
   path, network = bundle(tmp_path / "b", 3)
   settings = settings_for("kd", path, finetune_epochs=2, finetune_learning_rate=1e-30)
@@ -239,10 +240,8 @@ def test_a_module_that_cannot_get_a_classifier_is_refused_in_one_line(module, me
     fine_tuned(teacher, variables, settings, THIRDS, {})
 
 
-LONGER = [pytest.param(method, marks=pytest.mark.long) for method in ("fitnets", "at+rkd")]
-
-
-@pytest.mark.parametrize("method", ["rkd", *LONGER])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["rkd", "fitnets", "at+rkd"])
 def test_a_run_learns_features_from_a_bundle_of_other_classes(tmp_path, method):
   path, _ = bundle(tmp_path / "b", 7, "resnet")
   summary, said = run(settings_for(method, path, "resnet8_w4"), tmp_path / "run")

@@ -117,7 +117,15 @@ class Run:
   half_steps: Any
 
 
-@pytest.fixture(scope="module", params=EXAMPLES, ids=name_of)
+# The largest programs.
+LONG = ("ImageNetMobileNetV2", "TimmMobileNetV3", "MobileNetV3", "EfficientNet", "ConvNeXt")
+PARAMS = [
+  pytest.param(example, marks=[pytest.mark.long] * (type(example).__name__ in LONG))
+  for example in EXAMPLES
+]
+
+
+@pytest.fixture(scope="module", params=PARAMS, ids=name_of)
 def run(request):
   model = request.param
   half = model.clone(dtype=jnp.bfloat16)

@@ -45,6 +45,7 @@ def compare(batch_size, names, scales=SCALES, vmapped=False):
   return [f"B={batch_size}: {words}" for words in wrong if words]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", OFTEN)
 def test_every_loss_agrees_with_float64(batch_size):
   assert not compare(batch_size, tuple(CASES))
