@@ -73,7 +73,7 @@ MUTATIONS = [
   Mutation(
     "cross-entropy divided by the batch size, not the sum of weights",
     "cross_entropy.py",
-    "total = jnp.sum(weights)",
+    "total = jnp.sum(weights if of_classes is None else weights * of_classes[labels])",
     "total = jnp.float32(weights.shape[0])",
     "test_cross_entropy.py",
     "",

@@ -114,7 +114,7 @@ def mean_average_precision(
 
   Source: as sklearn.metrics.average_precision_score(average="macro").
 
-  >>> mean_average_precision(np.array([[3.0], [2.0], [1.0]]), np.array([[1], [0], [1]])).round(4)
+  >>> round(mean_average_precision(np.array([[3.0], [2.0], [1.0]]), np.array([[1], [0], [1]])), 4)
   0.8333
   """
   precisions = []

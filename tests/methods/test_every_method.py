@@ -378,7 +378,7 @@ def test_a_methods_learning_rate_does_not_change_the_baseline(tiny_models):
 def test_small_steps_run_on_one_device(monkeypatch, tmp_path, changes, least_work, count):
   monkeypatch.setattr(devices, "_WORTH_SHARING", least_work)
   made = []
-  monkeypatch.setattr(run, "_train", lambda started: made.append(started.devices))
+  monkeypatch.setattr(run, "_train", lambda started: (made.append(started.devices), {}))
   settings = settings_for("alone")
   settings.update(changes)
   options = {"load_data": lambda *args, **options: dataset()}

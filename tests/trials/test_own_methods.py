@@ -41,7 +41,7 @@ def files(monkeypatch):
   """name -> the module of its file; its method is registered for one test."""
   monkeypatch.setattr(models, "create", create)
   # A bundle holds classes of the library; the script's test saves some.
-  monkeypatch.setattr(run, "save_bundles", lambda *arguments: None)
+  monkeypatch.setattr(run, "save_bundles", lambda *arguments: [])
   found = {}
   for name, path in FILES.items():
     spec = importlib.util.spec_from_file_location(path.stem, path)
