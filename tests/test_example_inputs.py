@@ -6,6 +6,9 @@ import pytest
 
 from tests.test_examples import FOLDER, OF_INPUTS, load
 
+# Whole runs.
+pytestmark = pytest.mark.long
+
 # Least accuracy of teacher and student: chance is 1/2, 1/12 and 1/3; the language's limit is 1/2.
 LEAST = {
   "text_classification": (0.85, 0.85),

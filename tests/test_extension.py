@@ -13,6 +13,9 @@ from jaxkd.experiment import run as experiment
 from jaxkd.train import Silent
 from tests.test_new_head import THIRDS
 
+# Whole runs.
+pytestmark = pytest.mark.long
+
 
 def settings_for(method="kd", epochs=2, /, role="student", **student):
   settings = config.base_config(method)

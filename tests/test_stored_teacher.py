@@ -23,6 +23,9 @@ from tests import tiny
 from tests.models.drawn import drawn
 from tests.train.test_resume import assert_same
 
+# Whole runs.
+pytestmark = pytest.mark.long
+
 WHOLE = tiny.examples(90)
 REST, HELD_OUT = split_off(WHOLE, 0.2, seed=0)
 THIRDS = Dataset("thirds", REST, HELD_OUT, tiny.examples(30, seed=2), 3, (6, 6, 1), (0.5,), (0.25,))

@@ -23,6 +23,9 @@ from tests.test_new_head import THIRDS
 from tests.test_teachers import GOLDEN_MODELS
 from tests.torch_weights import regenerate
 
+# Whole runs.
+pytestmark = pytest.mark.long
+
 MODEL = "resnet8_w4"
 
 

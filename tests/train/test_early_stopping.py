@@ -23,6 +23,9 @@ from tests.test_new_head import THIRDS
 from tests.tiny import TinyNet, examples, phase
 from tests.train.test_resume import NEVER, Broken, StopAfter
 
+# Whole runs.
+pytestmark = pytest.mark.long
+
 
 def train(directory, reporter=None, seconds=NEVER, every=1, validation=True, **changes):
   changes = {"optimizer": optax.sgd(0.0), "epochs": 9, "average_decay": None, **changes}
