@@ -136,20 +136,12 @@ def _named(name: str, train: Examples, parts: Parts) -> tuple[Examples, Examples
 
 
 def _test_part(name: str, train: Examples, parts: Parts) -> tuple[Examples, Examples]:
-  # Unlabelled examples tell nothing in a test.
-  labelled = np.flatnonzero(train.labels != UNLABELLED)
-  hidden = np.flatnonzero(train.labels == UNLABELLED)
   size = TEST_FRACTION if parts.test is None else parts.test
   try:
-    kept, test = subsets.split_off(train.take(labelled), size, seed=_TEST_SEED)
+    return subsets.split_off(train, size, seed=_TEST_SEED)
   except ConfigError as error:
     reason = str(error).partition(": ")[2]
     raise ConfigError(f"{name}: test={size}: {reason}") from error
-  if not len(hidden):
-    return kept, test
-  stays = np.isin(train.indices, kept.indices)
-  stays[hidden] = True
-  return train.take(np.flatnonzero(stays)), test
 
 
 def _check_several(name: str, labels: np.ndarray, num_classes: int) -> None:

@@ -212,6 +212,13 @@ def has_label(examples: Any) -> np.ndarray:
   return found
 
 
+def without_label(examples: Any) -> np.ndarray:
+  """Return a flag for each example (N,): True if every label of it is hidden."""
+  labels = np.asarray(examples.labels)
+  found: np.ndarray = (labels == UNLABELLED).reshape(len(labels), -1).all(axis=1)
+  return found
+
+
 def counted_labels(examples: Any) -> np.ndarray:
   """Return all labels of examples that are neither hidden nor padding, as one axis."""
   return np.asarray(examples.labels)[has_label(examples)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxkd.data.examples import UNLABELLED, Examples
+from jaxkd.data.examples import UNLABELLED, Examples, without_label
 from jaxkd.errors import ConfigError
 
 
@@ -86,28 +86,33 @@ def with_unlabelled(labelled: Examples, split: Examples, count: int, *, seed: in
 def split_off(examples: Examples, size: float | int, *, seed: int) -> tuple[Examples, Examples]:
   """Split `examples` in two, stratified by class, both in original order.
 
-  Examples with labels of every position have no class; they are split at random.
+  Examples with labels of every position, or of every class, have no class; they are split at
+  random. Examples without any label stay in the first part, as they are of no use in a test.
 
   Args:
     examples: examples to split.
-    size: size of the second part: a count (int), or a fraction of the whole (float in 0..1).
+    size: size of the second part: a count (int), or a fraction of those with a label (float in
+      0..1).
     seed: seed of the choice, which depends on it and the labels alone.
 
   Returns:
-    (the rest, the part split off). The part has exactly `size` examples, or
-    round(fraction * N); each class has its proportional number, rounded down or up.
+    (the rest, the part split off). The part has exactly `size` examples, or round(fraction * N),
+    of N with a label; each class has its proportional number, rounded down or up.
 
   Raises:
     ConfigError: if a part would be empty.
   """
-  total, seed = len(examples), check_seed(seed)
+  labelled, seed = np.flatnonzero(~without_label(examples)), check_seed(seed)
+  total = len(labelled)
   count = round(size * total) if isinstance(size, float) else size
   if isinstance(size, bool) or not 0 < count < total:
+    kind = " labelled" if total < len(examples) else ""
     raise ConfigError(
-      f"split_off: {size!r} of {total} examples: expected a fraction strictly between 0 and 1, or "
-      f"a count in 1..{total - 1}, that leaves no part empty"
+      f"split_off: {size!r} of {total}{kind} examples: expected a fraction strictly between 0 and "
+      f"1, or a count in 1..{total - 1}, that leaves no part empty"
     )
-  off = stratified(examples.labels, int(count), seed)
+  off = np.zeros(len(examples), bool)
+  off[labelled] = stratified(examples.labels[labelled], int(count), seed)
   return examples.take(np.flatnonzero(~off)), examples.take(np.flatnonzero(off))
 
 

@@ -12,7 +12,13 @@ import numpy as np
 
 from jaxkd.data.assembly import MEMORY_LIMIT, held
 from jaxkd.data.dataset import Dataset, images_only
-from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamples
+from jaxkd.data.examples import (
+  UNLABELLED,
+  ArrayExamples,
+  Examples,
+  RecordExamples,
+  without_label,
+)
 from jaxkd.data.folders import unlabelled_pictures
 
 
@@ -59,7 +65,7 @@ def join_unlabelled(
 
 def labelled_only(examples: Examples) -> Examples:
   """Return the examples that have a label; the same object if all have one."""
-  hidden = _without_label(examples)
+  hidden = without_label(examples)
   return examples.take(np.flatnonzero(~hidden)) if hidden.any() else examples
 
 
@@ -70,19 +76,13 @@ def with_unlabelled_of(chosen: Examples, split: Examples) -> Examples:
     chosen: a subset of `split`, in its order, of which some labels may have been hidden.
     split: the examples that `chosen` was taken from.
   """
-  without = _without_label(split)
+  without = without_label(split)
   if not without.any():
     return chosen
   order = {int(index): position for position, index in enumerate(split.indices)}
   taken = np.array([order[int(index)] for index in chosen.indices], np.int64)
   joined = split.take(np.concatenate([taken, np.flatnonzero(without)]))
-  return joined.hide_labels(np.flatnonzero(_without_label(chosen)))
-
-
-def _without_label(examples: Examples) -> np.ndarray:
-  """Mark the examples (N,) of which every label is hidden."""
-  found: np.ndarray = (examples.labels == UNLABELLED).reshape(len(examples), -1).all(axis=1)
-  return found
+  return joined.hide_labels(np.flatnonzero(without_label(chosen)))
 
 
 class _Joined:

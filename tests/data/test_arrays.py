@@ -66,6 +66,11 @@ def test_unlabelled_images_are_in_the_training_split_alone():
   assert len(data.train) == 48 + 10 and len(data.test) == 12
   assert (data.train.labels[48:] == UNLABELLED).all() and (data.train.labels[:48] >= 0).all()
   np.testing.assert_array_equal(data.train.indices[48:], np.arange(60, 70))
+  both = from_arrays(IMAGES, LABELS, unlabelled=IMAGES[:10])
+  alone = from_arrays(IMAGES, LABELS)
+  assert len(both.train) == len(alone.train) + 10
+  for part in ("validation", "test"):
+    np.testing.assert_array_equal(getattr(both, part).indices, getattr(alone, part).indices)
   refused("unlabelled: images are (6, 4, 3), those of train (6, 5, 3)", unlabelled=IMAGES[:, :, :4])
 
 

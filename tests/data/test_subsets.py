@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkd.data import UNLABELLED, ArrayExamples, per_class, split_off, with_unlabelled
+from jaxkd.data import (
+  UNLABELLED,
+  ArrayExamples,
+  MultiLabelExamples,
+  TreeExamples,
+  per_class,
+  split_off,
+  with_unlabelled,
+)
 from jaxkd.data.subsets import permutation
 from jaxkd.errors import ConfigError
 
@@ -104,6 +112,22 @@ def test_split_off_accepts_fractions_and_counts():
   for size in (0, 0.0, 1.0, 120, -3, True, 0.001):
     with pytest.raises(ConfigError, match="split_off: "):
       split_off(EXAMPLES, size, seed=0)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_examples_without_a_label_stay_in_the_first_part(multi_label):
+  labels = np.arange(20) % 2
+  inputs = np.zeros((20, 3))
+  some = TreeExamples(inputs, labels)
+  if multi_label:
+    some = MultiLabelExamples(inputs, np.eye(2)[labels])
+  hidden = np.array([0, 7, 8, 19])
+  rest, part = split_off(some.hide_labels(hidden), 0.25, seed=0)
+  assert (len(rest), len(part)) == (16, 4)
+  assert set(hidden) <= set(rest.indices) and list(rest.indices) == sorted(rest.indices)
+  assert (part.labels != UNLABELLED).all()
+  with pytest.raises(ConfigError, match="16 of 16 labelled examples"):
+    split_off(some.hide_labels(hidden), 16, seed=0)
 
 
 def test_seeds_must_be_non_negative_integers():
