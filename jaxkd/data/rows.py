@@ -28,7 +28,7 @@ class Rows:
     split: name of the split in errors.
     keys: names of image and label in mappings, or None for the usual ones.
     side: side of squares to which images are resized; 0 keeps their size.
-    channels: number of channels of the images, once it is known.
+    common: size and channels that the images of all splits have, once they are known.
   """
 
   def __init__(
@@ -42,7 +42,7 @@ class Rows:
         f"(image, label), got {type(source).__name__}"
       )
     self.source, self.split, self.keys, self.side = source, split, keys, side
-    self.channels = 0
+    self.common = Header((0, 0), 0)
     self._one_at_a_time = threading.Lock()  # a source may share one open file
 
   def __len__(self) -> int:
@@ -116,13 +116,20 @@ class Rows:
 
   def _record(self, key: int) -> dict[str, Any]:
     image, _ = self._item(key)
-    where = self._where(key)
+    where, (size, channels) = self._where(key), self.common
     if _is_picture(image):
-      return {"image": decode(image, channels=self.channels, side=self.side, where=where)}
-    pixels = as_images(np.asarray(image)[None], where)[0]
-    if pixels.shape[-1] != self.channels:
-      raise ConfigError(f"{where} has {pixels.shape[-1]} channels, others have {self.channels}")
-    return {"image": square(pixels, self.side) if self.side else pixels}
+      pixels = decode(image, channels=channels, side=self.side, where=where)
+    else:
+      pixels = as_images(np.asarray(image)[None], where)[0]
+      if pixels.shape[-1] != channels:
+        raise ConfigError(f"{where} has {pixels.shape[-1]} channels, others have {channels}")
+      pixels = square(pixels, self.side) if self.side else pixels
+    if pixels.shape[:2] != size:
+      raise ConfigError(
+        f"{where} has an image of {pixels.shape[:2]}, and had one of {size} when it was read "
+        "before: expected the same item each time"
+      )
+    return {"image": pixels}
 
 
 def dataset_of_rows(
@@ -147,7 +154,7 @@ def dataset_of_rows(
   for split, (numbers, header) in found.items():
     if header.size != size:
       raise ConfigError(f"{split}: images are {header.size}, those of train {size}")
-    rows[split].channels = channels
+    rows[split].common = Header(size, channels)
     splits[split] = held(rows[split], numbers, (*size, channels), memory_limit)
   return assemble(name, splits, parts, classes=known)
 

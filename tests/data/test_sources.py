@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from jaxkd.data import DataUnavailable, RecordExamples, from_source, from_tfds, load
 from jaxkd.errors import ConfigError
@@ -82,6 +83,22 @@ def test_items_that_are_no_pairs_are_named():
   refuse("test labels: row 0 is 7, expected 0..2", PAIRS, test=[(image, 7)])
   refuse("test: images are (3, 10), those of train (8, 10)", PAIRS, test=[(image[:3], 1)])
   refuse("train row 0 cannot be read: ZeroDivisionError", Failing())
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+@pytest.mark.parametrize("as_picture", [False, True])
+def test_an_item_of_another_size_when_read_again_is_named(memory_limit, as_picture):
+  class Cropped(Source):
+    def __getitem__(self, key):
+      item = super().__getitem__(key)
+      # One row would be repeated to fill the array of all images.
+      image = item["image"] if self.reads <= len(self) else item["image"][:1]
+      return {**item, "image": encoded(Image.fromarray(image)) if as_picture else image}
+
+  with pytest.raises(
+    ConfigError, match=r"train row \d+ has an image of \(1, 10\), and had .*\(8, 10\)"
+  ):
+    from_source(Cropped(PAIRS), memory_limit=memory_limit)
 
 
 class Failing:
