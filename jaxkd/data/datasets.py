@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxkd.data import prepare, subsets
 from jaxkd.data.arrays import check_side
-from jaxkd.data.assembly import MEMORY_LIMIT
+from jaxkd.data.assembly import MEMORY_LIMIT, check_part
 from jaxkd.data.dataset import Dataset, divided, pixel_statistics
 from jaxkd.data.examples import Examples, RecordExamples, read_examples
 from jaxkd.data.imagenet import ImageNetLabels, ImageNetRecords
@@ -140,6 +140,7 @@ def fake_dataset(
   per_class: int | None = None,
   seed: int = 0,
   image_size: int = 0,
+  test: float | int | None = None,
 ) -> Dataset:
   """Return noise with the shapes, classes and sizes of a named data set, without its files.
 
@@ -153,6 +154,7 @@ def fake_dataset(
     per_class: as for `load`.
     seed: seed of the choices; the noise does not depend on it.
     image_size: as for `load`.
+    test: as for `load`; named data sets take None alone.
 
   Raises:
     ConfigError: as `load`.
@@ -162,18 +164,19 @@ def fake_dataset(
   (1281167, (1, 256, 256, 3))
   """
   del directory
-  facts = _facts(name, validation, image_size)
+  check_side(image_size)
+  facts = _facts(name, validation, image_size, test)
   noise = _Noise(facts.image_shape)
 
   def split(count: int) -> RecordExamples:
     indices = np.arange(count, dtype=np.int32)
     return RecordExamples(noise, indices % np.int32(facts.num_classes), indices)
 
-  train, test = (split(count) for count in facts.examples)
+  train, test_split = (split(count) for count in facts.examples)
   channels = facts.image_shape[-1]
   mean, std = facts.mean or (0.5,) * channels, facts.std or (0.25,) * channels
   parts = divided(train, validation, per_class, seed)
-  return Dataset(name, *parts, test, facts.num_classes, facts.image_shape, mean, std)
+  return Dataset(name, *parts, test_split, facts.num_classes, facts.image_shape, mean, std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,16 +192,13 @@ class _Noise:
     return [{"image": draw(key)} for key in keys]
 
 
-def _facts(
-  name: str, validation: float | int, image_size: int = 0, test: float | int | None = None
-) -> _Facts:
+def _facts(name: str, validation: float | int, image_size: int, test: float | int | None) -> _Facts:
   """Return what is known of a data set, with the size to which its images are resized."""
   if name not in _FACTS:
     if ":" in name:
       raise ConfigError(f"data set {name!r}: expected one of {', '.join(DATASETS)}")
     check_name(name)
-  if isinstance(validation, bool) or not isinstance(validation, (int, float)) or validation < 0:
-    raise ConfigError(f"validation: expected a fraction or a count >= 0, got {validation!r}")
+  check_part("validation", validation)
   if test is not None:
     raise ConfigError(f"test={test}: expected none, as {name} has a test split of its own")
   facts = _FACTS[name]

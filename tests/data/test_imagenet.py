@@ -7,6 +7,7 @@ from PIL import Image
 
 from jaxkd.data import DataUnavailable, fake_dataset, load
 from jaxkd.data.imagenet import shrink
+from jaxkd.errors import ConfigError
 
 SIZES = [(300, 280), (280, 400), (256, 256), (90, 61)]
 
@@ -123,3 +124,13 @@ def test_fake_dataset_has_the_shapes_and_sizes_of_the_real_one():
   images = data.test.fetch(np.array([4, 4, 9]))
   assert images.shape == (3, 32, 32, 3) and images.dtype == np.uint8
   assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
+
+
+@pytest.mark.parametrize("options", [{"test": 0.5}, {"image_size": 5000}, {"validation": 1.5}])
+def test_fake_dataset_refuses_what_the_real_one_refuses(options):
+  messages = []
+  for function in (load, fake_dataset):
+    with pytest.raises(ConfigError) as caught:
+      function("digits", **options)
+    messages.append(str(caught.value))
+  assert messages[0] == messages[1]
