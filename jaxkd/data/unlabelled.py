@@ -20,6 +20,7 @@ from jaxkd.data.examples import (
   without_label,
 )
 from jaxkd.data.folders import unlabelled_pictures
+from jaxkd.errors import ConfigError
 
 
 def join_unlabelled(
@@ -44,8 +45,10 @@ def join_unlabelled(
       disk.
 
   Raises:
-    ConfigError: naming the folder, or the picture that cannot be read.
+    ConfigError: naming the folder, or the picture that cannot be read; or if the training examples
+      have more than one label each, or a mask.
   """
+  _check_one_label(data, folder)
   pictures = unlabelled_pictures(folder, data, image_size=image_size)
   first = 1 + max(
     int(part.indices.max()) for part in (data.train, data.validation) if part is not None
@@ -61,6 +64,16 @@ def join_unlabelled(
   else:
     train = RecordExamples(_Joined(data.train, extra, first), labels, indices)
   return dataclasses.replace(data, train=train)
+
+
+def _check_one_label(data: Dataset, folder: str | os.PathLike[str]) -> None:
+  labels, masked = data.train.labels, getattr(data.train, "mask", None) is not None
+  if labels.ndim > 1 or masked:
+    have = "a mask" if masked else f"labels {labels.shape[1:]} each"
+    raise ConfigError(
+      f"unlabelled folder {str(folder)!r}: the training examples of {data.name!r} have {have}: "
+      "expected one class number each and no mask"
+    )
 
 
 def labelled_only(examples: Examples) -> Examples:

@@ -6,7 +6,9 @@ import pytest
 from jaxkd.data import (
   UNLABELLED,
   ArrayExamples,
+  Dataset,
   RecordExamples,
+  TreeExamples,
   from_arrays,
   from_folder,
   join_unlabelled,
@@ -87,6 +89,21 @@ def test_pictures_that_do_not_fit_are_named(labelled, pictures, tmp_path):
   refuse("images of arrays have 5 channels, pictures 1 or 3", data=many)
   (pictures / "x/0.png").write_text("text")
   refuse("x/0.png is no picture")
+
+
+@pytest.mark.parametrize(
+  ("labels", "mask", "words"),
+  [
+    (np.zeros((4, 8, 10), int), None, r"have labels \(8, 10\) each: expected one class number"),
+    (np.arange(4) % 2, np.arange(4) < 3, "have a mask: expected one class number"),
+  ],
+)
+def test_examples_of_several_labels_or_with_a_mask_are_refused(pictures, labels, mask, words):
+  images = np.zeros((4, 8, 10, 3), np.uint8)
+  some = TreeExamples(images, labels, mask=mask)
+  data = Dataset("own", some, None, some, 2, (8, 10, 3), (0.5,) * 3, (0.2,) * 3)
+  with pytest.raises(ConfigError, match=words):
+    join_unlabelled(data, pictures)
 
 
 def test_colour_becomes_that_of_the_data_set(pictures, tmp_path):
