@@ -205,6 +205,13 @@ def test_mean_average_precision_is_that_of_scikit_learn():
   np.testing.assert_allclose(mean_average_precision(*other, weights), wanted)
 
 
+@pytest.mark.parametrize("score", [0.0, np.inf, -np.inf])
+def test_equal_scores_are_one_threshold_whatever_their_order(score):
+  scores = np.full((4, 1), score)
+  for labels in ([1, 0, 0, 0], [0, 0, 0, 1]):
+    assert mean_average_precision(scores, np.array(labels)[:, None]) == 0.25
+
+
 def test_classes_without_an_example_are_left_out_of_the_mean():
   scores, labels = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[1, 0], [0, 0]])
   assert mean_average_precision(scores, labels) == 1.0

@@ -128,7 +128,8 @@ def mean_average_precision(
     if np.isnan(score).any():
       return float("nan")
     order = np.argsort(-score, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+    # Not by differences: that of two infinities is NaN.
+    ends = np.append(np.flatnonzero(score[order[1:]] != score[order[:-1]]), len(order) - 1)
     found, seen = np.cumsum(applies[order])[ends], np.cumsum(weight[order])[ends]
     precisions.append(np.sum(np.diff(found, prepend=0.0) * found / seen) / found[-1])
   return float(np.mean(precisions)) if precisions else float("nan")
