@@ -79,6 +79,7 @@ def test_labels_of_any_type_reach_the_batch_as_float32(dtype):
     ([[0, 1], [-1, 1]], "labels: row 1 has -1 for class 0"),
     ([[0, 1], [0, 1, 1]], "labels: row 1 has 3 labels, row 0 2: expected one per class"),
     ([0, 1], r"expected \(N, C\) with a number in 0..1 for every class, got int64 \(2,\)"),
+    (np.array([[0, 1], [None, 1]], object), r"expected \(N, C\) .* got object \(2, 2\)"),
     ([["a", "b"]], "expected .* got <U1"),
   ],
 )

@@ -257,7 +257,12 @@ def as_labels(labels: Any, where: str) -> np.ndarray:
   if numbers.ndim == 2 and numbers.shape[1] == 1:
     numbers = numbers[:, 0]
   if numbers.ndim != 1:
-    hint = "; class numbers of one-hot rows are labels.argmax(1)" if numbers.ndim == 2 else ""
+    hint = ""
+    if numbers.ndim == 2:
+      hint = (
+        "; class numbers of one-hot rows are labels.argmax(1), rows of several classes are "
+        "jaxkd.data.MultiLabelExamples"
+      )
     raise ConfigError(f"{where}: expected class numbers (N,), got {numbers.shape}{hint}")
   if numbers.dtype.kind not in "iu":
     hint = ""

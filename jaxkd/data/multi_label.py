@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxkd.data.dataset import Dataset
-from jaxkd.data.examples import UNLABELLED, ArrayExamples
+from jaxkd.data.examples import UNLABELLED, ArrayExamples, without_label
 from jaxkd.data.trees import TreeExamples
 from jaxkd.errors import ConfigError
 
@@ -67,13 +67,14 @@ def multi_hot(labels: Any, where: str) -> np.ndarray:
   try:
     array = np.asarray(labels)
   except ValueError:  # rows of several widths
-    array = np.empty(0, object)
-  if array.dtype == object:
-    widths = [np.size(row) for row in labels]
-    row = next((n for n, width in enumerate(widths) if width != widths[0]), 0)
-    raise ConfigError(
-      f"{where}: row {row} has {widths[row]} labels, row 0 {widths[0]}: expected one per class"
-    )
+    array = np.fromiter(labels, dtype=object)
+  if array.dtype == object and array.ndim:
+    widths = [len(row) if hasattr(row, "__len__") else 1 for row in array]
+    row = next((n for n, width in enumerate(widths) if width != widths[0]), None)
+    if row is not None:
+      raise ConfigError(
+        f"{where}: row {row} has {widths[row]} labels, row 0 {widths[0]}: expected one per class"
+      )
   if array.ndim != 2 or array.dtype.kind not in "biuf" or not array.shape[1]:
     raise ConfigError(
       f"{where}: expected (N, C) with a number in 0..1 for every class, got {array.dtype} "
@@ -144,7 +145,7 @@ def _converted(examples: Any, where: str, split: str, classes: int) -> MultiLabe
       f"data.labels={MULTI!r}: {where} are of {type(examples).__name__}: expected examples in "
       "memory (jaxkd.data.MultiLabelExamples)"
     )
-  hidden = np.flatnonzero((found.labels == UNLABELLED).all(axis=1))
+  hidden = np.flatnonzero(without_label(found))
   if split != "train" and hidden.size:
     raise ConfigError(f"{where}: row {hidden[0]} has {UNLABELLED} alone: expected numbers in 0..1")
   if len(hidden) == len(found):
