@@ -208,7 +208,8 @@ def has_label(examples: Any) -> np.ndarray:
   found: np.ndarray = labels != UNLABELLED
   mask = getattr(examples, "mask", None)
   if mask is not None:
-    found &= np.reshape(mask, (*mask.shape, *(1,) * (labels.ndim - mask.ndim)))
+    counted = np.asarray(mask) != 0
+    found &= counted.reshape(*counted.shape, *(1,) * (labels.ndim - counted.ndim))
   return found
 
 

@@ -115,12 +115,12 @@ def check_finite_inputs(where: str, examples: Any) -> None:
   if mask is not None:
     counted = mask.reshape(len(examples), -1).any(axis=1)
   for name, leaf in named_leaves(examples.inputs).items():
-    if leaf.dtype.kind in "biu":
+    if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact):
       continue
-    bad = counted & ~np.isfinite(leaf.astype(np.float32).reshape(len(leaf), -1)).all(axis=1)
+    bad = counted & ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
     if bad.any():
       row = int(np.argmax(bad))
-      values = np.asarray(leaf[row], np.float32).ravel()
+      values = np.ravel(leaf[row])
       value = values[~np.isfinite(values)][0]
       raise ConfigError(f"{where}: {name}, row {row}: {value}: expected finite numbers")
 

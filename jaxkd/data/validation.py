@@ -38,7 +38,7 @@ def unseen_classes(data: Dataset) -> str:
   """Describe the classes without a training example in words; "" if there are none."""
   seen = counted_labels(data.train)
   if getattr(data.train, "multi_label", False):
-    seen = np.flatnonzero((data.train.labels > 0).any(axis=0))
+    seen = np.flatnonzero(((data.train.labels > 0) & has_label(data.train)).any(axis=0))
   missing = np.setdiff1d(np.arange(data.num_classes), seen)
   if not missing.size:
     return ""

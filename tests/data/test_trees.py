@@ -9,6 +9,7 @@ import pytest
 from jaxkd.data import (
   UNLABELLED,
   Dataset,
+  MultiLabelExamples,
   TreeExamples,
   evaluation_batches,
   per_class,
@@ -91,6 +92,25 @@ def test_valid_data_set_is_returned_and_padding_may_hold_anything():
   assert data.input_shape["tokens"] == jax.ShapeDtypeStruct((4,), np.int32)
   data = dataset(num_classes=6, train=language(mask=None))
   assert unseen_classes(data) == "class 5 of 6 has no training example"
+
+
+def test_numbers_are_finite_in_the_type_that_they_have():
+  with jax.enable_x64(True):
+    large = TreeExamples(np.full((6, 2), 1e300), np.arange(6) % 5)
+    data = Dataset("own", large, None, large, 5)
+    assert validate_dataset(data) is data and large.inputs.dtype == np.float64
+  for dtype in (jax.numpy.bfloat16, jax.numpy.int4, np.complex64):
+    some = TreeExamples(np.ones((6, 2)).astype(dtype), np.arange(6) % 5)
+    assert validate_dataset(Dataset("own", some, None, some, 5))
+
+
+def test_classes_of_padding_are_not_seen():
+  inputs, mask = np.zeros((6, 2)), np.arange(6) < 5
+  single = TreeExamples(inputs, np.array([0, 1, 0, 1, 0, 2]), mask=mask.astype("float32"))
+  multi = MultiLabelExamples(inputs, np.eye(3)[[0, 1, 0, 1, 0, 2]], mask=mask)
+  for some in (single, multi):
+    data = Dataset("own", some, None, some, 3)
+    assert unseen_classes(data) == "class 2 of 3 has no training example"
 
 
 def with_label(value, place=(1, 0)):
