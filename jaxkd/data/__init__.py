@@ -5,7 +5,7 @@ TFDS, grain, Pillow and Hugging Face's datasets are imported on first use.
 
 from __future__ import annotations
 
-from jaxkd.data.arrays import from_arrays, from_npz
+from jaxkd.data.arrays import from_arrays
 from jaxkd.data.augment import augmentation, cutout, flip, mixup, normalize, pad_crop
 from jaxkd.data.crops import centre_crop, random_resized_crop
 from jaxkd.data.dataset import Dataset
@@ -14,6 +14,7 @@ from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples, RecordExamp
 from jaxkd.data.folders import from_folder
 from jaxkd.data.hugging_face import from_hugging_face
 from jaxkd.data.multi_label import MultiLabelExamples
+from jaxkd.data.npz import from_npz
 from jaxkd.data.pipeline import evaluation_batches, training_batches
 from jaxkd.data.prefixes import PREFIXES
 from jaxkd.data.prepare import DataUnavailable

@@ -6,10 +6,10 @@ import dataclasses
 import os
 from typing import Any
 
-from jaxkd.data.arrays import from_npz
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.folders import from_folder
 from jaxkd.data.hugging_face import from_hugging_face
+from jaxkd.data.npz import from_npz
 from jaxkd.data.tfds_names import from_tfds
 from jaxkd.errors import ConfigError, unknown_name
 
