@@ -10,10 +10,8 @@ from typing import Any
 from jaxkd.data.arrays import check_side
 from jaxkd.data.assembly import MEMORY_LIMIT, Parts
 from jaxkd.data.dataset import Dataset
-from jaxkd.data.rows import Rows, dataset_of_rows
+from jaxkd.data.rows import Rows, dataset_of_rows, usual_splits
 from jaxkd.errors import ConfigError, needed_by, one_line
-
-_VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def from_hugging_face(
@@ -30,7 +28,8 @@ def from_hugging_face(
 
   Args:
     data: a `datasets.Dataset`, a `datasets.DatasetDict` with a split "train", or the path of a
-      folder that `save_to_disk` wrote.
+      folder that `save_to_disk` wrote. The splits "validation" ("valid", "val", "dev") and "test"
+      are used where there are any.
     columns: names of the columns of the images and the class numbers; None finds the only `Image`
       and the only `ClassLabel`, or the columns "image" ("img") and "label".
     image_size: side of squares to which all images are resized and cropped; 0 keeps their size,
@@ -50,15 +49,8 @@ def from_hugging_face(
   if isinstance(data, (str, os.PathLike)):
     name, data = f"hf:{os.fspath(data)}", _from_disk(Path(data).expanduser())
   splits = dict(data) if isinstance(data, Mapping) else {"train": data}
-  if "train" not in splits:
-    raise ConfigError(f"{name} has no split train, only {', '.join(splits) or 'none'}")
-  validations = [split for split in splits if split in _VALIDATION]
-  chosen = {"train": splits["train"]}
-  if validations:
-    chosen["validation"] = splits[validations[0]]
-  if "test" in splits:
-    chosen["test"] = splits["test"]
-
+  names = usual_splits(name, list(splits))
+  chosen = {split: splits[theirs] for split, theirs in names.items()}
   image, label = columns or _columns(name, splits["train"])
   for split, part in chosen.items():
     for column in (image, label):

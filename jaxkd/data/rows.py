@@ -19,6 +19,30 @@ _IMAGES = ("image", "images", "img", "pixels", "x")
 _LABELS = ("label", "labels", "fine_label", "class", "target", "y")
 
 
+# Names of a split of validation examples in other libraries, the first of which is used.
+_VALIDATION = ("validation", "valid", "val", "dev")
+
+
+def usual_splits(name: str, available: Sequence[str]) -> dict[str, str]:
+  """Return "train", and "validation" and "test" if there are any, with their names in a library.
+
+  Args:
+    name: name of the data set in errors.
+    available: names of its splits; other splits are left out.
+
+  Raises:
+    ConfigError: if there is no split "train".
+  """
+  if "train" not in available:
+    raise ConfigError(f"{name} has no split train, only {', '.join(available) or 'none'}")
+  found = {"train": "train"}
+  if validations := [split for split in _VALIDATION if split in available]:
+    found["validation"] = validations[0]
+  if "test" in available:
+    found["test"] = "test"
+  return found
+
+
 class Rows:
   """Random access to the items of one split.
 

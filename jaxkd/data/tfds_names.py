@@ -10,10 +10,8 @@ from jaxkd.data import prepare
 from jaxkd.data.arrays import check_side
 from jaxkd.data.assembly import MEMORY_LIMIT, Parts
 from jaxkd.data.dataset import Dataset
-from jaxkd.data.rows import Rows, dataset_of_rows
+from jaxkd.data.rows import Rows, dataset_of_rows, usual_splits
 from jaxkd.errors import ConfigError, needed_by, one_line
-
-_VALIDATION = ("validation", "val", "valid")
 
 
 def from_tfds(
@@ -29,8 +27,8 @@ def from_tfds(
   """Return a data set of TFDS; it must be prepared in a format with random access.
 
   The image is the first of TFDS's supervised keys, the label the second; where there are none, the
-  only image feature and the only class label. A `validation` and a `test` split are used where
-  there are any; others are held out of `train`.
+  only image feature and the only class label. A split "validation" ("valid", "val", "dev") and a
+  split "test" are used where there are any; others are held out of "train".
 
   Args:
     builder: a name ("svhn_cropped", "name/config", "name:1.0.0"), a folder of a prepared data set
@@ -65,17 +63,10 @@ def from_tfds(
       "--file_format=array_record` where there are a network and TensorFlow, or "
       "builder.download_and_prepare(file_format='array_record') for a builder of your own"
     )
-  available = list(builder.info.splits)
-  if "train" not in available:
-    raise ConfigError(f"{name} has no split train, only {', '.join(available) or 'none'}")
+  chosen = usual_splits(name, list(builder.info.splits))
   image, label = _features(name, builder)
   if not isinstance(builder.info.features[label], tfds.features.ClassLabel):
     raise ConfigError(f"{name}: feature {label!r} is no class label")
-  chosen = {"train": "train"}
-  if validations := [split for split in available if split in _VALIDATION]:
-    chosen["validation"] = validations[0]
-  if "test" in available:
-    chosen["test"] = "test"
   encoded = (
     {image: tfds.decode.SkipDecoding()}
     if isinstance(builder.info.features[image], tfds.features.Image)
@@ -117,7 +108,8 @@ def _builder(name: str, directory: str | os.PathLike[str] | None) -> Any:
     return tfds.builder(name, data_dir=prepare.tfds_directory(directory))
   except Exception as error:  # an unknown name, an unknown config, an unfit version
     raise ConfigError(
-      f"tfds:{name}: {one_line(error):.300}; known names are in tfds.list_builders()"
+      f"tfds:{name}: {one_line(error):.300}; known names are in tfds.list_builders(), a folder "
+      "starts with / or ./"
     ) from error
 
 
