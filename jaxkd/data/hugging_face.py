@@ -57,6 +57,13 @@ def from_hugging_face(
       if column not in part.features:
         raise ConfigError(f"{name}: {split} has {', '.join(part.features)}, but no {column!r}")
   classes = getattr(splits["train"].features[label], "names", None)
+  for split, part in chosen.items():
+    theirs = getattr(part.features[label], "names", None)
+    if theirs != classes:
+      raise ConfigError(
+        f"{name}: classes of {split} are {theirs!r:.200}, those of train {classes!r:.200}: "
+        "expected the same, in the same order"
+      )
   rows = {
     split: Rows(
       _encoded(part.select_columns([image, label]), image),

@@ -65,6 +65,10 @@ def test_columns_and_splits_that_are_missing_are_named():
     from_hugging_face({"test": table()})
   with pytest.raises(ConfigError, match="hf: train has image, label, id, but no 'x'"):
     from_hugging_face(table(), columns=("x", "label"))
+  swapped = table(9)
+  swapped.features["label"] = ClassLabel(names=["dog", "cat", "owl"])
+  with pytest.raises(ConfigError, match=r"hf: classes of test are \['dog', .* of train \['cat', "):
+    from_hugging_face({"train": table(), "test": swapped})
   other = Table({"text": ["a"], "label": [0]}, {"text": Sequence(), "label": ClassLabel()})
   with pytest.raises(ConfigError, match="hf has columns text, label: expected one Image"):
     from_hugging_face(other)
