@@ -21,7 +21,7 @@ _SPLITS = {
   "validation": ("validation", "valid", "val", "dev"),
   "test": ("test", "testing"),
 }
-# Folders beside the splits that are no split.
+# Folders that are neither a split nor a class.
 _BESIDE = ("unlabelled", "unlabeled", "__MACOSX")
 # Files beside the pictures that are no pictures.
 _NO_PICTURES = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".ini", ".db", ".yaml")
@@ -41,8 +41,9 @@ def from_folder(
   The folder contains `train/CLASS/...`, and `val` (`valid`, `validation`) and `test` likewise; or
   `CLASS/...` alone. Splits that it lacks are held out of the training pictures, with the classes in
   proportion. Classes are numbered in the order of their names. Pictures are PNG, JPEG, BMP and WebP
-  files, also in folders below that of the class; hidden files are left out. If one is coloured, all
-  become RGB. Pictures are turned upright as EXIF says, and transparent ones laid over white.
+  files, also in folders below that of the class; hidden files are left out, and folders
+  `unlabelled`, whose pictures `join_unlabelled` adds. If one is coloured, all become RGB. Pictures
+  are turned upright as EXIF says, and transparent ones laid over white.
 
   Args:
     path: the folder.
@@ -147,10 +148,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
     raise ConfigError(
       f"{root} has {', '.join(f.name for f in found.values())}, but no train folder"
     )
-  others = sorted(set(folders) - set(_BESIDE))
-  if others:
+  if folders:
     raise ConfigError(
-      f"{root} has a folder {others[0]!r} beside {found['train'].name!r}: expected train, "
+      f"{root} has a folder {min(folders)!r} beside {found['train'].name!r}: expected train, "
       "validation (valid, val) and test"
     )
   return found
@@ -194,7 +194,9 @@ def _listed(classes: Mapping[str, Path], names: list[str]) -> tuple[list[Path], 
 
 def _subfolders(folder: Path) -> list[Path]:
   return sorted(
-    Path(entry.path) for entry in _entries(folder) if entry.name != "__MACOSX" and _is_folder(entry)
+    Path(entry.path)
+    for entry in _entries(folder)
+    if entry.name not in _BESIDE and _is_folder(entry)
   )
 
 

@@ -143,6 +143,14 @@ def test_names_of_classes_are_equal_however_accents_are_spelled(tmp_path):
   refused(tmp_path, "are one name, spelled differently")
 
 
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_folder_of_unlabelled_pictures_is_no_class(tmp_path, splits):
+  write_split(tmp_path / "train" if splits else tmp_path, classes=("cat", "dog"), count=10)
+  write_split(tmp_path, classes=("unlabelled",))
+  data = from_folder(tmp_path)
+  assert data.class_names == ("cat", "dog") and len(data.train) + len(data.validation) == 16
+
+
 def test_a_class_may_have_the_name_of_a_split(tmp_path):
   write_split(tmp_path, classes=("car", "plane", "train"))
   assert from_folder(tmp_path).class_names == ("car", "plane", "train")
