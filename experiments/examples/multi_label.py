@@ -1,4 +1,4 @@
-"""Distil a classifier of several labels at once: every class is a question of its own.
+"""Distil a classifier for examples that may belong to several classes at once.
 
     python experiments/examples/multi_label.py runs/multi_label
 

@@ -20,7 +20,8 @@ _CHUNK = 4096
 class Examples(Protocol):
   """N inputs and labels. A position counts within these N, an index within the original split.
 
-  Examples may also have `mask`, (N, ...) with the first axes of `labels`: 0 marks padding.
+  Examples may also have `mask`, (N, ...) with the first axes of `labels`: 0 marks padding; and
+  `multi_label`: True for labels (N, C) float32 of every class, as in `MultiLabelExamples`.
   """
 
   @property

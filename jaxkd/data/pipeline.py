@@ -56,9 +56,9 @@ def training_batches(
 
   Returns:
     A grain iterator of Batch with numpy leaves: inputs as `fetch` returns them, images (B, H, W, C)
-    uint8; labels (B, ...) int32; weights of their shape, float32, 1 for the labelled and 0 for the
-    unlabelled; indices (B,) int32; epochs (B,) int32; the mask of the examples, if they have one;
-    or of BatchIndices.
+    uint8; labels (B, ...) int32, or (B, C) float32 with `multi_label`; weights of their shape,
+    float32, 1 for the labelled and 0 for the unlabelled; indices (B,) int32; epochs (B,) int32; the
+    mask of the examples, if they have one; or of BatchIndices.
 
   Raises:
     ConfigError: naming the argument that is out of range.

@@ -70,7 +70,7 @@ def _check_split(where: str, examples: Examples, data: Dataset, training: bool) 
   if len(examples) == 0:
     raise ConfigError(f"{where}: there are no examples")
   labels = examples.labels
-  # Of a test split, the label of an example must be known; that of a position need not be.
+  # In a test split, the label of an example must be known; that of a position need not be.
   may_be_hidden = training or labels.ndim > 1
   counted = has_label(examples) if may_be_hidden else _not_padding(examples)
   try:
