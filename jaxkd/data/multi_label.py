@@ -50,13 +50,6 @@ class MultiLabelExamples(TreeExamples):
     super().__post_init__()
     object.__setattr__(self, "labels", labels)
 
-  def take(self, positions: np.ndarray) -> MultiLabelExamples:
-    """Return the subset at these positions, in their order."""
-    mask = None if self.mask is None else self.mask[positions]
-    return MultiLabelExamples(
-      self.fetch(positions), self.labels[positions], self.indices[positions], mask
-    )
-
 
 def multi_hot(labels: Any, where: str) -> np.ndarray:
   """Return labels as (N, C) float32.

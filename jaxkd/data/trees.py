@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -87,14 +87,17 @@ class TreeExamples:
     """Return the inputs at these positions, a pytree of arrays (n, ...)."""
     return jax.tree.map(lambda leaf: leaf[positions], self.inputs)
 
-  def take(self, positions: np.ndarray) -> TreeExamples:
+  def take(self, positions: np.ndarray) -> Self:
     """Return the subset at these positions, in their order."""
-    mask = None if self.mask is None else self.mask[positions]
-    return TreeExamples(
-      self.fetch(positions), self.labels[positions], self.indices[positions], mask
+    return dataclasses.replace(
+      self,
+      inputs=self.fetch(positions),
+      labels=self.labels[positions],
+      indices=self.indices[positions],
+      mask=None if self.mask is None else self.mask[positions],
     )
 
-  def hide_labels(self, positions: np.ndarray) -> TreeExamples:
+  def hide_labels(self, positions: np.ndarray) -> Self:
     """Return the same examples with all labels at these positions hidden."""
     labels = self.labels.copy()
     labels[positions] = UNLABELLED
