@@ -92,6 +92,7 @@ def load(
     DataUnavailable: saying how to get the data.
   """
   check_side(image_size)
+  subsets.check_seed(seed)
   if ":" in name:
     data = load_prefixed(
       name,
@@ -165,6 +166,7 @@ def fake_dataset(
   """
   del directory
   check_side(image_size)
+  subsets.check_seed(seed)
   facts = _facts(name, validation, image_size, test)
   noise = _Noise(facts.image_shape)
 

@@ -126,11 +126,13 @@ def test_fake_dataset_has_the_shapes_and_sizes_of_the_real_one():
   assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
 
 
-@pytest.mark.parametrize("options", [{"test": 0.5}, {"image_size": 5000}, {"validation": 1.5}])
+@pytest.mark.parametrize(
+  "options", [{"test": 0.5}, {"image_size": 5000}, {"validation": 1.5}, {"seed": -1}]
+)
 def test_fake_dataset_refuses_what_the_real_one_refuses(options):
   messages = []
   for function in (load, fake_dataset):
     with pytest.raises(ConfigError) as caught:
       function("digits", **options)
     messages.append(str(caught.value))
-  assert messages[0] == messages[1]
+  assert messages[0] == messages[1] and messages[0].startswith(next(iter(options)))
