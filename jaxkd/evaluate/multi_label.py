@@ -33,7 +33,7 @@ def multi_label_score(
     "cross_entropy": (binary cross-entropies in nats, sum of weights),
     "exact_match": (number of examples with every label correct, number with a label)}
 
-    The first numbers are NaN if a label that counts is outside 0..1.
+    The first numbers are NaN if a label that counts is outside 0..1, or its logit is NaN.
 
   Raises:
     ConfigError: with both shapes, if labels do not fit the logits.
@@ -52,7 +52,7 @@ def multi_label_score(
       "for every class"
     )
   counted = _label_weights(logits, weights, where)
-  known = (labels >= 0) & (labels <= 1)
+  known = (labels >= 0) & (labels <= 1) & ~jnp.isnan(logits)
   right = (logits > 0) == (labels > 0.5)
   losses = jnp.where(labels > 0, labels * jax.nn.softplus(-logits), 0.0)
   losses += jnp.where(labels < 1, (1 - labels) * jax.nn.softplus(logits), 0.0)
