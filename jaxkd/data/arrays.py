@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.data.assembly import Parts, assemble
+from jaxkd.data.assembly import Parts, assemble, check_side
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.examples import UNLABELLED, ArrayExamples
 from jaxkd.data.pictures import square
@@ -219,9 +219,3 @@ def check_classes(
 def _sized(images: np.ndarray, side: int) -> np.ndarray:
   check_side(side)
   return np.stack([square(image, side) for image in images]) if side else images
-
-
-def check_side(side: Any) -> None:
-  """Raise a ConfigError if an `image_size` is no integer in 0..4096."""
-  if isinstance(side, bool) or not isinstance(side, int) or not 0 <= side <= 4096:
-    raise ConfigError(f"image_size={side!r}: expected an integer >= 0 and <= 4096")

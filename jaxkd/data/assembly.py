@@ -61,6 +61,12 @@ def check_part(name: str, size: Any) -> None:
     )
 
 
+def check_side(side: Any) -> None:
+  """Raise a ConfigError if an `image_size` is no integer in 0..4096."""
+  if isinstance(side, bool) or not isinstance(side, int) or not 0 <= side <= 4096:
+    raise ConfigError(f"image_size={side!r}: expected an integer >= 0 and <= 4096")
+
+
 def held(
   source: Any, labels: np.ndarray, image_shape: Sequence[int], memory_limit: int
 ) -> ArrayExamples | RecordExamples:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxkd.data import prepare, subsets
-from jaxkd.data.arrays import check_side
-from jaxkd.data.assembly import MEMORY_LIMIT, check_part
+from jaxkd.data.assembly import MEMORY_LIMIT, check_part, check_side
 from jaxkd.data.dataset import Dataset, divided, pixel_statistics
 from jaxkd.data.examples import Examples, RecordExamples, read_examples
 from jaxkd.data.imagenet import ImageNetLabels, ImageNetRecords

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxkd.data.arrays import check_side
-from jaxkd.data.assembly import MEMORY_LIMIT, Parts, assemble, held
+from jaxkd.data.assembly import MEMORY_LIMIT, Parts, assemble, check_side, held
 from jaxkd.data.dataset import Dataset, images_only
 from jaxkd.data.pictures import SUFFIXES, Header, Pictures, common_header
 from jaxkd.errors import ConfigError

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxkd.data.arrays import check_side
-from jaxkd.data.assembly import MEMORY_LIMIT, Parts
+from jaxkd.data.assembly import MEMORY_LIMIT, Parts, check_side
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.rows import Rows, dataset_of_rows, usual_splits
 from jaxkd.errors import ConfigError, needed_by, one_line

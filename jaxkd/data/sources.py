@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxkd.data.arrays import check_side
-from jaxkd.data.assembly import MEMORY_LIMIT, Parts
+from jaxkd.data.assembly import MEMORY_LIMIT, Parts, check_side
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.rows import Rows, dataset_of_rows
 
