@@ -53,7 +53,6 @@ from jaxkd.models.zoo.msdnet import MSDNet
 from jaxkd.models.zoo.resnet import CifarResNet, ResNet
 from jaxkd.models.zoo.resnet_d import ResNetD
 from jaxkd.models.zoo.shufflenet import ShuffleNetV1, ShuffleNetV2
-from jaxkd.models.zoo.timm_convnext import TimmConvNeXt
 from jaxkd.models.zoo.timm_mobilenet_v3 import TimmMobileNetV3
 from jaxkd.models.zoo.vgg import VGG
 from jaxkd.models.zoo.vit import VisionTransformer
@@ -95,7 +94,6 @@ __all__ = [
   "StageSummary",
   "Summary",
   "Tapped",
-  "TimmConvNeXt",
   "TimmMobileNetV3",
   "VisionTransformer",
   "WideResNet",

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxkd.models.zoo.class_token_vit import ClassTokenTransformer
+from jaxkd.models.zoo.convnext import ConvNeXt
 from jaxkd.models.zoo.resnet import ResNet
 from jaxkd.models.zoo.resnet_d import ResNetD
-from jaxkd.models.zoo.timm_convnext import TimmConvNeXt
 from jaxkd.models.zoo.timm_mobilenet_v3 import TimmMobileNetV3
 
 # Name of a size -> width of a token, heads; all have 12 blocks and patches of 16x16.
@@ -39,7 +39,7 @@ def _resnet_d(*blocks: int) -> partial[Any]:
 def _convnext(size: str) -> partial[Any]:
   depths, width = _CONVNEXT_SIZES[size]
   widths = (width, 2 * width, 4 * width, 8 * width)
-  return partial(TimmConvNeXt, depths=depths, widths=widths, conv_mlp=size != "tiny")
+  return partial(ConvNeXt, depths=depths, widths=widths, library="timm")
 
 
 def _timm_vit(size: str, distilled: bool) -> partial[Any]:

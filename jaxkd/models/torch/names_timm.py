@@ -49,23 +49,25 @@ TIMM_RESNET_D_NAMES: TorchNames = (
   (r"fc", "classifier"),
 )
 
+
+def _convnext(layer: str) -> Callable[[Any], str]:
+  """Function match of stage and block -> path of a layer; timm counts stages from 0."""
+  return lambda match: f"stage{int(match[1]) + 1}_{match[2]}/{layer}"
+
+
 TIMM_CONVNEXT_NAMES: TorchNames = (
   (r"stem\.0", "stem_conv"),
   (r"stem\.1", "stem_norm"),
   (r"stages\.(\d)\.downsample\.0", lambda match: f"stage{int(match[1]) + 1}_norm"),
   (r"stages\.(\d)\.downsample\.1", lambda match: f"stage{int(match[1]) + 1}_conv"),
-  (r"stages\.(\d)\.blocks\.(\d+)", lambda match: _convnext_block(match)),
-  (r"stages\.(\d)\.blocks\.(\d+)\.conv_dw", lambda match: f"{_convnext_block(match)}/conv"),
-  (r"stages\.(\d)\.blocks\.(\d+)\.norm", lambda match: f"{_convnext_block(match)}/norm"),
-  (r"stages\.(\d)\.blocks\.(\d+)\.mlp\.fc1", lambda match: f"{_convnext_block(match)}/mlp_in"),
-  (r"stages\.(\d)\.blocks\.(\d+)\.mlp\.fc2", lambda match: f"{_convnext_block(match)}/mlp_out"),
+  (r"stages\.(\d)\.blocks\.(\d+)\.gamma", _convnext("layer_scale")),
+  (r"stages\.(\d)\.blocks\.(\d+)\.conv_dw", _convnext("conv")),
+  (r"stages\.(\d)\.blocks\.(\d+)\.norm", _convnext("norm")),
+  (r"stages\.(\d)\.blocks\.(\d+)\.mlp\.fc1", _convnext("mlp_in")),
+  (r"stages\.(\d)\.blocks\.(\d+)\.mlp\.fc2", _convnext("mlp_out")),
   (r"head\.norm", "final_norm"),
   (r"head\.fc", "classifier"),
 )
-
-
-def _convnext_block(match: Any) -> str:
-  return f"stage{int(match[1]) + 1}_{match[2]}"
 
 
 def timm_mobilenet_v3_names(groups: int) -> TorchNames:

@@ -1,4 +1,4 @@
-"""ConvNeXt as in torchvision."""
+"""ConvNeXt as in torchvision and in timm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from flax import linen as nn
 from jaxkd.errors import ConfigError
 from jaxkd.models.layers import convolution
 from jaxkd.models.staged import StagedModel, TorchNames
+from jaxkd.models.torch.names_timm import TIMM_CONVNEXT_NAMES
 from jaxkd.types import Array
 
 _STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "pooled")
-_INITIAL = nn.initializers.truncated_normal(0.02)
+_INITIAL = nn.initializers.normal(0.02)
 
 
 def _stage(match: Any) -> int:
@@ -23,7 +24,23 @@ def _stage(match: Any) -> int:
 
 
 def _block(layer: str) -> Any:
-  return lambda match: f"stage{_stage(match)}_{match[2]}{layer}" if int(match[1]) % 2 else None
+  return lambda match: f"stage{_stage(match)}_{match[2]}{layer}"
+
+
+_TORCHVISION_NAMES: TorchNames = (
+  (r"features\.0\.0", "stem_conv"),
+  (r"features\.0\.1", "stem_norm"),
+  (r"features\.([246])\.0", lambda match: f"stage{_stage(match)}_norm"),
+  (r"features\.([246])\.1", lambda match: f"stage{_stage(match)}_conv"),
+  (r"features\.([1357])\.(\d+)", _block("")),
+  (r"features\.([1357])\.(\d+)\.block\.0", _block("/conv")),
+  (r"features\.([1357])\.(\d+)\.block\.2", _block("/norm")),
+  (r"features\.([1357])\.(\d+)\.block\.3", _block("/mlp_in")),
+  (r"features\.([1357])\.(\d+)\.block\.5", _block("/mlp_out")),
+  (r"classifier\.0", "final_norm"),
+  (r"classifier\.2", "classifier"),
+)
+_NAMES: Mapping[str, TorchNames] = {"torchvision": _TORCHVISION_NAMES, "timm": TIMM_CONVNEXT_NAMES}
 
 
 class ConvNeXt(StagedModel):
@@ -38,35 +55,30 @@ class ConvNeXt(StagedModel):
     depths: number of blocks of the four stages.
     widths: channels of the four stages.
     num_classes: number of classes.
+    library: "torchvision" or "timm", which gives PyTorch's modules other names.
     axis_name: not used, since there are no batch statistics.
     dtype: as in CifarResNet.
 
   Raises:
-    ConfigError: at construction, unless there are four depths and widths of at least 1.
+    ConfigError: at construction, unless there are four depths and widths of at least 1; for
+      another library.
 
-  Source: Liu et al., CVPR 2022, as in torchvision's convnext.py, without its stochastic depth.
-  Initial values are that code's: truncated normal with standard deviation 0.02, scales of 1e-6.
+  Source: Liu et al., "A ConvNet for the 2020s", CVPR 2022, as in torchvision's and timm's
+  convnext.py, without stochastic depth. The perceptrons are linear layers; they take the weights of
+  the 1x1 convolutions of timm's atto to nano as well. Initial values are those of both: normal with
+  standard deviation 0.02 (truncated there at 100 deviations), scales of 1e-6.
+
+  >>> ConvNeXt((2, 2, 6, 2), (40, 80, 160, 320), num_classes=10, library="timm").channels["stage4"]
+  320
   """
 
   smallest: ClassVar[int] = 32
   signed_stages: ClassVar[tuple[str, ...]] = _STAGES
-  torch_names: ClassVar[TorchNames] = (
-    (r"features\.0\.0", "stem_conv"),
-    (r"features\.0\.1", "stem_norm"),
-    (r"features\.([246])\.0", lambda match: f"stage{_stage(match)}_norm"),
-    (r"features\.([246])\.1", lambda match: f"stage{_stage(match)}_conv"),
-    (r"features\.([1357])\.(\d+)", _block("")),
-    (r"features\.([1357])\.(\d+)\.block\.0", _block("/conv")),
-    (r"features\.([1357])\.(\d+)\.block\.2", _block("/norm")),
-    (r"features\.([1357])\.(\d+)\.block\.3", _block("/mlp_in")),
-    (r"features\.([1357])\.(\d+)\.block\.5", _block("/mlp_out")),
-    (r"classifier\.0", "final_norm"),
-    (r"classifier\.2", "classifier"),
-  )
 
   depths: tuple[int, int, int, int]
   widths: tuple[int, int, int, int]
   num_classes: int
+  library: str = "torchvision"
   axis_name: str | None = None
   dtype: Any = None
 
@@ -76,6 +88,8 @@ class ConvNeXt(StagedModel):
       found = getattr(self, name)
       if len(found) != 4 or min(found) < 1:
         raise ConfigError(f"{name}={found!r}: expected 4 numbers of at least 1")
+    if self.library not in _NAMES:
+      raise ConfigError(f"library={self.library!r}: expected one of {', '.join(_NAMES)}")
     super().__post_init__()
 
   def setup(self) -> None:
@@ -91,6 +105,11 @@ class ConvNeXt(StagedModel):
     )
     self.final_norm = _norm(self.dtype)
     self.classifier = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_INITIAL)
+
+  @property
+  def torch_names(self) -> TorchNames:  # type: ignore[override]
+    """Module names of the library's PyTorch code, for `jaxkd.models.from_torch`."""
+    return _NAMES[self.library]
 
   @property
   def channels(self) -> Mapping[str, int]:
