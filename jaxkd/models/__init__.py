@@ -45,15 +45,16 @@ from jaxkd.models.torch.load import classes_in, from_torch
 from jaxkd.models.zoo.class_token_vit import ClassTokenTransformer
 from jaxkd.models.zoo.convnext import ConvNeXt
 from jaxkd.models.zoo.densenet import DenseNet
+from jaxkd.models.zoo.efficientnet import EfficientNet
+from jaxkd.models.zoo.imagenet_mobilenet_v2 import ImageNetMobileNetV2
 from jaxkd.models.zoo.imagenet_vgg import ImageNetVGG
-from jaxkd.models.zoo.inverted_models import EfficientNet, ImageNetMobileNetV2, MobileNetV3
 from jaxkd.models.zoo.mlp import MLP
 from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
+from jaxkd.models.zoo.mobilenet_v3 import MobileNetV3, TimmMobileNetV3
 from jaxkd.models.zoo.msdnet import MSDNet
 from jaxkd.models.zoo.resnet import CifarResNet, ResNet
 from jaxkd.models.zoo.resnet_d import ResNetD
 from jaxkd.models.zoo.shufflenet import ShuffleNetV1, ShuffleNetV2
-from jaxkd.models.zoo.timm_mobilenet_v3 import TimmMobileNetV3
 from jaxkd.models.zoo.vgg import VGG
 from jaxkd.models.zoo.vit import VisionTransformer
 from jaxkd.models.zoo.wide_resnet import WideResNet

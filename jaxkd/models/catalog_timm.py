@@ -9,9 +9,9 @@ from typing import Any
 
 from jaxkd.models.zoo.class_token_vit import ClassTokenTransformer
 from jaxkd.models.zoo.convnext import ConvNeXt
+from jaxkd.models.zoo.mobilenet_v3 import TimmMobileNetV3
 from jaxkd.models.zoo.resnet import ResNet
 from jaxkd.models.zoo.resnet_d import ResNetD
-from jaxkd.models.zoo.timm_mobilenet_v3 import TimmMobileNetV3
 
 # Name of a size -> width of a token, heads; all have 12 blocks and patches of 16x16.
 VIT_SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(

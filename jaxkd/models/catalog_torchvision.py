@@ -9,8 +9,10 @@ from typing import Any
 
 from jaxkd.models.zoo.convnext import ConvNeXt
 from jaxkd.models.zoo.densenet import DenseNet
+from jaxkd.models.zoo.efficientnet import EfficientNet
+from jaxkd.models.zoo.imagenet_mobilenet_v2 import ImageNetMobileNetV2
 from jaxkd.models.zoo.imagenet_vgg import ImageNetVGG
-from jaxkd.models.zoo.inverted_models import EfficientNet, ImageNetMobileNetV2, MobileNetV3
+from jaxkd.models.zoo.mobilenet_v3 import MobileNetV3
 from jaxkd.models.zoo.resnet import ResNet
 
 

@@ -52,7 +52,7 @@ EXAMPLES: list[StagedModel] = [
   ShuffleNetV2(4, (4, 6, 8), (2, 1, 1), 8, CLASSES),
   VisionTransformer(4, 8, 2, (1, 1, 1), CLASSES),
   ClassTokenTransformer(4, 8, 2, 4, CLASSES, 1e-6, True, True),
-  TimmMobileNetV3("small", 0.125, CLASSES),
+  TimmMobileNetV3(CLASSES, size="small", width=0.125),
   ConvNeXt((1, 1, 1, 1), (4, 4, 6, 8), CLASSES),
   DenseNet(2, (1, 1, 1, 1), 4, CLASSES),
   ImageNetVGG((1, 1, 1, 1, 1), CLASSES, (4, 4, 6, 6, 8), 5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxkd.models.staged import TorchNames
@@ -70,25 +70,35 @@ TIMM_CONVNEXT_NAMES: TorchNames = (
 )
 
 
-def timm_mobilenet_v3_names(groups: int) -> TorchNames:
-  """The names of a MobileNetV3 with this many groups of blocks before its last convolution."""
-  block, separable, last = r"blocks\.(\d)\.(\d)\.", r"blocks\.0\.(\d)\.", rf"blocks\.{groups}\.0\."
+def timm_mobilenet_v3_names(groups: Sequence[int]) -> TorchNames:
+  """Names of a MobileNetV3 with so many blocks in each group; ours are numbered from 1."""
+  places = [f"{group}.{i}" for group, count in enumerate(groups) for i in range(count)]
+  numbers = {place: number for number, place in enumerate(places, 1)}
+
+  def layer(rest: str) -> Callable[[Any], str | None]:
+    def path(match: Any) -> str | None:
+      number = numbers.get(match[1])
+      return None if number is None else f"block_{number}/{match.expand(rest)}"
+
+    return path
+
+  first, block, last = r"blocks\.(0\.\d)\.", r"blocks\.(\d\.\d)\.", rf"blocks\.{len(groups)}\.0\."
   return (
     (r"conv_stem", "stem_conv"),
     (r"bn1", "stem_bn"),
     (rf"{last}conv", "last_conv"),
     (rf"{last}bn1", "last_bn"),
     # The first group has no expansion.
-    (rf"{separable}bn1", r"blocks_0_\1/depthwise_bn"),
-    (rf"{separable}conv_pw", r"blocks_0_\1/project_conv"),
-    (rf"{separable}bn2", r"blocks_0_\1/project_bn"),
-    (rf"{block}conv_pw", r"blocks_\1_\2/expand_conv"),
-    (rf"{block}bn1", r"blocks_\1_\2/expand_bn"),
-    (rf"{block}conv_dw", r"blocks_\1_\2/depthwise_conv"),
-    (rf"{block}bn2", r"blocks_\1_\2/depthwise_bn"),
-    (rf"{block}se\.conv_(reduce|expand)", r"blocks_\1_\2/squeeze_\3"),
-    (rf"{block}conv_pwl", r"blocks_\1_\2/project_conv"),
-    (rf"{block}bn3", r"blocks_\1_\2/project_bn"),
+    (rf"{first}bn1", layer("depthwise_bn")),
+    (rf"{first}conv_pw", layer("project_conv")),
+    (rf"{first}bn2", layer("project_bn")),
+    (rf"{block}conv_pw", layer("expand_conv")),
+    (rf"{block}bn1", layer("expand_bn")),
+    (rf"{block}conv_dw", layer("depthwise_conv")),
+    (rf"{block}bn2", layer("depthwise_bn")),
+    (rf"{block}se\.conv_(reduce|expand)", layer(r"squeeze_\2")),
+    (rf"{block}conv_pwl", layer("project_conv")),
+    (rf"{block}bn3", layer("project_bn")),
     (r"conv_head", "hidden"),
     (r"classifier", "classifier"),
   )

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 
-from jaxkd.models.layers import convolution
+from jaxkd.models.layers import convolution, he_normal
 from jaxkd.models.staged import StagedModel, TorchNames
 from jaxkd.types import Array
 
@@ -45,13 +46,11 @@ class Sizes(NamedTuple):
 class InvertedModel(StagedModel):
   """A 3x3 stem of stride 2, inverted residuals, a last 1x1 convolution, mean, classifier.
 
-  A subclass defines `blocks_of`, `last_width`, `activation` and `torch_names`.
+  A subclass defines `blocks_of`, `stem_width`, `last_width`, `activation` and `torch_names`.
   """
 
   smallest: ClassVar[int] = 32  # the image is halved five times
   activation: ClassVar[str] = "relu6"
-  epsilon: ClassVar[float] = 1e-5
-  momentum: ClassVar[float] = 0.9
 
   num_classes: int
   axis_name: str | None = None
@@ -77,7 +76,9 @@ class InvertedModel(StagedModel):
     self.stem_conv = convolution(self.stem_width, 3, self.dtype, 2)
     self.stem_bn = self.norm()
     self.block = {
-      number: InvertedBlock(sizes, *self._gate, self.epsilon_, self.momentum_, **self._common)
+      number: InvertedBlock(
+        sizes, *self._gate, self.epsilon, self.momentum, self.depthwise_init, **self._common
+      )
       for blocks in self.blocks_of.values()
       for number, sizes in blocks.items()
     }
@@ -93,17 +94,22 @@ class InvertedModel(StagedModel):
 
   def norm(self) -> nn.BatchNorm:
     """A batch normalisation with the model's epsilon and momentum."""
-    return nn.BatchNorm(momentum=self.momentum_, epsilon=self.epsilon_, **self._common)
+    return nn.BatchNorm(momentum=self.momentum, epsilon=self.epsilon, **self._common)
 
   @property
-  def epsilon_(self) -> float:
+  def epsilon(self) -> float:
     """Epsilon of batch normalisation."""
-    return self.epsilon
+    return 1e-5
 
   @property
-  def momentum_(self) -> float:
+  def momentum(self) -> float:
     """The share of batch normalisation's statistics that an update keeps."""
-    return self.momentum
+    return 0.9
+
+  @property
+  def depthwise_init(self) -> Initializer:
+    """Initial values of the depthwise convolutions."""
+    return he_normal
 
   @property
   def channels(self) -> Mapping[str, int]:
@@ -112,11 +118,10 @@ class InvertedModel(StagedModel):
     return {"stem": self.stem_width, **ends, "pooled": self.last_width}
 
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
-    """The feature of one stage, and the stem's preactivation; see StagedModel."""
+    """The feature of one stage; see StagedModel."""
     act = _ACTIVATIONS[self.activation]
     if stage == "stem":
-      before = self.stem_bn(self.stem_conv(x), use_running_average=not train)
-      return act(before), {}
+      return act(self.stem_bn(self.stem_conv(x), use_running_average=not train)), {}
     if stage == "pooled":
       x = act(self.last_bn(self.last_conv(x), use_running_average=not train))
       return jnp.mean(x, axis=(1, 2)), {}
@@ -159,6 +164,7 @@ class InvertedBlock(nn.Module):
     gate: its last activation, "hard_sigmoid" or "sigmoid".
     epsilon: of batch normalisation.
     momentum: of batch normalisation.
+    depthwise_init: initial values of the depthwise convolution.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
   """
@@ -168,6 +174,7 @@ class InvertedBlock(nn.Module):
   gate: str
   epsilon: float
   momentum: float
+  depthwise_init: Initializer
   axis_name: str | None = None
   dtype: Any = None
 
@@ -189,7 +196,11 @@ class InvertedBlock(nn.Module):
       return norm(y, use_running_average=not train)
 
     y = act(normed("expand", x, sizes.inner)) if sizes.inner != sizes.before else x
-    depthwise = {"stride": sizes.stride, "groups": sizes.inner}
+    depthwise = {
+      "stride": sizes.stride,
+      "groups": sizes.inner,
+      "kernel_init": self.depthwise_init,
+    }
     y = act(normed("depthwise", y, sizes.inner, sizes.kernel, **depthwise))
     if sizes.squeeze:
       reduce = convolution(sizes.squeeze, 1, self.dtype, name="squeeze_reduce", bias=True)
@@ -209,6 +220,15 @@ def multiple_of_8(channels: float) -> int:
   """
   nearest = max(8, int(channels + 4) // 8 * 8)
   return nearest if nearest >= 0.9 * channels else nearest + 8
+
+
+def uniform_linear(width: int, dtype: Any) -> nn.Dense:
+  """A linear layer whose kernel is uniform in +-1 / sqrt(width) at the start, and its bias 0."""
+  bound = width**-0.5
+  uniform = nn.initializers.uniform(2 * bound)
+  return nn.Dense(
+    width, dtype=dtype, kernel_init=lambda key, shape, dtype: uniform(key, shape, dtype) - bound
+  )
 
 
 def by_size(blocks: list[Sizes]) -> Mapping[str, Mapping[str, Sizes]]:
