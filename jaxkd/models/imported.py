@@ -20,6 +20,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
@@ -146,8 +147,7 @@ def create(where: str, name: str, options: Mapping[str, Any]) -> nn.Module:
     )
   passed = {} if isinstance(make, nn.Module) else _accepted(make, options)
   module = _called_like_ours(_with_fields(where, made, options, passed))
-  _ORIGINS.append(Origin(name, dict(options), module))
-  del _ORIGINS[:-_MOST]
+  _attach(module, Origin(name, dict(options)))
   return module
 
 
@@ -157,31 +157,37 @@ class Origin:
 
   name: str
   options: Mapping[str, Any]
-  module: nn.Module
 
 
-# The last modules that `create` returned, for bundles of modules whose class has no import path.
-_ORIGINS: list[Origin] = []
-_MOST = 256
+_ORIGIN = "_jaxkd_origin"  # the attribute of a module
 
 
 def origin_of(module: nn.Module) -> Origin | None:
-  """Return the call that made this module, or one equal to it; None if there was none."""
-  for origin in reversed(_ORIGINS):
-    if origin.module is module or _equal(origin.module, module):
-      return origin
-  return None
+  """Return the call that made this module, or one that it is a copy of; None if there was none.
+
+  linen's `clone` does not keep it, as it may change fields; `copy_origins` does.
+  """
+  return getattr(module, _ORIGIN, None)
 
 
-def _equal(one: nn.Module, other: nn.Module) -> bool:
-  if type(one) is not type(other):
-    return False
-  for field in dataclasses.fields(one):
+def copy_origins(source: nn.Module, copy: nn.Module) -> None:
+  """Attach the origins of a module, and of the modules in its fields, to an unchanged copy."""
+  if origin := origin_of(source):
+    _attach(copy, origin)
+  for field in dataclasses.fields(source):
     if field.init and field.name not in ("parent", "name"):
-      a, b = getattr(one, field.name), getattr(other, field.name)
-      if a is not b and (hasattr(a, "shape") or hasattr(b, "shape") or a != b):
-        return False
-  return True
+      values = (jax.tree.leaves(getattr(m, field.name), is_leaf=_is_module) for m in (source, copy))
+      for one, other in zip(*values, strict=True):
+        if _is_module(one):
+          copy_origins(one, other)
+
+
+def _attach(module: nn.Module, origin: Origin) -> None:
+  object.__setattr__(module, _ORIGIN, origin)  # linen modules are frozen
+
+
+def _is_module(value: Any) -> bool:
+  return isinstance(value, nn.Module)
 
 
 def _with_fields(

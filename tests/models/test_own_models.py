@@ -205,6 +205,24 @@ def test_a_bundle_of_a_foreign_class_loads_if_it_is_allowed(nets, tmp_path, made
   assert exported.call(np.zeros((2, *SHAPE), np.uint8)).shape == (2, 3)
 
 
+def test_a_part_of_another_network_keeps_the_call_that_made_it(nets, tmp_path):
+  made = models.create(f"{nets}:local", num_classes=3)
+  for _ in range(300):
+    models.create(f"{nets}:local", num_classes=2)
+  assert imported.origin_of(made).options == {"num_classes": 3}
+  assert imported.origin_of(made.clone()) is None
+  tapped = models.tap(made, {})
+  parts = {"a": Network(tapped, tapped.init(jax.random.key(0), IMAGES))}
+  network = models.ensemble_of(parts)
+  save_bundle(tmp_path / "b", network, FACTS)
+  loaded, _ = load_bundle(tmp_path / "b", allow=(nets,))
+  np.testing.assert_allclose(
+    loaded.module.apply(loaded.variables, IMAGES).logits,
+    network.module.apply(network.variables, IMAGES).logits,
+    rtol=1e-5,
+  )
+
+
 def test_a_bundle_cannot_call_what_an_allowed_module_imported(nets, tmp_path):
   saved(models.tap(models.create(f"{nets}:local", num_classes=3), {}), tmp_path / "b")
   path = tmp_path / "b/model.json"

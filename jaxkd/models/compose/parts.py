@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd.errors import ConfigError, unknown_name
+from jaxkd.models import imported
 from jaxkd.shapes import InputShape, batched
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -22,7 +23,9 @@ def separate(module: Module) -> Module:
   linen shares the variables of a module instance that is given to several parents. A plain `clone`
   copies the outer module alone and still holds the same submodule instances.
   """
-  return module.clone(_deep_clone=True, _reset_names=True)
+  copy = module.clone(_deep_clone=True, _reset_names=True)
+  imported.copy_origins(module, copy)
+  return copy
 
 
 def check_staged(network: nn.Module, role: str) -> None:
