@@ -27,10 +27,9 @@ def main(steps=10):
   kd = methods.Distillation("kd", methods.per_example(losses.knowledge_distillation))
   scheme, optimizer = methods.offline(student, {"teacher": teacher.module}, [kd]), optax.adam(1e-2)
   batch = types.Batch(images, labels, np.ones(128), np.arange(128))
-  given = {"teacher": teacher.variables}
+  given, found = {"teacher": teacher.variables}, []
   state = train.create_state(scheme, optimizer, jax.random.key(0), batch, given=given)
   step = jax.jit(train.training_step(scheme, optimizer, lambda keys, b: b, axis_name=None))
-  found = []
   for _ in range(steps):
     state, metrics = step(state, batch)
     found.append(float(metrics["loss"][0] / metrics["loss"][1]))

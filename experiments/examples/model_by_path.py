@@ -1,17 +1,13 @@
 """A linen model of your own, named by its file in a config, with a stage tapped from it.
 
-    python experiments/train.py --config configs/digits.py:kd+at --workdir runs/own \
+python experiments/train.py --config configs/digits.py:kd+at --workdir runs/own \
         --config.student.model=experiments/examples/model_by_path.py:Net \
         --config.student.tap=stage1=conv1,pooled=head:input
-
-`python experiments/examples/model_by_path.py` does the same from Python.
 """
 
-import pathlib
 import tempfile
 
 from flax import linen as nn
-from rich.console import Console
 
 from jaxkd.experiment.config import base_config
 from jaxkd.experiment.run import run
@@ -37,8 +33,7 @@ def main(epochs=10):
   config.student.tap = "stage1=conv1,pooled=head:input"
   config.teacher.epochs, config.student.epochs, config.batch_size = 2, epochs, 32
   with tempfile.TemporaryDirectory() as folder:
-    summary = run(config, pathlib.Path(folder, "run"), Console())
-    return summary["stages"]["distilled"]["accuracy"]
+    return run(config, f"{folder}/run")["stages"]["distilled"]["accuracy"]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""An NNX student with batch statistics and dropout, trained by jaxkd, and back into NNX.
-
-`python experiments/examples/nnx_student.py` prints the losses.
-"""
+"""An NNX student with batch statistics and dropout, trained by jaxkd, and back into NNX."""
 
 import jax
 import numpy as np
@@ -28,17 +25,15 @@ def main(steps=10):
   """Train the model from labels; returns the losses."""
   images, labels = sklearn.datasets.load_digits(return_X_y=True)
   batch = types.Batch(np.float32(images[:128] / 16), labels[:128], np.ones(128), np.arange(128))
-  model = Net(32, nnx.Rngs(0))
-  student = models.from_nnx(model, {"pooled": "head:input"})
-  scheme, optimizer = methods.offline(student, {}, []), optax.adam(1e-2)
+  student = models.from_nnx(model := Net(32, nnx.Rngs(0)), {"pooled": "head:input"})
+  scheme, optimizer, losses = methods.supervised(student), optax.adam(1e-2), []
   state = train.create_state(scheme, optimizer, jax.random.key(0), batch)
   step = jax.jit(train.training_step(scheme, optimizer, lambda keys, b: b, axis_name=None))
-  rows = []
   for _ in range(steps):
     state, metrics = step(state, batch)
-    rows.append(metrics["loss"])
+    losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
   models.to_nnx(types.Network(student, state.participants["student"]), model)
-  return [float(total / count) for total, count in rows]
+  return losses
 
 
 if __name__ == "__main__":

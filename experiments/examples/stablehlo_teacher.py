@@ -1,9 +1,5 @@
-"""A frozen teacher that is a function in a StableHLO file, for a linen student.
+"""A StableHLO file as a frozen teacher, as --config.teacher.stablehlo=FILE, of a linen student."""
 
-From a config: --config.teacher.stablehlo=FILE. Needs the extra `experiments`.
-"""
-
-import pathlib
 import tempfile
 
 import jax
@@ -24,17 +20,16 @@ def main(steps=10):
   weights = teacher.init(jax.random.key(1), images)
   shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 8, 8, 1), np.float32)
   exported = jax.export.export(jax.jit(lambda images: teacher.apply(weights, images)))(shape)
-  with tempfile.NamedTemporaryFile() as file:
-    pathlib.Path(file.name).write_bytes(exported.serialize())
-    frozen = {"teacher": stablehlo.load_network(file.name).module}
+  with tempfile.NamedTemporaryFile(buffering=0) as file:
+    file.write(exported.serialize())
+    frozen, found = stablehlo.load_network(file.name), []
   student = models.tap(nn.Sequential([teacher.layers[0], nn.Dense(10)]), {})
   kd = methods.Distillation("kd", methods.per_example(losses.knowledge_distillation))
-  scheme, optimizer = methods.offline(student, frozen, [kd]), optax.adam(1e-2)
+  scheme, optimizer = methods.offline(student, {"teacher": frozen.module}, [kd]), optax.adam(1e-2)
   batch = types.Batch(images, labels, np.ones(128), np.arange(128))
-  given = {"teacher": {"params": {}}}
+  given = {"teacher": frozen.variables}
   state = train.create_state(scheme, optimizer, jax.random.key(0), batch, given=given)
   step = jax.jit(train.training_step(scheme, optimizer, lambda keys, b: b, axis_name=None))
-  found = []
   for _ in range(steps):
     state, metrics = step(state, batch)
     found.append(float(metrics["loss"][0]) / 128)
