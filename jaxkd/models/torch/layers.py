@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,45 +18,41 @@ _MARK = "input of "
 Transposed = Mapping[Path, bool]
 
 
-def traced(
-  model: nn.Module, images: jax.ShapeDtypeStruct
-) -> tuple[dict[Path, jax.ShapeDtypeStruct], Transposed]:
-  """The shapes of a model's variables by path, and its transposed convolutions."""
+class Traced(NamedTuple):
+  """What one trace of a model's `init` finds.
+
+  Attributes:
+    shapes: path -> shape of every variable.
+    transposed: the transposed convolutions.
+    flattened: path -> (H, W, C), the linear layers whose input is a map flattened in Flax's order
+      of axes. PyTorch flattens (C, H, W), Flax (H, W, C): the same number of features in another
+      order, which no shape tells. A map that is transposed to (B, C, H, W) before is in PyTorch's
+      order.
+  """
+
+  shapes: dict[Path, jax.ShapeDtypeStruct]
+  transposed: Transposed
+  flattened: dict[Path, tuple[int, ...]]
+
+
+def traced(model: nn.Module, images: jax.ShapeDtypeStruct) -> Traced:
+  """Trace the `init` of a model for its variables and the layers that PyTorch stores otherwise."""
   transposed: dict[Path, bool] = {}
 
   def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     module = context.module
     if isinstance(module, nn.ConvTranspose) and module.scope is not None:
       transposed[("params", *module.scope.path, "kernel")] = module.transpose_kernel
-    return call(*args, **kwargs)
-
-  with nn.intercept_methods(record):
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-  return flatten_dict(shapes), transposed
-
-
-def flattened_maps(model: nn.Module, images: jax.ShapeDtypeStruct) -> dict[Path, tuple[int, ...]]:
-  """The linear layers whose input is a map flattened in Flax's order of axes.
-
-  PyTorch flattens (C, H, W), Flax (H, W, C): the same number of features in another order, which no
-  shape tells. A map that is transposed to (B, C, H, W) before is in PyTorch's order.
-
-  Returns:
-    {path of the layer: (H, W, C) of the map}.
-  """
-
-  def marked(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    module = context.module
     if isinstance(module, nn.Dense) and module.scope is not None and args:
       name = _MARK + "/".join(module.scope.path)
       args = (checkpoint_name(args[0], name), *args[1:])
     return call(*args, **kwargs)
 
-  with nn.intercept_methods(marked):
-    program = jax.make_jaxpr(model.init)(jax.random.key(0), images)
-  found: dict[Path, tuple[int, ...]] = {}
-  _search(program.jaxpr, found)
-  return found
+  with nn.intercept_methods(record):
+    program, shapes = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), images)
+  flattened: dict[Path, tuple[int, ...]] = {}
+  _search(program.jaxpr, flattened)
+  return Traced(flatten_dict(shapes), transposed, flattened)
 
 
 def _search(program: Any, found: dict[Path, tuple[int, ...]]) -> None:

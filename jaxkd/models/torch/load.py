@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 from jaxkd.errors import ConfigError
 from jaxkd.models.torch.directory import read_directory
 from jaxkd.models.torch.files import read_torch_file
-from jaxkd.models.torch.layers import Transposed, flattened_maps, in_layout, traced
+from jaxkd.models.torch.layers import Transposed, in_layout, traced
 from jaxkd.models.torch.names import Names, Resolver
 from jaxkd.models.torch.parts import CHOICE, State, parts_of, state_dict, without_prefix
 from jaxkd.shapes import InputShape, batched
@@ -87,7 +87,7 @@ def from_torch(
       f"as for a module of your own; they are known for {', '.join(_classes())}"
     )
   where, content = _content(source, model)
-  wanted, transposed = traced(model, batched(image_shape, (1,)))
+  wanted, transposed, flattened = traced(model, batched(image_shape, (1,)))
   resolve = Resolver(wanted, torch_names, names)
 
   def matched(part: str | None) -> tuple[State, dict[tuple[str, ...], str], list[str]]:
@@ -104,7 +104,7 @@ def from_torch(
       f"{where}: not the weights of this {type(model).__name__}: {'; '.join(problems)}"
       + (_positions(problems, image_shape) or ("" if part else _advice(content, fits)))
     )
-  _check_order(where, model, batched(image_shape, (1,)))
+  _check_order(where, flattened)
   return unflatten_dict(
     {
       path: np.array(
@@ -140,7 +140,7 @@ def classes_in(
   model = create(2)
   where, content = _content(source, model)
   images = batched(image_shape, (1,))
-  (few, transposed), (more, _) = (traced(create(count), images) for count in (2, 3))
+  (few, transposed, _), (more, *_) = (traced(create(count), images) for count in (2, 3))
   # For each variable whose shape depends on the number of classes: the axis that does.
   axes = {
     path: axis
@@ -205,9 +205,9 @@ def _matched(
   return taken, [_listed(what, names) for what, names in problems.items() if names]
 
 
-def _check_order(where: str, model: nn.Module, images: Any) -> None:
+def _check_order(where: str, flattened: Mapping[tuple[str, ...], Shape]) -> None:
   """Raise a ConfigError for a linear layer whose inputs are in another order than PyTorch's."""
-  for path, shape in flattened_maps(model, images).items():
+  for path, shape in flattened.items():
     raise ConfigError(
       f"{where}: the input of {'/'.join(path)} is a map of {shape}, flattened as (H, W, C), and "
       "PyTorch flattens it as (C, H, W), so that the weights would be in another order: expected "
