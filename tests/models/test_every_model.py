@@ -256,6 +256,21 @@ def test_invalid_images_are_refused(model):
     shapes(2, rows, columns, channels, dtype=jnp.uint8)
 
 
+@pytest.mark.parametrize(
+  ("kind", "fields", "message"),
+  [
+    (ConvNeXt, {"library": "keras"}, "library='keras': expected one of torchvision, timm"),
+    (ConvNeXt, {"depths": (1, 1, 1)}, r"depths=\(1, 1, 1\): expected 4 numbers of at least 1"),
+    (MobileNetV3, {"size": "tiny"}, "size='tiny': expected one of small, large"),
+    (TimmMobileNetV3, {"width": 0}, "width=0: expected a number > 0"),
+  ],
+)
+def test_fields_that_fit_no_model_are_refused(kind, fields, message):
+  sizes = {"depths": (1, 1, 1, 1), "widths": (4, 4, 6, 8)} if kind is ConvNeXt else {}
+  with pytest.raises(ConfigError, match=message):
+    kind(num_classes=CLASSES, **{**sizes, **fields})
+
+
 def known_by_name():
   """The first name of each class; all names are created, but tracing all of them takes long."""
   chosen = {}
