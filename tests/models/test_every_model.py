@@ -261,14 +261,27 @@ def test_invalid_images_are_refused(model):
   [
     (ConvNeXt, {"library": "keras"}, "library='keras': expected one of torchvision, timm"),
     (ConvNeXt, {"depths": (1, 1, 1)}, r"depths=\(1, 1, 1\): expected 4 numbers of at least 1"),
+    (ResNet, {"widen": 2}, "widen=2: expected 1 with bottleneck=False"),
+    (ResNet, {"bottleneck": True, "widen": 0}, "widen=0: expected at least 1"),
     (MobileNetV3, {"size": "tiny"}, "size='tiny': expected one of small, large"),
     (TimmMobileNetV3, {"width": 0}, "width=0: expected a number > 0"),
   ],
 )
 def test_fields_that_fit_no_model_are_refused(kind, fields, message):
-  sizes = {"depths": (1, 1, 1, 1), "widths": (4, 4, 6, 8)} if kind is ConvNeXt else {}
+  sizes = {
+    ConvNeXt: {"depths": (1, 1, 1, 1), "widths": (4, 4, 6, 8)},
+    ResNet: {"blocks": (1, 1, 1, 1), "width": 2, "bottleneck": False, "imagenet": True},
+  }.get(kind, {})
   with pytest.raises(ConfigError, match=message):
     kind(num_classes=CLASSES, **{**sizes, **fields})
+
+
+def test_wide_bottlenecks_are_wide_in_both_residual_networks():
+  for kind in (ResNet, ResNetD):
+    model = kind((1, 1, 1, 1), 4, True, True, CLASSES, widen=2)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    assert params["stage1_0"]["conv2"]["kernel"].shape == (3, 3, 8, 8)
 
 
 def known_by_name():

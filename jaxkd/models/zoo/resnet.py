@@ -125,10 +125,11 @@ class ResNet(RectifiedModel):
     num_classes: number of classes.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
-    widen: factor of the channels inside bottlenecks (2 in Wide-ResNet-50-2).
+    widen: factor of the channels inside bottlenecks (2 in Wide-ResNet-50-2); 1 without them.
 
   Raises:
-    ConfigError: at construction, for another number of stages, or a stage without blocks.
+    ConfigError: at construction, for another number of stages, a stage without blocks, or another
+      factor.
 
   Source: He et al., CVPR 2016, table 1; for small images as in RepDistiller's models/resnetv2.py,
   for ImageNet as in torchvision: a bottleneck has its stride on the 3x3 convolution (in the paper,
@@ -155,20 +156,27 @@ class ResNet(RectifiedModel):
     """Check the fields at construction."""
     if len(self.blocks) != 4 or min(self.blocks) < 1:
       raise ConfigError(f"blocks={self.blocks!r}: expected 4 numbers of at least 1")
+    if self.widen != 1 and not (self.bottleneck and self.widen > 1):
+      accepted = "at least 1" if self.bottleneck else "1 with bottleneck=False"
+      raise ConfigError(f"widen={self.widen!r}: expected {accepted}")
     super().__post_init__()
 
   def setup(self) -> None:
     """Create the layers; their variables are created when they first run."""
-    if self.imagenet:
-      self.stem_conv = convolution(self.width, 7, self.dtype, stride=2)
-    else:
-      self.stem_conv = convolution(self.width, 3, self.dtype)
-    self.stem_bn = batch_norm(self.axis_name, self.dtype)
+    self.stem()
     self.stage1 = self._blocks(1)
     self.stage2 = self._blocks(2)
     self.stage3 = self._blocks(3)
     self.stage4 = self._blocks(4)
     self.classifier = linear(self.num_classes, self._widths[-1], self.dtype)
+
+  def stem(self) -> None:
+    """Create the layers of the stem."""
+    if self.imagenet:
+      self.stem_conv = convolution(self.width, 7, self.dtype, stride=2)
+    else:
+      self.stem_conv = convolution(self.width, 3, self.dtype)
+    self.stem_bn = batch_norm(self.axis_name, self.dtype)
 
   @property
   def channels(self) -> Mapping[str, int]:
@@ -189,9 +197,13 @@ class ResNet(RectifiedModel):
     first = 4 * self.width if self.bottleneck else self.width
     return (self.width, *(first * 2**stage for stage in range(4)))
 
+  @property
+  def _block(self) -> type[BasicBlock] | type[Bottleneck]:
+    return Bottleneck if self.bottleneck else BasicBlock
+
   def _blocks(self, stage: int) -> list[nn.Module]:
     return _stage(
-      Bottleneck if self.bottleneck else BasicBlock,
+      self._block,
       self.blocks[stage - 1],
       before=self._widths[stage - 1],
       width=self._widths[stage],
@@ -270,9 +282,11 @@ class Bottleneck(nn.Module):
     y = nn.relu(norm("bn2", y))
     y = norm("bn3", convolution(self.width, 1, self.dtype, name="conv3")(y))
     if self.project:
-      x = convolution(self.width, 1, self.dtype, self.stride, name="downsample_conv")(x)
-      x = norm("downsample_bn", x)
+      x = norm("downsample_bn", self._resized(x))
     return y + x
+
+  def _resized(self, x: Array) -> Array:
+    return convolution(self.width, 1, self.dtype, self.stride, name="downsample_conv")(x)
 
 
 def _stage(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError
-from jaxkd.models.layers import batch_norm, convolution, linear
+from jaxkd.models.layers import batch_norm, convolution
 from jaxkd.models.staged import TorchNames
 from jaxkd.models.torch.names_timm import TIMM_RESNET_D_NAMES
-from jaxkd.models.zoo.resnet import ResNet
+from jaxkd.models.zoo.resnet import Bottleneck, ResNet
 from jaxkd.types import Array
 
 
@@ -40,19 +40,14 @@ class ResNetD(ResNet):
       )
     super().__post_init__()
 
-  def setup(self) -> None:
-    """Create the layers; their variables are created when they first run."""
+  def stem(self) -> None:
+    """Create the layers of the stem."""
     self.stem_conv1 = convolution(self.width // 2, 3, self.dtype, 2)
     self.stem_bn1 = batch_norm(self.axis_name, self.dtype)
     self.stem_conv2 = convolution(self.width // 2, 3, self.dtype)
     self.stem_bn2 = batch_norm(self.axis_name, self.dtype)
     self.stem_conv3 = convolution(self.width, 3, self.dtype)
     self.stem_bn = batch_norm(self.axis_name, self.dtype)
-    self.stage1 = self._blocks(1)
-    self.stage2 = self._blocks(2)
-    self.stage3 = self._blocks(3)
-    self.stage4 = self._blocks(4)
-    self.classifier = linear(self.num_classes, self._widths[-1], self.dtype)
 
   def preactivation(self, stage: str, x: Array, train: bool) -> Array:
     """The output of a stage before its last ReLU; see RectifiedModel."""
@@ -62,48 +57,17 @@ class ResNetD(ResNet):
     x = nn.relu(self.stem_bn2(self.stem_conv2(x), use_running_average=not train))
     return self.stem_bn(self.stem_conv3(x), use_running_average=not train)
 
-  def _blocks(self, stage: int) -> list[nn.Module]:
-    common = {"axis_name": self.axis_name, "dtype": self.dtype}
-    width, stride = self._widths[stage], 1 if stage == 1 else 2
-    # The first block of a stage changes the width, also that of stage 1.
-    first = PooledBottleneck(width, stride, project=True, **common)
-    rest = range(self.blocks[stage - 1] - 1)
-    return [first, *(PooledBottleneck(width, **common) for _ in rest)]
+  @property
+  def _block(self) -> type[Bottleneck]:
+    return PooledBottleneck
 
 
-class PooledBottleneck(nn.Module):
-  """1x1-3x3-1x1 convolutions, each with BN, plus a pooled shortcut, without the last ReLU.
+class PooledBottleneck(Bottleneck):
+  """A Bottleneck whose shortcut, where it has another size, is a pool and a 1x1 convolution."""
 
-  Attributes:
-    width: output channels, a multiple of 4; the 3x3 convolution has a quarter of them.
-    stride: of the 3x3 convolution and of the shortcut's average pool.
-    project: the shortcut is the pool, a 1x1 convolution and BN instead of the input itself.
-    axis_name: as in CifarResNet.
-    dtype: as in CifarResNet.
-  """
-
-  width: int
-  stride: int = 1
-  project: bool = False
-  axis_name: str | None = None
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> Array:
-    """(B, H, W, C) -> (B, H / stride, W / stride, width), rounded up."""
-
-    def norm(name: str, y: Array) -> Array:
-      return batch_norm(self.axis_name, self.dtype, name)(y, use_running_average=not train)
-
-    inner = self.width // 4
-    y = nn.relu(norm("bn1", convolution(inner, 1, self.dtype, name="conv1")(x)))
-    y = convolution(inner, 3, self.dtype, self.stride, name="conv2")(y)
-    y = nn.relu(norm("bn2", y))
-    y = norm("bn3", convolution(self.width, 1, self.dtype, name="conv3")(y))
-    if self.project:
-      x = pooled_by_two(x) if self.stride == 2 else x
-      x = norm("downsample_bn", convolution(self.width, 1, self.dtype, name="downsample_conv")(x))
-    return y + x
+  def _resized(self, x: Array) -> Array:
+    x = pooled_by_two(x) if self.stride == 2 else x
+    return convolution(self.width, 1, self.dtype, name="downsample_conv")(x)
 
 
 def pooled_by_two(x: Array) -> Array:
