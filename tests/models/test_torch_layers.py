@@ -1,4 +1,4 @@
-"""Layouts of weights in PyTorch that no shape tells apart: transposed convolutions."""
+"""Layouts of weights in PyTorch that no shape tells apart."""
 
 from __future__ import annotations
 
@@ -97,3 +97,32 @@ def test_a_map_that_is_flattened_in_another_order_is_refused():
 @pytest.mark.parametrize(("order", "features"), [("torch", 8), ("pooled", 2)])
 def test_maps_in_the_order_of_torch_are_loaded(order, features):
   assert flat(order, features)["params"]["fc"]["kernel"].shape == (features, 3)
+
+
+class Signal(nn.Module):
+  order: str
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(2, (3,), name="conv")(x)
+    if self.order == "tokens":  # an attention-like product, after which positions come first
+      x = x + jnp.einsum("bij,bjc->bic", x @ x.swapaxes(1, 2), x)
+    x = nn.max_pool(nn.relu(x), (2,), (2,))
+    if self.order == "torch":
+      x = jnp.transpose(x, (0, 2, 1))
+    return nn.Dense(3, name="fc")(x.reshape(len(x), -1))
+
+
+def signal(order):
+  state = {"conv.weight": np.ones((2, 4, 3), "f"), "conv.bias": np.zeros(2, "f")}
+  state |= {"fc.weight": RNG.normal(size=(3, 8)), "fc.bias": np.zeros(3, "f")}
+  shape = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+  return from_torch(state, Signal(order), names={"(conv|fc)": r"\1"}, image_shape=shape)
+
+
+def test_a_signal_that_is_flattened_in_another_order_is_refused():
+  message = r"is a map of \(4, 2\), flattened as \(L, C\), .* jnp.transpose\(x, \(0, 2, 1\)\)"
+  with pytest.raises(ConfigError, match=message):
+    signal("flax")
+  for order in ("torch", "tokens"):
+    assert signal(order)["params"]["fc"]["kernel"].shape == (8, 3)

@@ -24,10 +24,11 @@ class Traced(NamedTuple):
   Attributes:
     shapes: path -> shape of every variable.
     transposed: the transposed convolutions.
-    flattened: path -> (H, W, C), the linear layers whose input is a map flattened in Flax's order
-      of axes. PyTorch flattens (C, H, W), Flax (H, W, C): the same number of features in another
-      order, which no shape tells. A map that is transposed to (B, C, H, W) before is in PyTorch's
-      order.
+    flattened: path -> (H, W, C) or (L, C), the linear layers whose input is a map flattened in
+      Flax's order of axes. PyTorch flattens (C, H, W), Flax (H, W, C): the same number of features
+      in another order, which no shape tells. A map that is transposed to (B, C, H, W) before is in
+      PyTorch's order. (B, L, C) is a map if it comes from a one-dimensional convolution, not from
+      tokens, whose order is that of PyTorch.
   """
 
   shapes: dict[Path, jax.ShapeDtypeStruct]
@@ -64,10 +65,14 @@ def _search(program: Any, found: dict[Path, tuple[int, ...]]) -> None:
       shape = _flattened(equation.invars[0], producers)
       if shape is not None:
         found[tuple(str(name).removeprefix(_MARK).split("/"))] = shape
-    for value in equation.params.values():
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        _search(inner, found)
+    for inner in _programs(equation):
+      _search(inner, found)
+
+
+def _programs(equation: Any) -> list[Any]:
+  """The programs that an equation runs: of a call, a loop or a rematerialised part."""
+  values = (getattr(value, "jaxpr", value) for value in equation.params.values())
+  return [value for value in values if hasattr(value, "eqns")]
 
 
 def _flattened(variable: Any, producers: Mapping[Any, Any]) -> tuple[int, ...] | None:
@@ -77,15 +82,43 @@ def _flattened(variable: Any, producers: Mapping[Any, Any]) -> tuple[int, ...] |
       continue
     source = equation.invars[0]
     batch, *shape = source.aval.shape
-    if len(shape) < 3 or equation.outvars[0].aval.shape != (batch, math.prod(shape)):
+    if len(shape) < 2 or equation.outvars[0].aval.shape != (batch, math.prod(shape)):
       continue
     if shape[-1] == 1 or math.prod(shape[:-1]) == 1:
+      continue
+    if len(shape) == 2 and not _is_convolved(source, producers):
       continue
     order = (0, len(shape), *range(1, len(shape)))
     origins = _origins(source, producers)
     if not any(origin.params.get("permutation") == order for origin in origins):
       return tuple(shape)
   return None
+
+
+def _is_convolved(variable: Any, producers: Mapping[Any, Any]) -> bool:
+  """Check whether (B, L, C) comes from a convolution, with no linear layer or attention after it.
+
+  The layers of a transformer are matrix products, its tokens may come from any convolution.
+  """
+  known: set[Any] = set()
+  waiting, convolved = [variable], False
+  while waiting:
+    equation = producers.get(waiting.pop())
+    if equation is None or id(equation) in known:
+      continue
+    known.add(id(equation))
+    if _multiplies(equation):
+      return False
+    if equation.primitive.name == "conv_general_dilated":
+      convolved |= equation.outvars[0].aval.ndim == 3
+    else:
+      waiting += [v for v in equation.invars if not hasattr(v, "val")]
+  return convolved
+
+
+def _multiplies(equation: Any) -> bool:
+  inner = (inside for program in _programs(equation) for inside in program.eqns)
+  return equation.primitive.name == "dot_general" or any(map(_multiplies, inner))
 
 
 def _origins(variable: Any, producers: Mapping[Any, Any]) -> list[Any]:

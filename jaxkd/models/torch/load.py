@@ -208,10 +208,13 @@ def _matched(
 def _check_order(where: str, flattened: Mapping[tuple[str, ...], Shape]) -> None:
   """Raise a ConfigError for a linear layer whose inputs are in another order than PyTorch's."""
   for path, shape in flattened.items():
+    rank = len(shape)
+    sizes = {2: ("L",), 3: ("H", "W")}.get(rank, ("D", "H", "W"))
     raise ConfigError(
-      f"{where}: the input of {'/'.join(path)} is a map of {shape}, flattened as (H, W, C), and "
-      "PyTorch flattens it as (C, H, W), so that the weights would be in another order: expected "
-      "jnp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1) in the module"
+      f"{where}: the input of {'/'.join(path)} is a map of {shape}, flattened as "
+      f"({', '.join((*sizes, 'C'))}), and PyTorch flattens it as ({', '.join(('C', *sizes))}), so "
+      "that the weights would be in another order: expected "
+      f"jnp.transpose(x, {(0, rank, *range(1, rank))}).reshape(len(x), -1) in the module"
     )
 
 
