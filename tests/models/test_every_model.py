@@ -36,6 +36,7 @@ from jaxkd.models import (
   WideResNet,
 )
 from jaxkd.models.staged import StagedModel
+from jaxkd.models.torch.layers import traced
 from tests.methods.one_step import jit
 from tests.models.drawn import drawn
 
@@ -274,6 +275,12 @@ def test_fields_that_fit_no_model_are_refused(kind, fields, message):
   }.get(kind, {})
   with pytest.raises(ConfigError, match=message):
     kind(num_classes=CLASSES, **{**sizes, **fields})
+
+
+@pytest.mark.parametrize("model", [m for m in EXAMPLES if m.torch_names], ids=name_of)
+def test_weights_of_torch_are_read_in_their_order(model):
+  images = jax.ShapeDtypeStruct((1, *image_shape(model)), jnp.float32)
+  assert traced(model, images).flattened == {}
 
 
 def test_wide_bottlenecks_are_wide_in_both_residual_networks():
