@@ -163,10 +163,12 @@ def test_inputs_that_are_no_images_and_several_teachers():
 
 
 def test_a_data_set_and_a_method_without_a_teacher():
-  data = Dataset("own", EXAMPLES, None, tiny.examples(30, 1), 3, (6, 6, 1), (0.3,), (0.2,))
+  splits = (EXAMPLES, None, tiny.examples(30, 1))
+  data = Dataset("own", *splits, 3, (6, 6, 1), (0.3,), (0.2,), class_names=("a", "b", "c"))
   result = jaxkd.distill(Plain(), None, data, "alone", epochs=1, console=QUIET)
   assert set(result.scores) == {"test"}
   assert result.preprocessing.mean == (0.3,)
+  assert result.description["class_names"] == ["a", "b", "c"]
 
 
 def test_the_example_runs():

@@ -27,9 +27,9 @@ from jaxkd.experiment import build
 from jaxkd.experiment import run as experiment
 from jaxkd.experiment.distill_arguments import settings_of
 from jaxkd.experiment.given import name_of
+from jaxkd.experiment.results import description_of
 from jaxkd.experiment.stated_images import images_of_run
 from jaxkd.export import bundles
-from jaxkd.shapes import described
 from jaxkd.train import Finished, Phase, Reporter
 from jaxkd.types import Batch, Network, Preprocessing
 
@@ -156,8 +156,7 @@ def distill(
 def _result(ready: experiment.Run, phase: Phase, finished: Finished, summary: Any) -> Result:
   """Return the student of the last phase."""
   network = phase.scheme.export(finished.participants)[phase.reported]
-  seen = build.as_seen(ready.settings, ready.data)
-  images = network.preprocessing or images_of_run(seen)
+  images = network.preprocessing or images_of_run(build.as_seen(ready.settings, ready.data))
   scores = {"test": finished.test[phase.reported]["accuracy"]}
   validated = [
     row["validation"][phase.reported]["accuracy"] for row in finished.rows if "validation" in row
@@ -165,21 +164,9 @@ def _result(ready: experiment.Run, phase: Phase, finished: Finished, summary: An
   if validated:
     best = ready.settings.keep == "best"
     scores["validation"] = max(validated) if best else validated[-1]
-  where: dict[str, Any] = (
-    {"inputs": described(seen.input_shape)} if images is None else bundles.described(images)
-  )
+  description = description_of(ready.settings, phase, finished, ready.data, phase.reported)
   if images is not None:
-    where["stored_shape"] = list(ready.data.input_shape)
-  description = {
-    "model": phase.label,
-    "data": ready.data.name,
-    "num_classes": ready.data.num_classes,
-    **where,
-    "method": ready.settings.method.name,
-    "stage": phase.name,
-    "predictor": phase.reported,
-    "test_accuracy": scores["test"],
-  }
+    description["stored_shape"] = list(ready.data.input_shape)
   given = ready.given.student
   plain = getattr(network.module, "module", network.module)
   own = given is not None and type(plain) is type(given) and phase.label == name_of(given)

@@ -79,22 +79,37 @@ def save_bundles(
       if phase.epochs:  # the notes of a teacher that came trained say so
         left_out.append(f"{phase.name}: {predictor} is not written as a bundle: {why}")
       continue
-    # A teacher that came trained may have its own preprocessing.
-    images = network.preprocessing or images_of_run(build.as_seen(settings, data))
-    seen = bundles.described(images) if images else {"inputs": described(data.input_shape)}
-    description = {
-      "model": phase.label,
-      "data": settings.data.name,
-      "num_classes": data.num_classes,
-      **seen,
-      "method": settings.method.name,
-      "stage": phase.name,  # as earlier versions' bundles have it
-      "predictor": predictor,
-      "test_accuracy": result.test[predictor]["accuracy"],
-      **data_facts(settings.data, data),
-    }
+    description = description_of(settings, phase, result, data, predictor)
     bundles.save_bundle(workdir / "bundles" / phase.name / predictor, network, description)
   return left_out
+
+
+def description_of(
+  settings: ml_collections.ConfigDict, phase: Phase, result: Finished, data: Dataset, predictor: str
+) -> dict[str, Any]:
+  """Return what a bundle says of a scored predictor of a phase.
+
+  Args:
+    settings: the run's config.
+    phase: the finished phase.
+    result: its result.
+    data: the run's data set.
+    predictor: its name.
+  """
+  network = phase.scheme.export(result.participants)[predictor]
+  # A teacher that came trained may have its own preprocessing.
+  images = network.preprocessing or images_of_run(build.as_seen(settings, data))
+  return {
+    "model": phase.label,
+    "data": settings.data.name,
+    "num_classes": data.num_classes,
+    **(bundles.described(images) if images else {"inputs": described(data.input_shape)}),
+    "method": settings.method.name,
+    "stage": phase.name,  # as earlier versions' bundles have it
+    "predictor": predictor,
+    "test_accuracy": result.test[predictor]["accuracy"],
+    **data_facts(settings.data, data),
+  }
 
 
 def summarize(
