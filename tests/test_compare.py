@@ -145,6 +145,30 @@ def test_a_method_with_another_teacher_has_it_trained(compare, made):
   assert own.teacher.bundle == f"runs/{teacher}/bundles/teacher/teacher"
 
 
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    # Files of a trained teacher are read by every run.
+    ({"weights": "t.pth"}, {"weights": "t.pth", "bundle": ""}),
+    ({"stablehlo": "t.bin"}, {"stablehlo": "t.bin", "bundle": ""}),
+    # A teacher that its own run fine-tunes is the bundle of that run.
+    (
+      {"weights": "t.pth", "weights_part": "ema", "new_head": True, "finetune_epochs": 20},
+      {"weights": "", "weights_part": "", "new_head": False, "finetune_epochs": 0}
+      | {"bundle": "runs/seed0/teacher/bundles/teacher/teacher"},
+    ),
+  ],
+)
+def test_a_teacher_that_comes_trained_is_named_once(compare, made, given, expected):
+  changes = [f"teacher.{field}={value}" for field, value in given.items()]
+  table = compare("--methods=kd", "--seeds=1", f"--set={','.join(changes)}")
+  assert any(row.startswith("| teacher") for row in table)
+  for field, value in given.items():
+    assert made["seed0/teacher"].teacher[field] == value
+  for field, value in expected.items():
+    assert made["seed0/kd"].teacher[field] == value
+
+
 def test_with_one_teacher_it_is_that_of_the_first_seed(compare, made):
   table = compare("--methods=kd", "--one_teacher", "--seeds=2")
   assert sorted(made) == ["seed0/alone", "seed0/kd", "seed0/teacher", "seed1/alone", "seed1/kd"]

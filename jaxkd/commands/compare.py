@@ -69,6 +69,15 @@ _WORKERS = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the table to this Markdown file.")
 _PLOT = flags.DEFINE_string("plot", None, "Also draw the means to this PNG file.")
 
+# Fields of a teacher that its own run has used, as students see them.
+_OF_ITS_OWN_RUN = {
+  "weights": "",
+  "weights_part": "",
+  "new_head": False,
+  "finetune_epochs": 0,
+  "finetune_learning_rate": 0.0,
+}
+
 # (name of a variant, learning rate if there are several) -> a folder for each seed.
 Runs = Mapping[tuple[str, float | None], list[pathlib.Path]]
 
@@ -131,16 +140,18 @@ def _planned(
         settings.seed = seed
         if _method(name) not in ("teacher", "alone"):
           settings.baseline = False
-        if name in teachers:
+        if name in teachers and not _comes_trained(settings.teacher):
           needs = (home / _label(teachers[name]),)
           settings.teacher.bundle = str(needs[0] / "bundles" / "teacher" / "teacher")
-          # The teacher's own run has fine-tuned it.
-          settings.teacher.update(
-            {"new_head": False, "finetune_epochs": 0, "finetune_learning_rate": 0.0}
-          )
+          settings.teacher.update(_OF_ITS_OWN_RUN)
         run = _label(name) if rate is None else f"{_label(name)},rate={rate:g}"
         planned.setdefault((name, rate), []).append(sweep.Job(settings, folder / run, needs))
   return planned
+
+
+def _comes_trained(teacher: ConfigDict) -> bool:
+  """Check whether students read the files of a teacher, and not the bundle of its own run."""
+  return bool(teacher.stablehlo or (teacher.weights and not teacher.finetune_epochs))
 
 
 def _compared(runs: Runs, workdir: pathlib.Path) -> tuple[report.Accuracies, str]:

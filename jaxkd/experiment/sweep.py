@@ -54,7 +54,7 @@ class Job(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-  """The end of a run: an accuracy, or an error, which may be the user's mistake."""
+  """The end of a run: an accuracy (NaN: not scored), or an error, which may be the user's mistake."""
 
   seconds: float = 0.0
   accuracy: float = math.nan
@@ -122,7 +122,8 @@ def run_all(
   with contextlib.closing(outcomes):
     for run, outcome in outcomes:
       name = _name(run.folder, home)
-      result = f"{100 * outcome.accuracy:.2f}% in {outcome.seconds:.0f} s"
+      score = "not scored" if math.isnan(outcome.accuracy) else f"{100 * outcome.accuracy:.2f}%"
+      result = f"{score} in {outcome.seconds:.0f} s"
       if not outcome.error:
         done += 1
       elif outcome.mistake:
@@ -247,8 +248,9 @@ def _make(
     console.print(traceback.format_exc(), soft_wrap=True, highlight=False, markup=False)
     (*_, last) = traceback.format_exception_only(error)
     return _Outcome(error=last.strip().splitlines()[0])
-  (accuracy,) = report.run_accuracies("", summary["stages"]).values()
-  return _Outcome(time.monotonic() - started, accuracy)
+  # A teacher of other classes is not scored.
+  scored = [math.nan, *report.run_accuracies("", summary["stages"]).values()]
+  return _Outcome(time.monotonic() - started, scored[-1])
 
 
 def _prepare_jax(compiled: pathlib.Path, cpu_devices: int, batch_size: int) -> None:

@@ -40,7 +40,8 @@ def run_accuracies(
   Args:
     name: name of the run.
     stages: stage -> {"predictor": its reported predictor, "test": {predictor: {"accuracy"}}}, as in
-      a run's summary; or with validation scores as "test". No stages give no rows.
+      a run's summary; or with validation scores as "test". No stages give no rows, and neither
+      does a last stage that is not scored.
     every_predictor: True returns a row for every predictor of every stage, and one for the mean of
       several of a kind; False returns one row, for the predictor of the last stage.
 
@@ -50,6 +51,8 @@ def run_accuracies(
   {'dml': 0.5}
   >>> run_accuracies("dml", stages, every_predictor=True)
   {'dml: peer_0': 0.5, 'dml: peer_1': 0.75, 'dml: mean peer': 0.625}
+  >>> run_accuracies("teacher", {"teacher": {"predictor": ""}})
+  {}
   >>> student = {"predictor": "student", "test": {"student": {"accuracy": 0.75}}}
   >>> run_accuracies("kd", {"teacher": student, "distilled": student}, every_predictor=True)
   {'kd': 0.75}
@@ -59,6 +62,8 @@ def run_accuracies(
   *_, last = stages
   # Teachers have rows of their own, from runs of their own.
   own = {s: result for s, result in stages.items() if s == last or not s.startswith("teacher")}
+  if not own[last]["predictor"]:
+    return {}
   if not every_predictor or len(own[last]["test"]) == 1 == len(own):
     return {name: own[last]["test"][own[last]["predictor"]]["accuracy"]}
   rows = {}
