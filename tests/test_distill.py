@@ -162,6 +162,25 @@ def test_inputs_that_are_no_images_and_several_teachers():
   assert {"teacher", "teacher_1"} <= set(result.summary["stages"])
 
 
+def test_labels_of_several_classes_and_options_of_a_section():
+  rows = np.float32(np.random.default_rng(0).normal(size=(200, 5)))
+  labels = (rows[:, :3] > 0.5).astype(np.uint8)
+  options = {"student.optimizer": "optax.lion", "student.optimizer_arguments": {"b1": 0.8}}
+  options |= {"student.label_smoothing": 0.1, "student.patience": 2, "data.labels": "multi"}
+  teacher = Network(Plain(9), Plain(9).init(jax.random.key(1), rows[:1]))
+  result = distill(teacher=teacher, data=(rows, labels), config=options, epochs=9)
+  section = result.summary["config"]["student"]
+  assert section["optimizer_arguments"] == {"b1": 0.8}
+  assert "mean_average_precision" in result.summary["stages"]["distilled"]
+  assert np.mean((result.predict(rows) > 0) == labels) > 0.7
+  with pytest.raises(ConfigError, match=r"labels: row 3 has 2\.0 for class 1"):
+    distill(
+      teacher=teacher,
+      data=(rows, np.where(np.arange(600).reshape(200, 3) == 10, 2.0, 0.0)),
+      config=options,
+    )
+
+
 def test_a_data_set_and_a_method_without_a_teacher():
   splits = (EXAMPLES, None, tiny.examples(30, 1))
   data = Dataset("own", *splits, 3, (6, 6, 1), (0.3,), (0.2,), class_names=("a", "b", "c"))

@@ -130,7 +130,8 @@ def distill(
       never trained here; the directory of a bundle; one of `jaxkd.models.names()`, trained first;
       or None, for a method without a teacher or with one that `config` names.
     data: a `jaxkd.data.Dataset`; arrays (inputs, labels), of which a fifth is held out for tests
-      and a tenth of the rest for validation; or a name that `jaxkd.data.load` knows.
+      and a tenth of the rest for validation, with `config={"data.labels": "multi"}` for labels
+      (N, C) of several classes; or a name that `jaxkd.data.load` knows.
     method: one of `jaxkd.methods.METHODS`, or a sum such as "kd+at".
     workdir: keeps checkpoints and results, so that the same call resumes; None: a temporary one.
     config: fields of the run's config, such as {"student.optimizer": "adamw", "keep": "best"}.

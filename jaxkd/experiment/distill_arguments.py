@@ -218,6 +218,12 @@ def _data(settings: ml_collections.ConfigDict, data: Any) -> Callable[..., Datas
       "jaxkd.data.from_arrays(..., image_size=...) resizes images"
     )
   seed = section.split_seed if section.split_seed >= 0 else settings.seed
-  found = data_set(data, validation=section.validation, test=section.test or _TEST, seed=seed)
+  found = data_set(
+    data,
+    validation=section.validation,
+    test=section.test or _TEST,
+    seed=seed,
+    labels=section.labels,
+  )
   section.name = found.name
   return lambda *_, **__: found

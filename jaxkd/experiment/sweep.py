@@ -54,7 +54,7 @@ class Job(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-  """The end of a run: an accuracy (NaN: not scored), or an error, which may be the user's mistake."""
+  """The end of a run: an accuracy, NaN without one; or an error, which may be a mistake."""
 
   seconds: float = 0.0
   accuracy: float = math.nan
