@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxkd.data import Dataset, split_off
+from jaxkd.data import Dataset, TreeExamples, split_off
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config, dry_run
 from jaxkd.experiment import run as experiment
@@ -259,6 +259,13 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path, array, message):
     phases(path)
   assert len(str(error.value).splitlines()) == 1
   error.match(message)
+
+
+def test_labels_of_every_position_are_refused(tmp_path):
+  parts = [TreeExamples(np.zeros((90, 4)), np.zeros((90, 5), int)) for _ in range(2)]
+  dense = Dataset("dense", parts[0], None, parts[1], 3)
+  with pytest.raises(ConfigError, match=r"examples of 'dense' have labels \(5,\) each, and a file"):
+    phases(saved(tmp_path, LOGITS), data=dense)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,11 @@ def stored_teacher(settings: Any, data: Dataset) -> tuple[Teacher, Mapping[str, 
   except _UNREADABLE as error:
     reason = getattr(error, "strerror", None) or one_line(error)
     raise ConfigError(f"{where}: {reason}; expected a .npy or .npz file without objects") from error
+  if data.train.labels.ndim > 1:
+    raise ConfigError(
+      f"{where}: expected '', as examples of {data.name!r} have labels "
+      f"{data.train.labels.shape[1:]} each, and a file has one row of logits per example"
+    )
   _check_size(where, table, data)
   _check_views(where, table, settings)
   shape: Any = jax.ShapeDtypeStruct((2, table.num_classes), jnp.float32)
