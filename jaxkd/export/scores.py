@@ -116,6 +116,11 @@ def score_network(
   examples = getattr(dataset, split, None)
   if examples is None:
     raise ConfigError(f"split={split!r}: data set {dataset.name!r} has no such examples")
+  if getattr(examples, "multi_label", False):
+    raise ConfigError(
+      f"data set {dataset.name!r}: labels {examples.labels.shape} are multi-hot: expected one "
+      "class per example; the summary of a run has the scores of several"
+    )
   images = dataset.image_shape
   given = None
   if images is not None:

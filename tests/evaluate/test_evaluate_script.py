@@ -132,6 +132,17 @@ def test_a_data_set_that_does_not_fit_is_named(change, message):
     scores.score_network(given, dataset(**change))
 
 
+def test_labels_of_several_classes_and_other_inputs_are_refused(script, run, monkeypatch):
+  rows = np.zeros((4, *SHAPE), np.float32)
+  several = data.MultiLabelExamples(rows, np.eye(4, 3))
+  with pytest.raises(ConfigError, match=r"labels \(4, 3\) are multi-hot: expected one class"):
+    scores.score_network(network(), data.Dataset("tags", several, None, several, 3))
+  plain = data.TreeExamples(rows, np.zeros(4, int))
+  monkeypatch.setattr(data, "load", lambda *_, **__: data.Dataset("rows", plain, None, plain, 3))
+  with pytest.raises(ConfigError, match="takes images, and data set 'rows' has no images"):
+    script.scored(run / "bundles/alone/student", None, None, 256)
+
+
 def test_a_missing_split_and_a_bundle_without_data_are_named(script, tmp_path):
   with pytest.raises(ConfigError, match="split='validation': data set 'digits' has no such"):
     scores.score_network(network(), dataset(), split="validation")
