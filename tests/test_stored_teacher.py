@@ -307,6 +307,8 @@ def test_a_file_that_is_no_array_is_a_one_line_error(tmp_path, content):
     ({"cached_targets": True}, r"cached_targets=True: expected False with teacher.logits="),
     ({"teacher_bundle": "x"}, r"teacher.bundle='x' and teacher.logits=.*: expected one of them"),
     ({"teacher_weights": "x"}, r"teacher.weights='x' and teacher.logits=.*: expected one of them"),
+    ({"teacher_stablehlo": "x"}, r"teacher.stablehlo='x' and teacher.logits=.*: expected one of"),
+    ({"teacher_tap": "a=b"}, r"teacher.tap='a=b' and teacher.logits=.*: expected one of them"),
     ({"teacher_count": 2}, r"teacher.count=2 and teacher.logits=.*: expected one of them"),
     ({"teacher_new_head": True}, r"teacher.new_head=True and teacher.logits="),
     ({"teacher_finetune_epochs": 2}, r"teacher.finetune_epochs=2 and teacher.logits="),
@@ -318,6 +320,18 @@ def test_fields_that_contradict_a_file_are_a_one_line_error(tmp_path, fields, me
   with pytest.raises(ConfigError, match=f"^{message}") as error:
     phases(saved(tmp_path, LOGITS), **fields)
   assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_is_the_teacher_whatever_teacher_model_names(tmp_path):
+  path = saved(tmp_path, LOGITS)
+  teacher, student = phases(path, teacher_model="tests.test_stored_teacher:network")
+  assert student.tables["teacher"].digest.shape == (8,) and not teacher.reported
+
+
+def network(num_classes):
+  """Return a trained network, for `teacher.model`."""
+  module = MLP((4,), num_classes=num_classes)
+  return Network(module, module.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1))))
 
 
 def test_missing_without_a_file_and_a_teacher_of_a_file_are_a_one_line_error(tmp_path):

@@ -24,7 +24,6 @@ from jaxkd.errors import ConfigError, one_line
 from jaxkd.experiment import own_models
 from jaxkd.experiment.new_head import fine_tuned
 from jaxkd.experiment.stated_images import StatedImages, images_of_files, shown
-from jaxkd.experiment.stored_teacher import stored_teacher
 from jaxkd.export import bundles
 from jaxkd.methods import Teacher
 from jaxkd.preprocessing import Converted, as_trained
@@ -82,15 +81,8 @@ def teachers(
     ConfigError: naming the field and the accepted values.
   """
   section = settings.teacher
-  if section.logits:
-    return [stored_teacher(settings, data)]
   fields = ("bundle", "weights")
   given = {field: [path for path in section[field].split(",") if path] for field in fields}
-  if all(given.values()):
-    raise ConfigError(
-      f"teacher.bundle={section.bundle!r} and teacher.weights={section.weights!r}: expected "
-      "one of them"
-    )
   for field, paths in given.items():
     if paths and section.count not in (1, len(paths)):
       raise ConfigError(

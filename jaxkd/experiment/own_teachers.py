@@ -21,6 +21,7 @@ from jaxkd.errors import ConfigError, one_line
 from jaxkd.experiment import networks
 from jaxkd.experiment.own_models import Taps, initial_shapes, taps_of, with_output
 from jaxkd.experiment.stated_images import StatedImages, images_of_files
+from jaxkd.experiment.stored_teacher import stored_teacher
 from jaxkd.export import architectures, stablehlo
 from jaxkd.methods import Teacher
 from jaxkd.models import imported
@@ -39,9 +40,9 @@ def teachers(
 ) -> list[Trained]:
   """Return the teachers of a config, each with its variables if it is already trained.
 
-  They are `jaxkd.experiment.networks.teachers`, and besides those: functions in files
-  (`teacher.stablehlo`), and the Network that the callable of `teacher.model` returns. Their stages
-  are those of `teacher.tap`.
+  They are `jaxkd.experiment.networks.teachers`, and besides those: a file of logits
+  (`teacher.logits`), functions in files (`teacher.stablehlo`), and the Network that the callable of
+  `teacher.model` returns. Their stages are those of `teacher.tap`.
 
   Args:
     settings: a config; its section "teacher" is used.
@@ -53,14 +54,14 @@ def teachers(
     ConfigError: naming the field and the accepted values.
   """
   section = settings.teacher
-  given = [field for field in ("bundle", "weights", "stablehlo") if section.get(field)]
-  if len(given) > 1:
-    shown = " and ".join(f"teacher.{field}={section[field]!r}" for field in given)
-    raise ConfigError(f"{shown}: expected one of them")
-  found = list(ready) or None
-  if found is None and given == ["stablehlo"]:
+  found: list[Trained] | None = None
+  if ready:
+    found = list(ready)
+  elif section.logits:
+    found = [stored_teacher(settings, data)]
+  elif section.stablehlo:
     found = _from_files(settings, data)
-  elif found is None and not given and imported.is_own(section.model):
+  elif not (section.bundle or section.weights) and imported.is_own(section.model):
     found = _from_callable(settings, data, options)
   if found is None:
     found = networks.teachers(settings, data, options)

@@ -20,6 +20,10 @@ def check_teacher(settings: ml_collections.ConfigDict) -> None:
     settings: a config of a method with a teacher, whose fields are each valid.
   """
   teacher = settings.teacher
+  given = [field for field in ("bundle", "weights", "stablehlo") if teacher[field]]
+  if len(given) > 1 and not teacher.logits:
+    shown = " and ".join(f"teacher.{field}={teacher[field]!r}" for field in given)
+    raise ConfigError(f"{shown}: expected one of them")
   if teacher.logits:
     _check_logits(settings)
   elif teacher.missing != "impossible":
@@ -67,6 +71,8 @@ def _check_logits(settings: ml_collections.ConfigDict) -> None:
     ("bundle", ""),
     ("weights", ""),
     ("weights_part", ""),
+    ("stablehlo", ""),
+    ("tap", ""),
     ("count", 1),
     ("new_head", False),
     ("finetune_epochs", 0),
