@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd.errors import needed_by
 
@@ -15,12 +16,10 @@ with needed_by("jaxkd.experiment.build"):
 
 
 from jaxkd import methods
-from jaxkd.data import Dataset, unseen_classes
+from jaxkd.data import UNLABELLED, Dataset, Examples, unseen_classes
 from jaxkd.errors import ConfigError
-from jaxkd.experiment import networks, own_models, own_teachers
+from jaxkd.experiment import networks, own_models
 from jaxkd.experiment.given import NOTHING_GIVEN, Given
-from jaxkd.experiment.given_teachers import teacher_spec, with_tables, with_variables
-from jaxkd.experiment.phase_options import class_weights_of, patience_of
 from jaxkd.experiment.preparation import (
   check_augmentation,
   evaluation_preparation,
@@ -29,9 +28,11 @@ from jaxkd.experiment.preparation import (
 )
 from jaxkd.experiment.preparation import dataset as dataset
 from jaxkd.experiment.student_start import started, student_start
+from jaxkd.experiment.teachers import teacher_spec, teachers_of, with_tables, with_variables
 from jaxkd.experiment.traced import multiply_adds
 from jaxkd.experiment.training_fields import recipe_arguments
 from jaxkd.export import architectures
+from jaxkd.fields import BALANCED
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, Teacher
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.train import (
@@ -79,7 +80,7 @@ def phases(
   plan: list[Phase] = []
   teachers: dict[str, Teacher] = {}
   if taught or name == "teacher":
-    found = own_teachers.teachers(settings, data, options, given.teachers_for(data))
+    found = teachers_of(settings, data, options, given.teachers_for(data))
     for number, (teacher, variables) in enumerate(found):
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher
@@ -264,10 +265,67 @@ def _phase(
     accumulate=settings.accumulate,
     average_decay=recipe.average_decay or None,
     label_smoothing=recipe.get("label_smoothing", 0.0),
-    class_weights=class_weights_of(settings, section, examples, data),
-    patience=patience_of(settings, section, spec.reported, data),
+    class_weights=_class_weights(settings, section, examples, data),
+    patience=_patience(settings, section, spec.reported, data),
     views=settings.data.views,
     cached_targets=settings.cached_targets,
     resident_bytes=settings.resident_megabytes * 2**20,
     notes=spec.notes,
   )
+
+
+def _class_weights(
+  settings: Any, section: str, examples: Examples, data: Dataset
+) -> tuple[float, ...]:
+  """Return a section's weight of each class; () if it has none.
+
+  "balanced" is N / (C n_c) for N labels of C classes, of which n_c are of class c, as scikit-learn
+  defines it; a class without labels has weight 0, and C is the number of classes that have some.
+
+  Args:
+    settings: a config that `check_config` accepts.
+    section: "teacher" or "student".
+    examples: training examples of the phase.
+    data: data set of the run.
+
+  Raises:
+    ConfigError: if they are not one per class, or if labels are mixed (`data.mixup`).
+  """
+  chosen = settings[section].get("class_weights", ())
+  if not len(chosen):
+    return ()
+  where = f"{section}.class_weights={chosen!r}"
+  if settings.data.mixup:
+    raise ConfigError(f"{where}: expected () with data.mixup={settings.data.mixup:g}")
+  if chosen != BALANCED:
+    if len(chosen) != data.num_classes:
+      raise ConfigError(
+        f"{where}: expected {data.num_classes} numbers, one for each class of {data.name}, "
+        f"got {len(chosen)}"
+      )
+    return tuple(float(weight) for weight in chosen)
+  labels, mask = np.asarray(examples.labels), getattr(examples, "mask", None)
+  counted = labels != UNLABELLED
+  if mask is not None and mask.ndim <= labels.ndim:
+    counted &= (np.asarray(mask) != 0).reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
+  numbers = np.bincount(labels[counted].reshape(-1), minlength=data.num_classes)
+  present = np.count_nonzero(numbers)
+  weights = np.where(numbers > 0, numbers.sum() / (max(1, present) * np.maximum(numbers, 1)), 0.0)
+  return tuple(float(weight) for weight in weights)
+
+
+def _patience(settings: Any, section: str, reported: str, data: Dataset) -> int:
+  """Return the epochs without a better validation score after which a phase ends; 0 never does.
+
+  A phase that leaves no predictor has no score, and makes all of its epochs.
+
+  Raises:
+    ConfigError: if there is no validation split.
+  """
+  patience = settings[section].get("patience", 0)
+  if patience and data.validation is None:
+    raise ConfigError(
+      f"{section}.patience={patience}: expected 0 without a validation split (data.validation="
+      f"{settings.data.validation:g})"
+    )
+  return patience if reported else 0
