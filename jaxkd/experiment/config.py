@@ -1,4 +1,4 @@
-"""Fields of an experiment's config, their defaults, and checks for contradictions."""
+"""Fields of an experiment's config, and their defaults."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ with needed_by("jaxkd.experiment.config"):
   import ml_collections
 
 from jaxkd import fields as accepted
-from jaxkd import methods, models
-from jaxkd.errors import ConfigError
-from jaxkd.experiment import own_models
-from jaxkd.experiment.given import is_given
-from jaxkd.experiment.multi_label import check_multi_label
-from jaxkd.experiment.student_start import check_start
-from jaxkd.experiment.teacher_fields import check_repeated, check_teacher
-from jaxkd.experiment.training_fields import check_training, training_fields, training_remarks
+from jaxkd import methods
+from jaxkd.experiment.consistency import check_consistency
+from jaxkd.experiment.consistency import remarks as remarks
+from jaxkd.experiment.training_fields import training_fields
 from jaxkd.fields import (
   Field,
   Fields,
@@ -177,107 +173,4 @@ def check_config(settings: ml_collections.ConfigDict) -> None:
   method = settings.get("method", {})
   name = method.get("name", "") if hasattr(method, "get") else method
   accepted.check(settings, fields(name))
-  _check_consistency(settings, with_teacher=_has_teacher(name))
-
-
-def remarks(settings: ml_collections.ConfigDict) -> list[str]:
-  """Return a line for every field of a valid config that has no effect or not its full effect."""
-  return _remarks(settings, with_teacher=_has_teacher(settings.method.name))
-
-
-def _has_teacher(name: str) -> bool:
-  return name == "teacher" or methods.is_taught(name)
-
-
-def _check_consistency(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> None:
-  """Raise a ConfigError for an unknown model, and for fields that contradict each other.
-
-  Args:
-    settings: a complete config whose fields are each valid.
-    with_teacher: whether the run has a teacher.
-  """
-  if with_teacher:
-    check_teacher(settings)
-  used = ["student"] if settings.method.name != "teacher" else []
-  used += ["teacher"] if with_teacher and not settings.teacher.logits else []
-  for role in used:
-    section = settings[role]
-    # A bundle may hold a model that is not registered.
-    if role == "student":
-      check_start(section)
-    comes_known = section.get("bundle") or section.get("stablehlo")
-    if not is_given(section.model) and (role == "student" or not comes_known):
-      models.check_name(f"{role}.model", section.model)
-    own_models.taps_of(section, role)
-    check_training(role, section, comes_trained=_comes_trained(role, section))
-  if with_teacher:
-    _check_images(settings.teacher)
-  for name in settings.method.get("models", ()):
-    if name != "student":
-      models.check_name("method.models", name)
-  smoothing = settings.student.get("label_smoothing", 0.0)
-  if smoothing and settings.method.get("label_smoothing", 0.0):
-    raise ConfigError(
-      f"student.label_smoothing={smoothing:g}: expected 0.0 with method.label_smoothing="
-      f"{settings.method.label_smoothing:g}"
-    )
-  _check_data(settings)
-  check_multi_label(settings)
-
-
-def _comes_trained(role: str, section: ml_collections.ConfigDict) -> bool:
-  """Check whether a section's network is not trained in the run, but loaded."""
-  comes = section.get("bundle") or section.get("weights") or is_given(section.model)
-  return role == "teacher" and bool(comes)
-
-
-def _check_images(teacher: ml_collections.ConfigDict) -> None:
-  """Raise a ConfigError if images are stated for a teacher that is trained in the run."""
-  if teacher.bundle or teacher.weights or teacher.stablehlo:
-    return
-  if models.imported.is_own(teacher.model):  # which may return a trained Network
-    return
-  for field, unset in (("mean", ()), ("std", ()), ("image_size", 0)):
-    if teacher[field] != unset:
-      raise ConfigError(
-        f"teacher.{field}={teacher[field]}: expected {unset} without teacher.bundle and "
-        "teacher.weights, as a teacher that is trained in this run sees its images"
-      )
-
-
-def _remarks(settings: ml_collections.ConfigDict, *, with_teacher: bool) -> list[str]:
-  """Return the lines of `remarks`.
-
-  Args:
-    settings: a config that `check_config` accepts.
-    with_teacher: whether the run has a teacher.
-  """
-  found = []
-  given = ("bundle", "weights", "logits", "stablehlo")
-  comes_trained = any(settings.teacher[field] for field in given)
-  comes_trained = comes_trained or is_given(settings.teacher.model)
-  used = ["student"] if settings.method.name != "teacher" else []
-  used += ["teacher"] if with_teacher and not comes_trained else []
-  for role in used:
-    found += training_remarks(role, settings[role])
-  method = settings.method
-  if method.get("ramp", "none") != "none" and method.ramp_epochs > settings.student.epochs:
-    found.append(
-      f"method.ramp_epochs={method.ramp_epochs:g} is longer than the training, "
-      f"student.epochs={settings.student.epochs}: the weight at its end is not reached"
-    )
-  return found
-
-
-def _check_data(settings: ml_collections.ConfigDict) -> None:
-  section = settings.data
-  if section.crop and section.resized_crop:
-    raise ConfigError(
-      f"data.crop={section.crop}: expected 0 with data.resized_crop={section.resized_crop}"
-    )
-  if section.unlabelled and not section.per_class and settings.method.name != "teacher":
-    raise ConfigError(
-      f"data.unlabelled={section.unlabelled}: data.per_class=0 leaves no image unlabelled"
-    )
-  if settings.cached_targets:
-    check_repeated(settings, "cached_targets=True")
+  check_consistency(settings)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxkd.data import UNLABELLED, Dataset, Examples
 from jaxkd.errors import ConfigError, one_line
-from jaxkd.experiment.teacher_fields import augmented_by
+from jaxkd.experiment.consistency import augmented_by
 from jaxkd.methods import Teacher
 from jaxkd.tables import Table, TopK
 from jaxkd.train.expected import Expected, reason_to_warn, sample

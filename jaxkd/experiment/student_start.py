@@ -39,15 +39,6 @@ class Start(NamedTuple):
   note: str
 
 
-def check_start(section: Any) -> None:
-  """Raise a ConfigError if a config's "student" names both a bundle and a file of weights."""
-  if section.get("bundle") and section.get("weights"):
-    raise ConfigError(
-      f"student.bundle={section.bundle!r} and student.weights={section.weights!r}: expected one "
-      "of them"
-    )
-
-
 def student_start(settings: Any, data: Dataset, student: nn.Module) -> Start | None:
   """Return the weights from which the student of a config starts; None if it is drawn at random.
 

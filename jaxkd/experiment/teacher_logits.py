@@ -14,8 +14,8 @@ from jaxkd.data import Dataset, Examples, evaluation_batches, load
 from jaxkd.data.keys import view_keys
 from jaxkd.errors import ConfigError, writing
 from jaxkd.experiment import build, config
+from jaxkd.experiment.consistency import check_repeated
 from jaxkd.experiment.stored_teacher import training_parts
-from jaxkd.experiment.teacher_fields import check_repeated
 from jaxkd.train import Phase
 from jaxkd.train.state import step_rng
 from jaxkd.types import Array, Batch
