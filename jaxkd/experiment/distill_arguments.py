@@ -18,8 +18,7 @@ from jaxkd import methods, models
 from jaxkd.data import Dataset, check_name, load
 from jaxkd.errors import ConfigError, one_line, unknown_name
 from jaxkd.experiment import config
-from jaxkd.experiment.given import Given, name_of
-from jaxkd.experiment.given_data import data_set
+from jaxkd.experiment.given import Given, data_set, name_of
 from jaxkd.fields import Field
 from jaxkd.types import Network
 
