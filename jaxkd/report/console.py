@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from jaxkd.evaluate.multi_label import MEAN_AVERAGE_PRECISION as MEAN_PRECISION
 from jaxkd.train.reporting import Row, Silent
 
 # Without a terminal: about this many lines per stage, and at least one per this many seconds.
@@ -160,12 +161,10 @@ def _validation(row: Row) -> str:
   return "".join(f", {name} validation {_shown(s)}" for name, s in scores.items())
 
 
-# The score of networks with several labels per example, in place of the accuracy.
-_PRECISION = "mean_average_precision"
-
-
 def _shown(scores: Mapping[str, float]) -> str:
-  return f"mAP {scores[_PRECISION]:.1%}" if _PRECISION in scores else f"{scores['accuracy']:.1%}"
+  return (
+    f"mAP {scores[MEAN_PRECISION]:.1%}" if MEAN_PRECISION in scores else f"{scores['accuracy']:.1%}"
+  )
 
 
 def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -200,7 +199,7 @@ def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   if "baseline" not in by_role or "student" not in by_role:
     return {}
   both = by_role["baseline"], by_role["student"]
-  score = _PRECISION if all(_PRECISION in row for row in both) else "accuracy"
+  score = MEAN_PRECISION if all(MEAN_PRECISION in row for row in both) else "accuracy"
   baseline, student = (row[score] for row in both)
   figures = {"difference": student - baseline}
   gap = by_role.get("teacher", {}).get(score, baseline) - baseline
@@ -213,8 +212,8 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
   """Return the table printed at the end of a run, from its summary."""
   method, data, seed = (summary["config"][k] for k in ("method", "data", "seed"))
   rows = [row for row in summary["stages"].values() if row["predictor"]]
-  precise = bool(rows) and all(_PRECISION in row for row in rows)
-  score, heading = (_PRECISION, "mAP") if precise else ("accuracy", "accuracy")
+  precise = bool(rows) and all(MEAN_PRECISION in row for row in rows)
+  score, heading = (MEAN_PRECISION, "mAP") if precise else ("accuracy", "accuracy")
   table = Table(title=f"{method['name']} on {data['name']}, seed {seed}: test {heading}")
   for name, justify in (("network", "left"), ("model", "left"), ("parameters", "right")):
     table.add_column(name, justify=justify)  # type: ignore[arg-type]
