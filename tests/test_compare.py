@@ -1,35 +1,17 @@
 """experiments/compare.py without training: its jobs and its tables."""
 
-import functools
-import importlib.util
 import json
 import pathlib
 
 import jax
 import pytest
-from absl import flags
 from ml_collections import ConfigDict
 
+from jaxkd.commands import compare as module
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import run as experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
-DEFINERS = ("string", "list", "integer", "bool")
-
-
-@pytest.fixture(scope="module")
-def script():
-  """(the script as a module, its flags)."""
-  own = flags.FlagValues()  # other scripts define flags of the same names
-  spec = importlib.util.spec_from_file_location(
-    "jaxkd_compare_script", ROOT / "jaxkd/commands/compare.py"
-  )
-  module = importlib.util.module_from_spec(spec)
-  with pytest.MonkeyPatch.context() as patch:
-    for name in (*(f"DEFINE_{kind}" for kind in DEFINERS), "mark_flags_as_required"):
-      patch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=own))
-    spec.loader.exec_module(module)
-  return module, own
 
 
 @pytest.fixture
@@ -63,17 +45,16 @@ def scores(settings: ConfigDict) -> tuple[float, float]:
 
 
 @pytest.fixture
-def compare(script, made, tmp_path, monkeypatch, capsys):
+def compare(made, tmp_path, monkeypatch, capsys):
   """compare(*flags): the table that it prints."""
   monkeypatch.chdir(tmp_path)
   before = jax.config.jax_compilation_cache_dir
   jax.devices()  # initialised, so that they are not split
-  module, own = script
 
   def run(*given):
-    own.unparse_flags()
+    module.FLAGS.unparse_flags()
     config = [] if "--config" in str(given) else [f"--config={ROOT}/configs/digits.py"]
-    module.main(own(["compare.py", "--workdir=runs", "--workers=1", *config, *given]))
+    module.main(module.FLAGS(["compare.py", "--workdir=runs", "--workers=1", *config, *given]))
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
 
   yield run
@@ -204,10 +185,10 @@ def test_gains_can_be_over_another_run(compare):
 
 
 @pytest.mark.parametrize("more", [["--seeds=2"], ["--seeds=1", "--rates=0.4,0.1"]])
-def test_the_plot_shows_the_tables_means(compare, script, monkeypatch, tmp_path, more):
+def test_the_plot_shows_the_tables_means(compare, monkeypatch, tmp_path, more):
   drawn = []
   monkeypatch.setattr(
-    script[0].report, "draw_bars", lambda path, panels, **options: drawn.append((path, panels))
+    module.report, "draw_bars", lambda path, panels, **options: drawn.append((path, panels))
   )
   compare("--methods=kd", "--plot=plots/digits.png", *more)
   ((path, panels),) = drawn

@@ -1,15 +1,14 @@
 """Runs on data of the user's own: from configs, and the examples."""
 
-import functools
 import importlib.util
 import json
 import pathlib
 
 import numpy as np
 import pytest
-from absl import flags
 from rich.console import Console
 
+from jaxkd.commands import evaluate
 from jaxkd.errors import ConfigError
 from jaxkd.experiment.config import base_config
 from jaxkd.experiment.run import refuse_other_run, run
@@ -24,11 +23,7 @@ FAST = {"teacher": "mlp", "student": "mlp"}
 def load(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
-  own = flags.FlagValues()  # scripts define flags of the same names
-  with pytest.MonkeyPatch.context() as patch:
-    for name in ("DEFINE_string", "DEFINE_list", "DEFINE_integer", "mark_flag_as_required"):
-      patch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=own))
-    spec.loader.exec_module(module)
+  spec.loader.exec_module(module)
   return module
 
 
@@ -74,7 +69,7 @@ def test_bundles_have_the_classes_and_are_scored_as_in_the_run(finished):
   _, description = load_bundle(workdir / "bundles/distilled/student")
   assert description["class_names"] == ["cat", "dog", "élan"]
   assert description["data_options"] == {"image_size": 6}
-  rows = load(ROOT / "jaxkd/commands/evaluate.py").scored(workdir, None, None, 64)
+  rows = evaluate.scored(workdir, None, None, 64)
   for stage, row in summary["stages"].items():
     predictor = "teacher" if stage == "teacher" else "student"
     assert rows[f"{stage}/{predictor}"]["accuracy"] == pytest.approx(row["accuracy"])

@@ -95,8 +95,7 @@ def api_pages() -> Mapping[str, str]:
   """Map the name of a page to its Markdown: one page for each public module of jaxkd."""
   pages = {}
   for info in pkgutil.iter_modules(jaxkd.__path__):
-    # The modules of commands define flags of the same names: a process imports one of them.
-    if info.name.startswith("_") or info.name == "commands":
+    if info.name.startswith("_"):
       continue
     name = f"jaxkd.{info.name}"
     module = importlib.import_module(name)

@@ -45,7 +45,7 @@ def run_main(module: Any, main: Callable[[list[str]], None], arguments: Sequence
   """Run `main` of a module of flags; `--help` prints the module's docstring and flags.
 
   Args:
-    module: module whose import defined the flags.
+    module: the command's module, with its flags, FLAGS.
     main: function of the arguments that are no flags, the first one the command's name.
     arguments: the flags.
 
@@ -59,7 +59,7 @@ def run_main(module: Any, main: Callable[[list[str]], None], arguments: Sequence
 
   def parse(argv: list[str]) -> list[str]:
     try:
-      return flags.FLAGS(argv)
+      return parsed(module.FLAGS, argv)
     except flags.Error as error:
       raise ConfigError(one_line(error)) from error
 
@@ -67,13 +67,31 @@ def run_main(module: Any, main: Callable[[list[str]], None], arguments: Sequence
   return 0
 
 
-def wants_help(module: Any, arguments: Sequence[str]) -> bool:
-  """Print the docstring and the flags of a module if the arguments ask for help."""
+def parsed(own: Any, argv: list[str]) -> list[str]:
+  """Parse the flags of a command, and those of absl, such as --verbosity.
+
+  Args:
+    own: the command's FlagValues, apart from absl's, which all modules of a process share.
+    argv: name of the command, and its arguments.
+
+  Returns:
+    The arguments that are no flags, after the name.
+  """
   from absl import flags
 
+  shared = flags.FLAGS
+  for name in shared:
+    if name not in own and name == shared[name].name:  # and not a short name
+      own[name] = shared[name]
+  shared(argv[:1])  # as `app.run` expects
+  return list(own(argv))
+
+
+def wants_help(module: Any, arguments: Sequence[str]) -> bool:
+  """Print the docstring and the flags of a module if the arguments ask for help."""
   if not {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(arguments):
     return False
-  print(f"{module.__doc__}\n{flags.FLAGS.module_help(module.__name__)}")
+  print(f"{module.__doc__}\n{module.FLAGS.module_help(module.__name__)}")
   return True
 
 

@@ -31,16 +31,30 @@ with needed_by("jaxkd budget"):
   from jaxkd.export import bundles
   from jaxkd.types import Array, Batch
 
-_RUN = flags.DEFINE_string("run", None, "The run's work directory.", required=True)
-_BUDGETS = flags.DEFINE_integer(
-  "budgets", 8, "Number of budgets, evenly from the first exit's cost to the last's.", lower_bound=2
+FLAGS = flags.FlagValues()
+
+_RUN = flags.DEFINE_string(
+  "run", None, "The run's work directory.", required=True, flag_values=FLAGS
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each budget, taken in turn.", lower_bound=1)
-_IMAGES = flags.DEFINE_integer("images", 2048, "Test images to time.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 256, "Largest batch.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the tables to this Markdown file.")
+_BUDGETS = flags.DEFINE_integer(
+  "budgets",
+  8,
+  "Number of budgets, evenly from the first exit's cost to the last's.",
+  lower_bound=2,
+  flag_values=FLAGS,
+)
+_ROUNDS = flags.DEFINE_integer(
+  "rounds", 5, "Timings of each budget, taken in turn.", lower_bound=1, flag_values=FLAGS
+)
+_IMAGES = flags.DEFINE_integer(
+  "images", 2048, "Test images to time.", lower_bound=1, flag_values=FLAGS
+)
+_BATCH = flags.DEFINE_integer("batch", 256, "Largest batch.", lower_bound=1, flag_values=FLAGS)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Also write the tables to this Markdown file.", flag_values=FLAGS
+)
 _ALLOW = flags.DEFINE_list(
-  "allow_import", [], "Packages whose code the bundle may import, such as mypkg."
+  "allow_import", [], "Packages whose code the bundle may import, such as mypkg.", flag_values=FLAGS
 )
 
 

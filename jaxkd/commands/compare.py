@@ -45,29 +45,58 @@ with needed_by("jaxkd compare"):
   from jaxkd.experiment import config, overrides, sweep
   from jaxkd.experiment import run as experiment
 
-_CONFIG = flags.DEFINE_string("config", None, "Config file, without a method.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.", required=True)
+FLAGS = flags.FlagValues()
+
+_CONFIG = flags.DEFINE_string(
+  "config", None, "Config file, without a method.", required=True, flag_values=FLAGS
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where the runs go.", required=True, flag_values=FLAGS
+)
 _METHODS = flags.DEFINE_list(
   "methods",
   ["kd", "fitnets", "at", "simkd"],
   "Methods to compare: METHOD/field=value/... or FILE.py:METHOD/field=value/...",
+  flag_values=FLAGS,
 )
-_SET = flags.DEFINE_list("set", [], "Fields of the config that all runs have otherwise.")
-_SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
-_FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
-_RATES = flags.DEFINE_list("rates", [], "Learning rates to choose from, by validation.")
+_SET = flags.DEFINE_list(
+  "set", [], "Fields of the config that all runs have otherwise.", flag_values=FLAGS
+)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1, flag_values=FLAGS)
+_FIRST_SEED = flags.DEFINE_integer(
+  "first_seed", 0, "The first of them.", lower_bound=0, flag_values=FLAGS
+)
+_RATES = flags.DEFINE_list(
+  "rates", [], "Learning rates to choose from, by validation.", flag_values=FLAGS
+)
 _ONE_TEACHER = flags.DEFINE_bool(
-  "one_teacher", False, "Use the teacher of seed 0 in every seed, where teachers are expensive."
+  "one_teacher",
+  False,
+  "Use the teacher of seed 0 in every seed, where teachers are expensive.",
+  flag_values=FLAGS,
 )
 _EVERY_PREDICTOR = flags.DEFINE_bool(
-  "every_predictor", False, "Rows for all predictors, not only for the reported one of each run."
+  "every_predictor",
+  False,
+  "Rows for all predictors, not only for the reported one of each run.",
+  flag_values=FLAGS,
 )
-_AGAINST = flags.DEFINE_string("against", "alone", "The run that gains are counted from.")
+_AGAINST = flags.DEFINE_string(
+  "against", "alone", "The run that gains are counted from.", flag_values=FLAGS
+)
 _WORKERS = flags.DEFINE_integer(
-  "workers", 0, "Runs at a time; 0 is one per core or accelerator device.", lower_bound=0
+  "workers",
+  0,
+  "Runs at a time; 0 is one per core or accelerator device.",
+  lower_bound=0,
+  flag_values=FLAGS,
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the table to this Markdown file.")
-_PLOT = flags.DEFINE_string("plot", None, "Also draw the means to this PNG file.")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Also write the table to this Markdown file.", flag_values=FLAGS
+)
+_PLOT = flags.DEFINE_string(
+  "plot", None, "Also draw the means to this PNG file.", flag_values=FLAGS
+)
 
 # Fields of a teacher that its own run has used, as students see them.
 _OF_ITS_OWN_RUN = {

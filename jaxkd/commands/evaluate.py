@@ -23,15 +23,27 @@ with needed_by("jaxkd evaluate"):
   from jaxkd.errors import ConfigError
   from jaxkd.export import bundles, scores
 
+FLAGS = flags.FlagValues()
+
 _BUNDLE = flags.DEFINE_string(
-  "bundle", None, "A predictor's bundle, or a run's work directory.", required=True
+  "bundle",
+  None,
+  "A predictor's bundle, or a run's work directory.",
+  required=True,
+  flag_values=FLAGS,
 )
-_DATA = flags.DEFINE_string("data", None, "Data set; by default the one that the bundle names.")
-_DIRECTORY = flags.DEFINE_string("directory", None, "Where TFDS keeps the data.")
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Examples of one step.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the scores to this JSON file.")
+_DATA = flags.DEFINE_string(
+  "data", None, "Data set; by default the one that the bundle names.", flag_values=FLAGS
+)
+_DIRECTORY = flags.DEFINE_string("directory", None, "Where TFDS keeps the data.", flag_values=FLAGS)
+_BATCH = flags.DEFINE_integer(
+  "batch_size", 256, "Examples of one step.", lower_bound=1, flag_values=FLAGS
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Also write the scores to this JSON file.", flag_values=FLAGS
+)
 _ALLOW = flags.DEFINE_list(
-  "allow_import", [], "Packages whose code the bundle may import, such as mypkg."
+  "allow_import", [], "Packages whose code the bundle may import, such as mypkg.", flag_values=FLAGS
 )
 
 # Name of a predictor -> metric -> value.

@@ -25,18 +25,33 @@ with needed_by("jaxkd export"):
   from jaxkd.export import bundles, scores, stablehlo
   from jaxkd.shapes import named_leaves
 
+FLAGS = flags.FlagValues()
+
 _BUNDLE = flags.DEFINE_string(
-  "bundle", None, "A predictor's bundle, or a run's work directory.", required=True
+  "bundle",
+  None,
+  "A predictor's bundle, or a run's work directory.",
+  required=True,
+  flag_values=FLAGS,
 )
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "The directory to write to; new, or an older export.", required=True
+  "output",
+  None,
+  "The directory to write to; new, or an older export.",
+  required=True,
+  flag_values=FLAGS,
 )
 _PLATFORMS = flags.DEFINE_list(
-  "platforms", ["cpu", "cuda", "tpu"], f"Where it is to run: {', '.join(stablehlo.PLATFORMS)}."
+  "platforms",
+  ["cpu", "cuda", "tpu"],
+  f"Where it is to run: {', '.join(stablehlo.PLATFORMS)}.",
+  flag_values=FLAGS,
 )
-_BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time; by default any number.")
+_BATCH = flags.DEFINE_integer(
+  "batch_size", None, "Images at a time; by default any number.", flag_values=FLAGS
+)
 _ALLOW = flags.DEFINE_list(
-  "allow_import", [], "Packages whose code the bundle may import, such as mypkg."
+  "allow_import", [], "Packages whose code the bundle may import, such as mypkg.", flag_values=FLAGS
 )
 
 FUNCTION, WEIGHTS, README = "function.stablehlo", "weights.safetensors", "README.txt"

@@ -23,12 +23,14 @@ with needed_by("jaxkd train"):
   from absl import app, flags, logging
   from ml_collections import config_flags
 
-  from jaxkd.commands import wants_help
+  from jaxkd.commands import parsed, wants_help
   from jaxkd.errors import ConfigError, DiskError, one_line
   from jaxkd.experiment import config, overview
   from jaxkd.experiment import run as experiment
   from jaxkd.runtime import compilation, devices, memory, processes
   from jaxkd.runtime.signals import Interrupted
+
+FLAGS = flags.FlagValues()
 
 # Unlocked, so that an unknown field reaches `check_config`, which names the nearest one.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,22 +39,42 @@ _CONFIG = config_flags.DEFINE_config_file(
   "Config file, as FILE.py:METHOD.",
   lock_config=False,
   accept_new_attributes=True,
+  flag_values=FLAGS,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results of the run go.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where checkpoints and results of the run go.", flag_values=FLAGS
+)
 _SUMMARY = flags.DEFINE_bool(
-  "summary", False, "Print the networks and which of their stages are compared; train nothing."
+  "summary",
+  False,
+  "Print the networks and which of their stages are compared; train nothing.",
+  flag_values=FLAGS,
 )
 _EXTEND = flags.DEFINE_bool(
-  "extend", False, "Go on to more epochs of the finished run in --workdir, as if planned so."
+  "extend",
+  False,
+  "Go on to more epochs of the finished run in --workdir, as if planned so.",
+  flag_values=FLAGS,
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Run as one of several processes; see the README on several hosts."
+  "distributed",
+  False,
+  "Run as one of several processes; see the README on several hosts.",
+  flag_values=FLAGS,
 )
-_MPI = flags.DEFINE_bool("mpi", False, "The same, as any mpirun starts them; needs mpi4py.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
-flags.mark_flag_as_required("config")
+_MPI = flags.DEFINE_bool(
+  "mpi", False, "The same, as any mpirun starts them; needs mpi4py.", flag_values=FLAGS
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of the first process.", flag_values=FLAGS
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many processes take part.", flag_values=FLAGS
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this one is, from 0.", flag_values=FLAGS
+)
+flags.mark_flag_as_required("config", FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -103,7 +125,7 @@ def _are_several() -> bool:
 
 def _say_method(method: str) -> None:
   """Print the method that a config file chose, where --config names none."""
-  file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+  file, _, argument = config_flags.get_config_filename(FLAGS["config"]).partition(":")
   if not argument:
     say(f"method {method}, as --config={file} names none; another is --config={file}:METHOD")
 
@@ -132,7 +154,7 @@ def _end_alone() -> NoReturn:
 def parse_flags(argv: list[str]) -> list[str]:
   """Return the arguments that are no flags; a wrong flag or config raises a ConfigError."""
   try:
-    arguments = flags.FLAGS(argv)
+    arguments = parsed(FLAGS, argv)
     # The file is read, or found unreadable, when a field is first read.
     _ = _CONFIG.value.method
   except OSError as error:

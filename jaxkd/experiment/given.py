@@ -2,8 +2,7 @@
 
 A run refuses a work directory that holds the run of another config. A network has no name in a
 config, so its section's `model` is the class and a digest, "Net#1f0c9a2b": of the architecture, and
-of the weights of a teacher. The name of data has a digest of
-their content.
+of the weights of a teacher. The name of data has a digest of their content.
 """
 
 from __future__ import annotations

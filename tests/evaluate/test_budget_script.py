@@ -1,6 +1,5 @@
 """experiments/budget.py on a run with an untrained network."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -8,22 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from jaxkd import data, models
+from jaxkd.commands import budget
 from jaxkd.errors import ConfigError
 from jaxkd.export.bundles import save_bundle
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHAPE = (8, 8, 1)
-
-
-@pytest.fixture(scope="module")
-def script():
-  spec = importlib.util.spec_from_file_location("budget", ROOT / "jaxkd/commands/budget.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +57,7 @@ def examples(count, seed):
   return data.ArrayExamples(pixels, labels, np.arange(count, dtype=np.int32))
 
 
-def test_budget_script_writes_curves_budgets_and_times(script, run, tmp_path, monkeypatch, capsys):
+def test_budget_script_writes_curves_budgets_and_times(run, tmp_path, monkeypatch, capsys):
   calls = []
 
   def load(name, **options):
@@ -78,8 +69,9 @@ def test_budget_script_writes_curves_budgets_and_times(script, run, tmp_path, mo
   table = tmp_path / "table.md"
   settings = {"run": str(run), "budgets": "3", "rounds": "1", "images": "9", "batch": "2"}
   settings["allow_import"] = ""
-  with flagsaver.as_parsed(**settings, output=str(table)):
-    script.main(["budget.py"])
+  arguments = [f"--{name}={value}" for name, value in {**settings, "output": table}.items()]
+  budget.FLAGS.unparse_flags()
+  budget.main(budget.FLAGS(["budget.py", *arguments]))
 
   # The run's own validation split, so that thresholds are not fitted to training examples.
   assert calls == [("digits", {"directory": None, "validation": 0.2, "seed": 1})]
@@ -110,7 +102,7 @@ def test_budget_script_writes_curves_budgets_and_times(script, run, tmp_path, mo
     ("plain", "holds a MultiExit, expected an ensemble of one network's exits"),
   ],
 )
-def test_error_names_what_an_unusable_run_lacks(script, run, tmp_path, case, message):
+def test_error_names_what_an_unusable_run_lacks(run, tmp_path, case, message):
   workdir = tmp_path / "run"
   if case == "damaged":
     workdir.mkdir()
@@ -121,9 +113,9 @@ def test_error_names_what_an_unusable_run_lacks(script, run, tmp_path, case, mes
     write_summary(workdir, last="plain")
     (workdir / "bundles").symlink_to(run / "bundles")
   with pytest.raises(ConfigError, match=message):
-    script.load_run(workdir)
+    budget.load_run(workdir)
 
 
-def test_run_without_validation_split_is_refused(script):
+def test_run_without_validation_split_is_refused():
   with pytest.raises(ConfigError, match=r"data\.validation=0"):
-    script.load_data({"seed": 1, "data": {"name": "digits", "validation": 0.0, "directory": ""}})
+    budget.load_data({"seed": 1, "data": {"name": "digits", "validation": 0.0, "directory": ""}})

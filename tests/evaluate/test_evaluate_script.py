@@ -1,43 +1,31 @@
 """experiments/evaluate.py on bundles of untrained networks."""
 
-import functools
-import importlib.util
 import json
-import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 from jaxkd import data, models
+from jaxkd.commands import evaluate
 from jaxkd.errors import ConfigError
 from jaxkd.export import scores
 from jaxkd.export.bundles import save_bundle
 from jaxkd.types import Network, Preprocessing
 
-ROOT = pathlib.Path(__file__).parents[2]
 SHAPE = (8, 8, 1)
 
 
 @pytest.fixture(scope="module")
 def script():
-  own = flags.FlagValues()  # other scripts define flags of the same names
-  path = ROOT / "jaxkd/commands/evaluate.py"
-  spec = importlib.util.spec_from_file_location("jaxkd_evaluate_script", path)
-  module = importlib.util.module_from_spec(spec)
-  with pytest.MonkeyPatch.context() as patch:
-    for name in ("DEFINE_string", "DEFINE_integer", "DEFINE_list", "mark_flag_as_required"):
-      patch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=own))
-    spec.loader.exec_module(module)
-
   def command(**given):
-    own.unparse_flags()
-    module.main(own(["evaluate.py", *(f"--{name}={value}" for name, value in given.items())]))
+    evaluate.FLAGS.unparse_flags()
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    evaluate.main(evaluate.FLAGS(["evaluate.py", *arguments]))
 
-  module.command = command
-  return module
+  return types.SimpleNamespace(scored=evaluate.scored, command=command)
 
 
 def dataset(name="digits", shape=SHAPE, num_classes=3):

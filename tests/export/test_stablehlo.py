@@ -1,7 +1,5 @@
 """Exported networks: a function that runs with jax alone, and the weights by name."""
 
-import functools
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -11,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from flax import linen as nn
 from jax import export
 
 from jaxkd import models
 from jaxkd.adapters import Gate, Projector
+from jaxkd.commands import export as script
 from jaxkd.data import normalize
 from jaxkd.errors import ConfigError
 from jaxkd.export.bundles import save_bundle
@@ -95,18 +93,11 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def command():
   """A function that runs experiments/export.py with the given flags."""
-  own = flags.FlagValues()  # separate, since other scripts define flags of the same names
-  path = ROOT / "jaxkd/commands/export.py"
-  spec = importlib.util.spec_from_file_location("jaxkd_export_script", path)
-  script = importlib.util.module_from_spec(spec)
-  with pytest.MonkeyPatch.context() as patch:
-    for name in ("DEFINE_string", "DEFINE_list", "DEFINE_integer", "mark_flags_as_required"):
-      patch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=own))
-    spec.loader.exec_module(script)
 
   def run(**given):
-    own.unparse_flags()
-    script.main(own(["export.py", *(f"--{name}={value}" for name, value in given.items())]))
+    script.FLAGS.unparse_flags()
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    script.main(script.FLAGS(["export.py", *arguments]))
 
   return run
 
