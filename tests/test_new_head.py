@@ -13,13 +13,14 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from jaxkd.data import ArrayExamples, Dataset
+from jaxkd.data import ArrayExamples, Dataset, TreeExamples
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
 from jaxkd.experiment import run as experiment
 from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.methods import Teacher
 from jaxkd.models import MLP, CifarResNet
+from jaxkd.shapes import described
 from jaxkd.types import Network, Output, Preprocessing
 from tests import tiny
 from tests.models.drawn import drawn
@@ -99,6 +100,21 @@ def test_the_classifier_alone_is_new(tmp_path, classes, kind):
   settings.seed = 1
   other = flatten_dict(dict(phases(settings)[0].given["teacher"]))
   assert not np.array_equal(other["params", "classifier", "kernel"], kernel)
+
+
+def test_a_bundle_of_other_inputs_gets_a_new_classifier_too(tmp_path):
+  examples = TreeExamples(np.zeros((60, 5), np.float32), np.arange(60) % 3)
+  data = Dataset("rows", examples, None, examples, 3)
+  module = NETWORKS["mlp"](7)
+  network = Network(module, jax.device_get(module.init(jax.random.key(0), np.zeros((1, 5)))))
+  save_bundle(tmp_path / "b", network, {"inputs": described(data.input_shape)})
+  settings = settings_for("kd", tmp_path / "b", new_head=True, finetune_epochs=4)
+  teacher, _ = phases(settings, data)
+  new = teacher.given["teacher"]["params"]["classifier"]["kernel"]
+  assert (teacher.epochs, new.shape) == (4, (16, 3))
+  settings.teacher.new_head = False
+  with pytest.raises(ConfigError, match="new_head=False: expected True, as teacher.bundle="):
+    phases(settings, data)
 
 
 def test_a_run_fine_tunes_scores_and_saves_the_teacher(tmp_path):

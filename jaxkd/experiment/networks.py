@@ -90,7 +90,8 @@ def teachers(
       )
   paths, read = given["bundle"] or given["weights"], _bundled if given["bundle"] else _from_torch
   if given["bundle"] and data.image_shape is None:
-    return [_bundled_of_inputs(path, section, data) for path in paths]
+    found = [_bundled_of_inputs(path, section, data) for path in paths]
+    return [fine_tuned(*one, settings, data, options) for one in found]
   if paths:
     images = images_of_files(section, data, len(paths))
     found = [

@@ -16,6 +16,7 @@ from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
 from jaxkd.methods import Teacher
 from jaxkd.networks import key_for
+from jaxkd.shapes import batched
 
 Path = tuple[str, ...]
 
@@ -61,8 +62,8 @@ def fine_tuned(
     notes = [note for note in notes if not note.startswith("it predicts ")]
     notes.append(f"its classifier is new, for {data.num_classes} classes")
   notes.append(f"it is fine-tuned for {section.finetune_epochs} epochs")
-  images = jax.ShapeDtypeStruct((2, *_image_shape(teacher, data)), jnp.float32)
-  output = jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
+  inputs = _inputs(teacher, data, 2)
+  output = jax.eval_shape(functools.partial(module.apply, train=False), variables, inputs)
   converted = teacher.converted and dataclasses.replace(teacher.converted, module=module)
   return dataclasses.replace(
     teacher, module=module, output=output, converted=converted, accuracy=None, notes=tuple(notes)
@@ -80,11 +81,11 @@ def _with_new_head(
       "classes"
     )
   count = data.num_classes
-  images = jnp.zeros((1, *_image_shape(teacher, data)), jnp.float32)
+  inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _inputs(teacher, data, 1))
 
   def drawn(key: Any, classes: int) -> dict[Path, Any]:
     keys = {"params": key, "dropout": key}
-    return flatten_dict(module.clone(num_classes=classes).init(keys, images, train=False))
+    return flatten_dict(module.clone(num_classes=classes).init(keys, inputs, train=False))
 
   key = key_for(jax.random.key(seed), teacher.field)
   few, more = (jax.eval_shape(functools.partial(drawn, classes=n), key) for n in (count, count + 1))
@@ -105,10 +106,7 @@ def _has_field(module: Any, name: str) -> bool:
   return name in getattr(type(module), "__dataclass_fields__", {})
 
 
-def _image_shape(teacher: Teacher, data: Dataset) -> tuple[int, int, int]:
-  shape = teacher.converted.wanted.image_shape if teacher.converted else data.image_shape
-  if shape is None:
-    raise ConfigError(
-      f"teacher.new_head=True: expected False, as the inputs of {data.name} are no images"
-    )
-  return shape
+def _inputs(teacher: Teacher, data: Dataset, count: int) -> Any:
+  """Return the shapes of this number of inputs, as the teacher sees them."""
+  shape = teacher.converted.wanted.image_shape if teacher.converted else data.input_shape
+  return batched(shape, (count,))
