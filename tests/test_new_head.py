@@ -113,8 +113,16 @@ def test_a_bundle_of_other_inputs_gets_a_new_classifier_too(tmp_path):
   new = teacher.given["teacher"]["params"]["classifier"]["kernel"]
   assert (teacher.epochs, new.shape) == (4, (16, 3))
   settings.teacher.new_head = False
-  with pytest.raises(ConfigError, match="new_head=False: expected True, as teacher.bundle="):
+  with pytest.raises(ConfigError, match=r"new_head=False: expected True, as teacher\.bundle="):
     phases(settings, data)
+
+
+@pytest.mark.parametrize("field", ["weights", "stablehlo"])
+def test_a_file_for_images_is_named_where_inputs_are_no_images(field):
+  rows = TreeExamples(np.zeros((60, 5), np.float32), np.arange(60) % 3)
+  settings = settings_for("kd", "", model="mlp", **{field: "x"})
+  with pytest.raises(ConfigError, match=rf"^teacher\.{field}='x': expected '', as the inputs of"):
+    phases(settings, Dataset("rows", rows, None, rows, 3))
 
 
 def test_a_run_fine_tunes_scores_and_saves_the_teacher(tmp_path):

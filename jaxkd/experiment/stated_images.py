@@ -65,8 +65,9 @@ def images_of_files(
         raise ConfigError(
           f"teacher.{field}={section[field]!r}: the inputs of {data.name} are no images"
         )
+    named = next(field for field in ("stablehlo", "weights") if section[field])
     raise ConfigError(
-      f"teacher.weights={section.weights!r}: expected '', as the inputs of {data.name} are no "
+      f"teacher.{named}={section[named]!r}: expected '', as the inputs of {data.name} are no "
       "images; teacher.bundle takes a trained network of any inputs"
     )
   channels = len(given.mean)
