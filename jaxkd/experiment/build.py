@@ -196,16 +196,7 @@ def _student_phase(
 def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
   """Return the phases with their multiply-adds; tracing raises for what does not fit."""
   return [
-    dataclasses.replace(
-      phase,
-      multiply_adds=multiply_adds(
-        phase.scheme,
-        data.input_shape,
-        phase.examples,
-        parts=phase.accumulate,
-        tables=phase.tables,
-      ),
-    )
+    dataclasses.replace(phase, multiply_adds=multiply_adds(phase, data.input_shape))
     if phase.epochs
     else phase
     for phase in plan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -19,15 +18,11 @@ from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError, writing
 from jaxkd.experiment import build
 from jaxkd.experiment.results import read_summary
-from jaxkd.experiment.traced import batch_shapes
+from jaxkd.experiment.traced import traced_loss
 from jaxkd.experiment.training_fields import recipe_arguments
-from jaxkd.networks import select
 from jaxkd.runtime import processes
-from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.runtime.processes import workdir_lock
-from jaxkd.tables import shapes_of
 from jaxkd.train import Phase, learning_rate_schedule, steps_per_epoch
-from jaxkd.types import Array, Batch, Context
 
 # What the end of the shorter run wrote, and the longer run writes again.
 _KEPT = ("config.json", "summary.json", "curves.png", "bundles")
@@ -169,19 +164,7 @@ def _check_objective(name: str, phases: tuple[Phase, Phase], data: Dataset) -> N
 
 def _objective(phase: Phase, data: Dataset) -> tuple[str, list[bytes]]:
   """Return the traced loss of a phase as text, and the constants in it."""
-  leading = 1, 2  # on one device
-  batch = batch_shapes(data.input_shape, leading, phase.examples)
-  batch = dataclasses.replace(batch, tables=shapes_of(phase.tables, leading))
-
-  def objective(rng: Array, step: Array, batch: Batch) -> Any:
-    everyone = phase.scheme.init(rng, batch)
-    learning = select(everyone, phase.scheme.learners)
-    targets = phase.scheme.targets(everyone, batch)
-    context = Context(rng, step, AXIS_NAME, phase.accumulate)
-    return phase.scheme.loss(learning, everyone, batch, targets, context)
-
-  mapped = jax.vmap(objective, in_axes=(None, None, 0), axis_name=AXIS_NAME)
-  traced = jax.make_jaxpr(mapped)(jax.random.key(0), jnp.int32(0), batch)
+  traced = traced_loss(phase, data.input_shape)
   consts = [
     np.asarray(x).tobytes()
     for x in traced.consts

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,8 +14,12 @@ from jaxkd.jaxprs import multiply_adds_of
 from jaxkd.networks import select
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.shapes import InputShape, batched
-from jaxkd.tables import Table, shapes_of
-from jaxkd.types import Array, Batch, Context, Scheme
+from jaxkd.tables import shapes_of
+from jaxkd.train import Phase
+from jaxkd.types import Array, Batch, Context
+
+# Examples of a traced batch.
+_COUNT = 2
 
 
 def batch_shapes(
@@ -45,41 +47,45 @@ def batch_shapes(
   )
 
 
-def multiply_adds(
-  scheme: Scheme,
-  shape: InputShape,
-  examples: Examples | None = None,
-  *,
-  parts: int = 1,
-  tables: Mapping[str, Table] = MappingProxyType({}),
-) -> int | None:
-  """Count the multiply-adds of one example's targets and loss, forwards.
+def traced_loss(phase: Phase, shape: InputShape) -> Any:
+  """Trace the targets and the loss of a phase, of two examples on one device.
 
-  Nothing is computed, but the objective is traced: what does not fit raises here, and so does an
-  objective that cannot be computed on `parts` of a batch. None if a loop has no known length.
+  Nothing is computed: what does not fit raises here, and so does an objective that cannot be
+  computed on parts of a batch (`Phase.accumulate`).
 
   Args:
-    scheme: the scheme.
-    shape: as for `batch_shapes`, as is `examples`.
-    examples: examples with the labels and mask of the batch.
-    parts: number of parts of a device's batch.
-    tables: teachers that are tables of logits, by name.
-  """
-  count = 2
-  leading = 1, count  # on one device
-  batch = batch_shapes(shape, leading, examples)
-  batch = dataclasses.replace(batch, tables=shapes_of(tables, leading))
+    phase: the phase.
+    shape: as for `batch_shapes`.
 
-  def objective(rng: Array, batch: Batch) -> Any:
+  Returns:
+    The closed jaxpr of a function (rng, step, batch).
+  """
+  leading, scheme = (1, _COUNT), phase.scheme
+  batch = batch_shapes(shape, leading, phase.examples)
+  batch = dataclasses.replace(batch, tables=shapes_of(phase.tables, leading))
+
+  def objective(rng: Array, step: Array, batch: Batch) -> Any:
     everyone = scheme.init(rng, batch)
     learning = select(everyone, scheme.learners)
     targets = scheme.targets(everyone, batch)
-    context = Context(rng, jnp.int32(0), AXIS_NAME, parts)
+    context = Context(rng, step, AXIS_NAME, phase.accumulate)
     return scheme.loss(learning, everyone, batch, targets, context)
 
-  mapped = jax.vmap(objective, in_axes=(None, 0), axis_name=AXIS_NAME)
-  traced = jax.make_jaxpr(mapped)(jax.random.key(0), batch)
+  mapped = jax.vmap(objective, in_axes=(None, None, 0), axis_name=AXIS_NAME)
+  return jax.make_jaxpr(mapped)(jax.random.key(0), jnp.int32(0), batch)
+
+
+def multiply_adds(phase: Phase, shape: InputShape) -> int | None:
+  """Count the multiply-adds of one example's targets and loss, forwards.
+
+  None if a loop has no known length.
+
+  Args:
+    phase: as for `traced_loss`.
+    shape: likewise.
+  """
+  traced = traced_loss(phase, shape)
   try:
-    return multiply_adds_of(traced.jaxpr) // count
+    return multiply_adds_of(traced.jaxpr) // _COUNT
   except ConfigError:  # a loop of unknown length
     return None
