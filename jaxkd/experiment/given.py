@@ -31,14 +31,13 @@ from jaxkd.data import (
   validate_dataset,
 )
 from jaxkd.data.multi_label import MULTI, SINGLE
-from jaxkd.errors import ConfigError, one_line
+from jaxkd.errors import ConfigError
 from jaxkd.experiment import own_models
 from jaxkd.experiment.stated_images import images_of_run, shown
 from jaxkd.export import architectures
 from jaxkd.methods import Teacher
 from jaxkd.preprocessing import Converted, as_trained
 from jaxkd.runtime.mapping import AXIS_NAME
-from jaxkd.shapes import batched
 from jaxkd.types import Network
 
 # Number of images of a split whose pixels are part of a data set's digest.
@@ -79,7 +78,10 @@ class Given:
     # Batch statistics of all devices, as for models by name.
     if settings.sync_batch_norm and getattr(module, "axis_name", AXIS_NAME) is None:
       module = module.clone(axis_name=AXIS_NAME)
-    module, output = _with_output(where, module, functools.partial(_initial_shapes, where, data))
+    trace = functools.partial(
+      own_models.initial_shapes, f"{where} cannot take {data.name}'s inputs", data.input_shape
+    )
+    module, output = _with_output(where, module, trace)
     for one in output if isinstance(output, tuple) else (output,):
       if one.logits.shape[-1] != data.num_classes:
         raise ConfigError(
@@ -142,7 +144,9 @@ def _teacher(network: Network, data: Dataset) -> Trained:
   wanted = network.preprocessing or images
   shape = data.input_shape if wanted is None else wanted.image_shape
   variables = unfreeze(dict(network.variables))
-  trace = functools.partial(_shapes, where, variables, shape)
+  trace = functools.partial(
+    own_models.trained_shapes, f"{where} with these variables", variables, shape
+  )
   module, output = _with_output(where, network.module, trace)
   if isinstance(output, tuple):
     raise ConfigError(f"{where} has {len(output)} exits: a teacher needs to have one")
@@ -159,24 +163,6 @@ def _teacher(network: Network, data: Dataset) -> Trained:
       "not scored"
     )
   return dataclasses.replace(teacher, notes=tuple(notes)), variables
-
-
-def _initial_shapes(where: str, data: Dataset, module: nn.Module) -> Any:
-  """Return the shapes of a new module's output for two examples of a data set."""
-  inputs = batched(data.input_shape, (2,))
-  try:
-    return jax.eval_shape(module.init_with_output, jax.random.key(0), inputs)[0]
-  except Exception as error:  # the module's code can raise any type
-    raise ConfigError(f"{where} cannot take {data.name}'s inputs: {one_line(error)}") from error
-
-
-def _shapes(where: str, variables: Any, shape: Any, module: nn.Module) -> Any:
-  """Return the shapes of a trained module's output for two examples."""
-  run = functools.partial(module.apply, train=False)
-  try:
-    return jax.eval_shape(run, variables, batched(shape, (2,)))
-  except Exception as error:  # the module's code can raise any type
-    raise ConfigError(f"{where} with these variables: {one_line(error)}") from error
 
 
 def data_set(

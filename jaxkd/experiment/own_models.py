@@ -225,6 +225,15 @@ def initial_shapes(where: str, shape: InputShape, module: nn.Module) -> Any:
     raise ConfigError(f"{where}: {one_line(error)}") from error
 
 
+def trained_shapes(where: str, variables: Any, shape: InputShape, module: nn.Module) -> Any:
+  """Return the shapes of a trained module's output for two examples."""
+  run = functools.partial(module.apply, train=False)
+  try:
+    return jax.eval_shape(run, variables, batched(shape, (2,)))
+  except Exception as error:  # the module's code can raise any type
+    raise ConfigError(f"{where}: {one_line(error)}") from error
+
+
 def allowed(section: Any) -> tuple[str, ...]:
   """Return the packages whose code a bundle of a section may name: those that the config names."""
   named = [name.strip() for name in section.get("allow_import", "").split(",") if name.strip()]

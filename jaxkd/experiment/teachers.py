@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from jaxkd.errors import needed_by
 
 with needed_by("jaxkd.experiment.teachers"):
@@ -18,9 +16,15 @@ with needed_by("jaxkd.experiment.teachers"):
 
 from jaxkd import methods
 from jaxkd.data import Dataset
-from jaxkd.errors import ConfigError, one_line
+from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks
-from jaxkd.experiment.own_models import Taps, initial_shapes, taps_of, with_output
+from jaxkd.experiment.own_models import (
+  Taps,
+  initial_shapes,
+  taps_of,
+  trained_shapes,
+  with_output,
+)
 from jaxkd.experiment.stated_images import StatedImages, images_of_files
 from jaxkd.experiment.stored_teacher import stored_teacher
 from jaxkd.export import architectures, stablehlo
@@ -28,7 +32,7 @@ from jaxkd.methods.base import PhaseSpec, Teacher
 from jaxkd.models import imported
 from jaxkd.networks import initialize
 from jaxkd.preprocessing import Converted
-from jaxkd.shapes import InputShape, batched
+from jaxkd.shapes import InputShape, shown
 from jaxkd.tables import Table
 from jaxkd.train import Expected, Phase
 from jaxkd.types import Array, Aux, Batch, Network, Output, Participants, Scheme
@@ -164,7 +168,9 @@ def _with_output(where: str, network: Network, shape: InputShape) -> tuple[Netwo
     )
   variables = {"params": {}, **network.variables}
   module, output = with_output(
-    where, network.module, functools.partial(_shapes, where, variables, shape)
+    where,
+    network.module,
+    functools.partial(trained_shapes, f"{where} cannot take {shown(shape)}", variables, shape),
   )
   if isinstance(output, tuple):
     raise ConfigError(f"{where} has {len(output)} exits: a teacher needs to have one")
@@ -179,16 +185,6 @@ def _noted(teacher: Teacher) -> Teacher:
   return dataclasses.replace(teacher, notes=(*teacher.notes, note))
 
 
-def _shapes(where: str, variables: Any, shape: InputShape, module: Any) -> Any:
-  inputs = batched(shape, (2,))
-  try:
-    run = functools.partial(module.apply, train=False)
-    return jax.eval_shape(run, variables, inputs)
-  except Exception as error:  # the module's code can raise any type
-    shown = ", ".join("x".join(map(str, x.shape[1:])) for x in jax.tree.leaves(inputs))
-    raise ConfigError(f"{where} cannot take inputs of {shown}: {one_line(error)}") from error
-
-
 def _tapped(trained: Trained, taps: Taps, data: Dataset) -> Trained:
   teacher, variables = trained
   shape = data.input_shape
@@ -198,7 +194,7 @@ def _tapped(trained: Trained, taps: Taps, data: Dataset) -> Trained:
   if variables is None:
     shapes: Any = functools.partial(initial_shapes, "teacher.tap", shape)
   else:
-    shapes = functools.partial(_shapes, "teacher.tap", variables, shape)
+    shapes = functools.partial(trained_shapes, "teacher.tap", variables, shape)
   module, output = taps.of(teacher.module, shapes)
   converted = teacher.converted
   if isinstance(converted, Converted):
