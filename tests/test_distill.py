@@ -100,11 +100,20 @@ def test_a_teacher_that_is_given_is_not_trained_and_its_weights_matter(tmp_path)
   )
 
 
+def plain_network(num_classes):
+  return teacher_of(Plain(9, num_classes))
+
+
+def test_a_callable_returns_a_network_whose_module_has_no_mode():
+  stages = distill(teacher="tests.test_distill:plain_network").summary["stages"]
+  assert stages["teacher"]["epochs"] == 0
+
+
 def test_a_teacher_sees_the_images_that_it_was_trained_on():
   teacher = teacher_of(Plain(9), np.zeros((1, 12, 12, 1)))
   network = Network(teacher.module, teacher.variables, Preprocessing((0.2,), (0.4,), (12, 12)))
   assert distill(teacher=network).scores["test"] >= 0
-  with pytest.raises(ConfigError, match="teacher Plain with these variables"):
+  with pytest.raises(ConfigError, match="teacher Plain cannot take images 6x6x1"):
     distill(teacher=teacher)  # without a preprocessing it sees images of 6x6
 
 

@@ -80,7 +80,7 @@ def phases(
   plan: list[Phase] = []
   teachers: dict[str, Teacher] = {}
   if taught or name == "teacher":
-    found = teachers_of(settings, data, options, given.teachers_for(data))
+    found = teachers_of(settings, data, options, given.teachers)
     for number, (teacher, variables) in enumerate(found):
       called = "teacher" if number == 0 else f"teacher_{number}"
       teachers[called] = teacher

@@ -10,17 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import re
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.core import unfreeze
 
-from jaxkd import models
 from jaxkd.data import (
   UNLABELLED,
   Dataset,
@@ -33,17 +29,11 @@ from jaxkd.data import (
 from jaxkd.data.multi_label import MULTI, SINGLE
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import own_models
-from jaxkd.experiment.stated_images import images_of_run, shown
-from jaxkd.export import architectures
-from jaxkd.methods import Teacher
-from jaxkd.preprocessing import Converted, as_trained
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.types import Network
 
 # Number of images of a split whose pixels are part of a data set's digest.
 _SAMPLE = 256
-
-Trained = tuple[Teacher, Mapping[str, Any] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +71,7 @@ class Given:
     trace = functools.partial(
       own_models.initial_shapes, f"{where} cannot take {data.name}'s inputs", data.input_shape
     )
-    module, output = _with_output(where, module, trace)
+    module, output = own_models.with_output(where, module, trace)
     for one in output if isinstance(output, tuple) else (output,):
       if one.logits.shape[-1] != data.num_classes:
         raise ConfigError(
@@ -89,14 +79,6 @@ class Given:
           "classes"
         )
     return module, output
-
-  def teachers_for(self, data: Dataset) -> list[Trained]:
-    """Return the teachers with their variables; none if the config names them.
-
-    Raises:
-      ConfigError: if one cannot take the inputs, or has several exits.
-    """
-    return [_teacher(network, data) for network in self.teachers]
 
 
 NOTHING_GIVEN = Given()
@@ -121,48 +103,6 @@ def name_of(module: nn.Module, variables: Any = None) -> str:
     digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).tobytes())
   return f"{type(module).__name__}#{digest.hexdigest()[:8]}"
-
-
-def _with_output(
-  where: str, module: nn.Module, trace: Callable[[nn.Module], Any]
-) -> tuple[nn.Module, Any]:
-  """Return a module `(inputs, train) -> Output`, and the shapes of its output.
-
-  A module that returns logits alone, or whose mode has another name than `train`, is tapped.
-  """
-  if "train" not in inspect.signature(type(module).__call__).parameters:
-    module = models.tap(module, {})
-  return own_models.with_output(where, module, trace)
-
-
-def _teacher(network: Network, data: Dataset) -> Trained:
-  """Return a trained network as a teacher, with conversion of its images if they differ."""
-  where = f"teacher {type(network.module).__name__}"
-  images = images_of_run(data)
-  if network.preprocessing is not None and images is None:
-    raise ConfigError(f"{where} takes images, and the inputs of {data.name} are none")
-  wanted = network.preprocessing or images
-  shape = data.input_shape if wanted is None else wanted.image_shape
-  variables = unfreeze(dict(network.variables))
-  trace = functools.partial(
-    own_models.trained_shapes, f"{where} with these variables", variables, shape
-  )
-  module, output = _with_output(where, network.module, trace)
-  if isinstance(output, tuple):
-    raise ConfigError(f"{where} has {len(output)} exits: a teacher needs to have one")
-  model = as_trained(Network(module, variables, wanted), images)
-  converted = model if isinstance(model, Converted) else None
-  notes = [f"its images are converted to {shown(converted.wanted)}"] if converted else []
-  if why := architectures.why_not(module):
-    notes.append(f"it is not written as a bundle: {why}")
-  name = name_of(network.module, variables)
-  teacher = Teacher(module, output, name, where, converted, None)
-  if teacher.num_classes != data.num_classes:
-    notes.append(
-      f"it predicts {teacher.num_classes} classes, and {data.name} has {data.num_classes}: it is "
-      "not scored"
-    )
-  return dataclasses.replace(teacher, notes=tuple(notes)), variables
 
 
 def data_set(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,16 +57,19 @@ def create(
 
 
 def with_output(where: str, module: nn.Module, shapes: Shapes) -> tuple[nn.Module, Any]:
-  """Return a module that returns an Output, and the shapes of it.
+  """Return a module `(inputs, train) -> Output`, and the shapes of its output.
 
   Args:
     where: field and value, the subject of error messages.
-    module: the module; a plain array of logits (B, ..., C) is put into an Output.
+    module: the module; a plain array of logits (B, ..., C) is put into an Output, and a mode of
+      another name than `train` is set by `jaxkd.models.tap`.
     shapes: function that traces a module for a batch of two examples.
 
   Raises:
     ConfigError: for any other result, and for one without the axis of the examples.
   """
+  if "train" not in inspect.signature(type(module).__call__).parameters:
+    module = tap(module, {})
   found = shapes(module)
   if _is_array(found):
     _check_logits(where, found)

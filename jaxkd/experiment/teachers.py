@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax.core import unfreeze
+
 from jaxkd.errors import needed_by
 
 with needed_by("jaxkd.experiment.teachers"):
@@ -18,6 +20,7 @@ from jaxkd import methods
 from jaxkd.data import Dataset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks
+from jaxkd.experiment.given import name_of
 from jaxkd.experiment.own_models import (
   Taps,
   initial_shapes,
@@ -25,7 +28,7 @@ from jaxkd.experiment.own_models import (
   trained_shapes,
   with_output,
 )
-from jaxkd.experiment.stated_images import StatedImages, images_of_files
+from jaxkd.experiment.stated_images import StatedImages, images_of_files, images_of_run
 from jaxkd.experiment.stored_teacher import stored_teacher
 from jaxkd.export import architectures, stablehlo
 from jaxkd.methods.base import PhaseSpec, Teacher
@@ -50,7 +53,7 @@ def teachers_of(
   settings: ml_collections.ConfigDict,
   data: Dataset,
   options: Mapping[str, Any],
-  ready: Sequence[Trained] = (),
+  ready: Sequence[Network] = (),
 ) -> list[Trained]:
   """Return the teachers of a config, each with its variables if it is already trained.
 
@@ -62,7 +65,7 @@ def teachers_of(
     settings: a config; its section "teacher" is used.
     data: data set of the run.
     options: fields of models that are created here.
-    ready: teachers of the program, in place of those of the config.
+    ready: trained networks of the program, in place of those of the config.
 
   Raises:
     ConfigError: naming the field and the accepted values.
@@ -70,7 +73,7 @@ def teachers_of(
   section = settings.teacher
   found: list[Trained] | None = None
   if ready:
-    found = list(ready)
+    found = [_ready(network, data) for network in ready]
   elif section.logits:
     found = [stored_teacher(settings, data)]
   elif section.stablehlo:
@@ -81,6 +84,15 @@ def teachers_of(
     found = networks.teachers(settings, data, options)
   taps = taps_of(section, "teacher")
   return [_tapped(one, taps, data) for one in found] if taps.features else found
+
+
+def _ready(network: Network, data: Dataset) -> Trained:
+  """Return a trained network of the program as a teacher."""
+  where, name = f"teacher {type(network.module).__name__}", name_of(*network[:2])
+  images = images_of_run(data)
+  if images is None:
+    return _of_inputs(where, network, name, data)
+  return _trained(where, network, name, StatedImages(images), data)
 
 
 def _from_files(settings: ml_collections.ConfigDict, data: Dataset) -> list[Trained]:
@@ -155,6 +167,8 @@ def _trained(
 
 def _of_inputs(where: str, network: Network, label: str, data: Dataset) -> Trained:
   """Return a trained network as a teacher, for inputs that are no images."""
+  if network.preprocessing is not None:
+    raise ConfigError(f"{where} takes images, and the inputs of {data.name} are none")
   network, output = _with_output(where, network, data.input_shape)
   return _noted(Teacher(network.module, output, label, where)), network.variables
 
@@ -166,7 +180,7 @@ def _with_output(where: str, network: Network, shape: InputShape) -> tuple[Netwo
       f"{where}: its variables are a {type(network.variables).__name__}, expected the variables of "
       "the module, {'params': ...}"
     )
-  variables = {"params": {}, **network.variables}
+  variables = {"params": {}, **unfreeze(dict(network.variables))}
   module, output = with_output(
     where,
     network.module,
