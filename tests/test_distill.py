@@ -176,8 +176,10 @@ def test_labels_of_several_classes_and_options_of_a_section():
   labels = (rows[:, :3] > 0.5).astype(np.uint8)
   options = {"student.optimizer": "optax.lion", "student.optimizer_arguments": {"b1": 0.8}}
   options |= {"student.label_smoothing": 0.1, "student.patience": 2, "data.labels": "multi"}
-  teacher = Network(Plain(9), Plain(9).init(jax.random.key(1), rows[:1]))
-  result = distill(teacher=teacher, data=(rows, labels), config=options, epochs=9)
+  teacher = trained(Plain(9), (rows, labels), learning_rate=0.01, config=options)
+  result = distill(
+    teacher=teacher, data=(rows, labels), config=options, epochs=12, learning_rate=0.01
+  )
   section = result.summary["config"]["student"]
   assert section["optimizer_arguments"] == {"b1": 0.8}
   assert "mean_average_precision" in result.summary["stages"]["distilled"]

@@ -5,7 +5,7 @@ import pytest
 from tests.reading_path import CONFIG, LAST, reading_path, report
 
 # What is measured, so that it does not grow unseen; the aim is 35.
-MOST_FILES = 94
+MOST_FILES = 90
 
 
 @pytest.mark.long
