@@ -107,6 +107,17 @@ def test_parts_and_devices_give_the_update_of_the_whole_batch():
   assert abs(updated(1, 1)[0] - whole[0]) > 1e-3
 
 
+def test_a_part_whose_labels_weigh_nothing_still_has_their_smoothing():
+  fed = dataclasses.replace(UNEVEN, labels=jnp.array([0, 2, 1, 1, 2, 0, -1, 0]))
+  options = {"class_weights": WEIGHTS, "label_smoothing": 0.3}
+  whole = updated(1, 1, fed, **options)
+  masked = dataclasses.replace(fed, mask=jnp.ones(8, bool))
+  for parts, devices, data in ((4, 1, fed), (2, 2, fed), (1, 4, fed), (1, 4, masked)):
+    chex.assert_trees_all_close(
+      updated(parts, devices, data, **options), whole, rtol=1e-5, atol=1e-6
+    )
+
+
 def test_labels_of_positions_are_weighted_by_their_classes():
   labels = jnp.array([[0, 2, -1], [2, 2, 1]])
   fed = Batch(jnp.zeros((2, 3)), labels, jnp.float32(labels >= 0), jnp.arange(2))
