@@ -58,7 +58,7 @@ def refuse_multi_hot(what: str, batch: Batch) -> None:
 
   Args:
     what: the scheme or term, for the error.
-    batch: its labels are checked by `multi_label`, so when they are traced.
+    batch: its `multi_label` is static, so that the error is raised when a step is traced.
   """
   if batch.multi_label:
     raise ConfigError(
