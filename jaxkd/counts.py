@@ -92,8 +92,14 @@ def whole_counts(batch: Batch, *, parts: int, axis_name: str | None) -> Counts |
 
 
 def label_share(batch: Batch, context: Context) -> Array | float:
-  """Return the factor for a mean over this part's labels."""
-  return 1.0 if context.counts is None else _share(counts(batch).labels, context.counts.labels)
+  """Return the factor for a mean over this part's labels: a sum divided by their weight, or by 1.
+
+  A part whose labels weigh 0 can have a sum: that of smoothed labels with class weights.
+  """
+  if context.counts is None:
+    return 1.0
+  own = counts(batch).labels
+  return _share(jnp.where(own > 0, own, 1.0), context.counts.labels)
 
 
 def scaled(terms: Terms, batch: Batch, context: Context) -> Terms:

@@ -232,3 +232,18 @@ def test_without_a_cluster_one_line_names_the_flags(tmp_path):
     "error: no cluster was found here (coordinator_address should be defined"
   )
   assert output.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_two_processes_end_early_after_the_epoch_of_one(tmp_path):
+  # Updates too small to change a parameter: the first score stays the best.
+  flags = ["--config.student.model=mlp", "--config.student.learning_rate=1e-20"]
+  flags += ["--config.evaluate_every=1", "--config.student.patience=2"]
+  finish(start(tmp_path / "one", 2, *flags, epochs=6))
+  printed = finish(*start_two(tmp_path / "two", started_by_hand, *flags, epochs=6))
+  assert "alone: ended early after epoch 3 of 6" in printed
+  one, two = (
+    json.loads((tmp_path / name / "summary.json").read_text())["stages"]["alone"]
+    for name in ("one", "two")
+  )
+  assert (one["epochs"], one["steps"]) == (two["epochs"], two["steps"])
+  assert one["epochs"] == 3 and one["accuracy"] == two["accuracy"]

@@ -63,14 +63,30 @@ def counted_positions(what: str, where: ArrayLike | None, logits: jax.Array) -> 
   return over_positions(f"{what}: where {counted.shape} does not belong", counted, logits)
 
 
-def counted_tokens(where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
+def counted_tokens(what: str, where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
   """Return `where` (B, T) as bool if it says which tokens of features x (B, T, D) count, else None.
 
-  >>> counted_tokens([[1, 0]], jnp.ones((1, 2, 3)))
+  Args:
+    what: the function's name, for the error.
+    where: mask (B, T); None for any other number of axes.
+    x: features; None for any other number of axes than three.
+
+  Raises:
+    ConfigError: with both shapes, if the features have another number of tokens.
+
+  >>> counted_tokens("hint_mse", [[1, 0]], jnp.ones((1, 2, 3)))
   Array([[ True, False]], dtype=bool)
   """
-  counted = _truth("counted_tokens", where)
-  return counted if counted is not None and x.ndim == 3 and counted.shape == x.shape[:2] else None
+  counted = _truth(what, where)
+  if counted is None or counted.ndim != 2 or x.ndim != 3:
+    return None
+  if counted.shape != x.shape[:2]:
+    raise ConfigError(
+      f"{what}: where {counted.shape} is a mask of {counted.shape[1]} tokens and features "
+      f"{x.shape} have {x.shape[1]}: expected as many, features (B, D) or (B, H, W, C), or a mask "
+      "(B,) of the examples"
+    )
+  return counted
 
 
 def over_positions(problem: str, given: jax.Array, logits: jax.Array) -> jax.Array:
@@ -117,6 +133,22 @@ def mean(values: jax.Array, counted: jax.Array | None) -> jax.Array:
   (values,) = keep(counted, values)
   each = math.prod(values.shape[counted.ndim :])
   return jnp.sum(values) / (each * jnp.asarray(number(counted, counted.size), values.dtype))
+
+
+def mean_of_tokens(values: jax.Array, tokens: jax.Array, counted: jax.Array | None) -> jax.Array:
+  """Mean over the examples that count of the mean over each one's tokens that count.
+
+  Args:
+    values: (B, T, D), finite where they count.
+    tokens: mask (B, T), from `counted_tokens`.
+    counted: mask (B,), from `counted_examples`.
+
+  >>> mean_of_tokens(jnp.array([[[1.0], [5.0]], [[3.0], [5.0]]]), jnp.array([[1, 0], [1, 1]]), None)
+  Array(2.5, dtype=float32)
+  """
+  (values,) = keep(tokens != 0, values)
+  number_of_tokens = jnp.maximum(jnp.sum(tokens, axis=1), 1)
+  return mean(jnp.mean(values, axis=2).sum(1) / number_of_tokens, counted)
 
 
 def share(counted: jax.Array | None, axis_name: str | None) -> ArrayLike:

@@ -51,7 +51,7 @@ def relations(
   own = counted_examples(what, where, student)
   student, teacher = keep(own, student, teacher)
   # Tokens that are padding are equal in all samples.
-  student, teacher = (keep(counted_tokens(where, x), x)[0] for x in (student, teacher))
+  student, teacher = (keep(counted_tokens(what, where, x), x)[0] for x in (student, teacher))
   return (
     _relate(student, own, axis_name, normalize[0]),
     _relate(teacher, own, axis_name, normalize[1]),

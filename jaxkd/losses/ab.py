@@ -21,7 +21,14 @@ from jaxkd.losses._checks import (
   over_stages,
   stage_pairs,
 )
-from jaxkd.losses._counting import counted_examples, keep, mean, number
+from jaxkd.losses._counting import (
+  counted_examples,
+  counted_tokens,
+  keep,
+  mean,
+  mean_of_tokens,
+  number,
+)
 from jaxkd.losses._numerics import widen
 from jaxkd.types import Output, Terms
 
@@ -51,7 +58,8 @@ def boundary_margin(
     reduction: over the elements that count: their "sum", that sum over B ("batch"), or their
       "mean".
     where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
-      count. With more axes, (B, T), an example counts if any position does.
+      count. With more axes, (B, T), an example counts if any position does; of values (B, T, D),
+      the tokens that do not count are left out.
 
   Returns:
     The loss, a scalar, float32 or wider. Value and gradient are 0 if every student neuron lies on
@@ -71,18 +79,21 @@ def boundary_margin(
   check_positive("margin", margin)
   if reduction not in _REDUCTIONS:
     raise unknown_name("reduction", reduction, _REDUCTIONS)
-  s, t, counted = _sides("boundary_margin", student, teacher, where)
+  s, t, counted, tokens = _sides("boundary_margin", student, teacher, where)
   # From here on the teacher is one bit per neuron.
   on = t > 0
-  if counted is not None:
+  within = counted if tokens is None else tokens
+  if within is not None:
     # A neuron that is on and beyond any margin has loss 0 and gradient 0.
-    inside = counted.reshape(-1, *(1,) * (s.ndim - 1))
+    inside = within.reshape(*within.shape, *(1,) * (s.ndim - within.ndim))
     s, on = jnp.where(inside, s, jnp.inf), on | ~inside
   total = _sum_of_squared_hinges(s, on, margin)
   if reduction == "sum":
     return total
-  each = 1 if reduction == "batch" else math.prod(s.shape[1:])
-  return total / (each * number(counted, s.shape[0]))
+  if reduction == "batch":
+    return total / number(counted, s.shape[0])
+  axes = 1 if tokens is None else 2
+  return total / (math.prod(s.shape[axes:]) * number(within, s.shape[0]))
 
 
 def boundary_disagreement(
@@ -97,7 +108,8 @@ def boundary_disagreement(
     student: values before the activation, of any shape.
     teacher: values of the same shape.
     where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
-      count. With more axes, (B, T), an example counts if any position does.
+      count. With more axes, (B, T), an example counts if any position does; of values (B, T, D),
+      the tokens that do not count are left out.
 
   Returns:
     A scalar in [0, 1], float32 or wider; 0 if nothing counts.
@@ -111,8 +123,9 @@ def boundary_disagreement(
   >>> boundary_disagreement(jnp.array([[0.5, -3.0]]), jnp.array([[2.0, 0.1]]))
   Array(0.5, dtype=float32)
   """
-  s, t, counted = _sides("boundary_disagreement", student, teacher, where)
-  return mean(((s > 0) != (t > 0)).astype(s.dtype), counted)
+  s, t, counted, tokens = _sides("boundary_disagreement", student, teacher, where)
+  differ = ((s > 0) != (t > 0)).astype(s.dtype)
+  return mean(differ, counted) if tokens is None else mean_of_tokens(differ, tokens, counted)
 
 
 def activation_boundaries(
@@ -203,10 +216,10 @@ def _signed_hinges(s: jax.Array, on: jax.Array, margin: ArrayLike) -> jax.Array:
 
 def _sides(
   what: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Return both sides and the mask of examples; the teacher takes no gradient."""
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+  """Return both sides and the masks of examples and tokens; the teacher takes no gradient."""
   s, t = widen(student, lax.stop_gradient(teacher), what=what)
   check_same_shape(what, s, t, _HINT)
-  counted = counted_examples(what, where, s)
-  s, t = keep(counted, s, t)
-  return s, t, counted
+  counted, tokens = counted_examples(what, where, s), counted_tokens(what, where, s)
+  s, t = keep(tokens, *keep(counted, s, t))
+  return s, t, counted, tokens

@@ -12,7 +12,13 @@ from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses._checks import check_outputs, check_same_shape, is_number, logits_of, stage_arrays
-from jaxkd.losses._counting import counted_examples, counted_positions, keep, share
+from jaxkd.losses._counting import (
+  counted_examples,
+  counted_positions,
+  counted_tokens,
+  keep,
+  share,
+)
 from jaxkd.losses._numerics import beyond_rounding, l2_norm, widen
 from jaxkd.losses.multi_exit import soft_cross_entropy
 from jaxkd.types import Output, Terms
@@ -37,7 +43,8 @@ def masked_sum_of_squares(
     axis_name: device axis of a mapped step. The sum is then multiplied by the number of devices,
       so that `lax.pmean` of the value, and of its gradient, is that of the global batch.
     where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
-      count. With more axes, (B, T), an example counts if any position does.
+      count. With more axes, (B, T), an example counts if any position does; of features (B, T, D),
+      the tokens that do not count are left out.
 
   Returns:
     The loss, a scalar, float32 or wider. It grows with the batch.
@@ -71,7 +78,8 @@ def euclidean_distance(
     axis_name: device axis of a mapped step; the norm is then over the global batch, the same on
       every device, and `lax.pmean` of its gradient is that of the global batch.
     where: mask (B,), nonzero where an example counts; the others may hold any values. None: all
-      count. With more axes, (B, T), an example counts if any position does.
+      count. With more axes, (B, T), an example counts if any position does; of features (B, T, D),
+      the tokens that do not count are left out.
 
   Returns:
     The loss, a scalar, float32 or wider. A norm has a kink where both agree: its gradient is 0
@@ -194,4 +202,5 @@ def _kept(
   """Return both sides with zeros where examples do not count; the teacher takes no gradient."""
   student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
   check_same_shape(what, student, teacher, _HINT)
-  return keep(counted_examples(what, where, student), student, teacher)
+  student, teacher = keep(counted_examples(what, where, student), student, teacher)
+  return keep(counted_tokens(what, where, student), student, teacher)

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.losses._checks import Stages, check_same_shape, over_stages
-from jaxkd.losses._counting import counted_examples, counted_tokens, keep, mean
+from jaxkd.losses._counting import counted_examples, counted_tokens, keep, mean, mean_of_tokens
 from jaxkd.losses._numerics import widen
 from jaxkd.losses._resize import adaptive_average_pool, match_sizes
 from jaxkd.types import Output, Terms
@@ -46,12 +46,10 @@ def hint_mse(
   check_same_shape("hint_mse", student, teacher, _HINT)
   counted = counted_examples("hint_mse", where, student)
   student, teacher = keep(counted, student, teacher)
-  tokens = counted_tokens(where, student)
-  if tokens is None:
-    return mean(jnp.square(student - teacher), counted)
+  tokens = counted_tokens("hint_mse", where, student)
   student, teacher = keep(tokens, student, teacher)
-  number = jnp.maximum(jnp.sum(tokens, axis=1), 1)
-  return mean(jnp.mean(jnp.square(student - teacher), axis=2).sum(1) / number, counted)
+  squares = jnp.square(student - teacher)
+  return mean(squares, counted) if tokens is None else mean_of_tokens(squares, tokens, counted)
 
 
 def fitnets(

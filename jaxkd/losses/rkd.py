@@ -41,7 +41,9 @@ def pairwise_distance_huber(
     squared: compare squared distances.
     reduction: "mean" over the B^2 pairs, i = j included, or their "sum".
     axis_name: mapped axis (or axes) over which the batch is first gathered; see `relational`.
-    where: mask (B,) of the samples that count; others may hold any values. None: all count.
+    where: mask (B,) of the samples that count; others may hold any values. None: all count. With
+      more axes, (B, T), a sample counts if any position does; of features (B, T, D), the tokens
+      that do not count are left out.
 
   Returns:
     The loss, a scalar, float32 or wider, invariant to translation, rotation and scale of either
@@ -49,7 +51,7 @@ def pairwise_distance_huber(
     gradient 0; a single sample gives 0.
 
   Raises:
-    ConfigError: if the batch sizes differ, an array has no second axis, `where` is not (B,), or
+    ConfigError: if the batch sizes differ, an array has no second axis, `where` does not fit, or
       reduction is unknown.
 
   Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, eq. 4 to 6, as the authors'
@@ -85,7 +87,9 @@ def angle_huber(
     reduction: "mean" over the B^3 triples, equal indices included, or their "sum".
     axis_name: mapped axis (or axes) over which the batch is first gathered; see `relational`.
     block_size: samples i at a time; it affects time and memory alone. None chooses.
-    where: mask (B,) of the samples that count; others may hold any values. None: all count.
+    where: mask (B,) of the samples that count; others may hold any values. None: all count. With
+      more axes, (B, T), a sample counts if any position does; of features (B, T, D), the tokens
+      that do not count are left out.
 
   Returns:
     The loss, a scalar, float32 or wider, invariant to translation, rotation and scale of either
@@ -144,7 +148,9 @@ def relational(
       computes the angles at its own samples. Every device gets the loss of the global batch, and
       `lax.pmean` of the gradients is its gradient. None: relations within each device alone.
     block_size: corners of triangles at a time; it affects time and memory alone. None chooses.
-    where: mask (B,) of the samples that count; others may hold any values. None: all count.
+    where: mask (B,) of the samples that count; others may hold any values. None: all count. With
+      more axes, (B, T), a sample counts if any position does; of features (B, T, D), the tokens
+      that do not count are left out.
 
   Returns:
     Terms(feature=...), float32 or wider.

@@ -45,14 +45,16 @@ def similarity_mse(
     row_norm: |g|, the "l2" or the "l1" norm of a row.
     axis_name: mapped axis (or axes) over which the batch is first gathered; see
       `similarity_preserving`.
-    where: mask (B,) of the samples that count; others may hold any values. None: all count.
+    where: mask (B,) of the samples that count; others may hold any values. None: all count. With
+      more axes, (B, T), a sample counts if any position does; of features (B, T, D), the tokens
+      that do not count are left out.
 
   Returns:
     The loss, a scalar, float32 or wider, invariant to rotation and scale of either side. A zero
     vector has similarities 0, and its row takes no gradient.
 
   Raises:
-    ConfigError: if the batch sizes differ, an array has no second axis, `where` is not (B,), or
+    ConfigError: if the batch sizes differ, an array has no second axis, `where` does not fit, or
       row_norm is unknown.
 
   Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, eq. 1 to 4, as
@@ -70,7 +72,9 @@ def similarity_mse(
   check_samples("similarity_mse", student, teacher)
   own = counted_examples("similarity_mse", where, student)
   student, teacher = keep(own, student, teacher)
-  student, teacher = (keep(counted_tokens(where, x), x)[0] for x in (student, teacher))
+  student, teacher = (
+    keep(counted_tokens("similarity_mse", where, x), x)[0] for x in (student, teacher)
+  )
   gap = _similarities(student, axis_name, row_norm) - _similarities(teacher, axis_name, row_norm)
   total = jnp.sum(jnp.square(gap))
   count = jnp.asarray(gap.shape[1] if own is None else jnp.sum(own), total.dtype)
@@ -102,7 +106,9 @@ def similarity_preserving(
       compared are then those of the global batch: each device computes the similarities of its own
       samples to all. Every device gets the loss of the global batch, and `lax.pmean` of the
       gradients is its gradient. None: similarities within each device alone.
-    where: mask (B,) of the samples that count; others may hold any values. None: all count.
+    where: mask (B,) of the samples that count; others may hold any values. None: all count. With
+      more axes, (B, T), a sample counts if any position does; of features (B, T, D), the tokens
+      that do not count are left out.
 
   Returns:
     Terms(feature=...), float32 or wider.

@@ -15,7 +15,7 @@ from jaxkd.counts import refuse_parts, scaled
 from jaxkd.errors import ConfigError
 from jaxkd.fields import names
 from jaxkd.losses._numerics import mean_log_probabilities
-from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
 from jaxkd.methods._stages import AUTO, inner_stages
 from jaxkd.methods.base import BASELINE, PhaseSpec, Setup, sizes
 from jaxkd.methods.distillation import Loss, WholeBatch, call_with_mask
@@ -137,6 +137,8 @@ def multi_exit(
     targets: None,
     context: Context,
   ) -> tuple[Array, Aux]:
+    if exits > 1:
+      refuse_multi_hot("several exits", batch)
     variables = merge(participants, learning)
     state: Participants = {}
     outputs, state["student"] = learn(

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxkd.counts import class_weighted, label_share
+from jaxkd.errors import ConfigError
 from jaxkd.evaluate.metrics import score
 from jaxkd.evaluate.multi_label import multi_label_score
 from jaxkd.losses import cross_entropy, sigmoid_cross_entropy
@@ -50,3 +51,17 @@ def accuracy(logits: Any, batch: Batch) -> tuple[Array, Array]:
   """Return (weighted number of correct predictions, sum of weights); of all labels if multi-hot."""
   scored = multi_label_score if batch.multi_label else score
   return scored(logits, batch.labels, batch.weights, where=batch.mask)["accuracy"]
+
+
+def refuse_multi_hot(what: str, batch: Batch) -> None:
+  """Raise a ConfigError for multi-hot labels, for what is defined by exclusive classes.
+
+  Args:
+    what: the scheme or term, for the error.
+    batch: its `multi_label` is static, so that the error is raised when a step is traced.
+  """
+  if batch.multi_label:
+    raise ConfigError(
+      f"batch.multi_label=True: expected labels of one class per example with {what}, whose "
+      "probabilities of the classes sum to 1"
+    )

@@ -16,7 +16,7 @@ from jaxkd.counts import scaled
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.fields import choice, flag, integer, names, number
 from jaxkd.losses._numerics import mean_log_probabilities
-from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup
 from jaxkd.models import ensemble_of
 from jaxkd.networks import infer, initialize, key_for, learn, merge, update
@@ -100,6 +100,7 @@ def mutual(
     targets: None,
     context: Context,
   ) -> tuple[Array, Aux]:
+    refuse_multi_hot("mutual learning", batch)
     variables = merge(participants, learning)
     if updates == "alternating" and len(peers) > 1:
       turns = [functools.partial(turn, name) for name in peers]

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError
 from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
-from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
 from jaxkd.methods.distillation import Distillation, call_with_mask
 from jaxkd.networks import (
   Model,
@@ -128,6 +128,8 @@ def offline(
 
   def targets(participants: Participants, batch: Batch) -> dict[str, Any]:
     """Return the teacher side of each distillation; "labels": the features at `from_stage`."""
+    if any(any(d.gradients) for d in distillations):
+      refuse_multi_hot("gradients of the cross-entropy", batch)
     outputs = {}
     for name, model in teachers.items():
       stages = tuple(_each(d.gradients[1] for d in distillations if name in d.teachers))

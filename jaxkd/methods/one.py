@@ -11,7 +11,7 @@ from jaxkd import losses
 from jaxkd.adapters import Gate
 from jaxkd.counts import scaled
 from jaxkd.fields import choice, flag, integer, number, text
-from jaxkd.methods._labels import accuracy, label_terms
+from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
 from jaxkd.methods._stages import AUTO, inner_stages
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup, feature_shape, sizes
 from jaxkd.methods.distillation import Weight
@@ -90,6 +90,7 @@ def native_ensemble(
     targets: None,
     context: Context,
   ) -> tuple[Array, Aux]:
+    refuse_multi_hot("a native ensemble", batch)
     variables = merge(participants, learning)
     state: Participants = {}
     outputs, state["student"] = learn(

@@ -1,4 +1,4 @@
-"""The early end of a phase, when its validation accuracy no longer rises (`Phase.patience`)."""
+"""The early end of a phase, when its validation score no longer rises (`Phase.patience`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxkd.errors import ConfigError
+from jaxkd.train.evaluate import main_metric
 from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Row
 
@@ -39,8 +40,10 @@ def stops_early(patience: int, rows: Sequence[Row], best_epoch: int | None) -> b
 
 def stopping_line(phase: Phase, progress: Mapping[str, Any]) -> str:
   """Return a line that says after which epoch a phase has ended early."""
+  last = progress["rows"][-1]
+  metric = main_metric(last["validation"][phase.reported]).replace("_", " ")
   return (
-    f"{phase.name}: ended early after epoch {progress['rows'][-1]['epoch']} of {phase.epochs}: no "
-    f"validation accuracy above {progress['best_accuracy']:.1%}, of epoch "
+    f"{phase.name}: ended early after epoch {last['epoch']} of {phase.epochs}: no "
+    f"validation {metric} above {progress['best_accuracy']:.1%}, of epoch "
     f"{progress['best_epoch']}, for {phase.patience} epochs"
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,22 +57,33 @@ def make_evaluator(
   return evaluate
 
 
-def main_score(scores: Mapping[str, float]) -> float:
-  """Return the score by which networks are compared: mean average precision, else the accuracy.
+def main_metric(scores: Mapping[str, float]) -> str:
+  """Return the metric by which networks are compared: mean average precision, else the accuracy.
 
-  >>> main_score({"accuracy": 0.5}), main_score({"accuracy": 0.9, "mean_average_precision": 0.6})
-  (0.5, 0.6)
+  >>> main_metric({"accuracy": 0.9, "mean_average_precision": 0.6})
+  'mean_average_precision'
   """
-  return scores.get(MEAN_AVERAGE_PRECISION, scores["accuracy"])
+  return MEAN_AVERAGE_PRECISION if MEAN_AVERAGE_PRECISION in scores else "accuracy"
+
+
+def is_better(scores: Mapping[str, float], best: float | None) -> bool:
+  """Check whether the main score is above the best so far; NaN is not.
+
+  >>> is_better({"accuracy": 0.5}, None), is_better({"accuracy": 0.5}, 0.5)
+  (True, False)
+  """
+  score = scores[main_metric(scores)]
+  return not math.isnan(score) and (best is None or score > best)
 
 
 def _means(results: list[dict[str, Any]]) -> dict[str, float]:
   means = {}
   for metric in results[0]:
     if metric == MEAN_AVERAGE_PRECISION:  # of the scores of the whole split
-      arrays = np.concatenate([result[metric] for result in results], axis=1)
-      if (found := mean_average_precision(*arrays)) == found:  # NaN if no example has any class
-        means[metric] = found
+      scores, labels, weights = np.concatenate([result[metric] for result in results], axis=1)
+      # Without an example of any class there is none; of logits that are NaN it is NaN.
+      if (weights * (labels > 0.5)).any():
+        means[metric] = mean_average_precision(scores, labels, weights)
       continue
     total = sum(float(result[metric][0]) for result in results)
     count = sum(float(result[metric][1]) for result in results)

@@ -16,7 +16,7 @@ from jaxkd.runtime import mapping, processes
 from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.early_stopping import check_patience, stopping_line, stops_early
-from jaxkd.train.evaluate import Scores, main_score, make_evaluator
+from jaxkd.train.evaluate import Scores, is_better, main_metric, make_evaluator
 from jaxkd.train.expected import warn_if_worse
 from jaxkd.train.input import Dispatch, InputFeed, Resident, gather_batch
 from jaxkd.train.nonfinite import (
@@ -267,9 +267,10 @@ class PhaseRun:
     scores = self._validate(self.state.predicting) if validating else {}
     if scores:
       row["validation"] = scores
-      accuracy = main_score(scores[self._phase.reported])
-      if self.progress["best_accuracy"] is None or accuracy > self.progress["best_accuracy"]:
-        self.progress |= {"best_accuracy": accuracy, "best_epoch": row["epoch"]}
+      reported = scores[self._phase.reported]
+      if is_better(reported, self.progress["best_accuracy"]):
+        best = reported[main_metric(reported)]
+        self.progress |= {"best_accuracy": best, "best_epoch": row["epoch"]}
         self.best = mapping.host_copy(self.state.predicting)
     self.progress["rows"].append(row)
     self._reporter.epoch_ended(row)

@@ -231,9 +231,9 @@ def _wrong(argument: str, value: Any, parameter: inspect.Parameter) -> str:
     return "" if isinstance(value, bool) else "True or False"
   if argument.endswith("dtype"):
     return "" if isinstance(value, str) else "the name of a dtype"
-  if argument.endswith("_steps") or (isinstance(default, int) and default is not None):
-    fits = is_number and value == int(value) if is_number and math.isfinite(value) else False
-    return "" if fits and value >= 0 else "an integer >= 0"
+  if argument.endswith("_steps") or isinstance(default, int):
+    fits = is_number and math.isfinite(value) and value == int(value) and value >= 0
+    return "" if fits else "an integer >= 0"
   if isinstance(default, float) or "float" in annotation or argument.endswith("_value"):
     if not is_number or not math.isfinite(value) or value < 0:
       return "a number >= 0"

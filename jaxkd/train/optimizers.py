@@ -155,8 +155,6 @@ def make_optimizer(
     if momentum:
       parts.append(optax.trace(momentum, nesterov))
     parts.append(optax.scale_by_learning_rate(schedule))
-  elif name == "adamw" and not arguments:
-    parts.append(optax.adamw(schedule, weight_decay=weight_decay))
   elif name == "adamw" or optax_names.is_optax(name):
     full = "optax.adamw" if name == "adamw" else name
     parts += _of_optax(full, schedule, weight_decay, arguments)

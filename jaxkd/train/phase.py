@@ -71,8 +71,9 @@ class Phase:
       whole phase; the rest comes from the host and the disk.
     label_smoothing: share of every label that is spread evenly over the classes.
     class_weights: weight of each class in the cross-entropy of labels; () weights all by 1.
-    patience: epochs without a better validation accuracy after which the phase ends early; 0 never
-      does. The learning rates stay those of `epochs`.
+    patience: epochs without a better validation accuracy (of multi-hot labels, mean average
+      precision) after which the phase ends early; 0 never does. The learning rates stay those of
+      `epochs`.
     multiply_adds: of one example's targets and loss, forwards; None if they were not counted.
     notes: lines for the reader, shown before training.
   """

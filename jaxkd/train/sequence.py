@@ -11,6 +11,8 @@ from typing import Any
 import jax
 
 from jaxkd.runtime.devices import local_devices
+from jaxkd.train.early_stopping import check_patience
+from jaxkd.train.fed_tables import FedTables
 from jaxkd.train.loop import Finished, TrainOptions, train_phase
 from jaxkd.train.phase import Phase, check_phases, starting_variables
 from jaxkd.train.reporting import Reporter, Silent
@@ -47,15 +49,20 @@ def train_phases(
       `train_phase`.
   """
   check_phases(list(phases))
+  count = 1 if jax.local_devices()[0].platform == "cpu" else 0
+  shared: dict[str, Sequence[jax.Device]] = {}
+  for phase in phases:  # before the first one is trained
+    shared[phase.name] = devices or local_devices(count, phase.batch_size, phase.accumulate)
+    if phase.epochs:
+      check_patience(phase, validation)
+    FedTables(phase)
   results: dict[str, Finished] = {}
   for phase in phases:
-    on_cpu = jax.local_devices()[0].platform == "cpu"
-    chosen = devices or local_devices(1 if on_cpu else 0, phase.batch_size, phase.accumulate)
     given = starting_variables(phase, {name: one.participants for name, one in results.items()})
     results[phase.name] = train_phase(
       dataclasses.replace(phase, given=given),
       directory=pathlib.Path(directory).absolute() / phase.name,
-      devices=chosen,
+      devices=shared[phase.name],
       reporter=reporter or Silent(),
       validation=validation,
       test=test,

@@ -1,4 +1,4 @@
-"""Cross-entropy with labels: definition, weights and devices."""
+"""Cross-entropy with labels: definition, weights of labels and of classes, devices."""
 
 from __future__ import annotations
 
@@ -79,3 +79,52 @@ def test_error_for_labels_of_wrong_shape_names_both_shapes(labels):
 def test_error_for_weights_of_wrong_shape_names_both_shapes():
   with pytest.raises(ConfigError, match=r"weights \(3,\) do not belong to logits \(2, 3\)"):
     cross_entropy(jnp.ones((2, 3)), jnp.array([0, 1]), jnp.ones(3))
+
+
+WEIGHTS = (0.5, 0.0, 3.0)
+
+
+def torchs(logits, labels, weights, smoothing, counted):
+  """The documented formula of torch.nn.CrossEntropyLoss(weight, label_smoothing=...)."""
+  logits = np.asarray(logits, np.float64)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  weights, rows = np.asarray(weights), np.arange(len(labels))
+  true = -weights[labels] * log_p[rows, labels]
+  spread = -(weights * log_p).sum(-1) / len(weights)
+  losses = (1 - smoothing) * true + smoothing * spread
+  return (counted * losses).sum() / (counted * weights[labels]).sum()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_are_torchs(smoothing):
+  logits = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+  labels, counted = np.arange(12) % 3, (np.arange(12) > 1).astype(np.float32)
+  found = cross_entropy(
+    logits, labels, counted, label_smoothing=smoothing, class_weights=np.float32(WEIGHTS)
+  )
+  np.testing.assert_allclose(found, torchs(logits, labels, WEIGHTS, smoothing, counted), rtol=1e-6)
+  ones = cross_entropy(logits, labels, label_smoothing=smoothing, class_weights=np.ones(3))
+  np.testing.assert_allclose(
+    ones, cross_entropy(logits, labels, label_smoothing=smoothing), rtol=1e-6
+  )
+
+
+def test_an_impossible_class_of_weight_0_adds_nothing():
+  logits = jnp.array([[0.0, -jnp.inf, 1.0], [0.0, 1.0, 2.0]])
+  found, slopes = jax.value_and_grad(cross_entropy)(
+    logits, jnp.array([1, 2]), class_weights=jnp.array(WEIGHTS)
+  )
+  np.testing.assert_allclose(found, -jax.nn.log_softmax(logits[1])[2], rtol=1e-6)
+  assert not slopes[0].any() and np.isfinite(slopes).all()
+
+
+@pytest.mark.parametrize(
+  ("labels", "weights", "message"),
+  [
+    (jnp.zeros(2, int), jnp.ones(2), r"class_weights \(2,\) do not belong to logits \(2, 3\)"),
+    (jnp.ones((2, 3)) / 3, jnp.ones(3), "class_weights: expected None with labels that are"),
+  ],
+)
+def test_class_weights_that_do_not_fit_are_refused(labels, weights, message):
+  with pytest.raises(ConfigError, match=message):
+    cross_entropy(jnp.zeros((2, 3)), labels, class_weights=weights)

@@ -7,7 +7,6 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
 import chex
 import jax
@@ -21,170 +20,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxkd import losses
 from jaxkd.types import Output, Terms
+from tests.losses.subjects import SUBJECTS, B, Subject
 
 # Each program runs a few times only, so compile time dominates.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-B = 8
-
-
-class Subject(NamedTuple):
-  """A loss as a function of a student's and a teacher's array."""
-
-  loss: Callable
-  student: tuple[int, ...]
-  teacher: tuple[int, ...]
-  # Its form in a mapped step, if it compares samples of several devices.
-  mapped: Callable | None = None
-  # Tolerance below 0 from rounding, relative to the largest input.
-  rounding: float = 0.0
-
-
-def of_logits(loss, **options):
-  return lambda s, t: loss(Output(logits=s), Output(logits=t), **options).total
-
-
-def of_maps(loss, **options):
-  def apply(s, t):
-    return loss(Output(features={"x": s}), Output(features={"x": t}), stages=["x"], **options).total
-
-  return apply
-
-
-def of_gradients(loss, **options):
-  return lambda s, t: (
-    loss(Output(gradients={"images": s}), Output(gradients={"images": t}), **options).total
-  )
-
-
-def of_flows(**options):
-  def layers(x):
-    return Output(features={"first": x, "second": x[:, ::2, ::2, :2]})
-
-  return lambda s, t: (
-    losses.flow_of_solution(layers(s), layers(t), stages=["first", "second"], **options).total
-  )
-
-
-def of_exits(loss, **options):
-  """Two student exits and the deepest as teacher, with three classes and hints of two channels."""
-
-  def an_exit(x):
-    return Output(x[:, :3], {"hint": x[:, 3:]})
-
-  def apply(s, t):
-    return loss([an_exit(s[:, :5]), an_exit(s[:, 5:]), an_exit(t)], **options).total
-
-  return apply
-
-
-def of_confidence(**options):
-  def apply(s, t):
-    labels = jax.lax.stop_gradient(jnp.argmax(t[:, ::-1], axis=-1))
-    student, teacher = Output(logits=s), Output(logits=t)
-    return losses.confidence_weighted_by_teacher_max(student, teacher, labels, **options).total
-
-  return apply
-
-
-SUBJECTS = {
-  "cross_entropy": Subject(
-    lambda s, t: losses.cross_entropy(s, jax.lax.stop_gradient(jnp.argmax(t, axis=-1))),
-    (B, 5),
-    (B, 5),
-  ),
-  "knowledge_distillation": Subject(of_logits(losses.knowledge_distillation), (B, 5), (B, 5)),
-  "sigmoid_cross_entropy": Subject(
-    lambda s, t: losses.sigmoid_cross_entropy(s, jax.lax.stop_gradient(t > 0)), (B, 5), (B, 5)
-  ),
-  "sigmoid_distillation": Subject(of_logits(losses.sigmoid_distillation), (B, 5), (B, 5)),
-  "fitnets": Subject(of_maps(losses.fitnets), (B, 2, 2, 3), (B, 3, 3, 3)),
-  "simkd": Subject(of_maps(losses.simkd), (B, 4, 4, 3), (B, 2, 2, 3)),
-  "attention_transfer": Subject(
-    of_maps(losses.attention_transfer, power=4), (B, 3, 3, 3), (B, 2, 2, 4)
-  ),
-  "attention_transfer_paper": Subject(
-    of_maps(losses.attention_transfer, norm="paper"), (B, 2, 3, 3), (B, 2, 3, 4)
-  ),
-  "neuron_selectivity_transfer": Subject(
-    of_maps(losses.neuron_selectivity_transfer), (B, 1, 2, 3), (B, 1, 2, 4)
-  ),
-  "neuron_selectivity_transfer_gaussian": Subject(
-    of_maps(losses.neuron_selectivity_transfer, kernel="gaussian", variance=0.5),
-    (B, 2, 3, 3),
-    (B, 2, 3, 4),
-  ),
-  "flow_of_solution": Subject(of_flows(pool="max", norm="columns"), (B, 4, 2, 3), (B, 2, 2, 3)),
-  "factor_transfer": Subject(of_maps(losses.factor_transfer), (B, 2, 2, 3), (B, 3, 3, 3)),
-  "factor_transfer_maps": Subject(
-    of_maps(losses.factor_transfer, normalization="repdistiller", order=1.5),
-    (B, 3, 3, 3),
-    (B, 2, 2, 4),
-  ),
-  "activation_boundaries": Subject(
-    of_maps(losses.activation_boundaries, arrays="features"), (B, 2, 2, 3), (B, 2, 2, 3)
-  ),
-  "gradient_attention_transfer": Subject(
-    of_gradients(losses.gradient_attention_transfer), (B, 2, 3, 3), (B, 2, 3, 3)
-  ),
-  "gradient_attention_transfer_mse": Subject(
-    of_gradients(losses.gradient_attention_transfer, norm="mse", normalize=True, reduce="abs_mean"),
-    (B, 3, 3, 3),
-    (B, 2, 2, 4),
-  ),
-  "gradient_symmetry": Subject(
-    # No teacher: both sides take a gradient.
-    lambda s, t: (
-      losses.gradient_symmetry(
-        Output(gradients={"images": s[:, :2], "flipped_images": s[:, 2:]})
-      ).total
-    ),
-    (B, 4, 3, 2),
-    (B, 4, 3, 2),
-  ),
-  "relational": Subject(
-    of_maps(losses.relational),
-    (B, 1, 2, 2),
-    (B, 3),
-    mapped=of_maps(losses.relational, axis_name="batch"),
-  ),
-  "similarity_preserving": Subject(
-    of_maps(losses.similarity_preserving),
-    (B, 1, 2, 2),
-    (B, 3),
-    mapped=of_maps(losses.similarity_preserving, axis_name="batch"),
-  ),
-  "mutual": Subject(
-    lambda s, t: losses.mutual(Output(s), [Output(t), Output(-t)]).total, (B, 5), (B, 5)
-  ),
-  "native_ensemble": Subject(
-    lambda s, t: losses.native_ensemble([Output(s[:, :3]), Output(s[:, 3:])], Output(t)).total,
-    (B, 6),
-    (B, 3),
-    # XLA's log_softmax of logits / T sums to 1 up to the last bit. A smoothed target depends on
-    # that sum, so this rounding error remains where both agree.
-    rounding=1e-6,
-  ),
-  "multi_exit": Subject(of_exits(losses.multi_exit), (B, 10), (B, 5)),
-  "be_your_own_teacher": Subject(
-    of_exits(losses.be_your_own_teacher, feature_weight=0.1),
-    (B, 10),
-    (B, 5),
-    mapped=of_exits(losses.be_your_own_teacher, feature_weight=0.1, axis_name="batch"),
-  ),
-  "confidence_weighted_by_teacher_max": Subject(
-    of_confidence(), (B, 5), (B, 5), mapped=of_confidence(axis_name="batch")
-  ),
-  "dark_knowledge_permuted": Subject(
-    # With two classes the permutation is trivial, so the result does not depend on the order of
-    # the examples or on their devices.
-    lambda s, t: (
-      losses.dark_knowledge_permuted(Output(s), Output(t), jax.random.key(0), temperature=2.0).total
-    ),
-    (B, 2),
-    (B, 2),
-  ),
-}
 
 each_loss = pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
 

@@ -88,11 +88,46 @@ def _of_exits(loss, **options):
   return Case(lambda s, t, y: loss(_exits(s), **options).total, of_logits=True)
 
 
+def _of_multi_hot(**options):
+  """Make a case whose labels name a class and the second one after it."""
+
+  def loss(s, t, y):
+    labels = jax.nn.one_hot(y, 5) + jax.nn.one_hot((y + 2) % 5, 5)
+    return losses.sigmoid_cross_entropy(s.logits, labels, **options)
+
+  return Case(loss, of_logits=True)
+
+
+def _of_tokens(loss, **options):
+  """Make a case of the first stage as 36 tokens, of which each example has another number."""
+
+  def tokens(output):
+    x = output.features["stage1"]
+    return Output(features={"tokens": x.reshape(x.shape[0], 36, -1)})
+
+  def of_tokens(s, t, y):
+    where = np.arange(36) < 5 + 7 * np.arange(len(y))[:, None] % 31
+    return loss(tokens(s), tokens(t), stages=("tokens",), where=where, **options).total
+
+  return Case(of_tokens)
+
+
 CASES = {
   "cross_entropy": Case(lambda s, t, y: losses.cross_entropy(s.logits, y), of_logits=True),
+  "cross_entropy weighted and smoothed": Case(
+    lambda s, t, y: losses.cross_entropy(
+      s.logits, y, label_smoothing=0.1, class_weights=(0.5, 2.0, 1.0, 0.0, 3.0)
+    ),
+    of_logits=True,
+  ),
+  "sigmoid_cross_entropy": _of_multi_hot(),
+  "sigmoid_cross_entropy smoothed": _of_multi_hot(label_smoothing=0.1, classes="sum"),
+  "sigmoid_distillation": _of_logits(losses.sigmoid_distillation),
+  "sigmoid_distillation T=4": _of_logits(losses.sigmoid_distillation, temperature=4.0),
   "knowledge_distillation": _of_logits(losses.knowledge_distillation),
   "knowledge_distillation T=1": _of_logits(losses.knowledge_distillation, temperature=1.0),
   "fitnets": _of(losses.fitnets, stages=INNER),
+  "fitnets tokens": _of_tokens(losses.fitnets),
   "simkd": _of(losses.simkd, stages=INNER),
   "attention_transfer": _of(losses.attention_transfer, stages=BOTH),
   "attention_transfer power 4": _of(losses.attention_transfer, stages=BOTH, power=4),
@@ -114,14 +149,17 @@ CASES = {
   "factor_transfer order 2": _of(losses.factor_transfer, stages=INNER, order=2),
   "factor_transfer maps": _of(losses.factor_transfer, stages=INNER, normalization="repdistiller"),
   "activation_boundaries": _of(losses.activation_boundaries, stages=BOTH),
+  "activation_boundaries tokens": _of_tokens(losses.activation_boundaries, arrays="features"),
   "relational": _of(losses.relational),
   "relational distances": _of(losses.relational, angle_weight=0.0),
   "relational squared": _of(losses.relational, angle_weight=0.0, squared=True),
   "relational angles": _of(losses.relational, distance_weight=0.0),
   "relational normalised": _of(losses.relational, normalize_student=True, normalize_teacher=True),
   "relational maps": _of(losses.relational, stages=("stage1",)),
+  "relational tokens": _of_tokens(losses.relational),
   "similarity_preserving": _of(losses.similarity_preserving, stages=BOTH),
   "similarity_preserving l1": _of(losses.similarity_preserving, stages=BOTH, row_norm="l1"),
+  "similarity_preserving tokens": _of_tokens(losses.similarity_preserving),
   "gradient_attention_transfer": _of(losses.gradient_attention_transfer),
   "gradient_attention_transfer normalised": _of(losses.gradient_attention_transfer, normalize=True),
   "gradient_attention_transfer mse": _of(

@@ -21,7 +21,7 @@ from tests.tiny import create
 
 SCALES = (1e-3, 1.0, 1e8)
 # Methods that need the whole batch at once.
-WHOLE = ("rkd", "born_again/generations=1/form='confidence'", "multi_exit")
+WHOLE = ("rkd", "sp", "born_again/generations=1/form='confidence'", "multi_exit")
 
 
 def stages_of(variant, dtype):

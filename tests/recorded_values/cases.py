@@ -30,29 +30,14 @@ PAIRS = {
 
 # "METHOD/field=value/...": fields of the "method" section, or with a dot of another section.
 OFTEN = (
-  "teacher",
-  "alone",
-  "kd",
-  "fitnets",
+  # The default of several generations repeats what one does.
+  *(name for name in registry.METHODS if name != "born_again"),
   "fitnets/two_stage=True",
-  "at",
-  "gradient_at",
-  "nst",
-  "fsp",
-  "rkd",
-  "sp",
-  "ft",
-  "ab",
-  "simkd",
   "simkd/classifier='joint'",
   "simkd/classifier='sequential'",
   "born_again/generations=1",
   "born_again/generations=1/form='confidence'",
   "born_again/generations=1/form='permuted'",
-  "dml",
-  "one",
-  "byot",
-  "multi_exit",
   "kd+at",
 )
 # Forms of methods that take another way through the library.

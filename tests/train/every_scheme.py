@@ -118,6 +118,7 @@ def schemes_of_means(norm):
   }
 
 
+SIMILAR = whole_batch(losses.similarity_preserving, stages=("stage2",))
 CONFIDENCE = whole_batch(
   losses.confidence_weighted_by_teacher_max,
   labels=True,
@@ -132,6 +133,7 @@ def schemes_of_whole_batches(norm):
   adaptive = methods.AdaptiveTemperature(start=1.5, confidence=0.2, factor=2.0)
   return {
     "rkd": offline(net, Distillation("rkd", whole_batch(losses.relational))),
+    "sp": offline(net, Distillation("sp", SIMILAR)),
     "cwtm": offline(net, Distillation("cwtm", CONFIDENCE), label_weight=0.0),
     "own teacher": exits(net, DISTANCE),
     "multi exit": exits(net, methods.of_exits(losses.multi_exit), temperature=adaptive),

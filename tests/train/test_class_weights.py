@@ -1,4 +1,4 @@
-"""Class weights of labels are torch's CrossEntropyLoss(weight), on parts and devices alike."""
+"""Class weights of a phase: on parts and devices, of positions, and from a config."""
 
 import dataclasses
 
@@ -12,62 +12,13 @@ from jaxkd import methods
 from jaxkd.data import ArrayExamples
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
-from jaxkd.losses import cross_entropy
 from jaxkd.methods._labels import label_terms
 from jaxkd.runtime import mapping
 from jaxkd.train import create_state
 from jaxkd.types import Batch, Context
+from tests.losses.test_cross_entropy import WEIGHTS, torchs
 from tests.test_bad_input import dataset, settings_for
 from tests.tiny import TinyNet, batch, phase
-
-WEIGHTS = (0.5, 0.0, 3.0)
-
-
-def torchs(logits, labels, weights, smoothing, counted):
-  """The documented formula of torch.nn.CrossEntropyLoss(weight, label_smoothing=...)."""
-  logits = np.asarray(logits, np.float64)
-  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-  weights, rows = np.asarray(weights), np.arange(len(labels))
-  true = -weights[labels] * log_p[rows, labels]
-  spread = -(weights * log_p).sum(-1) / len(weights)
-  losses = (1 - smoothing) * true + smoothing * spread
-  return (counted * losses).sum() / (counted * weights[labels]).sum()
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_value_is_torchs(smoothing):
-  logits = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
-  labels, counted = np.arange(12) % 3, (np.arange(12) > 1).astype(np.float32)
-  found = cross_entropy(
-    logits, labels, counted, label_smoothing=smoothing, class_weights=np.float32(WEIGHTS)
-  )
-  np.testing.assert_allclose(found, torchs(logits, labels, WEIGHTS, smoothing, counted), rtol=1e-6)
-  ones = cross_entropy(logits, labels, label_smoothing=smoothing, class_weights=np.ones(3))
-  np.testing.assert_allclose(
-    ones, cross_entropy(logits, labels, label_smoothing=smoothing), rtol=1e-6
-  )
-
-
-def test_an_impossible_class_of_weight_0_adds_nothing():
-  logits = jnp.array([[0.0, -jnp.inf, 1.0], [0.0, 1.0, 2.0]])
-  found, slopes = jax.value_and_grad(cross_entropy)(
-    logits, jnp.array([1, 2]), class_weights=jnp.array(WEIGHTS)
-  )
-  np.testing.assert_allclose(found, -jax.nn.log_softmax(logits[1])[2], rtol=1e-6)
-  assert not slopes[0].any() and np.isfinite(slopes).all()
-
-
-@pytest.mark.parametrize(
-  ("labels", "weights", "message"),
-  [
-    (jnp.zeros(2, int), jnp.ones(2), r"class_weights \(2,\) do not belong to logits \(2, 3\)"),
-    (jnp.ones((2, 3)) / 3, jnp.ones(3), "class_weights: expected None with labels that are"),
-  ],
-)
-def test_what_does_not_fit_is_refused(labels, weights, message):
-  with pytest.raises(ConfigError, match=message):
-    cross_entropy(jnp.zeros((2, 3)), labels, class_weights=weights)
-
 
 UNEVEN = dataclasses.replace(
   batch(8),
@@ -105,6 +56,17 @@ def test_parts_and_devices_give_the_update_of_the_whole_batch():
   own = dataclasses.replace(UNEVEN, weights=UNEVEN.weights * jnp.array(WEIGHTS)[UNEVEN.labels])
   chex.assert_trees_all_close(updated(1, 1, own), whole, rtol=1e-5, atol=1e-6)
   assert abs(updated(1, 1)[0] - whole[0]) > 1e-3
+
+
+def test_a_part_whose_labels_weigh_nothing_still_has_their_smoothing():
+  fed = dataclasses.replace(UNEVEN, labels=jnp.array([0, 2, 1, 1, 2, 0, -1, 0]))
+  options = {"class_weights": WEIGHTS, "label_smoothing": 0.3}
+  whole = updated(1, 1, fed, **options)
+  masked = dataclasses.replace(fed, mask=jnp.ones(8, bool))
+  for parts, devices, data in ((4, 1, fed), (2, 2, fed), (1, 4, fed), (1, 4, masked)):
+    chex.assert_trees_all_close(
+      updated(parts, devices, data, **options), whole, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_labels_of_positions_are_weighted_by_their_classes():

@@ -17,7 +17,7 @@ from jaxkd.experiment import build, config
 from jaxkd.experiment import run as experiment
 from jaxkd.report import Lines, ProgressBar
 from jaxkd.train import Silent, TrainOptions, train_phase
-from jaxkd.train.early_stopping import stops_early
+from jaxkd.train.early_stopping import stopping_line, stops_early
 from tests.test_bad_input import dataset, settings_for
 from tests.test_new_head import THIRDS
 from tests.tiny import TinyNet, examples, phase
@@ -88,6 +88,19 @@ def test_a_line_says_where_it_ended(tmp_path, kind):
   text = console.file.getvalue()
   assert "alone: ended early after epoch 3 of 9: no validation accuracy above" in text
   assert "of epoch 1, for 2 epochs" in text
+
+
+@pytest.mark.parametrize(
+  ("scores", "metric"),
+  [
+    ({"accuracy": 0.5}, "accuracy"),
+    ({"accuracy": 0.9, "mean_average_precision": 0.5}, "mean average precision"),
+  ],
+)
+def test_the_line_names_the_score_that_did_not_rise(scores, metric):
+  rows = [{"epoch": 3, "validation": {"student": scores}}]
+  line = stopping_line(phase(patience=2), {"rows": rows, "best_accuracy": 0.5, "best_epoch": 1})
+  assert line.endswith(f"no validation {metric} above 50.0%, of epoch 1, for 2 epochs")
 
 
 def test_only_a_validated_epoch_ends_it():

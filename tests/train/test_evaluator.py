@@ -6,9 +6,10 @@ import optax
 import pytest
 
 from jaxkd import methods
+from jaxkd.evaluate.multi_label import MEAN_AVERAGE_PRECISION
 from jaxkd.runtime import mapping
 from jaxkd.train import create_state
-from jaxkd.train.evaluate import make_evaluator
+from jaxkd.train.evaluate import _means, is_better, main_metric, make_evaluator
 from tests.tiny import TinyNet, batch, examples, phase
 
 
@@ -40,3 +41,17 @@ def test_ragged_splits_neither_compile_twice_nor_bias_a_score(participants):
     assert scores["cross_entropy"] == pytest.approx(expected, rel=1e-4)
   # Four times the batch of a step, by two devices.
   assert traces == [(16, 6, 6, 1)]
+
+
+def multi_hot_means(logits, labels):
+  arrays = np.stack([logits, labels, np.ones((2, 2))]).astype(np.float32)
+  return _means([{"accuracy": (3.0, 4.0), MEAN_AVERAGE_PRECISION: arrays}])
+
+
+def test_a_network_whose_scores_are_nan_is_not_compared_by_its_accuracy():
+  found = multi_hot_means([[np.nan, 0], [1, 2]], np.eye(2))
+  assert np.isnan(found[MEAN_AVERAGE_PRECISION]) and found["accuracy"] == 0.75
+  assert not is_better(found, None) and not is_better(found, 0.5)
+  assert is_better(multi_hot_means(np.eye(2), np.eye(2)), 0.5)
+  without = multi_hot_means(np.eye(2), np.zeros((2, 2)))
+  assert main_metric(without) == "accuracy" and set(without) == {"accuracy"}

@@ -1,14 +1,19 @@
 """Parts of a batch, over devices or in sequence, give the update of the whole batch."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import pytest
 
 from jaxkd.errors import ConfigError
-from tests.tiny import batch
+from jaxkd.methods import Distillation
+from jaxkd.methods._soft_targets import soft_targets
+from tests.tiny import TinyNet, batch
 from tests.train.every_scheme import (
+  AXIS,
   assert_same_update,
+  offline,
   schemes_of_means,
   schemes_of_whole_batches,
   some_often,
@@ -38,6 +43,22 @@ def test_parts_of_one_example_and_of_class_probabilities_give_the_update_of_the_
     expected = update(scheme, participants, data)
     assert_same_update(update(scheme, participants, data, parts=8), expected)
     assert_same_update(update(scheme, participants, data, parts=4, devices=0), expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_parts_of_multi_hot_labels_give_the_update_of_the_whole_batch(masked):
+  net = functools.partial(TinyNet, norm=False, axis_name=AXIS)
+  scheme = offline(net, Distillation("kd", soft_targets(temperature=2.0), 0.9))
+  labels = jnp.arange(24).reshape(8, 3) % 5 % 2
+  weights = jnp.broadcast_to(WEIGHTS[:, None], (8, 3)).at[0, 1].set(0.0)
+  mask = jnp.array([1, 1, 0, 1, 1, 0, 0, 1]) if masked else None
+  data = dataclasses.replace(
+    UNEVEN, labels=jnp.float32(labels), weights=weights, mask=mask, multi_label=True
+  )
+  participants = start(scheme)
+  expected = update(scheme, participants, data)
+  for parts, devices in ((1, 2), (1, 4), (1, 8), (4, 1), (2, 2), (8, 0)):
+    assert_same_update(update(scheme, participants, data, parts=parts, devices=devices), expected)
 
 
 @pytest.mark.parametrize("name", schemes_of_whole_batches(False))

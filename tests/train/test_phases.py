@@ -1,15 +1,18 @@
-"""Phases that leave no predictor."""
+"""Several phases: those that leave no predictor; checks before the first one."""
 
 import dataclasses
 import functools
 
 import jax
+import numpy as np
+import pytest
 
 from jaxkd import losses, methods
 from jaxkd.adapters import AtStages, Regressor
-from jaxkd.methods import Distillation, per_example
+from jaxkd.errors import ConfigError
+from jaxkd.methods import Distillation, Table, per_example
 from jaxkd.report import closing_table, draw_curves
-from jaxkd.train import Silent, starting_variables, train_phase
+from jaxkd.train import Silent, starting_variables, train_phase, train_phases
 from tests.tiny import TinyNet, examples, phase
 
 HINT = Distillation(
@@ -66,3 +69,18 @@ def test_a_phase_without_a_predictor_is_trained_inherited_and_shown(tmp_path):
   assert next(iter(table.columns[3].cells)) == f"loss {loss:.4g}"
   draw_curves(tmp_path / "curves.png", [*done.rows, *finished.rows], phases, "two phases")
   assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"patience": 2}, "patience=2 of phase 'second': expected 0 without validation"),
+    ({"accumulate": 3}, "batch_size=8: not divisible by 3"),
+    ({"tables": {"teacher": Table(np.eye(3, dtype="float32"))}}, "phase 'second': the table of"),
+  ],
+)
+def test_a_later_phase_is_checked_before_the_first_is_trained(changes, message, tmp_path):
+  phases = [phase(name="first"), phase(name="second", **changes)]
+  with pytest.raises(ConfigError, match=message):
+    train_phases(phases, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
