@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
+# The long tests may be what notices a mutation.
+PYTEST = (sys.executable, "-m", "pytest", "-m", "not faults and not numerics")
 
 
 class Mutation(NamedTuple):
@@ -373,7 +375,7 @@ def catch(mutation: Mutation, arguments: list[str]) -> str:
     path.write_text(text)
     # pytest finds the copy before the installed package (pyproject's pythonpath).
     done = subprocess.run(
-      [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *arguments],
+      [*PYTEST, "-x", "-p", "no:cacheprovider", *arguments],
       cwd=copy,
       capture_output=True,
       text=True,

@@ -184,6 +184,7 @@ def test_the_script_names_the_method_of_a_config_without_one(tmp_path):
   assert rest == named.stdout and named.stdout.startswith("teacher: 30 epochs")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flag", ["--num_processes=2", "--process_id=0"])
 def test_a_number_of_processes_without_a_coordinator_is_refused(tmp_path, flag):
   done = script("--config=configs/digits.py:kd", f"--workdir={tmp_path / 'run'}", flag)

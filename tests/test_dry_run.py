@@ -74,6 +74,7 @@ PHASES = {
 ALWAYS = ("kd", "ft", "simkd", "dml")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "method",
   [

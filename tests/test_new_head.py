@@ -71,6 +71,7 @@ def run(settings, folder):
   return summary, console.file.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("classes", [7, 3])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_classifier_alone_is_new(tmp_path, classes, kind):

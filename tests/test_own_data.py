@@ -124,12 +124,14 @@ def test_wrong_fields_leave_no_work_directory(folder, tmp_path, fields, words):
 EXAMPLES = sorted((ROOT / "experiments/examples").glob("own_*.py"))
 
 
+@pytest.mark.long
 def test_example_of_a_folder(folder, tmp_path):
   example = load(ROOT / "experiments/examples/own_folder.py")
   summary = example.main(folder / "own", tmp_path / "run", image_size=6, epochs=1, **FAST)
   assert set(summary["stages"]) == {"teacher", "alone", "distilled"}
 
 
+@pytest.mark.long
 def test_example_of_arrays(tmp_path):
   rng = np.random.default_rng(0)
   labels = np.arange(60) % 3

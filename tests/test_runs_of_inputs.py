@@ -111,6 +111,7 @@ def test_tokens_with_dense_labels_through_a_run_a_bundle_and_an_export(tmp_path)
   assert later["stages"]["teacher"]["accuracy"] == summary["stages"]["distilled"]["accuracy"]
 
 
+@pytest.mark.long
 def test_a_table_needs_no_own_model(tmp_path):
   slow = {"student.epochs": 3, "student.learning_rate": 0.01, "teacher.learning_rate": 0.01}
   summary = ran(settings(model="mlp", **slow), table(), tmp_path / "run")

@@ -164,6 +164,7 @@ def test_the_loss_is_that_of_the_logits_of_the_batch():
   assert float(found.logit) == pytest.approx(float(want))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mask", [False, True])
 def test_parts_and_devices_give_the_update_of_the_whole_batch(mask):
   scheme = methods.offline(tiny.TinyNet(norm=False), {"teacher": Table(LOGITS)}, (KD,))
@@ -220,6 +221,7 @@ def resident(tmp_path_factory):
   return train(tmp_path_factory.mktemp("resident"), phase_of())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["host", "variables", "steps"])
 def test_rows_from_devices_the_host_and_variables_train_alike(tmp_path, resident, how):
   table = Table(LOGITS)

@@ -79,6 +79,7 @@ def test_cached_targets_train_the_same_weights(devices, uncached, tmp_path):
   assert not (tmp_path / "targets").exists()
 
 
+@pytest.mark.long
 def test_targets_beyond_device_memory_are_read_from_disk_and_reused(uncached, tmp_path):
   recorder = Recorder()
   options = {"cached_targets": True, "resident_bytes": 0, "reporter": recorder}
@@ -118,6 +119,7 @@ def test_targets_of_another_teacher_are_not_reused(tmp_path):
   assert len(recorder.lines) == 1
 
 
+@pytest.mark.long
 def test_targets_of_other_images_or_normalisation_are_not_reused(tmp_path):
   options = {"cached_targets": True, "resident_bytes": 0, "epochs": 1}
   train(tmp_path, taught(KD), **options)
@@ -220,6 +222,7 @@ def test_targets_that_mix_examples_are_an_error(tmp_path):
     train(tmp_path, plain._replace(targets=targets), cached_targets=True)
 
 
+@pytest.mark.long
 def test_unlabelled_examples_have_the_same_weights_on_devices(tmp_path):
   whole = examples(20)
   hidden = whole.hide_labels(np.arange(0, 20, 2))

@@ -81,6 +81,7 @@ def test_the_order_of_the_peers_does_not_matter(participants, outcome):
   assert_same(start(turned), participants)
 
 
+@pytest.mark.long
 def test_exchanging_two_peers_exchanges_their_updates(participants):
   exchanged = {**participants, "peer_0": participants["peer_2"], "peer_2": participants["peer_0"]}
   after = updated(SCHEME, participants, batch())
@@ -144,6 +145,7 @@ def test_alternating_one_peer_at_a_step_has_a_gradient_and_new_statistics(pair, 
     assert_all_moved(aux.state[name], {"batch_stats": pair[name]["batch_stats"]})
 
 
+@pytest.mark.long
 def test_alternating_only_one_peer_changes_per_step(pair):
   optimizer = take_turns(optax.sgd(0.1, momentum=0.9), tuple(PAIR))
   after = updated(ALTERNATING, pair, batch(), optimizer=optimizer)

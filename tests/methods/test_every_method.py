@@ -194,6 +194,7 @@ def terms_of(stage, step):
   return {name: float(term.total) for name, term in terms.items()}
 
 
+@pytest.mark.long
 def test_a_sum_of_methods_has_the_terms_of_each_and_one_label_term(tiny_models):
   kd, at = (terms_of(planned(name)[-1], 0) for name in ("kd", "at/stages=('stage1','stage2')"))
   at_stages = {"stages": ("stage1", "stage2")}
@@ -206,6 +207,7 @@ def test_a_sum_of_methods_has_the_terms_of_each_and_one_label_term(tiny_models):
   assert terms_of(weighted, 0) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_ramp_scales_distillations_by_the_step(tiny_models):
   # 16 examples in batches of 8: 4 epochs are 8 steps.
   stage = planned("kd/ramp='linear'/ramp_epochs=4/ramp_start=0.5")[-1]

@@ -168,12 +168,14 @@ def distilled(tmp_path_factory):
   return load_bundle(folder / "student")[0], logits
 
 
+@pytest.mark.long
 def test_a_bundled_student_predicts_without_its_teachers_checkpoint(distilled):
   network, expected = distilled
   logits = jit(network.module.apply)(network.variables, images()).logits
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_bundled_student_teaches_attention_and_soft_targets(distilled):
   network, _ = distilled
   attention = per_example(losses.attention_transfer, stages=("stage1", "stage3"))

@@ -64,6 +64,7 @@ def trained(request):
   return Trained(stage, scheme, before, updated(scheme, before, data(), optimizer=DECAYING))
 
 
+@pytest.mark.long
 def test_only_the_layers_up_to_the_matched_stage_learn(trained):
   learners = {f"student/{name}" for name in LAYERS[trained.stage]}
   assert set(trained.scheme.learners) == {*learners, "projector"}
@@ -82,6 +83,7 @@ def test_weight_decay_does_not_change_unused_layers(trained):
     assert_same({name: before[name] for name in unused}, {name: after[name] for name in unused})
 
 
+@pytest.mark.long
 def test_the_bundle_gives_the_schemes_predictions(trained, tmp_path):
   network = trained.scheme.export(trained.after)["student"]
   reused = {"stage2": {"stage3_0", "classifier"}, "stage1": {"stage2_0", "stage3_0", "classifier"}}
@@ -153,6 +155,7 @@ def test_joint_training_adds_terms_on_the_students_own_logits():
   assert_all_zero(gradients["teacher"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("weight", "term"), [("label_weight", "labels"), ("kd_weight", "kd")])
 def test_either_weight_alone_trains_the_students_own_classifier(weight, term):
   # Without batch normalisation the student is in training what it is in evaluation.
@@ -241,6 +244,7 @@ def test_two_equal_teachers_act_as_one():
     np.testing.assert_allclose(logits, expected["student"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_vectors_and_tokens_of_another_grid_teach_maps_together():
   """A perceptron and a transformer in one scheme, whose student has maps of 3x3."""
   teachers = {

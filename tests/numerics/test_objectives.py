@@ -130,6 +130,7 @@ def networks_of_any_type(monkeypatch):
 OFTEN = ("kd", "rkd")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", OFTEN)
 def test_the_update_agrees_with_float64(variant):
   assert not disagreements(variant, 5)

@@ -15,6 +15,7 @@ from jaxkd.train import TrainState, create_state, training_step
 from tests.tiny import TinyNet, batch
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [2, 8])
 def test_three_hundred_steps_run_with_few_in_flight(count):
   scheme = methods.supervised(TinyNet(axis_name=mapping.AXIS_NAME))

@@ -52,6 +52,7 @@ def test_padding_changes_nothing_on_one_device_or_four(name):
   compare_with_padding(schemes_of_means(True)[name])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", some_often(schemes_of_whole_batches(True)))
 def test_padding_changes_nothing_where_examples_are_compared(name):
   compare_with_padding(schemes_of_whole_batches(True)[name])

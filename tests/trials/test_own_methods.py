@@ -217,6 +217,7 @@ def memories(phase, count, accumulate=1):
   return jax.device_get(memory(state.participants))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sync_batch_norm", [pytest.param(True, marks=pytest.mark.long), False])
 def test_all_devices_keep_equal_bits_of_the_bank_and_their_number_does_not_matter(
   files, sync_batch_norm
