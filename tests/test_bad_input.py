@@ -381,6 +381,7 @@ def answers(tmp_path_factory):
     return dict(zip(COMMANDS, pool.map(answer, COMMANDS), strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", COMMANDS)
 def test_the_command_line_prints_one_line_and_fails(answers, case):
   done, workdir = answers[case]

@@ -70,6 +70,7 @@ def test_fields_have_their_default_their_range_and_their_source(capsys):
   assert "student.epochs" in common and not any(name.startswith("method.") for name in common)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
@@ -105,6 +106,7 @@ def run_in(folder, *arguments):
   )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["train", "compare", "evaluate", "export", "budget"])
 def test_help_lists_the_flags_and_the_script_has_the_same(tmp_path, name):
   done = run_in(tmp_path, name, "--help")

@@ -289,6 +289,7 @@ def test_where_as_string_selects_arrays_in_losses_and_fails_in_kernels():
     losses.hint_mse(jnp.ones((2, 3)), jnp.ones((2, 3)), where="preactivations")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "case", [c for c in CASES if "axis_name" in inspect.signature(getattr(losses, c.name)).parameters
            and c.name not in ("relational", "pairwise_distance_huber", "angle_huber")],

@@ -93,6 +93,7 @@ def test_where_may_have_any_number_of_leading_axes(call, leading):
     np.testing.assert_allclose(value, call(s[spread], t[spread]), rtol=1e-5)
 
 
+@pytest.mark.long
 @SHAPES
 def test_weights_may_have_any_number_of_leading_axes(leading):
   z, t = draw(leading)

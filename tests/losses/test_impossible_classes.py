@@ -133,6 +133,7 @@ def compiled(call):
   return jit(jax.value_and_grad(call, (0, 1, 2)))
 
 
+@pytest.mark.long
 @each_case
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_classes_impossible_for_all_add_nothing_and_have_zero_gradient(case, dtype):

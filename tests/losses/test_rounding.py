@@ -75,6 +75,7 @@ def test_differences_beyond_rounding_are_accurate(kernel, scale):
   assert np.linalg.norm(gradient - slope) <= 1e-3 * np.linalg.norm(slope)
 
 
+@pytest.mark.long
 @each_kernel
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 7, 16])
 def test_value_and_gradient_are_zero_for_a_network_compiled_twice_in_one_program(kernel, batch):

@@ -92,6 +92,7 @@ def tiny_models(monkeypatch):
   monkeypatch.setattr(models, "create", create)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", STAGES)
 def test_a_method_names_its_stages(tiny_models, variant):
   stages = planned(variant)

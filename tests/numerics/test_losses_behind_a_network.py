@@ -57,6 +57,7 @@ def test_every_loss_agrees_with_float64_at_every_batch_size(batch_size):
   assert not compare(batch_size, tuple(CASES))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", [2, 16])
 def test_relations_agree_with_float64(batch_size):
   assert not compare(batch_size, RELATIONAL)
@@ -72,6 +73,7 @@ def test_relations_agree_with_float64_in_bfloat16():
   assert not compare_in_bfloat16(4, RELATIONAL)
 
 
+@pytest.mark.long
 def test_relations_agree_with_float64_under_vmap():
   assert not compare(5, RELATIONAL, vmapped=True)
 

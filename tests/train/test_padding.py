@@ -66,6 +66,7 @@ def compare_with_padding(scheme):
     assert_same_update(actual, expected, **LOOSE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", some_often(schemes_of_means(False)))
 def test_padding_changes_nothing_in_parts(name):
   scheme = schemes_of_means(False)[name]

@@ -45,6 +45,7 @@ def test_parts_of_one_example_and_of_class_probabilities_give_the_update_of_the_
     assert_same_update(update(scheme, participants, data, parts=4, devices=0), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("masked", [False, True])
 def test_parts_of_multi_hot_labels_give_the_update_of_the_whole_batch(masked):
   net = functools.partial(TinyNet, norm=False, axis_name=AXIS)
