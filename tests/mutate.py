@@ -1,6 +1,6 @@
 """Mutation tests of the losses: break the code in one place, report the first test that fails.
 
-    python -m tests.mutate [--output FILE]
+    python -m tests.mutate [--output FILE] [--only FILE]
 
 Each mutation is applied to a copy of the working tree, where the tests of the losses then run up
 to the first failure. If no property test fails for some mutation, the exit status is 1.
@@ -16,31 +16,13 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+
+from tests import rows
+from tests.rows._mutation import Mutation
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The long tests may be what notices a mutation.
 PYTEST = (sys.executable, "-m", "pytest", "-m", "not faults and not numerics")
-
-
-class Mutation(NamedTuple):
-  """One mutation: `old` becomes `new` in a file of jaxkd/losses.
-
-  Attributes:
-    what: description of the mutation, for the table.
-    file: name of the file.
-    old: text that occurs exactly once in the file.
-    new: its replacement.
-    tests: file in tests/losses that runs, besides test_every_loss.py.
-    parity: method whose golden cases run; "" if there is no published code.
-  """
-
-  what: str
-  file: str
-  old: str
-  new: str
-  tests: str
-  parity: str
 
 
 MUTATIONS = [
@@ -209,22 +191,6 @@ MUTATIONS = [
     "rkd",
   ),
   Mutation(
-    "SP's similarities not normalised",
-    "sp.py",
-    "return gram * jnp.where(norm > 0, 1.0 / jnp.maximum(norm, eps), 0.0)",
-    "return gram",
-    "test_sp.py",
-    "sp",
-  ),
-  Mutation(
-    "SP's gradient stopped at samples gathered from other devices",
-    "sp.py",
-    "lax.all_gather(x, axis_name, tiled=True)",
-    "lax.stop_gradient(lax.all_gather(x, axis_name, tiled=True))",
-    "test_sp.py",
-    "",
-  ),
-  Mutation(
     "larger maps not pooled by the mean",
     "_resize.py",
     "pooled = jnp.mean(pooled.reshape(blocks), axis=(2, 4))",
@@ -349,6 +315,7 @@ MUTATIONS = [
     "",
   ),
 ]
+MUTATIONS += rows.joined("MUTATIONS")
 
 
 def mutated(mutation: Mutation, root: pathlib.Path = ROOT) -> tuple[pathlib.Path, str]:
@@ -404,19 +371,24 @@ def main() -> None:
   """Run every mutation and print the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--output", type=pathlib.Path, help="also write the table to this file")
-  output = parser.parse_args().output
+  parser.add_argument("--only", metavar="FILE", help="mutations of this file alone, as kd.py")
+  arguments = parser.parse_args()
+  output = arguments.output
+  chosen = [m for m in MUTATIONS if arguments.only in (None, m.file)]
+  if not chosen:
+    parser.error(f"--only {arguments.only}: no mutation of that file")
   with ThreadPoolExecutor(2) as pool:
-    caught = list(pool.map(catch_both, MUTATIONS))
+    caught = list(pool.map(catch_both, chosen))
   lines = ["| mutation | first property test that fails | first golden case that fails |"]
   lines += ["|---|---|---|"]
-  for mutation, tests in zip(MUTATIONS, caught, strict=True):
+  for mutation, tests in zip(chosen, caught, strict=True):
     cells = [test if test == "not published" else f"`{test}`" if test else "-" for test in tests]
     lines.append(f"| {mutation.what} | {' | '.join(cells)} |")
   text = "\n".join(lines)
   print(text)
   if output:
     output.write_text(f"Written by `python -m tests.mutate`.\n\n{text}\n")
-  missed = [m.what for m, (properties, _) in zip(MUTATIONS, caught, strict=True) if not properties]
+  missed = [m.what for m, (properties, _) in zip(chosen, caught, strict=True) if not properties]
   if missed:
     sys.exit(f"no property test fails for: {', '.join(missed)}")
 

@@ -5,6 +5,7 @@ An adapter chooses options by a case's keys and its `source`, never by its numbe
 
 from __future__ import annotations
 
+from tests import rows
 from tests.golden_adapters.ab import ab
 from tests.golden_adapters.at import at
 from tests.golden_adapters.byot import byot
@@ -16,7 +17,6 @@ from tests.golden_adapters.kd import kd
 from tests.golden_adapters.multi_exit import multi_exit
 from tests.golden_adapters.nst import nst
 from tests.golden_adapters.rkd import rkd
-from tests.golden_adapters.sp import sp
 from tests.golden_cases import Adapter
 
 ADAPTERS: dict[str, Adapter] = {
@@ -33,5 +33,5 @@ ADAPTERS: dict[str, Adapter] = {
   "one": one,
   "rkd": rkd,
   "simkd": simkd,
-  "sp": sp,
+  **rows.merged("GOLDEN"),
 }

@@ -1,104 +1,27 @@
-"""The table of every loss on Outputs: `SUBJECTS`, for tests of what all of them must do."""
+"""The table of every loss on Outputs: `SUBJECTS`, for tests of what all of them must do.
+
+The rows of a method that has a file in tests/rows are there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
-import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.types import Output
-
-B = 8
-
-
-class Subject(NamedTuple):
-  """A loss as a function of a student's and a teacher's array, and of a mask `where`."""
-
-  loss: Callable
-  student: tuple[int, ...]
-  teacher: tuple[int, ...]
-  # Its form in a mapped step, if it compares samples of several devices.
-  mapped: Callable | None = None
-  # Tolerance below 0 from rounding, relative to the largest input.
-  rounding: float = 0.0
-
-
-def of_logits(loss, **options):
-  def apply(s, t, **where):
-    return loss(Output(logits=s), Output(logits=t), **options, **where).total
-
-  return apply
-
-
-def of_maps(loss, **options):
-  def apply(s, t, **where):
-    student, teacher = (Output(features={"x": x}) for x in (s, t))
-    return loss(student, teacher, stages=["x"], **options, **where).total
-
-  return apply
-
-
-def of_tokens(loss, **options):
-  """A loss of tokens (B, T, D) with a mask of its own, (B, T), in which the first always counts."""
-
-  def apply(s, t):
-    tokens = jax.lax.stop_gradient(t[..., -1] > -0.5).at[:, 0].set(True)
-    return of_maps(loss, where=tokens, **options)(s, t)
-
-  return apply
-
-
-def of_gradients(loss, **options):
-  def apply(s, t, **where):
-    student, teacher = (Output(gradients={"images": x}) for x in (s, t))
-    return loss(student, teacher, **options, **where).total
-
-  return apply
-
-
-def of_flows(**options):
-  def layers(x):
-    return Output(features={"first": x, "second": x[:, ::2, ::2, :2]})
-
-  def apply(s, t, **where):
-    stages = ["first", "second"]
-    return losses.flow_of_solution(layers(s), layers(t), stages=stages, **options, **where).total
-
-  return apply
-
-
-def of_exits(loss, **options):
-  """Two student exits and the deepest as teacher, with three classes and hints of two channels."""
-
-  def an_exit(x):
-    return Output(x[:, :3], {"hint": x[:, 3:]})
-
-  def apply(s, t, **where):
-    return loss([an_exit(s[:, :5]), an_exit(s[:, 5:]), an_exit(t)], **options, **where).total
-
-  return apply
-
-
-def of_confidence(**options):
-  def apply(s, t, **where):
-    labels = jax.lax.stop_gradient(jnp.argmax(t[:, ::-1], axis=-1))
-    student, teacher = Output(logits=s), Output(logits=t)
-    loss = losses.confidence_weighted_by_teacher_max
-    return loss(student, teacher, labels, **options, **where).total
-
-  return apply
-
-
-def of_labels(**options):
-  def apply(s, t, **where):
-    labels = jax.lax.stop_gradient(jnp.argmax(t, axis=-1))
-    return losses.cross_entropy(s, labels, **options, **where)
-
-  return apply
-
+from tests import rows
+from tests.rows._subject import (
+  B,
+  Subject,
+  of_confidence,
+  of_exits,
+  of_flows,
+  of_gradients,
+  of_labels,
+  of_logits,
+  of_maps,
+  of_tokens,
+)
 
 WEIGHTED = {"class_weights": (0.5, 2.0, 1.0, 0.25, 3.0), "label_smoothing": 0.1}
 SUBJECTS = {
@@ -173,24 +96,6 @@ SUBJECTS = {
     (B, 4, 3),
     mapped=of_tokens(losses.relational, axis_name="batch"),
   ),
-  "similarity_preserving": Subject(
-    of_maps(losses.similarity_preserving),
-    (B, 1, 2, 2),
-    (B, 3),
-    mapped=of_maps(losses.similarity_preserving, axis_name="batch"),
-  ),
-  "similarity_preserving_l1": Subject(
-    of_maps(losses.similarity_preserving, row_norm="l1"),
-    (B, 1, 2, 2),
-    (B, 3),
-    mapped=of_maps(losses.similarity_preserving, row_norm="l1", axis_name="batch"),
-  ),
-  "similarity_preserving_tokens": Subject(
-    of_tokens(losses.similarity_preserving),
-    (B, 4, 2),
-    (B, 4, 3),
-    mapped=of_tokens(losses.similarity_preserving, axis_name="batch"),
-  ),
   "mutual": Subject(
     lambda s, t, **where: losses.mutual(Output(s), [Output(t), Output(-t)], **where).total,
     (B, 5),
@@ -228,3 +133,4 @@ SUBJECTS = {
     (B, 2),
   ),
 }
+SUBJECTS.update(rows.merged("SUBJECTS"))

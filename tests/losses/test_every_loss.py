@@ -25,7 +25,14 @@ from tests.losses.subjects import SUBJECTS, B, Subject
 # Each program runs a few times only, so compile time dominates.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-each_loss = pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
+
+def marked(name: str, *values: object) -> object:
+  """Make a parameter set of a row of SUBJECTS."""
+  marks = [pytest.mark.long] if SUBJECTS[name].long else []
+  return pytest.param(*values, marks=marks, id="-".join([name, *map(str, values[1:])]))
+
+
+each_loss = pytest.mark.parametrize("subject", [marked(name, SUBJECTS[name]) for name in SUBJECTS])
 
 
 def draw(subject: Subject, dtype="float32", seed=0):
@@ -65,10 +72,9 @@ ON_DEVICES = [
 
 
 @pytest.mark.parametrize(
-  ("subject", "transform"), ON_DEVICES, ids=["-".join(case) for case in ON_DEVICES]
+  ("subject", "transform"), [marked(name, SUBJECTS[name], how) for name, how in ON_DEVICES]
 )
 def test_mean_over_devices_equals_the_whole_batch(subject, transform):
-  subject = SUBJECTS[subject]
   s, t = draw(subject)
 
   def shard(s, t):

@@ -13,6 +13,7 @@ from jaxkd import losses
 from jaxkd.errors import ConfigError
 from jaxkd.losses._checks import KERNELS
 from jaxkd.types import Output
+from tests import rows
 
 Z, KEY, LABELS = jnp.ones((2, 3)), jax.random.key(0), jnp.array([0, 1])
 X = jnp.ones((2, 4, 4, 3))
@@ -35,6 +36,7 @@ CALLS = {
   "multi_exit": lambda s, t: losses.multi_exit([s, t]),
   "mutual": lambda s, t: losses.mutual(s, [t]),
   "native_ensemble": lambda s, t: losses.native_ensemble([s], t),
+  **rows.merged("CALLS"),
 }
 
 
@@ -119,10 +121,11 @@ MORE = {
   "permute_wrong_classes": (KEY,),
   "permuted_soft_target_kl": (KEY,),
   "sigmoid_cross_entropy": (LABELS,),
+  **rows.merged("MORE"),
 }
 ONE_SIDED = {
   "adaptive_average_pool", "adaptive_max_pool", "attention_map", "cross_entropy",
-  "mean_confidence", "permute_wrong_classes", "sigmoid_cross_entropy",
+  "mean_confidence", "permute_wrong_classes", "sigmoid_cross_entropy", *rows.joined("ONE_SIDED"),
 }  # fmt: skip
 
 

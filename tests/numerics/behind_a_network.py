@@ -7,8 +7,7 @@ of the network with a subtraction of the loss.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,17 @@ from jax import lax
 from jaxkd import losses
 from jaxkd.runtime.fast_compilation import FAST_OPTIONS, HAS_OLDER_EMITTERS
 from jaxkd.types import Output
+from tests import rows
+from tests.rows._networked import (
+  BOTH,
+  INNER,
+  Case,
+  of,
+  of_exits,
+  of_logits,
+  of_multi_hot,
+  of_tokens,
+)
 
 # jax's defaults, which tests/conftest.py overrides.
 OPTIMISED = {"xla_backend_optimization_level": 3}
@@ -28,19 +38,6 @@ PLAIN = FAST_OPTIONS
 
 BATCH_SIZES = range(1, 18)
 SCALES = (1e-18, 1e-14, 1e-6, 1.0, 1e3, 1e8)
-INNER, BOTH = ("stage2",), ("stage1", "stage2")
-
-
-class Case(NamedTuple):
-  """A loss of a student's Output, a teacher's Output and labels.
-
-  Attributes:
-    loss: (student, teacher, labels) -> scalar.
-    of_logits: the gradient grows with the scale of the logits, and so does its rounding error.
-  """
-
-  loss: Callable[[Output, Output, Any], Any]
-  of_logits: bool = False
 
 
 def network(weights, images, scale):
@@ -66,52 +63,6 @@ def network(weights, images, scale):
   )
 
 
-def _exits(output):
-  """Make three exits from one Output."""
-  logits, pooled = output.logits, output.features["pooled"]
-  return [
-    Output(logits, {"hint": pooled}),
-    Output(2.0 * logits[:, ::-1], {"hint": pooled[:, ::-1]}),
-    Output(0.5 * logits, {"hint": 0.3 * pooled}),
-  ]
-
-
-def _of(loss, **options):
-  return Case(lambda s, t, y: loss(s, t, **options).total)
-
-
-def _of_logits(loss, **options):
-  return Case(lambda s, t, y: loss(s, t, **options).total, of_logits=True)
-
-
-def _of_exits(loss, **options):
-  return Case(lambda s, t, y: loss(_exits(s), **options).total, of_logits=True)
-
-
-def _of_multi_hot(**options):
-  """Make a case whose labels name a class and the second one after it."""
-
-  def loss(s, t, y):
-    labels = jax.nn.one_hot(y, 5) + jax.nn.one_hot((y + 2) % 5, 5)
-    return losses.sigmoid_cross_entropy(s.logits, labels, **options)
-
-  return Case(loss, of_logits=True)
-
-
-def _of_tokens(loss, **options):
-  """Make a case of the first stage as 36 tokens, of which each example has another number."""
-
-  def tokens(output):
-    x = output.features["stage1"]
-    return Output(features={"tokens": x.reshape(x.shape[0], 36, -1)})
-
-  def of_tokens(s, t, y):
-    where = np.arange(36) < 5 + 7 * np.arange(len(y))[:, None] % 31
-    return loss(tokens(s), tokens(t), stages=("tokens",), where=where, **options).total
-
-  return Case(of_tokens)
-
-
 CASES = {
   "cross_entropy": Case(lambda s, t, y: losses.cross_entropy(s.logits, y), of_logits=True),
   "cross_entropy weighted and smoothed": Case(
@@ -120,49 +71,46 @@ CASES = {
     ),
     of_logits=True,
   ),
-  "sigmoid_cross_entropy": _of_multi_hot(),
-  "sigmoid_cross_entropy smoothed": _of_multi_hot(label_smoothing=0.1, classes="sum"),
-  "sigmoid_distillation": _of_logits(losses.sigmoid_distillation),
-  "sigmoid_distillation T=4": _of_logits(losses.sigmoid_distillation, temperature=4.0),
-  "knowledge_distillation": _of_logits(losses.knowledge_distillation),
-  "knowledge_distillation T=1": _of_logits(losses.knowledge_distillation, temperature=1.0),
-  "fitnets": _of(losses.fitnets, stages=INNER),
-  "fitnets tokens": _of_tokens(losses.fitnets),
-  "simkd": _of(losses.simkd, stages=INNER),
-  "attention_transfer": _of(losses.attention_transfer, stages=BOTH),
-  "attention_transfer power 4": _of(losses.attention_transfer, stages=BOTH, power=4),
-  "attention_transfer power 1": _of(losses.attention_transfer, stages=BOTH, power=1),
-  "attention_transfer paper": _of(losses.attention_transfer, stages=BOTH, norm="paper"),
-  "neuron_selectivity_transfer": _of(losses.neuron_selectivity_transfer, stages=BOTH),
-  "neuron_selectivity_transfer gaussian": _of(
+  "sigmoid_cross_entropy": of_multi_hot(),
+  "sigmoid_cross_entropy smoothed": of_multi_hot(label_smoothing=0.1, classes="sum"),
+  "sigmoid_distillation": of_logits(losses.sigmoid_distillation),
+  "sigmoid_distillation T=4": of_logits(losses.sigmoid_distillation, temperature=4.0),
+  "knowledge_distillation": of_logits(losses.knowledge_distillation),
+  "knowledge_distillation T=1": of_logits(losses.knowledge_distillation, temperature=1.0),
+  "fitnets": of(losses.fitnets, stages=INNER),
+  "fitnets tokens": of_tokens(losses.fitnets),
+  "simkd": of(losses.simkd, stages=INNER),
+  "attention_transfer": of(losses.attention_transfer, stages=BOTH),
+  "attention_transfer power 4": of(losses.attention_transfer, stages=BOTH, power=4),
+  "attention_transfer power 1": of(losses.attention_transfer, stages=BOTH, power=1),
+  "attention_transfer paper": of(losses.attention_transfer, stages=BOTH, norm="paper"),
+  "neuron_selectivity_transfer": of(losses.neuron_selectivity_transfer, stages=BOTH),
+  "neuron_selectivity_transfer gaussian": of(
     losses.neuron_selectivity_transfer, stages=INNER, kernel="gaussian"
   ),
-  "neuron_selectivity_transfer linear": _of(
+  "neuron_selectivity_transfer linear": of(
     losses.neuron_selectivity_transfer, stages=INNER, kernel="linear"
   ),
-  "neuron_selectivity_transfer cubic": _of(
+  "neuron_selectivity_transfer cubic": of(
     losses.neuron_selectivity_transfer, stages=INNER, degree=3, offset=0.5
   ),
-  "flow_of_solution": _of(losses.flow_of_solution, stages=BOTH),
-  "flow_of_solution columns": _of(losses.flow_of_solution, stages=BOTH, norm="columns", pool="max"),
-  "factor_transfer": _of(losses.factor_transfer, stages=INNER),
-  "factor_transfer order 2": _of(losses.factor_transfer, stages=INNER, order=2),
-  "factor_transfer maps": _of(losses.factor_transfer, stages=INNER, normalization="repdistiller"),
-  "activation_boundaries": _of(losses.activation_boundaries, stages=BOTH),
-  "activation_boundaries tokens": _of_tokens(losses.activation_boundaries, arrays="features"),
-  "relational": _of(losses.relational),
-  "relational distances": _of(losses.relational, angle_weight=0.0),
-  "relational squared": _of(losses.relational, angle_weight=0.0, squared=True),
-  "relational angles": _of(losses.relational, distance_weight=0.0),
-  "relational normalised": _of(losses.relational, normalize_student=True, normalize_teacher=True),
-  "relational maps": _of(losses.relational, stages=("stage1",)),
-  "relational tokens": _of_tokens(losses.relational),
-  "similarity_preserving": _of(losses.similarity_preserving, stages=BOTH),
-  "similarity_preserving l1": _of(losses.similarity_preserving, stages=BOTH, row_norm="l1"),
-  "similarity_preserving tokens": _of_tokens(losses.similarity_preserving),
-  "gradient_attention_transfer": _of(losses.gradient_attention_transfer),
-  "gradient_attention_transfer normalised": _of(losses.gradient_attention_transfer, normalize=True),
-  "gradient_attention_transfer mse": _of(
+  "flow_of_solution": of(losses.flow_of_solution, stages=BOTH),
+  "flow_of_solution columns": of(losses.flow_of_solution, stages=BOTH, norm="columns", pool="max"),
+  "factor_transfer": of(losses.factor_transfer, stages=INNER),
+  "factor_transfer order 2": of(losses.factor_transfer, stages=INNER, order=2),
+  "factor_transfer maps": of(losses.factor_transfer, stages=INNER, normalization="repdistiller"),
+  "activation_boundaries": of(losses.activation_boundaries, stages=BOTH),
+  "activation_boundaries tokens": of_tokens(losses.activation_boundaries, arrays="features"),
+  "relational": of(losses.relational),
+  "relational distances": of(losses.relational, angle_weight=0.0),
+  "relational squared": of(losses.relational, angle_weight=0.0, squared=True),
+  "relational angles": of(losses.relational, distance_weight=0.0),
+  "relational normalised": of(losses.relational, normalize_student=True, normalize_teacher=True),
+  "relational maps": of(losses.relational, stages=("stage1",)),
+  "relational tokens": of_tokens(losses.relational),
+  "gradient_attention_transfer": of(losses.gradient_attention_transfer),
+  "gradient_attention_transfer normalised": of(losses.gradient_attention_transfer, normalize=True),
+  "gradient_attention_transfer mse": of(
     losses.gradient_attention_transfer, norm="mse", normalize=True, reduce="abs_mean"
   ),
   "gradient_symmetry": Case(lambda s, t, y: losses.gradient_symmetry(s).total),
@@ -174,12 +122,12 @@ CASES = {
     lambda s, t, y: losses.native_ensemble([s, Output(s.logits[:, ::-1])], t).total,
     of_logits=True,
   ),
-  "multi_exit": _of_exits(losses.multi_exit),
-  "multi_exit ensemble": _of_exits(
+  "multi_exit": of_exits(losses.multi_exit),
+  "multi_exit ensemble": of_exits(
     losses.multi_exit, teachers="ensemble", divergence="kl", average="mean"
   ),
-  "be_your_own_teacher": _of_exits(losses.be_your_own_teacher, feature_weight=1.0),
-  "be_your_own_teacher distance": _of_exits(
+  "be_your_own_teacher": of_exits(losses.be_your_own_teacher, feature_weight=1.0),
+  "be_your_own_teacher distance": of_exits(
     losses.be_your_own_teacher, feature="distance", feature_weight=1.0
   ),
   "confidence_weighted_by_teacher_max": Case(
@@ -190,6 +138,7 @@ CASES = {
     of_logits=True,
   ),
 }
+CASES.update(rows.merged("BEHIND_A_NETWORK"))
 
 
 def draw(batch_size: int, *, duplicates: bool = False) -> tuple[Any, ...]:

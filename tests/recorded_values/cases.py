@@ -11,6 +11,7 @@ from jaxkd import methods as registry
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.experiment import build, config
 from jaxkd.types import Scheme
+from tests import rows
 
 NUM_CLASSES = 4
 
@@ -50,7 +51,6 @@ OTHERS = (
   "gradient_at/symmetry_weight=1.0",
   "nst/kernel='gaussian'",
   "nst/where='preactivations'",
-  "sp/row_norm='l1'",
   "fsp/two_stage=False/norm='columns'/pool='max'",
   "ft/teacher.count=2",
   "ft/normalization='repdistiller'/reconstruction='mse'/translator_batch_norm=True",
@@ -65,6 +65,7 @@ OTHERS = (
   "multi_exit/teachers='ensemble'/average='mean'",
   "multi_exit/teachers='later'/head='conv'/adapt_temperature=False/temperature=2.0",
   "multi_exit/student.model='msdnet_small'",
+  *rows.joined("RECORDED"),
 )
 
 # One for each way in which an objective is put together; every case is among the long tests.
@@ -79,6 +80,7 @@ REFUSED = {
   ("ab", "vit-vgg"): "compares preactivations, and the teacher has none",
   ("ab/two_stage=False", "vit-vgg"): "compares preactivations, and the teacher has none",
   ("nst/where='preactivations'", "vit-vgg"): "the teacher has no feature maps",
+  **rows.merged("REFUSED"),
 }
 
 

@@ -22,7 +22,7 @@ from jaxkd.types import Batch, Context, Scheme
 from tests.methods.one_step import jit
 from tests.recorded_values.cases import NUM_CLASSES, PAIRS, schemes_of
 
-FILE = Path(__file__).parent / "values.json"
+FOLDER = Path(__file__).parent / "values"
 
 # New prefix of a path of weights -> the one that was recorded, such as {"peer_0": "student"}; whole
 # names between slashes, the longest that fits. It holds for names of participants in results, too.
@@ -47,8 +47,22 @@ def key_of(variant: str, pair: str) -> str:
 
 
 def recorded() -> dict[str, Any]:
-  """The file: case -> phase -> {"loss": ..., "terms": ..., "gradients": ..., "state": ...}."""
-  return json.loads(FILE.read_text())
+  """The files: case -> phase -> {"loss": ..., "terms": ..., "gradients": ..., "state": ...}."""
+  found: dict[str, Any] = {}
+  for file in sorted(FOLDER.glob("*.json")):
+    found.update(json.loads(file.read_text()))
+  return found
+
+
+def write(values: dict[str, Any]) -> None:
+  """Write the values of all cases, one file per method or sum of methods."""
+  by_method: dict[str, dict[str, Any]] = {}
+  for key, phases in values.items():
+    method = key.split(" @ ")[0].split("/")[0]
+    by_method.setdefault(method, {})[key] = phases
+  for method, cases in by_method.items():
+    text = json.dumps(cases, indent=1, sort_keys=True) + "\n"
+    (FOLDER / f"{method}.json").write_text(text)
 
 
 def values_of(variant: str, pair: str, *, without: Collection[str] = ()) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Write the file of recorded values, or with --compare print the differences from it.
+"""Write the files of recorded values, or with --compare print the differences from it.
 
 python -m tests.recorded_values.record [--compare] [--only TEXT]
 """
@@ -6,7 +6,6 @@ python -m tests.recorded_values.record [--compare] [--only TEXT]
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
 from jaxkd.errors import ConfigError
@@ -20,7 +19,7 @@ def main() -> None:
   parser.add_argument("--compare", action="store_true", help="write nothing, report differences")
   parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their names")
   arguments = parser.parse_args()
-  values = compute.recorded() if compute.FILE.exists() else {}
+  values = compute.recorded()
   if not arguments.compare and not arguments.only:
     values = {}
   worst: dict[str, float] = {}
@@ -46,7 +45,7 @@ def main() -> None:
   if arguments.compare:
     print("largest relative differences:", dict(sorted(worst.items())))
   else:
-    compute.FILE.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    compute.write(values)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def on_the_cpu():
     pytest.skip("the values are those of a CPU")
 
 
-def assert_as_recorded(variant, pair, record_property, without=()):
+def assert_as_recorded(variant, pair, record_property):
+  without = () if variant in WITH_SHARED else SHARED
   key = compute.key_of(variant, pair)
   found = compute.values_of(variant, pair, without=without)
   wanted = {name: values for name, values in RECORDED[key].items() if name not in without}
@@ -46,8 +47,7 @@ def test_every_method_is_recorded():
 
 @pytest.mark.parametrize("variant", QUICK)
 def test_a_method_computes_what_was_recorded(variant, record_property):
-  without = () if variant in WITH_SHARED else SHARED
-  assert_as_recorded(variant, "resnets", record_property, without)
+  assert_as_recorded(variant, "resnets", record_property)
 
 
 @pytest.mark.long

@@ -1,0 +1,25 @@
+"""A mutation of a loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+  """One mutation: `old` becomes `new` in a file of jaxkd/losses.
+
+  Attributes:
+    what: description of the mutation, for the table.
+    file: name of the file.
+    old: text that occurs exactly once in the file.
+    new: its replacement.
+    tests: file in tests/losses that runs, besides test_every_loss.py.
+    parity: method whose golden cases run; "" if there is no published code.
+  """
+
+  what: str
+  file: str
+  old: str
+  new: str
+  tests: str
+  parity: str
