@@ -92,6 +92,14 @@ def test_comparison_detects_a_missing_gradient():
   assert disagreements(CASE, ours, "float64") == ["grad_a: not computed"]
 
 
+@pytest.mark.parametrize("attached", ["teacher_detached", "teacher_no_grad"])
+def test_comparison_leaves_out_a_gradient_that_the_reference_lets_through_to_the_teacher(attached):
+  ours = OURS | {"grad_teacher": np.array([0.0])}
+  values = CASE.values | {"grad_teacher": np.array([2.0])}
+  assert disagreements(CASE._replace(values=values | {attached: np.array(1)}), ours, "float64")
+  assert not disagreements(CASE._replace(values=values | {attached: np.array(0)}), ours, "float64")
+
+
 def test_comparison_requires_finite_values_where_the_reference_has_none():
   case = CASE._replace(values=CASE.values | {"loss": np.array(np.nan)})
   named = CASE._replace(values=CASE.values | {"nonfinite": np.array("loss, grad_a")})
