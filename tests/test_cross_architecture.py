@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxkd import models
 from jaxkd.data import ArrayExamples, Dataset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
+from jaxkd.models import registry
 
 pytestmark = pytest.mark.long
 
@@ -33,12 +35,8 @@ SMALL = {
 
 @pytest.fixture
 def planned(monkeypatch):
-  def create(name, *, num_classes, **options):
-    kind, fields = SMALL[name]
-    return kind(num_classes=num_classes, **fields, **options)
-
-  monkeypatch.setattr(models, "create", create)
-  monkeypatch.setattr(models, "names", lambda: sorted(SMALL))
+  small = {name: functools.partial(kind, **fields) for name, (kind, fields) in SMALL.items()}
+  monkeypatch.setattr(registry, "_MODELS", small)
 
   def plan_for(method, student, teacher, *, traced=False, **fields):
     if not traced:
