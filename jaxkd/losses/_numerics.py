@@ -167,7 +167,7 @@ def log_probabilities(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Ar
   >>> log_probabilities(jnp.array([0.0, 0.0, -jnp.inf])).round(4)
   Array([-0.6931, -0.6931,    -inf], dtype=float32)
   """
-  return jax.nn.log_softmax(softened(_below_largest(logits), temperature))
+  return jax.nn.log_softmax(softened(below_largest(logits), temperature))
 
 
 def softened(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -290,7 +290,7 @@ def _divergence_terms(
 
 
 @jax.custom_jvp
-def _below_largest(logits: jax.Array) -> jax.Array:
+def below_largest(logits: jax.Array) -> jax.Array:
   """Return the logits minus their largest, which becomes exactly 0. The derivative is 1.
 
   A compiler may contract the multiplication that makes the logits (for one, a division by T) with
@@ -302,6 +302,6 @@ def _below_largest(logits: jax.Array) -> jax.Array:
   return jnp.where(is_largest, 0.0, logits - largest)
 
 
-@_below_largest.defjvp
+@below_largest.defjvp
 def _below_largest_jvp(primals, tangents):
-  return _below_largest(*primals), tangents[0]
+  return below_largest(*primals), tangents[0]

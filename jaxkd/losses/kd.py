@@ -10,6 +10,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.losses._checks import check_positive, check_same_shape, is_number, logits_of
 from jaxkd.losses._counting import counted_positions, keep, mean
 from jaxkd.losses._numerics import log_probabilities, relative_entropy, widen
+from jaxkd.losses._standardization import standardized
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.types import Output, Terms
 
@@ -20,6 +21,7 @@ def soft_target_kl(
   *,
   temperature: float | jax.Array = 4.0,
   squared_temperature: bool = True,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> jax.Array:
   """Kullback-Leibler divergence from the student's softened distribution to the teacher's.
@@ -32,6 +34,9 @@ def soft_target_kl(
     teacher: logits of the same shape, constant: they take no gradient.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2, so that the gradient keeps its size as T changes.
+    standardize: both sides' logits first get mean 0 and standard deviation 1 over the classes:
+      (z - mean) / (1e-7 + std), with C - 1 in the variance. Scale and shift of either side then
+      have no effect. The authors' T is 2.
     where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
       rest is padding and may hold any values. None: all count.
 
@@ -45,7 +50,10 @@ def soft_target_kl(
 
   Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, as RepDistiller,
   mdistiller, SimKD and the Zoo. torchdistill without alpha is `squared_temperature=False`. Code
-  with torch's element-wise mean (`reduction="mean"`) is C times smaller.
+  with torch's element-wise mean (`reduction="mean"`) is C times smaller. `standardize=True` is Sun
+  et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, as the authors' code and
+  torchdistill's LogitStdKDLoss; a row of equal logits takes no gradient, where theirs has one of
+  about 1e7.
 
   >>> import jax.numpy as jnp
   >>> soft_target_kl(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), temperature=1.0).round(4)
@@ -56,6 +64,8 @@ def soft_target_kl(
   check_same_shape("logits", student, teacher, "both must score the same classes, (..., C)")
   counted = counted_positions("soft_target_kl", where, student)
   student, teacher = keep(counted, student, teacher)
+  if standardize:
+    student, teacher = standardized(student), standardized(teacher)
   log_p_student = log_probabilities(student, temperature)
   log_p_teacher = log_probabilities(teacher, temperature)
   divergence = relative_entropy(log_p_student, log_p_teacher)
@@ -72,6 +82,7 @@ def knowledge_distillation(
   squared_temperature: bool = True,
   soft_weight: float | jax.Array = 1.0,
   hard_weight: float | jax.Array = 0.0,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> Terms:
   """Knowledge distillation: match the teacher's softened class distribution.
@@ -88,6 +99,8 @@ def knowledge_distillation(
     squared_temperature: see `soft_target_kl`.
     soft_weight: weight of the divergence.
     hard_weight: weight of the cross-entropy.
+    standardize: standardise both sides' logits in the soft term, see `soft_target_kl`. The
+      cross-entropy takes the student's logits as they are.
     where: mask of what counts, in both terms; see `soft_target_kl`.
 
   Returns:
@@ -113,6 +126,7 @@ def knowledge_distillation(
     logits_of(teacher, what="knowledge_distillation", role="teacher"),
     temperature=temperature,
     squared_temperature=squared_temperature,
+    standardize=standardize,
     where=where,
   )
   logit = soft_weight * soft

@@ -1,4 +1,4 @@
-"""Golden cases of knowledge distillation."""
+"""Golden cases of knowledge distillation, of logits as they are and standardised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from jaxkd.types import Output
 from tests.golden_cases import Arrays, Case
 
 
-def kd(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+def logit_std(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
+  return kd(case, arrays, standardize=True)
+
+
+def kd(
+  case: Case, arrays: Arrays, *, standardize: bool = False
+) -> tuple[jax.Array, dict[str, Any]]:
   torchdistill = "torchdistill" in case.word("source")
   soft, hard = 1.0, 0.0
   squared = bool(case.number("t_squared", 1))
@@ -30,5 +36,6 @@ def kd(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
     squared_temperature=squared,
     soft_weight=soft,
     hard_weight=hard,
+    standardize=standardize,
   )
   return terms.total, {}
