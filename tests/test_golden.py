@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.golden_adapters import ADAPTERS
+from tests.golden_adapters.every_adapter import ADAPTERS
 from tests.golden_cases import Case, compute, disagreements, load
 
 HERE = Path(__file__).parent / "golden"
