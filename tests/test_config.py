@@ -283,6 +283,7 @@ def test_methods_start_from_the_published_hyperparameters():
     "fsp": {"pool": "average", "two_stage": True, "second_kd_weight": 0.0},
     "rkd": {"distance_weight": 25.0, "angle_weight": 50.0, "stages": ("pooled",)},
     "sp": {"stages": ("auto",), "row_norm": "l2", "weight": 3000.0, "label_weight": 1.0},
+    "pkt": {"stages": ("pooled",), "eps": 1e-7, "weight": 30000.0, "label_weight": 1.0},
   }
   for method, values in published.items():
     own = config.base_config(method).method

@@ -29,7 +29,7 @@ ROWS = RNG.normal(size=(40, 6)).astype(np.float32)
 LABELS = (ROWS[:, :3] + ROWS[:, 1:4] > 0.5).astype(np.uint8)
 EXAMPLES = data.MultiLabelExamples(ROWS, LABELS)
 TAKE_THEM = {
-  "teacher", "alone", "kd", "fitnets", "at", "nst", "fsp", "rkd", "sp", "ft", "ab", "simkd",
+  "teacher", "alone", "kd", "fitnets", "at", "nst", "fsp", "rkd", "sp", "pkt", "ft", "ab", "simkd",
 }  # fmt: skip
 
 

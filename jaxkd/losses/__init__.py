@@ -18,6 +18,7 @@ default to the authors' values.
 | boundaries | `activation_boundaries` | `boundary_margin`, `boundary_disagreement` |
 | relations | `relational` | `pairwise_distance_huber`, `angle_huber` |
 | similarities | `similarity_preserving` | `similarity_mse` |
+| distributions | `probabilistic_knowledge_transfer` | `cosine_similarity_kl` |
 | peers | `mutual`, `native_ensemble` | `peer_kl`, `gated_logits` |
 | exits | `multi_exit` | `soft_cross_entropy`, `mean_confidence`, `adapted_temperature` |
 | own teacher | `be_your_own_teacher` | `masked_sum_of_squares`, `euclidean_distance` |
@@ -64,6 +65,7 @@ from jaxkd.losses.multi_exit import (
 )
 from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation, sigmoid_kl
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
+from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
 
@@ -82,6 +84,7 @@ __all__ = [
   "boundary_margin",
   "confidence_weighted_by_teacher_max",
   "confidence_weighted_cross_entropy",
+  "cosine_similarity_kl",
   "cross_entropy",
   "dark_knowledge_permuted",
   "euclidean_distance",
@@ -115,6 +118,7 @@ __all__ = [
   "permute_wrong_classes",
   "permuted_soft_target_kl",
   "polynomial_mmd",
+  "probabilistic_knowledge_transfer",
   "reconstruction_error",
   "relational",
   "sigmoid_cross_entropy",

@@ -39,6 +39,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "mutual": ("peer_kl",),
   "native_ensemble": ("peer_kl",),
   "neuron_selectivity_transfer": ("polynomial_mmd", "gaussian_mmd", "linear_mmd"),
+  "probabilistic_knowledge_transfer": ("cosine_similarity_kl",),
   "relational": ("pairwise_distance_huber", "angle_huber"),
   "sigmoid_distillation": ("sigmoid_kl",),
   "similarity_preserving": ("similarity_mse",),

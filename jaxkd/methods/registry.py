@@ -27,6 +27,7 @@ from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
 from jaxkd.methods.one import METHOD as ONE
+from jaxkd.methods.pkt import METHOD as PKT
 from jaxkd.methods.rkd import METHOD as RKD
 from jaxkd.methods.simkd import METHOD as SIMKD
 from jaxkd.methods.sp import METHOD as SP
@@ -44,6 +45,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "fsp": FSP,
   "rkd": RKD,
   "sp": SP,
+  "pkt": PKT,
   "ft": FT,
   "ab": AB,
   "simkd": SIMKD,

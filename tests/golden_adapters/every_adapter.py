@@ -1,7 +1,7 @@
 """All adapters by method: each method's reference cases, computed with jaxkd.
 
-An adapter chooses options by a case's keys and its `source`, never by its number. The table is no part
-of the package itself: files of tests/rows import adapters, and it is made from those files.
+An adapter chooses options by a case's keys and its `source`, never by its number. The package
+itself has no table: files of tests/rows import adapters, and the table is made from those files.
 """
 
 from __future__ import annotations
