@@ -16,8 +16,9 @@ from flax import linen as nn
 from rich.console import Console
 
 import jaxkd
-from jaxkd.data import Dataset
+from jaxkd.data import Dataset, TreeExamples
 from jaxkd.errors import ConfigError
+from jaxkd.experiment.given import data_set
 from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models import MLP
 from jaxkd.types import Network, Output, Preprocessing
@@ -115,6 +116,20 @@ def test_a_teacher_sees_the_images_that_it_was_trained_on():
   assert distill(teacher=network).scores["test"] >= 0
   with pytest.raises(ConfigError, match="teacher Plain cannot take images 6x6x1"):
     distill(teacher=teacher)  # without a preprocessing it sees images of 6x6
+
+
+def test_data_with_another_mask_has_another_name():
+  rng = np.random.default_rng(0)
+  inputs, labels = rng.normal(size=(20, 4, 3)).astype("float32"), np.zeros((20, 4), np.int32)
+
+  def named(mask):
+    examples = TreeExamples(inputs, labels, mask=mask)
+    data = Dataset("tokens", examples, None, examples, 2)
+    return data_set(data, validation=0.1, test=0.1, seed=0).name
+
+  mask = np.arange(4) < 1 + np.arange(20)[:, None] % 4
+  assert named(mask) == named(mask.copy()) != named(mask | (np.arange(4) < 3))
+  assert named(mask) != named(None)
 
 
 def test_a_work_directory_resumes_and_refuses_another_run(tmp_path):

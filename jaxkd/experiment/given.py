@@ -168,12 +168,15 @@ def _held_out(
 
 
 def _digest(data: Dataset) -> str:
-  """Return a digest of the labels, and of the inputs of a sample of each split."""
+  """Return a digest of the labels and masks, and of the inputs of a sample of each split."""
   digest = hashlib.sha256()
   for examples in (data.train, data.validation, data.test):
     if examples is None:
       continue
     digest.update(np.ascontiguousarray(examples.labels).tobytes())
+    mask = getattr(examples, "mask", None)
+    if mask is not None:
+      digest.update(np.ascontiguousarray(mask).tobytes())
     rows = np.unique(np.linspace(0, len(examples) - 1, _SAMPLE).astype(int))
     for leaf in jax.tree.leaves(examples.fetch(rows)):
       digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -127,6 +127,8 @@ def _from_torch(
     try:
       variables = models.from_torch(path, module, image_shape=shape, part=part)
     except ConfigError:
+      if "num_classes" not in getattr(type(module), "__dataclass_fields__", {}):
+        raise
       count = models.classes_in(
         path, lambda classes: module.clone(num_classes=classes), image_shape=shape, part=part
       )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -157,7 +158,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def check_phases(phases: list[Phase]) -> None:
-  """Raise a ConfigError if names repeat, or a phase inherits from one that is not before it.
+  """Raise a ConfigError for repeated names, negative weights, or inheritance from a later phase.
 
   Names of phases and predictors become names of files, and must be valid ones.
   """
@@ -168,6 +169,10 @@ def check_phases(phases: list[Phase]) -> None:
       check_file_name(f"predictor of phase {phase.name!r}:", phase.reported)
     if phase.name in seen:
       raise ConfigError(f"two phases are called {phase.name!r}")
+    if any(not 0 <= weight < math.inf for weight in phase.class_weights):
+      raise ConfigError(
+        f"phase {phase.name!r}: class_weights={phase.class_weights!r}: expected finite numbers >= 0"
+      )
     for participant, source in phase.inherit.items():
       origin = source.partition("/")[0]
       if origin not in seen:

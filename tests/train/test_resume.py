@@ -295,6 +295,8 @@ def test_phases_inherit_from_phases_before_them_only():
     check_phases([second, first])
   with pytest.raises(ConfigError, match="two phases are called 'teacher'"):
     check_phases([first, first])
+  with pytest.raises(ConfigError, match=r"class_weights=\(1.0, -0.5\): expected finite numbers"):
+    check_phases([phase(name="weighted", class_weights=(1.0, -0.5))])
   with pytest.raises(ConfigError, match=r"but phase 'teacher' has \['other'\]"):
     starting_variables(second, {"teacher": {"other": 1}})
 
