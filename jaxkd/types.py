@@ -107,7 +107,7 @@ class Batch:
     mask: (B,), or the leading axes of dense logits. 0 or False marks padding, which is excluded
       from all losses, metrics and statistics, and may have any value. None is no padding.
     views: name -> another version of the same inputs (a strong augmentation, another resolution),
-      (B, ...), for methods that compare several.
+      (B, ...), or inputs of other examples of the same classes, for methods that compare several.
     tables: participant -> the rows of this batch in its table (`jaxkd.tables.Table`), for tables
       that devices do not hold in their state.
     multi_label: True if `labels` (B, C) are multi-hot: a number in 0..1 for every class, which may
@@ -133,10 +133,12 @@ class BatchIndices:
   Attributes:
     positions: (B,) int32, positions within the N training examples.
     epochs: (B,) int32, as in Batch.
+    partners: name of a view -> (B,) int32, positions of the examples in it.
   """
 
   positions: Any
   epochs: Any
+  partners: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass

@@ -271,6 +271,10 @@ def _context_of(phase: Trained, batch: Batch) -> Context:
 
 def _as_seen(phase: Trained, size: int) -> Batch:
   """Return the shapes of a batch of the phase, as its networks see it."""
-  batch = next(training_batches(phase.examples, batch_size=2, seed=0, threads=0))
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
-  return jax.eval_shape(phase.prepare_evaluation, batch)
+  partners = getattr(phase, "partners", ())
+  batch = next(training_batches(phase.examples, batch_size=2, seed=0, threads=0, partners=partners))
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, size, *x.shape[1:]), x.dtype), batch)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (1, size)))
+  prepare = jax.vmap(phase.prepare_training, axis_name=mapping.AXIS_NAME)
+  seen = jax.eval_shape(prepare, keys, batch)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), seen)

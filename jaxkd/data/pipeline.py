@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxkd.data.examples import UNLABELLED, ArrayExamples, Examples
+from jaxkd.data.partners import PartnerDraws
 from jaxkd.data.subsets import check_seed, permutation
 from jaxkd.data.trees import TreeExamples
 from jaxkd.errors import ConfigError, needed_by
@@ -33,6 +34,7 @@ def training_batches(
   process_count: int = 1,
   threads: int | None = None,
   places: bool = False,
+  partners: Sequence[str] = (),
 ) -> grain.DatasetIterator[Any]:
   """Return an endless stream of full batches that passes over the examples epoch after epoch.
 
@@ -53,6 +55,8 @@ def training_batches(
     process_count: number of processes that share each global batch.
     threads: number of threads that read ahead; default 0 for examples in memory, else 8.
     places: True returns BatchIndices in place of batches, for a device that holds the examples.
+    partners: names of views of the batches (`Batch.views`) with the inputs of another example of
+      each example's class (`jaxkd.data.partners`).
 
   Returns:
     A grain iterator of Batch with numpy leaves: inputs as `fetch` returns them, images (B, H, W, C)
@@ -71,7 +75,10 @@ def training_batches(
     threads = 0 if places or isinstance(examples, IN_MEMORY) else 8
   if threads < 0:
     raise ConfigError(f"threads: expected an integer >= 0, got {threads}")
-  stream = _Stream(examples, batch_size, check_seed(seed), process_index, process_count, places)
+  pairs = PartnerDraws(examples, check_seed(seed), tuple(partners)) if partners else None
+  stream = _Stream(
+    examples, batch_size, check_seed(seed), process_index, process_count, places, pairs
+  )
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   return iter(grain.MapDataset.source(stream).to_iter_dataset(ahead))
 
@@ -111,6 +118,7 @@ class _Stream:
   process_index: int
   process_count: int
   places: bool
+  pairs: PartnerDraws | None
 
   def __len__(self) -> int:
     return sys.maxsize  # grain's convention for an endless data set
@@ -119,10 +127,12 @@ class _Stream:
     first = (step * self.process_count + self.process_index) * self.batch_size
     positions = self._positions(first, first + self.batch_size)
     epochs = ((first + np.arange(self.batch_size)) // len(self.examples)).astype(np.int32)
+    found = self.pairs.of(positions, epochs) if self.pairs else {}
     if self.places:
-      return BatchIndices(positions.astype(np.int32), epochs)
+      return BatchIndices(positions.astype(np.int32), epochs, found)
     batch = _gather(self.examples, positions, np.ones(self.batch_size, bool))
-    return dataclasses.replace(batch, epochs=epochs)
+    views = {name: self.examples.fetch(at) for name, at in found.items()}
+    return dataclasses.replace(batch, epochs=epochs, views=views)
 
   def _positions(self, start: int, stop: int) -> np.ndarray:
     n = len(self.examples)

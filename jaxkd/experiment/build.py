@@ -103,6 +103,7 @@ def phases(
       f"student.model={settings.student.model!r} has {exits} exits of its own, and method "
       f"{name!r} trains a network with one; these train several: {', '.join(able)}"
     )
+  seen = phase_examples(settings, "student", data)
   setup = Setup(
     student=student,
     student_output=student_output,
@@ -110,10 +111,9 @@ def phases(
     image_shape=data.input_shape,
     options=options,
     epochs=settings.student.epochs,
-    steps_per_epoch=count_steps(
-      len(phase_examples(settings, "student", data)), settings.batch_size
-    ),
+    steps_per_epoch=count_steps(len(seen), settings.batch_size),
     hyperparameters=settings.method,
+    rows=int(seen.indices.max(initial=-1)) + 1,
     create=lambda model: networks.create("method.models", model, data, options)[0],
   )
   try:
@@ -246,9 +246,11 @@ def _phase(
     examples=examples,
     batch_size=settings.batch_size,
     seed=settings.seed + spec.seed_offset,
-    prepare_training=training_preparation(settings, data),
+    prepare_training=training_preparation(settings, data, spec.augmentations, spec.partners),
     prepare_evaluation=evaluation_preparation(settings, data),
     inherit=spec.inherit,
+    augmentations=spec.augmentations,
+    partners=spec.partners,
     reported=spec.reported,
     label=spec.label or recipe.model,
     # Where nothing predicts yet, there is no accuracy to choose the best epoch by.

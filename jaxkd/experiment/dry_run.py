@@ -191,7 +191,9 @@ def dry_run(
     if phase.name in participants:
       continue
     size = batch_size * phase.accumulate
-    batches = training_batches(phase.examples, batch_size=size, seed=0, threads=0)
+    batches = training_batches(
+      phase.examples, batch_size=size, seed=0, threads=0, partners=phase.partners
+    )
     tables = FedTables(phase)
     drawn = [tables.feed(next(batches)) for _ in range(steps)]
     given = starting_variables(phase, participants)
@@ -228,10 +230,13 @@ def _frozen(phase: Phase, seen: Batch) -> tuple[str, ...]:
 def _stored(data: Dataset, count: int, phase: Phase) -> Batch:
   """Return the shapes of a phase's batch as the data set stores it."""
   batch = batch_shapes(data.input_shape, (count,), data.train)
-  batch = dataclasses.replace(batch, tables=shapes_of(phase.tables, (count,)))
-  if data.image_shape is None:
-    return batch
-  return dataclasses.replace(batch, inputs=batch.inputs.update(dtype=jnp.uint8))
+  stored = batch.inputs
+  if data.image_shape is not None:
+    stored = stored.update(dtype=jnp.uint8)
+  views = dict.fromkeys(phase.partners, stored)
+  return dataclasses.replace(
+    batch, inputs=stored, views=views, tables=shapes_of(phase.tables, (count,))
+  )
 
 
 def _updated(

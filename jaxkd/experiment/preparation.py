@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxkd.data import (
@@ -23,6 +23,7 @@ from jaxkd.data import (
 )
 from jaxkd.data.multi_label import with_labels
 from jaxkd.data.unlabelled import labelled_only, with_unlabelled_of
+from jaxkd.data.views import with_views
 from jaxkd.errors import ConfigError
 from jaxkd.runtime.mapping import AXIS_NAME
 from jaxkd.shapes import shown
@@ -96,13 +97,29 @@ def data_facts(settings: Any, data: Dataset) -> dict[str, Any]:
   return facts
 
 
-def training_preparation(settings: Any, data: Dataset) -> Callable[[Array, Batch], Batch]:
+def training_preparation(
+  settings: Any,
+  data: Dataset,
+  augmentations: Sequence[str] = (),
+  partners: Sequence[str] = (),
+) -> Callable[[Array, Batch], Batch]:
   """Normalisation and augmentation of training batches, by the config's "data" section.
 
   Inputs that are no images stay as they are.
+
+  Args:
+    settings: a config, of which "data" counts.
+    data: the data set.
+    augmentations: names of `Batch.views` that are added: the same inputs, augmented with keys of
+      their own.
+    partners: names of views that batches have (`jaxkd.data.partners`), augmented likewise.
+
+  Raises:
+    ConfigError: for views together with mixup.
   """
+  _check_views(settings, (*augmentations, *partners))
   if data.image_shape is None:
-    return lambda keys, batch: batch
+    return lambda keys, batch: with_views(keys, batch, augmentations, lambda keys, batch: batch)
   augment = augmentation(
     crop=settings.data.crop,
     resized_crop=settings.data.resized_crop,
@@ -114,7 +131,24 @@ def training_preparation(settings: Any, data: Dataset) -> Callable[[Array, Batch
     fill=[-mean / std for mean, std in zip(data.mean, data.std, strict=True)],
     axis_name=AXIS_NAME,
   )
-  return lambda keys, batch: augment(keys, _normalized(batch, data))
+
+  def seen(keys: Array, batch: Batch) -> Batch:
+    return augment(keys, _normalized(batch, data))
+
+  def prepare(keys: Array, batch: Batch) -> Batch:
+    views = with_views(keys, batch, augmentations, seen).views
+    return dataclasses.replace(seen(keys, batch), views=views)
+
+  return prepare
+
+
+def _check_views(settings: Any, views: Sequence[str]) -> None:
+  """Raise a ConfigError for several views of examples that are mixed with others."""
+  if views and settings.data.mixup:
+    raise ConfigError(
+      f"data.mixup={settings.data.mixup:g}: expected 0 with method.name={settings.method.name!r}, "
+      f"as its views {', '.join(map(repr, views))} would be mixed in other shares than the labels"
+    )
 
 
 def evaluation_preparation(settings: Any, data: Dataset) -> Callable[[Batch], Batch]:

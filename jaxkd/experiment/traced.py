@@ -62,7 +62,8 @@ def traced_loss(phase: Phase, shape: InputShape) -> Any:
   """
   leading, scheme = (1, _COUNT), phase.scheme
   batch = batch_shapes(shape, leading, phase.examples)
-  batch = dataclasses.replace(batch, tables=shapes_of(phase.tables, leading))
+  views = dict.fromkeys((*phase.augmentations, *phase.partners), batch.inputs)
+  batch = dataclasses.replace(batch, views=views, tables=shapes_of(phase.tables, leading))
 
   def objective(rng: Array, step: Array, batch: Batch) -> Any:
     everyone = scheme.init(rng, batch)

@@ -13,9 +13,10 @@ from flax import linen as nn
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.fields import Fields
 from jaxkd.methods.distillation import Distillation
+from jaxkd.methods.phase_spec import PhaseSpec as PhaseSpec
 from jaxkd.preprocessing import Converted
 from jaxkd.shapes import InputShape, batched
-from jaxkd.types import Output, Scheme
+from jaxkd.types import Output
 
 Shape = tuple[int, ...]
 # (stage of the student, stage of the teacher)
@@ -74,6 +75,8 @@ class Setup:
     options: fields of every trained module: the axis of cross-device statistics, the dtype.
     epochs: epochs of the student.
     steps_per_epoch: updates of the student per epoch.
+    rows: 1 more than the largest of `Batch.indices` of the student's examples: rows of a table or
+      bank by example.
     hyperparameters: the config's "method" section; in a sum of methods, the part of this method.
     create: name -> model for the same data, for methods that train further networks.
     shares: participant name -> a teacher's share of the objective; they sum to 1.
@@ -89,6 +92,7 @@ class Setup:
   steps_per_epoch: int
   hyperparameters: Any
   create: Callable[[str], nn.Module]
+  rows: int = 0
   shares: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"teacher": 1.0})
   teacher_name: str = "teacher"
 
@@ -171,42 +175,6 @@ class Setup:
       ours, theirs = (sizes(shape) for shape in self.shapes(pair, where))
       shown.append(f"{pair[0]} {ours} with {pair[1]} {theirs}")
     return f"{', '.join(shown)} of the {self.teacher_name}"
-
-
-@dataclasses.dataclass(frozen=True)
-class PhaseSpec:
-  """One phase of a method; `jaxkd.experiment.build` adds data and an optimizer.
-
-  Attributes:
-    name: name of the phase.
-    scheme: participants and losses.
-    inherit: participant -> "phase/participant" of an earlier phase, teachers included.
-    epochs: passes over the student's examples; None takes the student's number.
-    learning_rate: None takes the student's.
-    reported: predictor whose accuracy is reported; "" if the scheme has no predictor.
-    label: name of the trained network in tables; "" takes the student's name.
-    reuses_classifier: whether the student predicts through the teachers' classifiers.
-    gives: participant of the method's next phase -> participant of this phase that initialises it.
-    turns: participants that are updated one per step, in this order; empty updates all.
-    seed_offset: added to the experiment's seed, for networks that must start differently.
-    notes: lines shown before the phase starts, such as the compared stages.
-    role: "student" for the result, "baseline" for the student that it is compared with,
-      "" for a preparation.
-  """
-
-  name: str
-  scheme: Scheme
-  inherit: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  epochs: int | None = None
-  learning_rate: float | None = None
-  reported: str = "student"
-  label: str = ""
-  reuses_classifier: bool = False
-  gives: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  turns: tuple[str, ...] = ()
-  seed_offset: int = 0
-  notes: tuple[str, ...] = ()
-  role: Literal["teacher", "student", "baseline", ""] = "student"
 
 
 @dataclasses.dataclass(frozen=True)

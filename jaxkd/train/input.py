@@ -84,7 +84,13 @@ def gather_batch(
     tables = {
       name: gather(arrays, batch.indices, fed.epochs) for name, arrays in resident.tables.items()
     }
-    batch = dataclasses.replace(batch, epochs=fed.epochs, tables=tables)
+    assert resident.examples is not None
+    inputs = resident.examples.inputs
+    others = {
+      name: jax.tree.map(lambda x, at=at: jnp.take(x, at, axis=0), inputs)
+      for name, at in fed.partners.items()
+    }
+    batch = dataclasses.replace(batch, epochs=fed.epochs, views=others, tables=tables)
     where = (fed.epochs % max(views, 1), fed.positions)
     stored = jax.tree.map(lambda x: x.at[where].get(mode="clip"), resident.targets)
     return step(state, batch, stored)
@@ -143,6 +149,7 @@ class InputFeed:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       places=self._examples is not None,
+      partners=phase.partners,
     )
 
   def open(self, state: TrainState, reporter: Reporter) -> Resident:

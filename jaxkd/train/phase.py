@@ -57,6 +57,9 @@ class Phase:
     inherit: participant -> "phase/participant" of an earlier phase, whose final variables it takes.
     given: participant -> variables it starts with, from outside the experiment.
     untrained: participants that do not learn and are drawn at random nevertheless.
+    augmentations: names of `Batch.views` that `prepare_training` adds.
+    partners: names of `Batch.views` with the inputs of another example of the same class
+      (`jaxkd.data.partners`).
     tables: participant -> `jaxkd.tables.Table` with `fed`: each step receives the rows of its
       examples, from the devices or, if they are more than `resident_bytes`, from the host.
     expected: for networks that come trained, their expected accuracy; a lower one is reported
@@ -94,6 +97,8 @@ class Phase:
   inherit: Mapping[str, str] = dataclasses.field(default_factory=dict)
   given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   untrained: Sequence[str] = ()
+  augmentations: tuple[str, ...] = ()
+  partners: tuple[str, ...] = ()
   tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
   expected: Expected | None = None
   keep: str = "last"
