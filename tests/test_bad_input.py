@@ -170,7 +170,9 @@ def test_an_unknown_data_set_is_refused_with_similar_names(refuse, monkeypatch):
 def test_an_unknown_method_or_field_is_refused_with_similar_names(refuse):
   settings = settings_for().unlock()
   settings.method.name = "simkdd"
-  refuse(settings, r"^unknown method 'simkdd': did you mean 'simkd'\? known: ab, alone, at")
+  refuse(
+    settings, r"^unknown method 'simkdd': did you mean 'simkd' or 'skd'\? known: ab, alone, at"
+  )
   settings = settings_for().unlock()
   settings.student.weight_deca = 0.0
   refuse(
@@ -357,7 +359,7 @@ COMMANDS = {
   "workdir": KD,
 }
 LINES = {
-  "method": "error: unknown method 'simkdd': did you mean 'simkd'? known: ab, alone, at, ",
+  "method": "error: unknown method 'simkdd': did you mean 'simkd' or 'skd'? known: ab, alone, at, ",
   "field": "error: unknown field of student 'learning_rat': did you mean 'learning_rate'? known: ",
   "section": "error: a field that the config does not have: 'studen' Did you mean \"student\"",
   "type": "error: flag --config.batch_size=abc: invalid literal for int() with base 10: 'abc'",

@@ -282,6 +282,8 @@ def test_methods_start_from_the_published_hyperparameters():
     "ab": {"margin": 1.0, "two_stage": True, "second_kd_weight": 1.0, "second_temperature": 3.0},
     "fsp": {"pool": "average", "two_stage": True, "second_kd_weight": 0.0},
     "rkd": {"distance_weight": 25.0, "angle_weight": 50.0, "stages": ("pooled",)},
+    "cwd": {"norm": "channel", "divergence": "kl", "temperature": 4.0, "weight": 3.0},
+    "skd": {"pixel_weight": 10.0, "pair_weight": 1.0, "scale": 0.5, "pool": "max"},
     "sp": {"stages": ("auto",), "row_norm": "l2", "weight": 3000.0, "label_weight": 1.0},
     "pkt": {"stages": ("pooled",), "eps": 1e-7, "weight": 30000.0, "label_weight": 1.0},
   }

@@ -19,6 +19,8 @@ default to the authors' values.
 | relations | `relational` | `pairwise_distance_huber`, `angle_huber` |
 | similarities | `similarity_preserving` | `similarity_mse` |
 | distributions | `probabilistic_knowledge_transfer` | `cosine_similarity_kl` |
+| dense outputs | `channel_wise` | `channel_divergence` |
+| pixels and regions | `structured` | `pixel_divergence`, `pair_wise_mse` |
 | peers | `mutual`, `native_ensemble` | `peer_kl`, `gated_logits` |
 | exits | `multi_exit` | `soft_cross_entropy`, `mean_confidence`, `adapted_temperature` |
 | own teacher | `be_your_own_teacher` | `masked_sum_of_squares`, `euclidean_distance` |
@@ -40,6 +42,7 @@ from jaxkd.losses.born_again import (
 )
 from jaxkd.losses.byot import be_your_own_teacher, euclidean_distance, masked_sum_of_squares
 from jaxkd.losses.cross_entropy import cross_entropy
+from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.dml import gated_logits, mutual, native_ensemble, peer_kl
 from jaxkd.losses.fitnets import fitnets, hint_mse, simkd
 from jaxkd.losses.fsp import flow_matrix, flow_of_solution, fsp_column_norm, fsp_mse
@@ -67,6 +70,7 @@ from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
+from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
 
 __all__ = [
@@ -82,6 +86,8 @@ __all__ = [
   "be_your_own_teacher",
   "boundary_disagreement",
   "boundary_margin",
+  "channel_divergence",
+  "channel_wise",
   "confidence_weighted_by_teacher_max",
   "confidence_weighted_cross_entropy",
   "cosine_similarity_kl",
@@ -113,10 +119,12 @@ __all__ = [
   "mutual",
   "native_ensemble",
   "neuron_selectivity_transfer",
+  "pair_wise_mse",
   "pairwise_distance_huber",
   "peer_kl",
   "permute_wrong_classes",
   "permuted_soft_target_kl",
+  "pixel_divergence",
   "polynomial_mmd",
   "probabilistic_knowledge_transfer",
   "reconstruction_error",
@@ -129,4 +137,5 @@ __all__ = [
   "simkd",
   "soft_cross_entropy",
   "soft_target_kl",
+  "structured",
 ]

@@ -27,6 +27,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "activation_boundaries": ("boundary_margin",),
   "attention_transfer": ("attention_map_mse", "attention_map_l2"),
   "be_your_own_teacher": ("soft_cross_entropy", "masked_sum_of_squares", "euclidean_distance"),
+  "channel_wise": ("channel_divergence",),
   "confidence_weighted_by_teacher_max": ("confidence_weighted_cross_entropy",),
   "dark_knowledge_permuted": ("permuted_soft_target_kl",),
   "factor_transfer": ("factor_l1", "factor_lp", "factor_map_lp"),
@@ -44,6 +45,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "sigmoid_distillation": ("sigmoid_kl",),
   "similarity_preserving": ("similarity_mse",),
   "simkd": ("hint_mse",),
+  "structured": ("pixel_divergence", "pair_wise_mse"),
 }
 
 

@@ -214,7 +214,8 @@ class Method:
     baseline: the phase of the baseline, if that is not one output trained from labels.
     takes_exits: whether the student may have several exits of its own.
     needs: arrays that the networks must return: "logits" alone; "features", of any rank; "maps",
-      (B, H, W, C); "preactivations", of any rank; "stages" that the student can be cut at.
+      (B, H, W, C); "dense", maps or logits of every pixel; "preactivations", of any rank; "stages"
+      that the student can be cut at.
     needs_network: whether the teacher must be a network although the method compares no features:
       for gradients, or its classifier. Stored logits are refused then, as with other `needs`.
     same_classes: reason why the teacher must predict the student's classes, for the error message;
@@ -235,7 +236,7 @@ class Method:
   without_teacher: bool = False
   baseline: Callable[[Setup], PhaseSpec] | None = None
   takes_exits: bool = False
-  needs: Literal["logits", "features", "maps", "preactivations", "stages"] = "logits"
+  needs: Literal["logits", "features", "maps", "dense", "preactivations", "stages"] = "logits"
   same_classes: str = "compares logits"
   needs_network: bool = False
   multi_label: bool = False

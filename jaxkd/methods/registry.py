@@ -11,12 +11,14 @@ from typing import Any
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.fields import Field, Fields, text
+from jaxkd.methods._dense import has_dense_logits
 from jaxkd.methods._exits import exit_wise
 from jaxkd.methods.ab import METHOD as AB
 from jaxkd.methods.at import METHOD as AT
 from jaxkd.methods.base import BASELINE, Method, PhaseSpec, Setup, Teacher
 from jaxkd.methods.born_again import METHOD as BORN_AGAIN
 from jaxkd.methods.byot import METHOD as BYOT
+from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.dml import METHOD as DML
 from jaxkd.methods.fitnets import METHOD as FITNETS
 from jaxkd.methods.fsp import METHOD as FSP
@@ -30,6 +32,7 @@ from jaxkd.methods.one import METHOD as ONE
 from jaxkd.methods.pkt import METHOD as PKT
 from jaxkd.methods.rkd import METHOD as RKD
 from jaxkd.methods.simkd import METHOD as SIMKD
+from jaxkd.methods.skd import METHOD as SKD
 from jaxkd.methods.sp import METHOD as SP
 from jaxkd.methods.supervised import ALONE, TEACHER, supervised
 from jaxkd.types import Output
@@ -46,6 +49,8 @@ _BUILT_IN: Mapping[str, Method] = {
   "rkd": RKD,
   "sp": SP,
   "pkt": PKT,
+  "cwd": CWD,
+  "skd": SKD,
   "ft": FT,
   "ab": AB,
   "simkd": SIMKD,
@@ -207,6 +212,7 @@ def _check_needs(found: Mapping[str, Method], setup: Setup) -> None:
 _NEEDS = {
   "features": "features",
   "maps": "feature maps (B, H, W, C)",
+  "dense": "feature maps (B, H, W, C), or logits of every pixel",
   "preactivations": "preactivations",
   "stages": "features of stages",
 }
@@ -215,6 +221,8 @@ _NEEDS = {
 def _gives(needs: str, output: Output) -> bool:
   if needs == "maps":
     return any(x.ndim == 4 for x in output.features.values())
+  if needs == "dense":
+    return has_dense_logits(output) or _gives("maps", output)
   if needs == "preactivations":
     return bool(output.preactivations)
   return needs == "logits" or bool(output.features)
