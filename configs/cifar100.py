@@ -44,6 +44,16 @@ PAIRS = (
   "resnet32x4-shufflenetv2_x1.5",
 )
 
+# mdistiller's weight of the classes besides the target; 8 for all other pairs.
+_DKD_BETA = {
+  "resnet56-resnet20": 2.0,
+  "resnet110-resnet32": 2.0,
+  "wrn_40_2-wrn_16_2": 6.0,
+  "wrn_40_2-wrn_40_1": 6.0,
+  "vgg13-vgg8": 6.0,
+  "vgg13-mobilenetv2": 6.0,
+}
+
 
 def get_config(argument: str = "simkd") -> ConfigDict:
   """Return the config for "METHOD" or "METHOD@TEACHER-STUDENT", the pair one of PAIRS.
@@ -80,6 +90,10 @@ def _as_in_the_tables(config: ConfigDict) -> None:
     factors.paraphraser_epochs = 30
     if config.student.model.startswith(("resnet", "wrn")):
       factors.paraphraser_learning_rate = 0.01
+  decoupled = methods.section(config, "dkd")
+  if decoupled is not None:
+    pair = f"{config.teacher.model}-{config.student.model}"
+    decoupled.others_weight = _DKD_BETA.get(pair, 8.0)
   boundaries = methods.section(config, "ab")
   if boundaries is not None and boundaries is config.method:
     # Labels alone after the first stage.

@@ -8,9 +8,9 @@ images, random rectangles of 224x224; the last epoch counts. mdistiller has twic
 the rate: --config.batch_size=512 --config.student.learning_rate=0.2. The teachers of the tables are
 torchvision's, trained: --config.teacher.weights=resnet34.pth; without, they are trained first.
 
-KD is 0.5 labels and 0.5 soft targets at T = 1, SimKD trains for 120 epochs, factor transfer for 1
-epoch of the paraphraser and 90 with weight 1000, all as published. Other methods have their
-default weights, as none are published.
+KD is 0.5 labels and 0.5 soft targets at T = 1, DKD has alpha 1, beta 0.5 and T = 1, SimKD trains
+for 120 epochs, factor transfer for 1 epoch of the paraphraser and 90 with weight 1000, all as
+published. Other methods have their default weights, as none are published.
 """
 
 from ml_collections import ConfigDict
@@ -49,6 +49,8 @@ def _as_published(config: ConfigDict) -> None:
   method = config.method
   if method.name == "kd":
     method.label_weight, method.weight, method.temperature = 0.5, 0.5, 1.0
+  elif method.name == "dkd":
+    method.others_weight, method.temperature, method.warmup_epochs = 0.5, 1.0, 1.0
   elif method.name == "simkd":
     config.student.epochs = 120
   elif method.name == "ft":

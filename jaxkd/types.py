@@ -174,8 +174,8 @@ class Context:
       not pass through jax's transformations.
     label_smoothing: share of every label that is spread evenly over the classes, for schemes that
       have no smoothing of their own.
-    class_weights: weight of each class in the cross-entropy of labels, C numbers; () weights all
-      by 1.
+    class_weights: weight of each class in the cross-entropy of labels, and in other means over
+      labels, C numbers; () weights all by 1.
   """
 
   rng: Array

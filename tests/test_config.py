@@ -270,9 +270,19 @@ def test_cifar100_has_the_pairs_of_the_published_tables():
     configs.get_config("kd@vgg13-vgg9")
 
 
+def test_dkd_has_the_published_weight_of_the_other_classes_of_each_pair():
+  configs = importlib.import_module("configs.cifar100")
+  for pair, beta in (
+    ("resnet32x4-resnet8x4", 8.0), ("resnet56-resnet20", 2.0), ("vgg13-vgg8", 6.0),
+  ):  # fmt: skip
+    assert configs.get_config(f"dkd@{pair}").method.others_weight == beta
+  assert configs.get_config("dkd+at@vgg13-vgg8").method.dkd.others_weight == 6.0
+
+
 def test_methods_start_from_the_published_hyperparameters():
   published = {
     "kd": {"temperature": 4.0, "weight": 0.9, "label_weight": 0.1},
+    "dkd": {"temperature": 4.0, "target_weight": 1.0, "others_weight": 8.0, "warmup_epochs": 20.0},
     "fitnets": {"stage": "auto", "weight": 100.0, "label_weight": 1.0},
     "at": {"power": 2.0, "norm": "code", "weight": 1000.0, "label_weight": 1.0},
     "simkd": {"stage": "auto", "reduction": 2, "weight": 1.0, "reused_stages": 0},

@@ -9,6 +9,7 @@ default to the authors' values.
 |---|---|---|
 | labels | | `cross_entropy`, `sigmoid_cross_entropy` |
 | logits | `knowledge_distillation`, `sigmoid_distillation` | `soft_target_kl`, `sigmoid_kl` |
+| target class | `decoupled_distillation` | `target_class_kl`, `other_classes_kl` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
 | gradients | `gradient_attention_transfer`, `gradient_symmetry` | `gradient_l2`, `gradient_mse` |
@@ -43,6 +44,7 @@ from jaxkd.losses.born_again import (
 from jaxkd.losses.byot import be_your_own_teacher, euclidean_distance, masked_sum_of_squares
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cwd import channel_divergence, channel_wise
+from jaxkd.losses.dkd import decoupled_distillation, other_classes_kl, target_class_kl
 from jaxkd.losses.dml import gated_logits, mutual, native_ensemble, peer_kl
 from jaxkd.losses.fitnets import fitnets, hint_mse, simkd
 from jaxkd.losses.fsp import flow_matrix, flow_of_solution, fsp_column_norm, fsp_mse
@@ -93,6 +95,7 @@ __all__ = [
   "cosine_similarity_kl",
   "cross_entropy",
   "dark_knowledge_permuted",
+  "decoupled_distillation",
   "euclidean_distance",
   "factor_l1",
   "factor_lp",
@@ -120,6 +123,7 @@ __all__ = [
   "native_ensemble",
   "neuron_selectivity_transfer",
   "pair_wise_mse",
+  "other_classes_kl",
   "pairwise_distance_huber",
   "peer_kl",
   "permute_wrong_classes",
@@ -138,4 +142,5 @@ __all__ = [
   "soft_cross_entropy",
   "soft_target_kl",
   "structured",
+  "target_class_kl",
 ]

@@ -30,6 +30,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "channel_wise": ("channel_divergence",),
   "confidence_weighted_by_teacher_max": ("confidence_weighted_cross_entropy",),
   "dark_knowledge_permuted": ("permuted_soft_target_kl",),
+  "decoupled_distillation": ("target_class_kl", "other_classes_kl"),
   "factor_transfer": ("factor_l1", "factor_lp", "factor_map_lp"),
   "fitnets": ("hint_mse",),
   "flow_of_solution": ("fsp_mse", "fsp_column_norm"),

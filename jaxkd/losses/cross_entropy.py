@@ -83,7 +83,7 @@ def cross_entropy(
   weights = effective_weights("cross_entropy", logits, weights, where)
   weighed = None if weights is None else weights != 0
   logits, labels = keep(weighed, logits, labels)
-  known = _are_classes(labels, hard, logits.shape[-1])
+  known = are_classes(labels, hard, logits.shape[-1])
   if hard:
     labels = jnp.where(known, labels, 0)
   of_classes = _weights_of_classes(class_weights, logits, hard)
@@ -167,8 +167,8 @@ def _log_likelihoods(
   return jnp.sum(jnp.where(impossible & (targets > 0), -jnp.inf, products), axis=-1)
 
 
-def _are_classes(labels: jax.Array, hard: bool, classes: int) -> jax.Array:
-  """Mask of the labels that are class numbers or probability distributions."""
+def are_classes(labels: jax.Array, hard: bool, classes: int) -> jax.Array:
+  """Return a mask of the labels that are class numbers or probability distributions."""
   if hard:
     return (labels >= 0) & (labels < classes)
   dtype = labels.dtype

@@ -9,14 +9,21 @@ built from can be used without the experiments: `offline` (frozen teachers), `mu
 from jaxkd.methods._exits import AdaptiveTemperature, of_exits
 from jaxkd.methods.base import Method, PhaseSpec, Setup, Teacher, Term
 from jaxkd.methods.born_again import born_again
-from jaxkd.methods.distillation import Distillation, WholeBatch, per_example, whole_batch
+from jaxkd.methods.distillation import (
+  Distillation,
+  PerLabel,
+  WholeBatch,
+  per_example,
+  per_label,
+  whole_batch,
+)
 from jaxkd.methods.dml import mutual
 from jaxkd.methods.fresh_classifier import fresh_classifier
 from jaxkd.methods.ft import autoencoder
 from jaxkd.methods.multi_exit import multi_exit
 from jaxkd.methods.offline import offline
 from jaxkd.methods.one import native_ensemble
-from jaxkd.methods.ramps import RAMPS, ramp
+from jaxkd.methods.ramps import RAMPS, ramp, warm_up
 from jaxkd.methods.registry import (
   METHODS,
   baseline,
@@ -38,6 +45,7 @@ __all__ = [
   "AdaptiveTemperature",
   "Distillation",
   "Method",
+  "PerLabel",
   "PhaseSpec",
   "Setup",
   "Table",
@@ -59,11 +67,13 @@ __all__ = [
   "of_exits",
   "offline",
   "per_example",
+  "per_label",
   "phases",
   "ramp",
   "register",
   "section",
   "simkd",
   "supervised",
+  "warm_up",
   "whole_batch",
 ]

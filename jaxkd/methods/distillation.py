@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxkd.counts import refuse_parts, scaled
+from jaxkd.counts import class_weighted, label_share, refuse_parts, scaled
 from jaxkd.errors import ConfigError
+from jaxkd.methods._labels import refuse_multi_hot
 from jaxkd.types import Array, Batch, Context, Output, Terms
 
 # A number, or a function of the step (`jaxkd.methods.ramp`, or any optax schedule).
@@ -45,6 +46,27 @@ class WholeBatch:
 
 
 @dataclasses.dataclass(frozen=True)
+class PerLabel:
+  """A loss that is a mean over the labels of a batch, each weighted by `Batch.weights`.
+
+  Examples without a label have no part in it. The value of a batch is the same for any
+  distribution of its labels over parts and devices. `per_label` makes one.
+
+  Attributes:
+    loss: as `Distillation.loss`; sum w * value / sum w over the labels, w the weights of
+      `label_weights`. Outside of parts (`context.counts`), the divisor is that of all devices.
+  """
+
+  loss: Loss
+
+  def __call__(
+    self, student: Any, teacher: Any, batch: Batch, context: Context
+  ) -> Terms | Mapping[str, Terms]:
+    """The loss itself."""
+    return self.loss(student, teacher, batch, context)
+
+
+@dataclasses.dataclass(frozen=True)
 class Distillation:
   """One term of the objective of `jaxkd.methods.offline`.
 
@@ -52,8 +74,9 @@ class Distillation:
     name: name of its terms in reports; unique in a scheme.
     loss: (student, teacher, batch, context) -> Terms, or a mapping of parts to Terms, which are
       reported as "NAME_PART". `student` and `teacher` are the Outputs that the adapter returns. A
-      mean over the examples that count in `batch.mask`, or a `WholeBatch`. `per_example` and
-      `whole_batch` make such losses from the functions in `jaxkd.losses`.
+      mean over the examples that count in `batch.mask`, a `PerLabel` or a `WholeBatch`.
+      `per_example`, `per_label` and `whole_batch` make such losses from the functions in
+      `jaxkd.losses`.
     weight: factor of its terms; a function of the step for a ramp.
     teacher: participant; or a tuple of participants, whose Outputs are then a dict; or a mapping of
       participants to weights, for an Output with the weighted mean of their logits alone.
@@ -116,7 +139,6 @@ class Distillation:
       ConfigError: for a `WholeBatch` loss on a part of a batch; for a loss that ignores the mask of
         a batch, or returns neither Terms nor a mapping of Terms.
     """
-    whole = isinstance(self.loss, WholeBatch)
     if isinstance(self.loss, WholeBatch):
       refuse_parts(repr(self.name), context, self.loss.reason)
     what = f"the loss of distillation {self.name!r}"
@@ -128,10 +150,17 @@ class Distillation:
         raise ConfigError(f"{what}{named}: expected Terms, got {type(terms).__name__}")
     weight = self.weight(context.step) if callable(self.weight) else self.weight
     return {
-      f"{self.name}_{part}" if part else self.name: weight
-      * (terms if whole else scaled(terms, batch, context))
+      f"{self.name}_{part}" if part else self.name: weight * self._share_of(terms, batch, context)
       for part, terms in parts.items()
     }
+
+  def _share_of(self, terms: Terms, batch: Batch, context: Context) -> Terms:
+    """Scale the terms of a part of a batch, or of a device's, such that their mean is the whole."""
+    if isinstance(self.loss, WholeBatch):
+      return terms
+    if isinstance(self.loss, PerLabel):
+      return label_share(class_weighted(batch, context.class_weights), context) * terms
+    return scaled(terms, batch, context)
 
 
 def per_example(kernel: Callable[..., Terms], /, **options: Any) -> Loss:
@@ -147,6 +176,34 @@ def per_example(kernel: Callable[..., Terms], /, **options: Any) -> Loss:
     return bound(student, teacher, where=batch.mask)
 
   return loss
+
+
+def per_label(kernel: Callable[..., Any], /, *, what: str, **options: Any) -> PerLabel:
+  """Return a `PerLabel` for a function of `jaxkd.losses` that reads the labels of a batch.
+
+  Args:
+    kernel: (student, teacher, labels, weights, axis_name=, where=mask, **options) -> Terms, or a
+      mapping of parts to Terms.
+    what: the loss in words, for the error of multi-hot labels, which it refuses.
+    **options: passed to it.
+  """
+  bound = functools.partial(kernel, **options)
+
+  def loss(student: Any, teacher: Any, batch: Batch, context: Context) -> Any:
+    refuse_multi_hot(what, batch)
+    axis_name, weights = label_weights(batch, context)
+    return bound(student, teacher, batch.labels, weights, axis_name=axis_name, where=batch.mask)
+
+  return PerLabel(loss)
+
+
+def label_weights(batch: Batch, context: Context) -> tuple[str | None, Any]:
+  """Return the device axis over which a `PerLabel` loss divides, and the weights of the labels.
+
+  The weights are `Batch.weights` times the class weights of the context.
+  """
+  weights = class_weighted(batch, context.class_weights).weights
+  return None if context.counts is not None else context.axis_name, weights
 
 
 def whole_batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 from jaxkd.errors import ConfigError
@@ -202,12 +203,13 @@ def _ramped(distillation: Distillation, setup: Setup) -> Distillation:
       f"method.ramp_epochs={hyperparameters.ramp_epochs}: expected a number > 0 with "
       f"ramp={hyperparameters.ramp!r}"
     )
-  assert not callable(weight)
   steps = hyperparameters.ramp_epochs * setup.steps_per_epoch
-  rising = ramp(
-    hyperparameters.ramp, steps=steps, start=hyperparameters.ramp_start * weight, end=weight
-  )
-  return dataclasses.replace(distillation, weight=rising)
+  rising = functools.partial(ramp, hyperparameters.ramp, steps=steps)
+  start = hyperparameters.ramp_start
+  if callable(weight):  # a warm-up of the method's own
+    factor = rising(start=start, end=1.0)
+    return dataclasses.replace(distillation, weight=lambda step: factor(step) * weight(step))
+  return dataclasses.replace(distillation, weight=rising(start=start * weight, end=weight))
 
 
 def _notes(terms: Sequence[Term]) -> tuple[str, ...]:

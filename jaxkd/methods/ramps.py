@@ -57,3 +57,32 @@ def ramp(
     return start + (end - start) * _SHAPES[kind](share)
 
   return weight
+
+
+def warm_up(
+  weight: float, *, epochs: float, steps_per_epoch: int
+) -> float | Callable[[Array], Array]:
+  """Return a weight that rises by epochs: weight * min(epoch / epochs, 1), epochs counted from 1.
+
+  It is constant within an epoch, and full from the last of `epochs` on. It depends on the step
+  alone, so a resumed run continues correctly.
+
+  Args:
+    weight: the full weight.
+    epochs: length; 1 or less is the constant weight, as is 0.
+    steps_per_epoch: updates per epoch.
+
+  Source: mdistiller's DKD and ReviewKD, `min(epoch / warmup, 1)`, with 20 epochs for CIFAR-100.
+
+  >>> rising = warm_up(2.0, epochs=4, steps_per_epoch=10)
+  >>> [float(rising(jnp.int32(step))) for step in (0, 9, 10, 39, 99)]
+  [0.5, 0.5, 1.0, 2.0, 2.0]
+  """
+  if epochs <= 1 or not weight:
+    return weight
+
+  def rising(step: Array) -> Array:
+    epoch = jnp.floor_divide(step, steps_per_epoch) + 1
+    return weight * jnp.minimum(widen(epoch)[0] / epochs, 1.0)
+
+  return rising

@@ -19,6 +19,7 @@ from jaxkd.methods.base import BASELINE, Method, PhaseSpec, Setup, Teacher
 from jaxkd.methods.born_again import METHOD as BORN_AGAIN
 from jaxkd.methods.byot import METHOD as BYOT
 from jaxkd.methods.cwd import METHOD as CWD
+from jaxkd.methods.dkd import METHOD as DKD
 from jaxkd.methods.dml import METHOD as DML
 from jaxkd.methods.fitnets import METHOD as FITNETS
 from jaxkd.methods.fsp import METHOD as FSP
@@ -41,6 +42,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "teacher": TEACHER,
   "alone": ALONE,
   "kd": KD,
+  "dkd": DKD,
   "fitnets": FITNETS,
   "at": AT,
   "gradient_at": GRADIENT_AT,

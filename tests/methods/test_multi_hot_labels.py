@@ -17,6 +17,7 @@ BATCH = dataclasses.replace(
 )
 TAKE_THEM = {"supervised", "features", "sequential", "simkd", "rkd", "sp"}
 REFUSE = {
+  "labelled logits": "decoupled distillation",
   "mutual": "mutual learning",
   "alternating": "mutual learning",
   "native ensemble": "a native ensemble",

@@ -1,5 +1,7 @@
 """Weights as functions of the step."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkd.errors import ConfigError
-from jaxkd.methods import RAMPS, ramp
+from jaxkd.experiment.config import base_config
+from jaxkd.methods import RAMPS, Distillation, ramp, warm_up
+from jaxkd.methods.objective import _ramped
 
 each_ramp = pytest.mark.parametrize("kind", RAMPS)
 weights = st.floats(-10, 10, width=32)
@@ -59,3 +63,22 @@ def test_an_unknown_kind_and_no_steps_are_refused():
     ramp("liner", steps=3)
   with pytest.raises(ConfigError, match=r"^steps is 0: a ramp takes"):
     ramp("linear", steps=0)
+
+
+def test_a_warm_up_rises_by_epochs_and_is_full_from_the_last_on():
+  rising = warm_up(2.0, epochs=4, steps_per_epoch=3)
+  found = [float(rising(jnp.int32(step))) for step in (0, 2, 3, 6, 9, 11, 12, 500)]
+  assert found == [0.5, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
+  assert warm_up(2.0, epochs=1, steps_per_epoch=3) == warm_up(2.0, epochs=0, steps_per_epoch=3)
+  assert warm_up(0.0, epochs=20, steps_per_epoch=3) == 0.0
+
+
+def test_a_ramp_of_the_objective_multiplies_a_methods_warm_up():
+  settings = base_config("dkd")
+  settings.method.update({"ramp": "linear", "ramp_epochs": 8.0, "ramp_start": 0.5, "weight": 3.0})
+  settings.method.warmup_epochs = 4.0
+  setup = types.SimpleNamespace(steps_per_epoch=10, hyperparameters=settings.method)
+  distillation = Distillation("dkd", None, warm_up(3.0, epochs=4.0, steps_per_epoch=10))
+  weight = _ramped(distillation, setup).weight
+  found = [float(weight(jnp.int32(step))) for step in (0, 20, 40, 80)]
+  np.testing.assert_allclose(found, [3 * 0.5 / 4, 3 * 0.625 * 3 / 4, 3 * 0.75, 3.0], rtol=1e-6)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
+from jaxkd.losses._checks import KERNELS
 from jaxkd.types import Output
+from tests.rows._subject import total
 
 
 class Case(NamedTuple):
@@ -60,6 +62,18 @@ def of_labels(name, **options):
     return getattr(losses, name)(Output(s), Output(t), labels, **options, **where).total
 
   return Case(name, call, (4,), (4,))
+
+
+def of_classes(name, **options):
+  """A case of a kernel or a loss of logits and class numbers, of which padding has none."""
+
+  def call(s, t, **where):
+    labels = jax.lax.stop_gradient(jnp.where(jnp.isfinite(t[:, 0]), jnp.argmax(t, axis=-1), -1))
+    if name not in KERNELS:
+      return getattr(losses, name)(s, t, labels, **options, **where)
+    return total(getattr(losses, name)(Output(s), Output(t), labels, **options, **where))
+
+  return Case(name, call, *LOGITS)
 
 
 def of_multi_hot():

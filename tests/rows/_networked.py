@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxkd import losses
 from jaxkd.types import Output
+from tests.rows._subject import total
 
 INNER, BOTH = ("stage2",), ("stage1", "stage2")
 
@@ -42,6 +43,11 @@ def of(loss, **options):
 
 def of_logits(loss, **options):
   return Case(lambda s, t, y: loss(s, t, **options).total, of_logits=True)
+
+
+def of_classes(loss, **options):
+  """Make a case of a loss of logits and class numbers, which may return a mapping of Terms."""
+  return Case(lambda s, t, y: total(loss(s, t, y, **options)), of_logits=True)
 
 
 def of_exits(loss, **options):

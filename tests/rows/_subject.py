@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -33,6 +33,21 @@ def of_logits(loss, **options):
     return loss(Output(logits=s), Output(logits=t), **options, **where).total
 
   return apply
+
+
+def of_classes(loss, **options):
+  """A loss of logits and class numbers, which returns Terms or a mapping of Terms."""
+
+  def apply(s, t, **where):
+    labels = jax.lax.stop_gradient(jnp.argmax(t[..., ::-1], axis=-1))
+    return total(loss(Output(logits=s), Output(logits=t), labels, **options, **where))
+
+  return apply
+
+
+def total(found):
+  """The sum of Terms or of a mapping of Terms."""
+  return sum(x.total for x in found.values()) if isinstance(found, Mapping) else found.total
 
 
 def of_maps(loss, **options):

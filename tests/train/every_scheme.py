@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 from jaxkd import losses, methods
-from jaxkd.methods import Distillation, per_example, whole_batch
+from jaxkd.methods import Distillation, per_example, per_label, whole_batch
 from jaxkd.models import with_exits
 from jaxkd.networks import select
 from jaxkd.train import TrainState, training_step
@@ -76,6 +76,9 @@ BYOT = methods.of_exits(_BYOT)
 DISTANCE = methods.of_exits(_BYOT, whole=True, feature="distance")
 
 
+DECOUPLED = per_label(losses.decoupled_distillation, what="decoupled distillation")
+
+
 @functools.cache
 def schemes_of_means(norm):
   """Name -> a scheme whose objective is a mean over examples; `norm`: batch normalisation."""
@@ -83,6 +86,7 @@ def schemes_of_means(norm):
   return {
     "supervised": methods.supervised(net(), label_smoothing=0.1),
     "logits": offline(net, Distillation("kd", per_example(losses.knowledge_distillation), 0.5)),
+    "labelled logits": offline(net, Distillation("dkd", DECOUPLED, 0.5)),
     "features": offline(
       net,
       *(Distillation(name, per_example(loss), weight) for name, (loss, weight) in FEATURES.items()),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import methods
+from jaxkd import losses, methods
 from jaxkd.data import ArrayExamples
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, config
@@ -27,12 +27,12 @@ UNEVEN = dataclasses.replace(
 )
 
 
-def updated(parts, devices, fed=UNEVEN, **changes):
+def updated(parts, devices, fed=UNEVEN, untrained=(), **changes):
   """The loss and the parameters after one update."""
   changes = {"average_decay": None, "scheme": methods.supervised(TinyNet(norm=False)), **changes}
   made = phase(accumulate=parts, prepare_training=lambda keys, batch: batch, **changes)
   chosen = jax.local_devices()[:devices]
-  state = create_state(made.scheme, made.optimizer, jax.random.key(0), batch())
+  state = create_state(made.scheme, made.optimizer, jax.random.key(0), batch(), untrained=untrained)
   step = mapping.map_training_step(made.training_step(), chosen)
   after, metrics = step(
     mapping.replicate(state, chosen), mapping.shard(jax.tree.map(np.asarray, fed), chosen)
@@ -56,6 +56,20 @@ def test_parts_and_devices_give_the_update_of_the_whole_batch():
   own = dataclasses.replace(UNEVEN, weights=UNEVEN.weights * jnp.array(WEIGHTS)[UNEVEN.labels])
   chex.assert_trees_all_close(updated(1, 1, own), whole, rtol=1e-5, atol=1e-6)
   assert abs(updated(1, 1)[0] - whole[0]) > 1e-3
+
+
+@pytest.mark.long
+def test_class_weights_weight_the_labels_of_distillations_too_on_parts_and_devices():
+  decoupled = methods.per_label(losses.decoupled_distillation, what="decoupled distillation")
+  net = TinyNet(norm=False)
+  scheme = methods.offline(
+    net, {"teacher": TinyNet(width=6, norm=False)}, [methods.Distillation("dkd", decoupled)]
+  )
+  options = {"class_weights": WEIGHTS, "scheme": scheme, "untrained": ("teacher",)}
+  whole = updated(1, 1, **options)
+  for parts, devices in ((4, 1), (2, 2)):
+    found = updated(parts, devices, **options)
+    chex.assert_trees_all_close(found, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_a_part_whose_labels_weigh_nothing_still_has_their_smoothing():
