@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxkd.losses._checks import check_positive, check_same_shape, logits_of
 from jaxkd.losses._numerics import relative_entropy, widen
+from jaxkd.losses._standardization import standardized
 from jaxkd.losses._targets import (
   Targets,
   between_others,
@@ -26,6 +27,7 @@ def target_class_kl(
   *,
   temperature: float | jax.Array = 4.0,
   squared_temperature: bool = True,
+  standardize: bool = False,
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> jax.Array:
@@ -43,6 +45,8 @@ def target_class_kl(
       is that of the labels, sum_b w_b * value_b / sum_b w_b. None weights all by 1.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2, so that the gradient keeps its size as T changes.
+    standardize: both sides' logits first get mean 0 and standard deviation 1 over all classes; see
+      `soft_target_kl`.
     axis_name: device axis of a mapped step: the weights are then summed over all devices, as in
       `cross_entropy`.
     where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
@@ -66,7 +70,9 @@ def target_class_kl(
   Array(0.1021, dtype=float32)
   """
   what = "target_class_kl"
-  student, teacher, targets = _prepared(what, student, teacher, labels, weights, temperature, where)
+  student, teacher, targets = _prepared(
+    what, student, teacher, labels, weights, where, temperature=temperature, standardize=standardize
+  )
   log_p, log_target = (
     binary_log_probabilities(z, targets.chosen, temperature) for z in (student, teacher)
   )
@@ -82,6 +88,7 @@ def other_classes_kl(
   *,
   temperature: float | jax.Array = 4.0,
   squared_temperature: bool = True,
+  standardize: bool = False,
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> jax.Array:
@@ -97,6 +104,7 @@ def other_classes_kl(
     weights: weight of each label; see `target_class_kl`.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
+    standardize: standardise both sides' logits first; see `target_class_kl`.
     axis_name: device axis of a mapped step; see `target_class_kl`.
     where: mask of what counts; see `target_class_kl`.
 
@@ -117,7 +125,9 @@ def other_classes_kl(
   Array(0.0672, dtype=float32)
   """
   what = "other_classes_kl"
-  student, teacher, targets = _prepared(what, student, teacher, labels, weights, temperature, where)
+  student, teacher, targets = _prepared(
+    what, student, teacher, labels, weights, where, temperature=temperature, standardize=standardize
+  )
   log_q, student_alone = other_log_probabilities(student, targets.chosen, temperature)
   log_target, teacher_alone = other_log_probabilities(teacher, targets.chosen, temperature)
   values = between_others(relative_entropy(log_q, log_target), student_alone, teacher_alone)
@@ -135,6 +145,7 @@ def decoupled_distillation(
   others_weight: float | jax.Array = 8.0,
   temperature: float | jax.Array = 4.0,
   squared_temperature: bool = True,
+  standardize: bool = False,
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> dict[str, Terms]:
@@ -154,6 +165,7 @@ def decoupled_distillation(
     others_weight: beta, weight of `other_classes_kl`.
     temperature: T > 0, of both.
     squared_temperature: multiply by T^2.
+    standardize: standardise both sides' logits first; see `target_class_kl`.
     axis_name: device axis of a mapped step; see `target_class_kl`.
     where: mask of what counts; see `target_class_kl`.
 
@@ -166,8 +178,9 @@ def decoupled_distillation(
 
   Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022; defaults of mdistiller's DKD
   (alpha 1, beta 8, T 4), where beta is 2 or 6 for some pairs. Each term is multiplied by T^2 and
-  averaged over the batch. The published code has labels that are class numbers; for mixed ones the
-  largest is taken here, as in NKD's.
+  averaged over the batch. `standardize=True` is the form of Sun et al., CVPR 2024, with beta 9 and
+  T 2. The published code has labels that are class numbers; for mixed ones the largest is taken
+  here, as in NKD's.
 
   >>> import jax.numpy as jnp
   >>> z = Output(logits=jnp.array([[1.0, 0.0]]))
@@ -186,6 +199,7 @@ def decoupled_distillation(
       weights,
       temperature=temperature,
       squared_temperature=squared_temperature,
+      standardize=standardize,
       axis_name=axis_name,
       where=where,
     )
@@ -203,8 +217,10 @@ def _prepared(
   teacher: ArrayLike,
   labels: ArrayLike,
   weights: ArrayLike | None,
-  temperature: float | jax.Array,
   where: ArrayLike | None,
+  *,
+  temperature: float | jax.Array,
+  standardize: bool,
 ) -> tuple[jax.Array, jax.Array, Targets]:
   """Return the checked logits, zero where they do not count, and the targets."""
   check_positive("temperature", temperature)
@@ -212,4 +228,6 @@ def _prepared(
   check_same_shape(what, student, teacher, "both must score the same classes, (..., C)")
   targets = target_classes(what, student, labels, weights, where)
   student, teacher = targets.keep(student, teacher)
+  if standardize:
+    student, teacher = standardized(student), standardized(teacher)
   return student, teacher, targets

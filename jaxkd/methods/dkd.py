@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxkd.fields import number
+from jaxkd.fields import flag, number
 from jaxkd.losses import decoupled_distillation
 from jaxkd.methods.base import Method, Setup
 from jaxkd.methods.distillation import Distillation, per_label
@@ -17,6 +17,7 @@ def _distillations(setup: Setup) -> list[Distillation]:
     target_weight=hyperparameters.target_weight,
     others_weight=hyperparameters.others_weight,
     temperature=hyperparameters.temperature,
+    standardize=hyperparameters.standardize,
   )
   weight = warm_up(
     setup.share * hyperparameters.weight,
@@ -30,6 +31,8 @@ METHOD = Method(
   "decoupled knowledge distillation: target and other classes (Zhao et al., 2022)",
   {
     "temperature": number(4.0, exclusive=True),
+    # Both sides' logits get mean 0 and deviation 1 first (Sun et al., 2024: temperature 2).
+    "standardize": flag(False),
     # alpha and beta of the paper. beta is 8 for most of the published pairs, 2 or 6 for some.
     "target_weight": number(1.0),
     "others_weight": number(8.0),

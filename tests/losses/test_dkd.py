@@ -92,6 +92,16 @@ def test_the_targets_logit_and_a_shift_of_all_do_not_change_the_others_term(seed
   np.testing.assert_allclose(parts(moved, t)[1][0], parts(s, t)[1][0], rtol=1e-3, atol=1e-5)
 
 
+def test_standardised_logits_ignore_scale_and_shift_of_either_side():
+  s, t = draw()
+
+  def value(s, t):
+    terms = decoupled_distillation(Output(s), Output(t), LABELS, standardize=True)
+    return [terms["target"].logit, terms["others"].logit]
+
+  np.testing.assert_allclose(value(3 * s + 1, 0.5 * t - 2), value(s, t), rtol=1e-4)
+
+
 def test_two_classes_leave_nothing_but_the_target():
   s, t = draw(classes=2)
   labels = LABELS % 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxkd import losses
+from tests.golden_adapters.dkd import dkd
 from tests.rows import _networked
 from tests.rows._counted import of_classes as counted
 from tests.rows._mutation import Mutation
@@ -10,6 +11,12 @@ from tests.rows._subject import B, Subject, of_classes
 
 SUBJECTS = {
   "decoupled_distillation": Subject(of_classes(losses.decoupled_distillation), (B, 5), (B, 5)),
+  "decoupled_distillation_standardized": Subject(
+    of_classes(losses.decoupled_distillation, standardize=True, temperature=2.0),
+    (B, 5),
+    (B, 5),
+    long=True,
+  ),
 }
 
 COUNTED = [counted("target_class_kl"), counted("other_classes_kl", temperature=1.0)]
@@ -20,6 +27,9 @@ MORE = {"target_class_kl": ([0, 1],), "other_classes_kl": ([0, 1],)}
 
 BEHIND_A_NETWORK = {
   "decoupled_distillation": _networked.of_classes(losses.decoupled_distillation),
+  "decoupled_distillation standardized": _networked.of_classes(
+    losses.decoupled_distillation, standardize=True, temperature=2.0
+  ),
 }
 
 MUTATIONS = [
@@ -31,7 +41,7 @@ MUTATIONS = [
     """  others = logits
   alone =""",
     "test_dkd.py",
-    "",
+    "dkd",
   ),
   Mutation(
     "DKD's two weights exchanged",
@@ -43,7 +53,7 @@ MUTATIONS = [
     "others": part(other_classes_kl, target_weight),
 """,
     "test_dkd.py",
-    "",
+    "dkd",
   ),
   Mutation(
     "mean over labels divided by the weights of one device",
@@ -54,3 +64,7 @@ MUTATIONS = [
     "",
   ),
 ]
+
+GOLDEN = {"dkd": dkd}
+
+RECORDED = ("dkd/standardize=True/temperature=2.0/others_weight=9.0/warmup_epochs=0.0",)
