@@ -94,11 +94,23 @@ def _as_in_the_tables(config: ConfigDict) -> None:
   if decoupled is not None:
     pair = f"{config.teacher.model}-{config.student.model}"
     decoupled.others_weight = _DKD_BETA.get(pair, 8.0)
+  review = methods.section(config, "reviewkd")
+  if review is not None:
+    pair = f"{config.teacher.model}-{config.student.model}"
+    review.weight = _REVIEW_WEIGHTS.get(pair, review.weight)
   boundaries = methods.section(config, "ab")
   if boundaries is not None and boundaries is config.method:
     # Labels alone after the first stage.
     boundaries.second_label_weight = 1.0
     boundaries.second_kd_weight = 0.0
+
+
+# Weights of ReviewKD in the authors' script; that of the other pairs is 5, the default.
+_REVIEW_WEIGHTS = {
+  "resnet56-resnet20": 0.6,
+  "resnet110-resnet32": 1.0,
+  "resnet32x4-shufflenetv2": 8.0,
+}
 
 
 def _schedule(config: ConfigDict, epochs: int, drops: tuple[int, ...]) -> None:

@@ -9,8 +9,9 @@ the rate: --config.batch_size=512 --config.student.learning_rate=0.2. The teache
 torchvision's, trained: --config.teacher.weights=resnet34.pth; without, they are trained first.
 
 KD is 0.5 labels and 0.5 soft targets at T = 1, DKD has alpha 1, beta 0.5 and T = 1, SimKD trains
-for 120 epochs, factor transfer for 1 epoch of the paraphraser and 90 with weight 1000, all as
-published. Other methods have their default weights, as none are published.
+for 120 epochs, factor transfer for 1 epoch of the paraphraser and 90 with weight 1000, ReviewKD has
+weight 1 or 8, no warm-up and preactivations, all as published. Other methods have their default
+weights, as none are published.
 """
 
 from ml_collections import ConfigDict
@@ -56,3 +57,6 @@ def _as_published(config: ConfigDict) -> None:
   elif method.name == "ft":
     method.paraphraser_epochs, method.weight = 1, 1000.0
     config.student.epochs, config.student.drops = 90, (30, 60)
+  elif method.name == "reviewkd":
+    method.warmup_epochs, method.student_arrays = 1.0, "preactivations"
+    method.weight = 1.0 if config.student.model == "imagenet_resnet18" else 8.0

@@ -125,6 +125,12 @@ def _allowed(case: Case, name: str, size: float, largest_gradient: float, dtype:
     # The true value is 0 (a bias in front of a batch normalisation): what remains is the rounding
     # of terms as large as the other gradients.
     return 1e-6 * relative * largest_gradient + 64 * np.finfo(dtype).eps * largest_gradient
+  if is_gradient and dtype == "float32":
+    # A small gradient is a sum of large terms: the reference's own error is given relative to the
+    # largest gradient of the case.
+    own = case.number("f32_grad_relerr", 0.0)
+    floor = own * largest_gradient if np.isfinite(own) else 0.0
+    return max(relative * size if size > NOISE else ABSOLUTE[dtype], floor)
   return relative * size if size > NOISE else ABSOLUTE[dtype]
 
 

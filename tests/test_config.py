@@ -296,6 +296,7 @@ def test_methods_start_from_the_published_hyperparameters():
     "skd": {"pixel_weight": 10.0, "pair_weight": 1.0, "scale": 0.5, "pool": "max"},
     "sp": {"stages": ("auto",), "row_norm": "l2", "weight": 3000.0, "label_weight": 1.0},
     "pkt": {"stages": ("pooled",), "eps": 1e-7, "weight": 30000.0, "label_weight": 1.0},
+    "reviewkd": {"stages": ("auto",), "width": 0, "warmup_epochs": 20.0, "weight": 5.0},
   }
   for method, values in published.items():
     own = config.base_config(method).method

@@ -6,14 +6,17 @@ from jaxkd.adapters.gate import Gate
 from jaxkd.adapters.memory import all_examples, write_rows
 from jaxkd.adapters.projector import Projector, projector_for
 from jaxkd.adapters.regressor import Regressor, regressor_for
+from jaxkd.adapters.review import AttentionFusion, ReviewFusion
 
 __all__ = [
   "AtStages",
+  "AttentionFusion",
   "FactorDecoder",
   "FactorEncoder",
   "Gate",
   "Projector",
   "Regressor",
+  "ReviewFusion",
   "TeacherAtStages",
   "all_examples",
   "paraphraser_for",

@@ -22,6 +22,7 @@ default to the authors' values.
 | distributions | `probabilistic_knowledge_transfer` | `cosine_similarity_kl` |
 | dense outputs | `channel_wise` | `channel_divergence` |
 | pixels and regions | `structured` | `pixel_divergence`, `pair_wise_mse` |
+| reviews | `knowledge_review` | `hierarchical_context_mse` |
 | peers | `mutual`, `native_ensemble` | `peer_kl`, `gated_logits` |
 | exits | `multi_exit` | `soft_cross_entropy`, `mean_confidence`, `adapted_temperature` |
 | own teacher | `be_your_own_teacher` | `masked_sum_of_squares`, `euclidean_distance` |
@@ -71,6 +72,7 @@ from jaxkd.losses.multi_exit import (
 from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation, sigmoid_kl
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
+from jaxkd.losses.reviewkd import hierarchical_context_mse, knowledge_review
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
 from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
@@ -112,8 +114,10 @@ __all__ = [
   "gradient_l2",
   "gradient_mse",
   "gradient_symmetry",
+  "hierarchical_context_mse",
   "hint_mse",
   "knowledge_distillation",
+  "knowledge_review",
   "linear_mmd",
   "masked_sum_of_squares",
   "match_sizes",

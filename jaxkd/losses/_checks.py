@@ -37,6 +37,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "gradient_attention_transfer": ("gradient_l2", "gradient_mse"),
   "gradient_symmetry": ("gradient_l2",),
   "knowledge_distillation": ("soft_target_kl",),
+  "knowledge_review": ("hierarchical_context_mse",),
   "multi_exit": ("soft_cross_entropy",),
   "mutual": ("peer_kl",),
   "native_ensemble": ("peer_kl",),

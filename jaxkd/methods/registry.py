@@ -31,6 +31,7 @@ from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
 from jaxkd.methods.one import METHOD as ONE
 from jaxkd.methods.pkt import METHOD as PKT
+from jaxkd.methods.reviewkd import METHOD as REVIEWKD
 from jaxkd.methods.rkd import METHOD as RKD
 from jaxkd.methods.simkd import METHOD as SIMKD
 from jaxkd.methods.skd import METHOD as SKD
@@ -55,6 +56,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "skd": SKD,
   "ft": FT,
   "ab": AB,
+  "reviewkd": REVIEWKD,
   "simkd": SIMKD,
   "born_again": BORN_AGAIN,
   "dml": DML,

@@ -25,6 +25,21 @@ def run_connector(case: Case, module: Any, params: Any, features: jax.Array) -> 
   return out
 
 
+def run_adapter(case: Case, module: Any, params: Any, inputs: Any) -> Any:
+  """Apply an adapter with the case's weights, nested by module, in training mode."""
+  assert case.number("bn_eps", 1e-5) == 1e-5, "adapters normalise with eps 1e-5"
+
+  def statistics(tree: Any) -> Any:
+    if "scale" in tree:
+      return {"mean": jnp.zeros_like(tree["bias"]), "var": jnp.ones_like(tree["bias"])}
+    found = {n: statistics(x) for n, x in tree.items() if isinstance(x, dict)}
+    return {name: below for name, below in found.items() if below}
+
+  variables = {"params": params, "batch_stats": statistics(params)}
+  out, _ = module.apply(variables, *inputs, train=True, mutable=["batch_stats"])
+  return out
+
+
 def stages_of(name: str, arrays: Arrays) -> Output:
   """Return an Output with the array `name` as only stage, or `name_0`, `name_1`, ... as stages."""
   if name in arrays:
