@@ -10,9 +10,9 @@ The tables' hyperparameters differ between pairs in two places: MobileNet and Sh
 learn at 0.01, and factor transfer's paraphrasers at 0.01 for all students but VGGs.
 
 Methods that the tables do not have are trained as they were published: mutual learning, ONE,
-be-your-own-teacher and multi-exit distillation each have a schedule of their own, below. Born-again
-networks and attention transfer from gradients have no published recipe for CIFAR-100, and follow
-the tables'.
+be-your-own-teacher, multi-exit distillation and PS-KD each have a schedule of their own, below.
+Born-again networks and attention transfer from gradients have no published recipe for CIFAR-100,
+and follow the tables'.
 """
 
 from ml_collections import ConfigDict
@@ -156,9 +156,17 @@ def _authors_msdnet(config: ConfigDict) -> None:
   config.keep = "best"
 
 
+def _past_predictions(config: ConfigDict) -> None:
+  """Set the authors' schedule."""
+  _schedule(config, 300, (150, 225))
+  config.student.nesterov = True
+  config.batch_size = 128
+
+
 _OWN_RECIPES = {
   "dml": _mutual,
   "one": _native_ensemble,
   "byot": _own_teacher,
   "multi_exit": _multi_exit,
+  "pskd": _past_predictions,
 }

@@ -159,7 +159,9 @@ OWN_RECIPES = {
     "weight_decay": 1e-4,
     "drops": (150, 225),
   },
+  "pskd": {"epochs": 300, "learning_rate": 0.1, "nesterov": True, "drops": (150, 225)},
 }
+BATCHES_OF_128 = ("one", "byot", "pskd")
 
 
 @pytest.mark.parametrize("method", OWN_RECIPES)
@@ -169,7 +171,7 @@ def test_methods_missing_in_the_tables_have_their_own_recipes(method):
   settings = configs.get_config(f"{method}@resnet110-resnet32")
   want = {**usual, **OWN_RECIPES[method], "model": "resnet32"}
   assert settings.student.to_dict() == want
-  assert settings.batch_size == (128 if method in ("one", "byot") else 64)
+  assert settings.batch_size == (128 if method in BATCHES_OF_128 else 64)
   assert configs.get_config(f"{method}@vgg13-mobilenetv2").student.learning_rate == 0.01
 
 
@@ -295,6 +297,7 @@ def test_methods_start_from_the_published_hyperparameters():
     "cwd": {"norm": "channel", "divergence": "kl", "temperature": 4.0, "weight": 3.0},
     "skd": {"pixel_weight": 10.0, "pair_weight": 1.0, "scale": 0.5, "pool": "max"},
     "sp": {"stages": ("auto",), "row_norm": "l2", "weight": 3000.0, "label_weight": 1.0},
+    "pskd": {"past_weight": 0.8},
     "pkt": {"stages": ("pooled",), "eps": 1e-7, "weight": 30000.0, "label_weight": 1.0},
     "reviewkd": {"stages": ("auto",), "width": 0, "warmup_epochs": 20.0, "weight": 5.0},
   }

@@ -4,6 +4,7 @@ from jaxkd.adapters.at_stages import AtStages, TeacherAtStages
 from jaxkd.adapters.factors import FactorDecoder, FactorEncoder, paraphraser_for, translator_for
 from jaxkd.adapters.gate import Gate
 from jaxkd.adapters.memory import all_examples, write_rows
+from jaxkd.adapters.past import PastPredictions
 from jaxkd.adapters.projector import Projector, projector_for
 from jaxkd.adapters.regressor import Regressor, regressor_for
 from jaxkd.adapters.review import AttentionFusion, ReviewFusion
@@ -14,6 +15,7 @@ __all__ = [
   "FactorDecoder",
   "FactorEncoder",
   "Gate",
+  "PastPredictions",
   "Projector",
   "Regressor",
   "ReviewFusion",

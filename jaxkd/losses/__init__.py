@@ -18,6 +18,7 @@ default to the authors' values.
 | factors | `factor_transfer` | `factor_l1`, `factor_lp`, `factor_map_lp`, `reconstruction_error` |
 | boundaries | `activation_boundaries` | `boundary_margin`, `boundary_disagreement` |
 | relations | `relational` | `pairwise_distance_huber`, `angle_huber` |
+| own past predictions | `progressive_self_distillation` | `past_cross_entropy` |
 | similarities | `similarity_preserving` | `similarity_mse` |
 | distributions | `probabilistic_knowledge_transfer` | `cosine_similarity_kl` |
 | dense outputs | `channel_wise` | `channel_divergence` |
@@ -72,6 +73,7 @@ from jaxkd.losses.multi_exit import (
 from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation, sigmoid_kl
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
+from jaxkd.losses.pskd import past_cross_entropy, progressive_self_distillation
 from jaxkd.losses.reviewkd import hierarchical_context_mse, knowledge_review
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
 from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
@@ -129,12 +131,14 @@ __all__ = [
   "other_classes_kl",
   "pair_wise_mse",
   "pairwise_distance_huber",
+  "past_cross_entropy",
   "peer_kl",
   "permute_wrong_classes",
   "permuted_soft_target_kl",
   "pixel_divergence",
   "polynomial_mmd",
   "probabilistic_knowledge_transfer",
+  "progressive_self_distillation",
   "reconstruction_error",
   "relational",
   "sigmoid_cross_entropy",

@@ -43,6 +43,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "native_ensemble": ("peer_kl",),
   "neuron_selectivity_transfer": ("polynomial_mmd", "gaussian_mmd", "linear_mmd"),
   "probabilistic_knowledge_transfer": ("cosine_similarity_kl",),
+  "progressive_self_distillation": ("past_cross_entropy",),
   "relational": ("pairwise_distance_huber", "angle_huber"),
   "sigmoid_distillation": ("sigmoid_kl",),
   "similarity_preserving": ("similarity_mse",),

@@ -3,7 +3,7 @@
 A method is one file with a `METHOD`, and a line in `registry.py`. The schemes that methods are
 built from can be used without the experiments: `offline` (frozen teachers), `mutual`,
 `native_ensemble`, `multi_exit`, `born_again`, `simkd`, `fresh_classifier`, `autoencoder`,
-`supervised`.
+`progressive`, `supervised`.
 """
 
 from jaxkd.methods._exits import AdaptiveTemperature, of_exits
@@ -23,6 +23,7 @@ from jaxkd.methods.ft import autoencoder
 from jaxkd.methods.multi_exit import multi_exit
 from jaxkd.methods.offline import offline
 from jaxkd.methods.one import native_ensemble
+from jaxkd.methods.pskd import progressive
 from jaxkd.methods.ramps import RAMPS, ramp, warm_up
 from jaxkd.methods.registry import (
   METHODS,
@@ -69,6 +70,7 @@ __all__ = [
   "per_example",
   "per_label",
   "phases",
+  "progressive",
   "ramp",
   "register",
   "section",

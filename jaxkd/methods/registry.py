@@ -31,6 +31,7 @@ from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
 from jaxkd.methods.one import METHOD as ONE
 from jaxkd.methods.pkt import METHOD as PKT
+from jaxkd.methods.pskd import METHOD as PSKD
 from jaxkd.methods.reviewkd import METHOD as REVIEWKD
 from jaxkd.methods.rkd import METHOD as RKD
 from jaxkd.methods.simkd import METHOD as SIMKD
@@ -63,6 +64,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "one": ONE,
   "byot": BYOT,
   "multi_exit": MULTI_EXIT,
+  "pskd": PSKD,
 }
 
 # Every method by name; `register` adds to it.
