@@ -135,7 +135,8 @@ def test_an_unknown_field_is_refused_with_section_and_similar_names():
   ):
     config.check_config(changed("kd", ("batchsize",), 8))
   with pytest.raises(
-    ConfigError, match=r"^unknown field of method 'power': known: combine, label_weight"
+    ConfigError,
+    match=r"^unknown field of method 'power': known: beta, combine, divergence, label_weight",
   ):
     config.check_config(changed("kd", ("method", "power"), 2.0))
 
@@ -283,8 +284,15 @@ def test_dkd_has_the_published_weight_of_the_other_classes_of_each_pair():
 
 def test_methods_start_from_the_published_hyperparameters():
   published = {
-    "kd": {"temperature": 4.0, "weight": 0.9, "label_weight": 0.1},
     "dkd": {"temperature": 4.0, "target_weight": 1.0, "others_weight": 8.0, "warmup_epochs": 20.0},
+    "kd": {
+      "temperature": 4.0,
+      "weight": 0.9,
+      "label_weight": 0.1,
+      "divergence": "forward",
+      "standardize": False,
+      "top_k": 0,
+    },
     "fitnets": {"stage": "auto", "weight": 100.0, "label_weight": 1.0},
     "at": {"power": 2.0, "norm": "code", "weight": 1000.0, "label_weight": 1.0},
     "simkd": {"stage": "auto", "reduction": 2, "weight": 1.0, "reused_stages": 0},

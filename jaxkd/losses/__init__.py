@@ -10,6 +10,7 @@ default to the authors' values.
 | labels | | `cross_entropy`, `sigmoid_cross_entropy` |
 | logits | `knowledge_distillation`, `sigmoid_distillation` | `soft_target_kl`, `sigmoid_kl` |
 | target class | `decoupled_distillation` | `target_class_kl`, `other_classes_kl` |
+| divergences | | `soft_target_divergence`, `top_k_divergence` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
 | gradients | `gradient_attention_transfer`, `gradient_symmetry` | `gradient_l2`, `gradient_mse` |
@@ -46,6 +47,7 @@ from jaxkd.losses.born_again import (
 from jaxkd.losses.byot import be_your_own_teacher, euclidean_distance, masked_sum_of_squares
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cwd import channel_divergence, channel_wise
+from jaxkd.losses.divergences import soft_target_divergence, top_k_divergence
 from jaxkd.losses.dkd import decoupled_distillation, other_classes_kl, target_class_kl
 from jaxkd.losses.dml import gated_logits, mutual, native_ensemble, peer_kl
 from jaxkd.losses.fitnets import fitnets, hint_mse, simkd
@@ -148,7 +150,9 @@ __all__ = [
   "similarity_preserving",
   "simkd",
   "soft_cross_entropy",
+  "soft_target_divergence",
   "soft_target_kl",
   "structured",
   "target_class_kl",
+  "top_k_divergence",
 ]

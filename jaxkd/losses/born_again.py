@@ -113,6 +113,7 @@ def permuted_soft_target_kl(
   *,
   temperature: float | jax.Array = 1.0,
   squared_temperature: bool = True,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> jax.Array:
   """KL divergence to the teacher's distribution with permuted wrong classes.
@@ -125,6 +126,8 @@ def permuted_soft_target_kl(
     rng: PRNG key; use a new one in every step.
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
+    standardize: both sides' logits first get mean 0 and standard deviation 1 over the classes, see
+      `soft_target_kl`. A permutation changes neither.
     where: mask of what counts; see `soft_target_kl`. The permutations drawn depend on the shape of
       the logits, padding included.
 
@@ -150,6 +153,7 @@ def permuted_soft_target_kl(
     teacher,
     temperature=temperature,
     squared_temperature=squared_temperature,
+    standardize=standardize,
     where=where,
   )
 
@@ -207,6 +211,7 @@ def dark_knowledge_permuted(
   *,
   temperature: float | jax.Array = 1.0,
   squared_temperature: bool = True,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> Terms:
   """DKPP: soft targets with permuted wrong classes, without information on class similarity.
@@ -219,6 +224,8 @@ def dark_knowledge_permuted(
     rng: PRNG key, such as `Context.rng`.
     temperature: T > 0.
     squared_temperature: multiply by T^2.
+    standardize: both sides' logits first get mean 0 and standard deviation 1 over the classes, see
+      `soft_target_kl`. A permutation changes neither.
     where: mask of what counts; see `permuted_soft_target_kl`.
 
   Returns:
@@ -242,6 +249,7 @@ def dark_knowledge_permuted(
     rng,
     temperature=temperature,
     squared_temperature=squared_temperature,
+    standardize=standardize,
     where=where,
   )
   return Terms(logit=value)

@@ -112,6 +112,7 @@ def be_your_own_teacher(
   feature: Feature = "masked_squares",
   feature_stage: str = "hint",
   feature_exits: Sequence[int] | None = None,
+  standardize: bool = False,
   axis_name: str | None = None,
   where: ArrayLike | None = None,
 ) -> Terms:
@@ -132,6 +133,7 @@ def be_your_own_teacher(
     feature_exits: indices of the exits whose hints are compared, from 0. None follows the published
       code: all before the deepest for "masked_squares"; the same without the last of them, which
       then needs no hint, for "distance".
+    standardize: standardise the logits in the soft term, see `soft_target_kl`.
     axis_name: device axis of a mapped step: both distances are over the global batch. With `where`,
       so is the mean of the soft term: `lax.pmean` of both terms is the global value.
     where: mask (B,) or with all leading axes of the logits, nonzero where a position counts. For
@@ -172,6 +174,7 @@ def be_your_own_teacher(
       target,
       temperature=temperature,
       squared_temperature=squared_temperature,
+      standardize=standardize,
       where=where,
     )
   if feature_exits is None:

@@ -21,6 +21,7 @@ from jaxkd.losses._checks import (
 )
 from jaxkd.losses._counting import counted_positions, keep, mean
 from jaxkd.losses._numerics import log_probabilities, relative_entropy, widen
+from jaxkd.losses._standardization import standardized
 from jaxkd.types import Output, Terms
 
 OverPeers = Literal["sum", "mean"]
@@ -39,6 +40,7 @@ def peer_kl(
   target_smoothing: float = 0.0,
   ratio_smoothing: float = 0.0,
   detached: bool = True,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> jax.Array:
   """Kullback-Leibler divergence from a network's softened distribution to its peer's.
@@ -54,6 +56,8 @@ def peer_kl(
     target_smoothing: a number s >= 0 added to every q, which then sums to 1 + C * s.
     ratio_smoothing: a number s >= 0; the terms become q * log(s + q / (p + s)).
     detached: the peer takes no gradient. False also trains it towards the student.
+    standardize: both sides' logits first get mean 0 and standard deviation 1 over the classes, see
+      `soft_target_kl`.
     where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
       rest is padding and may hold any values. None: all count.
 
@@ -86,6 +90,8 @@ def peer_kl(
   check_same_shape("logits", student, peer, "both must score the same classes", other="peer")
   counted = counted_positions("peer_kl", where, student)
   student, peer = keep(counted, student, peer)
+  if standardize:
+    student, peer = standardized(student), standardized(peer)
   log_p = log_probabilities(student, temperature)
   log_q = log_probabilities(peer, temperature)
   if ratio_smoothing:
@@ -113,6 +119,7 @@ def mutual(
   target_smoothing: float = 0.0,
   ratio_smoothing: float = 0.0,
   detached: bool = True,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> Terms:
   """Deep mutual learning: match a network to peers that are trained at the same time.
@@ -130,6 +137,7 @@ def mutual(
     target_smoothing: see `peer_kl`.
     ratio_smoothing: see `peer_kl`.
     detached: the peers take no gradient.
+    standardize: see `peer_kl`; of an ensemble, its mean logits.
     where: mask of what counts; see `peer_kl`.
 
   Returns:
@@ -173,6 +181,7 @@ def mutual(
       target_smoothing=target_smoothing,
       ratio_smoothing=ratio_smoothing,
       detached=detached,
+      standardize=standardize,
       where=where,
     )
     for other in others
@@ -189,6 +198,7 @@ def native_ensemble(
   squared_temperature: bool = True,
   target_smoothing: float = 1e-7,
   detached: bool = True,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> Terms:
   """ONE: match every branch to the gated ensemble of all branches.
@@ -202,6 +212,7 @@ def native_ensemble(
     squared_temperature: multiply by T^2.
     target_smoothing: see `peer_kl`.
     detached: the ensemble takes no gradient; the gate is then trained by the labels alone.
+    standardize: see `peer_kl`.
     where: mask of what counts; see `peer_kl`.
 
   Returns:
@@ -235,6 +246,7 @@ def native_ensemble(
         squared_temperature=squared_temperature,
         target_smoothing=target_smoothing,
         detached=detached,
+        standardize=standardize,
         where=where,
       )
     )

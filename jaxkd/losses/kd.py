@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 from jax import lax
 from jax.typing import ArrayLike
@@ -9,9 +12,11 @@ from jax.typing import ArrayLike
 from jaxkd.errors import ConfigError
 from jaxkd.losses._checks import check_positive, check_same_shape, is_number, logits_of
 from jaxkd.losses._counting import counted_positions, keep, mean
+from jaxkd.losses._divergences import Divergence
 from jaxkd.losses._numerics import log_probabilities, relative_entropy, widen
 from jaxkd.losses._standardization import standardized
 from jaxkd.losses.cross_entropy import cross_entropy
+from jaxkd.losses.divergences import Missing, soft_target_divergence
 from jaxkd.types import Output, Terms
 
 
@@ -83,6 +88,10 @@ def knowledge_distillation(
   soft_weight: float | jax.Array = 1.0,
   hard_weight: float | jax.Array = 0.0,
   standardize: bool = False,
+  divergence: Divergence = "forward",
+  beta: ArrayLike | None = None,
+  top_k: int = 0,
+  missing: Missing = "bucket",
   where: ArrayLike | None = None,
 ) -> Terms:
   """Knowledge distillation: match the teacher's softened class distribution.
@@ -101,14 +110,20 @@ def knowledge_distillation(
     hard_weight: weight of the cross-entropy.
     standardize: standardise both sides' logits in the soft term, see `soft_target_kl`. The
       cross-entropy takes the student's logits as they are.
+    divergence: "forward", `soft_target_kl`; or "reverse", "symmetric", "jensen_shannon",
+      "skewed_forward", "skewed_reverse" or "total_variation", as in `soft_target_divergence`.
+    beta: its share; see there.
+    top_k: K > 0 compares the teacher's K largest classes at each position; 0 all.
+    missing: the other classes, with `top_k`: "bucket", one class; "renormalized", left out on both
+      sides; "impossible", for the teacher alone.
     where: mask of what counts, in both terms; see `soft_target_kl`.
 
   Returns:
     Terms(logit=...), float32 or wider.
 
   Raises:
-    ConfigError: for arrays in place of Outputs; if logits are missing or differ in shape; if the
-      temperature is not positive; or if hard_weight is not 0 and there are no labels.
+    ConfigError: for arrays in place of Outputs; if logits are missing or differ in shape; if an
+      option is out of its range; or if hard_weight is not 0 and there are no labels.
 
   Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015. The default is T^2
   KL alone, with RepDistiller's T = 4. "alpha" has opposite meanings: attention-transfer and
@@ -121,7 +136,12 @@ def knowledge_distillation(
   0.0
   """
   student_logits = logits_of(student, what="knowledge_distillation", role="student")
-  soft = soft_target_kl(
+  kernel: Any = soft_target_kl
+  if divergence != "forward" or beta is not None or top_k:
+    kernel = functools.partial(
+      soft_target_divergence, divergence=divergence, beta=beta, top_k=top_k, missing=missing
+    )
+  soft = kernel(
     student_logits,
     logits_of(teacher, what="knowledge_distillation", role="teacher"),
     temperature=temperature,

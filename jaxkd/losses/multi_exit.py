@@ -26,6 +26,7 @@ from jaxkd.losses._numerics import (
   relative_entropy,
   widen,
 )
+from jaxkd.losses._standardization import standardized
 from jaxkd.types import Output, Terms
 
 Teachers = Literal["last", "ensemble", "later"]
@@ -44,6 +45,7 @@ def soft_cross_entropy(
   temperature: float | jax.Array = 1.0,
   squared_temperature: bool = True,
   detached: bool = True,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> jax.Array:
   """Cross-entropy between two softened distributions: T^2 * mean_b sum_c -p_t * log p_s.
@@ -58,6 +60,8 @@ def soft_cross_entropy(
     temperature: T > 0, a number or a traced scalar.
     squared_temperature: multiply by T^2.
     detached: the teacher takes no gradient.
+    standardize: both sides' logits first get mean 0 and standard deviation 1 over the classes, see
+      `soft_target_kl`.
     where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
       rest is padding and may hold any values. None: all count.
 
@@ -82,7 +86,7 @@ def soft_cross_entropy(
   student, teacher = widen(student, teacher, what=what)
   check_same_shape("logits", student, teacher, "both must score the same classes, (..., C)")
   counted = counted_positions(what, where, student)
-  kept = keep(counted, student, teacher)
+  kept = _kept(counted, standardize, student, teacher)
   log_p_student, log_p_teacher = (log_probabilities(z, temperature) for z in kept)
   scale = temperature * temperature if squared_temperature else 1.0
   return scale * _mean_divergence(log_p_student, log_p_teacher, "cross_entropy", counted)
@@ -97,6 +101,7 @@ def multi_exit(
   average: Average = "sum",
   divergence: Divergence = "cross_entropy",
   detached: bool = True,
+  standardize: bool = False,
   where: ArrayLike | None = None,
 ) -> Terms:
   """Multi-exit distillation: match the predictions of each exit to those of its teacher exits.
@@ -118,6 +123,8 @@ def multi_exit(
     divergence: "cross_entropy", -sum_c p_t * log p_m; or "kl", which is 0 where exits agree. With
       detached teachers their gradients are equal.
     detached: teachers take no gradient.
+    standardize: the logits of every exit first get mean 0 and standard deviation 1 over the
+      classes, see `soft_target_kl`; those of an ensemble, before the mean of its probabilities.
     where: mask (B,) or with all leading axes of the logits, nonzero where a position counts; the
       rest is padding and may hold any values. None: all count.
 
@@ -153,7 +160,8 @@ def multi_exit(
   for i, z in enumerate(logits):
     check_same_shape(f"multi_exit: exit {i}", z, logits[-1], other="the deepest exit")
   counted = counted_positions("multi_exit", where, logits[-1])
-  log_ps = [log_probabilities(z, temperature) for z in keep(counted, *logits)]
+  kept = _kept(counted, standardize, *logits)
+  log_ps = [log_probabilities(z, temperature) for z in kept]
   targets = [lax.stop_gradient(log_p) for log_p in log_ps] if detached else log_ps
   total = jnp.zeros((), log_ps[0].dtype)
   for log_p, its_teachers in zip(log_ps, _teachers_of(targets, teachers), strict=True):
@@ -249,6 +257,14 @@ def adapted_temperature(
     lax.stop_gradient(teacher_logits), temperature=temperature, axis_name=axis_name, where=where
   )
   return jnp.where(found > confidence, temperature * factor, temperature)
+
+
+def _kept(
+  counted: jax.Array | None, standardize: bool, *logits: jax.Array
+) -> tuple[jax.Array, ...]:
+  """Return the logits that count, standardised or as they are, and zeros."""
+  kept = keep(counted, *logits)
+  return tuple(map(standardized, kept)) if standardize else kept
 
 
 def _teachers_of(log_ps: list[jax.Array], teachers: Teachers) -> list[list[jax.Array]]:

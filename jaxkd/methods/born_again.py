@@ -10,6 +10,7 @@ from jaxkd import losses
 from jaxkd.errors import ConfigError
 from jaxkd.fields import choice, integer, number
 from jaxkd.losses._numerics import mean_log_probabilities
+from jaxkd.methods._soft_targets import STANDARDIZE
 from jaxkd.methods.base import BASELINE, Method, PhaseSpec, Setup, check_something_learns
 from jaxkd.methods.distillation import Distillation, Loss, per_example, whole_batch
 from jaxkd.methods.offline import offline
@@ -84,6 +85,11 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
   hyperparameters = setup.hyperparameters
   if hyperparameters.form == "confidence" and not hyperparameters.weight:
     raise ConfigError("method.weight=0.0: expected a number > 0 with form='confidence'")
+  if hyperparameters.form == "confidence" and hyperparameters.standardize:
+    raise ConfigError(
+      "method.standardize=True: expected False with form='confidence', which weights labels and "
+      "compares no logits"
+    )
   # All generations have the same learning rate: they differ in their teachers alone.
   first = PhaseSpec(
     BASELINE,
@@ -121,21 +127,28 @@ def _from_generation(setup: Setup, teacher: str) -> Distillation:
       reason="which divides by the sum of the label weights of a batch",
     )
     return Distillation("confident_labels", loss, hyperparameters.weight, teacher)
+  options = {
+    "temperature": hyperparameters.temperature,
+    "standardize": hyperparameters.standardize,
+  }
   if hyperparameters.form == "permuted":
-    return Distillation(
-      "permuted", permuted(hyperparameters.temperature), hyperparameters.weight, teacher
-    )
-  loss = per_example(losses.knowledge_distillation, temperature=hyperparameters.temperature)
+    return Distillation("permuted", permuted(**options), hyperparameters.weight, teacher)
+  loss = per_example(losses.knowledge_distillation, **options)
   return Distillation("kd", loss, hyperparameters.weight, teacher)
 
 
-def permuted(temperature: float) -> Loss:
+def permuted(temperature: float, standardize: bool = False) -> Loss:
   """Return `losses.dark_knowledge_permuted` with a key of the step as a `Loss`."""
 
   def loss(student: Output, teacher: Output, batch: Batch, context: Context) -> Terms:
     rng = key_for(context.rng, "permuted")
     return losses.dark_knowledge_permuted(
-      student, teacher, rng=rng, temperature=temperature, where=batch.mask
+      student,
+      teacher,
+      rng=rng,
+      temperature=temperature,
+      standardize=standardize,
+      where=batch.mask,
     )
 
   return loss
@@ -153,6 +166,7 @@ METHOD = Method(
     # 0 trains without labels.
     "label_weight": number(1.0),
     "temperature": number(1.0, exclusive=True),
+    **STANDARDIZE,
   },
   phases=_phases,
   source="Furlanello et al., Born-Again Neural Networks, ICML 2018",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxkd import losses
 from jaxkd.fields import choice, number
 from jaxkd.methods._exits import EXITS, exits_phase, network_with_exits, of_exits
+from jaxkd.methods._soft_targets import STANDARDIZE
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup
 
 
@@ -21,6 +22,7 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
     feature_weight=hyperparameters.feature_weight,
     feature=hyperparameters.feature,
     feature_stage=hyperparameters.feature_stage,
+    standardize=hyperparameters.standardize,
   )
   shallow = (1.0 - hyperparameters.soft_weight,) * (network.num_exits - 1)
   deepest = 1.0 - hyperparameters.soft_weight if earlier else 1.0
@@ -49,6 +51,7 @@ METHOD = Method(
     # attention head) or "pooled", as in the earlier code.
     "feature_stage": choice("hint", ("hint", "pooled")),
     "temperature": number(3.0, exclusive=True),
+    **STANDARDIZE,
     "soft_weight": number(0.1, maximum=1.0),
     "feature_weight": number(1e-6),
   },

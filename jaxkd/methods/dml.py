@@ -17,6 +17,7 @@ from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.fields import choice, flag, integer, names, number
 from jaxkd.losses._numerics import mean_log_probabilities
 from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
+from jaxkd.methods._soft_targets import STANDARDIZE
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup
 from jaxkd.models import ensemble_of
 from jaxkd.networks import infer, initialize, key_for, learn, merge, update
@@ -59,7 +60,7 @@ def mutual(
     updates: "synchronous" updates every peer at every step. "alternating" updates one peer per
       step, in turn (number `step` modulo the number of peers), with its own objective; the other
       peers only predict. The optimizer must not change them either: `jaxkd.train.take_turns`.
-    **options: options of `losses.mutual`: temperature, over_peers, target, detached, ...
+    **options: options of `losses.mutual`: temperature, over_peers, target, standardize, ...
 
   Raises:
     ConfigError: if there is no peer, or `updates` is unknown.
@@ -175,6 +176,7 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
     over_peers=hyperparameters.over_peers,
     target=hyperparameters.target,
     detached=hyperparameters.detached,
+    standardize=hyperparameters.standardize,
   )
   first = hyperparameters.models[0]
   return [
@@ -201,6 +203,7 @@ METHOD = Method(
     "over_peers": choice("sum", ("sum", "mean")),
     "target": choice("pairwise", ("pairwise", "ensemble")),
     "detached": flag(True),
+    **STANDARDIZE,
     # With "alternating", each peer is updated at every peers-th step.
     "updates": choice("synchronous", UPDATES),
     "label_smoothing": number(0.0, maximum=1.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxkd import losses
+from jaxkd.errors import ConfigError
 from jaxkd.fields import choice, flag, number
 from jaxkd.methods._exits import (
   EXITS,
@@ -16,6 +17,7 @@ from jaxkd.methods._exits import (
   of_exits,
 )
 from jaxkd.methods._exits import multi_exit as multi_exit
+from jaxkd.methods._soft_targets import STANDARDIZE
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup, check_something_learns
 
 
@@ -25,9 +27,15 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
   options: dict[str, Any] = {
     "teachers": hyperparameters.teachers,
     "average": hyperparameters.average,
+    "standardize": hyperparameters.standardize,
   }
   adaptive = None
   if hyperparameters.adapt_temperature:
+    if hyperparameters.standardize:
+      raise ConfigError(
+        "method.standardize=True: expected False with adapt_temperature=True, which follows the "
+        "confidence of the logits as they are"
+      )
     adaptive = AdaptiveTemperature(
       hyperparameters.temperature, hyperparameters.confidence, hyperparameters.factor
     )
@@ -66,6 +74,8 @@ METHOD = Method(
     "temperature": number(1.0, exclusive=True),
     # Whether it rises by `factor` while the last exit's confidence exceeds `confidence`.
     "adapt_temperature": flag(True),
+    # Needs adapt_temperature=False, as standardised logits have a bounded confidence.
+    **STANDARDIZE,
     "confidence": number(0.5, maximum=1.0),
     "factor": number(1.05, minimum=1.0),
   },

@@ -12,6 +12,7 @@ from jaxkd.adapters import Gate
 from jaxkd.counts import scaled
 from jaxkd.fields import choice, flag, integer, number, text
 from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
+from jaxkd.methods._soft_targets import STANDARDIZE
 from jaxkd.methods._stages import AUTO, inner_stages
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup, feature_shape, sizes
 from jaxkd.methods.distillation import Weight
@@ -40,6 +41,7 @@ def native_ensemble(
   weight: Weight = 1.0,
   temperature: float = 3.0,
   detached: bool = True,
+  standardize: bool = False,
 ) -> Scheme:
   """Return the scheme of one network with several copies of its last layers and a gate over them.
 
@@ -60,6 +62,7 @@ def native_ensemble(
     weight: weight of the last term; a function of the step for a ramp.
     temperature: temperature of the last term.
     detached: whether the ensemble is constant in the last term.
+    standardize: whether the last term compares standardised logits.
 
   Raises:
     ConfigError: if `branches` is 0, there is no such stage, or the network cannot resume from it.
@@ -114,7 +117,12 @@ def native_ensemble(
       ensemble = Output(logits=losses.gated_logits(outputs, shares))
       terms["labels_ensemble"] = label_terms(ensemble.logits, batch, context)
       taught = losses.native_ensemble(
-        outputs, ensemble, temperature=temperature, detached=detached, where=batch.mask
+        outputs,
+        ensemble,
+        temperature=temperature,
+        detached=detached,
+        standardize=standardize,
+        where=batch.mask,
       )
       taught = scaled(taught, batch, context)
       terms["ensemble"] = (weight(context.step) if callable(weight) else weight) * taught
@@ -163,6 +171,7 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
     weight=weight,
     temperature=hyperparameters.temperature,
     detached=hyperparameters.detached,
+    standardize=hyperparameters.standardize,
   )
   shared = f"{hyperparameters.branches} branches share the layers up to {from_stage} {sizes(shape)}"
   return [
@@ -190,6 +199,7 @@ METHOD = Method(
     "weight": number(1.0),
     "temperature": number(3.0, exclusive=True),
     "detached": flag(True),
+    **STANDARDIZE,
     "ramp": choice("exponential", ("none", *RAMPS)),
     "ramp_epochs": number(80.0, exclusive=True),
   },

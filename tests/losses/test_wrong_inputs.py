@@ -83,7 +83,8 @@ def test_error_message_for_an_array_in_full():
     losses.knowledge_distillation(Z, Z)
   assert str(found.value) == (
     "knowledge_distillation takes Outputs, got an array (2, 3) as the student: "
-    "call soft_target_kl for arrays, or wrap it as Output(logits=...)"
+    "call soft_target_kl or soft_target_divergence or top_k_divergence for arrays, "
+    "or wrap it as Output(logits=...)"
   )
 
 

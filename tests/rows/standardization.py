@@ -51,3 +51,12 @@ MUTATIONS = [
 ]
 
 GOLDEN = {"logit_std": logit_std}
+
+RECORDED = (
+  "kd/standardize=True",
+  "dml/standardize=True",
+  "one/standardize=True",
+  "byot/standardize=True",
+  "born_again/generations=1/form='permuted'/standardize=True",
+  "multi_exit/adapt_temperature=False/standardize=True",
+)
