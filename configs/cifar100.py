@@ -2,6 +2,7 @@
 
     python experiments/train.py --config configs/cifar100.py:simkd --workdir runs/cifar100-simkd
     python experiments/train.py --config configs/cifar100.py:kd@vgg13-mobilenetv2 --workdir ...
+    python experiments/train.py --config configs/cifar100.py:kd@vgg13-vgg8@dot --workdir ...
 
 240 epochs, batch 64, SGD 0.05 with drops at 150, 180 and 210, on all 50,000 training images; the
 last epoch counts. Set --config.data.validation=0.1 to choose anything.
@@ -43,6 +44,9 @@ PAIRS = (
   "resnet32x4-vgg8",
   "resnet32x4-shufflenetv2_x1.5",
 )
+# Variants of a recipe, and the method with which each was published.
+# "@dot": the distillation-oriented trainer with the published difference of the momenta, 0.075.
+VARIANTS = {"dot": "kd"}
 
 # mdistiller's weight of the classes besides the target; 8 for all other pairs.
 _DKD_BETA = {
@@ -58,11 +62,10 @@ _DKD_BETA = {
 def get_config(argument: str = "simkd") -> ConfigDict:
   """Return the config for "METHOD" or "METHOD@TEACHER-STUDENT", the pair one of PAIRS.
 
+  Both may be followed by "@VARIANT", one of VARIANTS.
   "multi_exit" alone trains the MSDNet of its authors; with a pair, the pair's student with exits.
   """
-  method, _, pair = argument.partition("@")
-  if pair and pair not in PAIRS:
-    raise unknown_name("pair", pair, PAIRS)
+  method, pair, variant = _parsed(argument)
   config = base_config(method)
   config.data.name = "cifar100"
   config.data.validation = 0.0
@@ -76,7 +79,21 @@ def get_config(argument: str = "simkd") -> ConfigDict:
     _authors_msdnet(config)
   if config.student.model.startswith(("mobilenet", "shufflenet")):
     config.student.learning_rate = 0.01
+  if variant == "dot":
+    config.student.optimizer = "dot"
+    config.student.optimizer_arguments.delta = 0.075
+    config.student.nesterov = False
   return config
+
+
+def _parsed(argument: str) -> tuple[str, str, str]:
+  """Return the method, the pair and the variant of "METHOD[@PAIR][@VARIANT]"; "" for none."""
+  method, *others = argument.split("@")
+  variant = others.pop() if others and others[-1] in VARIANTS else ""
+  pair = "@".join(others)
+  if pair and pair not in PAIRS:
+    raise unknown_name("pair", pair, PAIRS)
+  return method, pair, variant
 
 
 def _as_in_the_tables(config: ConfigDict) -> None:

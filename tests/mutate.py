@@ -324,11 +324,16 @@ def mutated(mutation: Mutation, root: pathlib.Path = ROOT) -> tuple[pathlib.Path
   Raises:
     ValueError: unless `old` occurs exactly once in the file.
   """
-  path = root / "jaxkd" / "losses" / mutation.file
+  path = root / "jaxkd" / ("" if "/" in mutation.file else "losses") / mutation.file
   text = path.read_text()
   if text.count(mutation.old) != 1:
     raise ValueError(f"{mutation.what}: {mutation.old!r} must occur once in {mutation.file}")
   return path, text.replace(mutation.old, mutation.new)
+
+
+def file_of_tests(mutation: Mutation) -> str:
+  """Return the path of the file of tests that runs for a mutation."""
+  return f"tests/{mutation.tests}" if "/" in mutation.tests else f"tests/losses/{mutation.tests}"
 
 
 def catch(mutation: Mutation, arguments: list[str]) -> str:
@@ -358,9 +363,8 @@ def catch(mutation: Mutation, arguments: list[str]) -> str:
 
 def catch_both(mutation: Mutation) -> tuple[str, str]:
   """Return the first property test that fails, and the first golden case."""
-  properties = catch(
-    mutation, [f"tests/losses/{mutation.tests}", "tests/losses/test_every_loss.py"]
-  )
+  generic = [] if "/" in mutation.tests else ["tests/losses/test_every_loss.py"]
+  properties = catch(mutation, [file_of_tests(mutation), *generic])
   if not mutation.parity:
     return properties, "not published"
   parity = catch(mutation, ["tests/test_golden.py", "-k", f"agrees and {mutation.parity}-"])

@@ -282,6 +282,23 @@ def test_dkd_has_the_published_weight_of_the_other_classes_of_each_pair():
   assert configs.get_config("dkd+at@vgg13-vgg8").method.dkd.others_weight == 6.0
 
 
+@pytest.mark.parametrize(
+  ("file", "delta", "rate", "size"), [("cifar100", 0.075, 0.05, 64), ("imagenet", 0.09, 0.2, 512)]
+)
+def test_dot_is_a_variant_of_any_recipe(file, delta, rate, size):
+  configs = importlib.import_module(f"configs.{file}")
+  for argument in ("kd@dot", f"kd@{configs.PAIRS[0]}@dot", f"simkd@{configs.PAIRS[1]}@dot"):
+    settings = configs.get_config(argument)
+    config.check_config(settings)
+    student = settings.student
+    assert (student.optimizer, student.optimizer_arguments.delta) == ("dot", delta)
+    assert (student.learning_rate, student.momentum, settings.batch_size) == (rate, 0.9, size)
+    plain = configs.get_config(argument.removesuffix("@dot"))
+    assert settings.method == plain.method and settings.teacher == plain.teacher
+  with pytest.raises(ConfigError, match="unknown pair 'dott'"):
+    configs.get_config("kd@dott")
+
+
 def test_methods_start_from_the_published_hyperparameters():
   published = {
     "dkd": {"temperature": 4.0, "target_weight": 1.0, "others_weight": 8.0, "warmup_epochs": 20.0},

@@ -29,7 +29,8 @@ def training_fields(model: str) -> Fields:
   return {
     "model": text(model),
     "epochs": integer(240, minimum=1),
-    # One of these, or "optax.NAME" with its arguments (`jaxkd.train.optax_names`).
+    # One of these, or "optax.NAME" with its arguments (`jaxkd.train.optax_names`); "dot" takes
+    # `delta`.
     "optimizer": named_or("optax.", "sgd", OPTIMIZERS, "optax.lion"),
     "optimizer_arguments": arguments(),
     "learning_rate": number(0.05, exclusive=True),
@@ -92,10 +93,15 @@ def _check_named(role: str, section: Any) -> None:
   """Check the names of optax and their arguments; raise a ConfigError that names the section."""
   of_optimizer, of_schedule = recipe_arguments(role, section)
   try:
-    if optax_names.is_optax(section.optimizer) or of_optimizer:
+    if optax_names.is_optax(section.optimizer) or section.optimizer == "dot" or of_optimizer:
       rate = optax.constant_schedule(section.learning_rate)
       make_optimizer(
-        section.optimizer, rate, weight_decay=section.weight_decay, arguments=of_optimizer
+        section.optimizer,
+        rate,
+        momentum=section.momentum,
+        nesterov=section.nesterov,
+        weight_decay=section.weight_decay,
+        arguments=of_optimizer,
       )
   except ConfigError as error:
     field = "optimizer_arguments" if of_optimizer else "optimizer"

@@ -103,7 +103,8 @@ def scale_updates(
     updates, state = optimizer.update(gradients, state, learning)
     return jax.tree.map(lambda x: scale * x, updates), state
 
-  return optax.GradientTransformation(optimizer.init, update)
+  # The same type, which may take other gradients.
+  return type(optimizer)(optimizer.init, update)
 
 
 def check_finite(phase: str, tree: Any) -> None:

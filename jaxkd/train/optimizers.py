@@ -11,8 +11,10 @@ import optax
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.train import optax_names
+from jaxkd.train.by_term import TermwiseTransformation
+from jaxkd.train.dot import dot
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw", "dot")
 SCHEDULES = ("constant", "step", "cosine")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -130,22 +132,31 @@ def make_optimizer(
 
   "sgd" is PyTorch's, which the published recipes assume: weight decay is added to the gradient
   before momentum, for every parameter, including biases and normalisation. "adamw" decays after.
+  "dot" is SGD with a momentum for the labels' gradient and one for that of all other terms
+  (`jaxkd.train.dot`); without distillation it is "sgd".
   An optimizer of optax that takes `weight_decay` gets it; for any other one it is added to the
   gradient, as for "sgd" and as torch.optim does.
 
   Args:
-    name: "sgd", "adamw", or one of optax, as "optax.lion" (`jaxkd.train.optax_names`).
+    name: "sgd", "adamw", "dot", or one of optax, as "optax.lion" (`jaxkd.train.optax_names`).
     schedule: update number -> learning rate.
-    momentum: momentum of sgd; without effect for others, which take their own arguments.
+    momentum: momentum of sgd, mean of both momenta of dot; without effect for others, which take
+      their own arguments.
     nesterov: whether sgd uses Nesterov's momentum.
     weight_decay: coefficient; 0 for none.
     clip_norm: largest global norm of the gradient, clipped before all else; 0 for no clipping.
-    arguments: further arguments of "adamw" or of an optimizer of optax.
+    arguments: further arguments of "adamw" or of an optimizer of optax; of "dot", `delta`, 0.075
+      unless it is given.
 
   Raises:
     ConfigError: for an unknown name, or arguments that do not fit.
   """
   parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  if name == "dot":
+    _check_dot(arguments, nesterov)
+    return dot(
+      schedule, momentum=momentum, weight_decay=weight_decay, clip_norm=clip_norm, **arguments
+    )
   if name == "sgd":
     _refuse(arguments, "optimizer='sgd'", "optimizer='adamw' or one of optax, as 'optax.sgd'")
     if nesterov and not momentum:
@@ -161,6 +172,17 @@ def make_optimizer(
   else:
     raise unknown_name("optimizer", name, (*OPTIMIZERS, "optax.NAME"))
   return optax.chain(*parts)
+
+
+def _check_dot(arguments: Mapping[str, Any], nesterov: bool) -> None:
+  """Raise a ConfigError for what the optimizer "dot" does not take."""
+  if nesterov:
+    raise ConfigError("nesterov=True: expected False with optimizer='dot', which is without")
+  for name, value in arguments.items():
+    if name != "delta":
+      raise unknown_name("argument of optimizer 'dot'", name, ("delta",))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise ConfigError(f"delta={value!r}: expected a number")
 
 
 def _of_optax(
@@ -203,7 +225,8 @@ def take_turns(
     turns: names of participants; one may occur several times.
 
   Raises:
-    ConfigError: if `turns` is empty; from `init`, if it names no learner.
+    ConfigError: if `turns` is empty, or the optimizer takes gradients by term; from `init`, if it
+      names no learner.
 
   >>> optimizer = take_turns(optax.sgd(1.0), ["peer_0", "peer_1"])
   >>> gradients = {"peer_0": jnp.ones(()), "peer_1": jnp.ones(())}
@@ -213,6 +236,11 @@ def take_turns(
   """
   if not turns:
     raise ConfigError("turns: expected at least one name, got none")
+  if isinstance(optimizer, TermwiseTransformation):
+    raise ConfigError(
+      "optimizer='dot': expected another one where networks are updated in turn, as it takes the "
+      "gradients of two sorts of terms"
+    )
 
   def optimizer_of(name: str) -> optax.GradientTransformation:
     if name not in turns:

@@ -6,6 +6,7 @@ Both are per-device functions with a named axis; `jaxkd.runtime.mapping` maps th
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.evaluate import multi_label
 from jaxkd.evaluate.metrics import score
 from jaxkd.train import step_guard
+from jaxkd.train.by_term import TermwiseTransformation, gradients_by_term, whole_gradient
 from jaxkd.train.state import TrainState
 from jaxkd.types import MEMORY, Array, Aux, Batch, Context, Participants, Scheme
 
@@ -78,7 +80,8 @@ def training_step(
 
   Args:
     scheme: the participants and their losses.
-    optimizer: over the learners' parameters.
+    optimizer: over the learners' parameters; a `jaxkd.train.by_term.TermwiseTransformation` gets
+      the gradient of the labels' terms and that of the other terms.
     prepare: normalisation and augmentation, on the device. Its keys depend on the step and an
       image's position in the global batch, or with `views` on the example and the view, so that
       results do not depend on the number of devices.
@@ -121,7 +124,8 @@ def monitored_step(
     (state, batch, stored) -> (state, (metrics, participant -> Learner)).
   """
   axis_name, parts = options.axis_name, options.accumulate
-  gradient = _gradient(scheme, options)
+  by_term = isinstance(optimizer, TermwiseTransformation)
+  gradient = _gradient(scheme, options, by_term=by_term)
 
   def step(state: TrainState, batch: Batch, stored: Any = None):
     image_keys, loss_key = _keys(state, batch, options)
@@ -150,14 +154,15 @@ def monitored_step(
 
     updates, optimizer_state = optimizer.update(grads, state.optimizer, learning)
     learning = optax.apply_updates(learning, updates)
-    metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.float32(1))
+    whole = whole_gradient(grads) if by_term else grads
+    metrics["gradient_norm"] = (optax.tree.norm(whole), jnp.float32(1))
     average = state.average
     if options.average_decay is not None:
       average = optax.incremental_update(learning, average, 1 - options.average_decay)
     participants = trees.update(trees.merge(state.participants, learning), changes)
     after = TrainState(state.step, state.rng, participants, optimizer_state, average)
 
-    learners = step_guard.learner_faults(grads, changes, learning)
+    learners = step_guard.learner_faults(whole, changes, learning)
     after = step_guard.select(step_guard.is_finite(metrics, learners), after, state)
     return dataclasses.replace(after, step=state.step + 1), (metrics, learners)
 
@@ -208,7 +213,7 @@ def _keys(state: TrainState, batch: Batch, options: StepOptions) -> tuple[Array,
   return image_keys, jax.random.fold_in(loss_key, device)
 
 
-def _gradient(scheme: Scheme, options: StepOptions) -> Callable[..., Any]:
+def _gradient(scheme: Scheme, options: StepOptions, *, by_term: bool) -> Callable[..., Any]:
   """(participants, learning, batch, stored, context) -> (gradients, (new state, metrics))."""
 
   def gradient(
@@ -222,9 +227,12 @@ def _gradient(scheme: Scheme, options: StepOptions) -> Callable[..., Any]:
       objective, targets = scheme.loss, lax.stop_gradient(scheme.targets(participants, batch))
     else:
       objective, targets = options.loss_from_cache, stored
-    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(
-      learning, participants, batch, targets, context
+    differentiate = (
+      functools.partial(gradients_by_term, objective)
+      if by_term
+      else jax.value_and_grad(objective, has_aux=True)
     )
+    (loss, aux), grads = differentiate(learning, participants, batch, targets, context)
     unexpected = trees.frozen(aux.state, scheme.learners)
     if unexpected:
       raise ValueError(f"the scheme's loss changes the state of {unexpected}, which do not learn")

@@ -7,8 +7,9 @@ Every method of every teacher-student pair is built as in a run, and each of its
 evaluation steps is lowered for TPU and CUDA at the config's own batch size, split over eight
 devices. Then every stage makes two updates on noise, for the pairs in the config file's MAIN_PAIRS
 (by default all). A teacher is tried once, as method "teacher"; methods without a teacher are tried
-once per student. "kd" is also lowered in bfloat16 for every pair, and every method for the first
-pair: no convolution may then compute in another type.
+once per student. A config file's VARIANTS are tried for the pairs in MAIN_PAIRS, with the method
+that they were published with. "kd" is also lowered in bfloat16 for every pair, and every method for
+the first pair: no convolution may then compute in another type.
 
 Each config's result is a line of WORKDIR/dry_run.jsonl; the same command resumes and repeats what
 failed. Two commands with different --only can run at the same time.
@@ -58,7 +59,7 @@ class Trial:
   Attributes:
     file: the config file.
     method: name of the method.
-    pair: teacher-student pair; "" for the method's default networks.
+    pair: teacher-student pair, and "@VARIANT" for a variant; "" for the method's default networks.
     dtype: type of the computation.
     steps: make two updates of every stage, too.
   """
@@ -122,6 +123,9 @@ def _trials(path: pathlib.Path, module: Any) -> Iterator[Trial]:
       seen.add((method, network))
       if method == "kd" or (pair == module.PAIRS[0] and method not in _ELSEWHERE):
         yield Trial(path, method, pair, dtype="bfloat16")
+  for variant, method in getattr(module, "VARIANTS", {}).items():
+    for pair in main_pairs:
+      yield Trial(path, method, f"{pair}@{variant}", steps=not _SKIP_STEPS.value)
   for method in methods.METHODS:
     # Methods whose default networks are not the first pair's.
     own, first = module.get_config(method), module.get_config(f"{method}@{module.PAIRS[0]}")
@@ -224,6 +228,9 @@ def _report(
     if extra := [t for t in trials if t.file == path and not t.pair]:
       marks = ", ".join(f"{t.name} {_mark(results.get(t.name))}" for t in extra)
       lines += ["", f"Without a pair: {marks}."]
+    if variants := [t for t in trials if t.file == path and "@" in t.pair]:
+      marks = ", ".join(f"{t.name} {_mark(results.get(t.name))}" for t in variants)
+      lines += ["", f"Variants: {marks}."]
   failures = [f"- {r['name']}: {r['error']}" for r in found if r["error"]]
   return "\n".join([*lines, *(["", "## Failures", "", *failures] if failures else []), ""])
 
