@@ -115,6 +115,9 @@ def _as_in_the_tables(config: ConfigDict) -> None:
   if review is not None:
     pair = f"{config.teacher.model}-{config.student.model}"
     review.weight = _REVIEW_WEIGHTS.get(pair, review.weight)
+  correlations = methods.section(config, "cc")
+  if correlations is not None:
+    correlations.form, correlations.weight = "embedding", 0.02
   boundaries = methods.section(config, "ab")
   if boundaries is not None and boundaries is config.method:
     # Labels alone after the first stage.

@@ -323,6 +323,11 @@ def test_methods_start_from_the_published_hyperparameters():
     "skd": {"pixel_weight": 10.0, "pair_weight": 1.0, "scale": 0.5, "pool": "max"},
     "sp": {"stages": ("auto",), "row_norm": "l2", "weight": 3000.0, "label_weight": 1.0},
     "pskd": {"past_weight": 0.8},
+    "ickd": {"stages": ("auto",), "weight": 2.5, "label_weight": 1.0},
+    "vid": {"stages": ("auto",), "eps": 1e-5, "initial_variance": 5.0, "weight": 1.0},
+    "srrl": {"stage": "auto", "logit_weight": 1.0, "weight": 1.0, "label_weight": 1.0},
+    "kdsvd": {"stages": ("auto",), "count": 1, "layout": "channels", "weight": 1.0},
+    "cc": {"form": "gaussian", "gamma": 0.4, "order": 2, "weight": 100.0, "width": 128},
     "pkt": {"stages": ("pooled",), "eps": 1e-7, "weight": 30000.0, "label_weight": 1.0},
     "reviewkd": {"stages": ("auto",), "width": 0, "warmup_epochs": 20.0, "weight": 5.0},
   }

@@ -31,6 +31,8 @@ EXAMPLES = data.MultiLabelExamples(ROWS, LABELS)
 TAKE_THEM = {
   "teacher", "alone", "kd", "fitnets", "at", "nst", "fsp", "rkd", "sp", "pkt", "ft", "ab", "simkd",
   "cwd",
+  "cc", "ickd",
+  "vid", "srrl", "kdsvd",
 }  # fmt: skip
 
 

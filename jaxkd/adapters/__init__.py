@@ -1,6 +1,7 @@
 """Trainable modules between the outputs of a student and of a teacher."""
 
 from jaxkd.adapters.at_stages import AtStages, TeacherAtStages
+from jaxkd.adapters.embeddings import Embeddings
 from jaxkd.adapters.factors import FactorDecoder, FactorEncoder, paraphraser_for, translator_for
 from jaxkd.adapters.gate import Gate
 from jaxkd.adapters.memory import all_examples, write_rows
@@ -8,10 +9,16 @@ from jaxkd.adapters.past import PastPredictions
 from jaxkd.adapters.projector import Projector, projector_for
 from jaxkd.adapters.regressor import Regressor, regressor_for
 from jaxkd.adapters.review import AttentionFusion, ReviewFusion
+from jaxkd.adapters.variational import (
+  VariationalRegressor,
+  VariationalRegressors,
+  variational_regressor_for,
+)
 
 __all__ = [
   "AtStages",
   "AttentionFusion",
+  "Embeddings",
   "FactorDecoder",
   "FactorEncoder",
   "Gate",
@@ -20,10 +27,13 @@ __all__ = [
   "Regressor",
   "ReviewFusion",
   "TeacherAtStages",
+  "VariationalRegressor",
+  "VariationalRegressors",
   "all_examples",
   "paraphraser_for",
   "projector_for",
   "regressor_for",
   "translator_for",
+  "variational_regressor_for",
   "write_rows",
 ]

@@ -21,6 +21,11 @@ default to the authors' values.
 | relations | `relational` | `pairwise_distance_huber`, `angle_huber` |
 | own past predictions | `progressive_self_distillation` | `past_cross_entropy` |
 | similarities | `similarity_preserving` | `similarity_mse` |
+| correlations | `correlation_congruence` | `kernel_correlation`, `adjacent_products` |
+| channels | `inter_channel_correlation` | `channel_correlation_mse` |
+| information | `variational_information` | `gaussian_log_loss` |
+| softmax regression | `softmax_regression` | `logit_mse` |
+| singular vectors | `singular_value_distillation` | `aligned_singular_vectors` |
 | distributions | `probabilistic_knowledge_transfer` | `cosine_similarity_kl` |
 | dense outputs | `channel_wise` | `channel_divergence` |
 | pixels and regions | `structured` | `pixel_divergence`, `pair_wise_mse` |
@@ -45,6 +50,7 @@ from jaxkd.losses.born_again import (
   permuted_soft_target_kl,
 )
 from jaxkd.losses.byot import be_your_own_teacher, euclidean_distance, masked_sum_of_squares
+from jaxkd.losses.cc import adjacent_products, correlation_congruence, kernel_correlation
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.divergences import soft_target_divergence, top_k_divergence
@@ -65,7 +71,9 @@ from jaxkd.losses.gradient_at import (
   gradient_mse,
   gradient_symmetry,
 )
+from jaxkd.losses.ickd import channel_correlation_mse, inter_channel_correlation
 from jaxkd.losses.kd import knowledge_distillation, soft_target_kl
+from jaxkd.losses.kdsvd import aligned_singular_vectors, singular_value_distillation
 from jaxkd.losses.multi_exit import (
   adapted_temperature,
   mean_confidence,
@@ -80,12 +88,16 @@ from jaxkd.losses.reviewkd import hierarchical_context_mse, knowledge_review
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
 from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
+from jaxkd.losses.srrl import logit_mse, softmax_regression
+from jaxkd.losses.vid import gaussian_log_loss, variational_information
 
 __all__ = [
   "activation_boundaries",
   "adapted_temperature",
   "adaptive_average_pool",
   "adaptive_max_pool",
+  "adjacent_products",
+  "aligned_singular_vectors",
   "angle_huber",
   "attention_map",
   "attention_map_l2",
@@ -94,10 +106,12 @@ __all__ = [
   "be_your_own_teacher",
   "boundary_disagreement",
   "boundary_margin",
+  "channel_correlation_mse",
   "channel_divergence",
   "channel_wise",
   "confidence_weighted_by_teacher_max",
   "confidence_weighted_cross_entropy",
+  "correlation_congruence",
   "cosine_similarity_kl",
   "cross_entropy",
   "dark_knowledge_permuted",
@@ -113,6 +127,7 @@ __all__ = [
   "fsp_column_norm",
   "fsp_mse",
   "gated_logits",
+  "gaussian_log_loss",
   "gaussian_mmd",
   "gradient_attention_transfer",
   "gradient_l2",
@@ -120,9 +135,12 @@ __all__ = [
   "gradient_symmetry",
   "hierarchical_context_mse",
   "hint_mse",
+  "inter_channel_correlation",
+  "kernel_correlation",
   "knowledge_distillation",
   "knowledge_review",
   "linear_mmd",
+  "logit_mse",
   "masked_sum_of_squares",
   "match_sizes",
   "mean_confidence",
@@ -149,10 +167,13 @@ __all__ = [
   "similarity_mse",
   "similarity_preserving",
   "simkd",
+  "singular_value_distillation",
   "soft_cross_entropy",
   "soft_target_divergence",
   "soft_target_kl",
+  "softmax_regression",
   "structured",
   "target_class_kl",
   "top_k_divergence",
+  "variational_information",
 ]

@@ -29,6 +29,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "be_your_own_teacher": ("soft_cross_entropy", "masked_sum_of_squares", "euclidean_distance"),
   "channel_wise": ("channel_divergence",),
   "confidence_weighted_by_teacher_max": ("confidence_weighted_cross_entropy",),
+  "correlation_congruence": ("kernel_correlation", "adjacent_products"),
   "dark_knowledge_permuted": ("permuted_soft_target_kl",),
   "decoupled_distillation": ("target_class_kl", "other_classes_kl"),
   "factor_transfer": ("factor_l1", "factor_lp", "factor_map_lp"),
@@ -38,6 +39,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "gradient_symmetry": ("gradient_l2",),
   "knowledge_review": ("hierarchical_context_mse",),
   "knowledge_distillation": ("soft_target_kl", "soft_target_divergence", "top_k_divergence"),
+  "inter_channel_correlation": ("channel_correlation_mse",),
   "multi_exit": ("soft_cross_entropy",),
   "mutual": ("peer_kl",),
   "native_ensemble": ("peer_kl",),
@@ -49,6 +51,9 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "similarity_preserving": ("similarity_mse",),
   "simkd": ("hint_mse",),
   "structured": ("pixel_divergence", "pair_wise_mse"),
+  "singular_value_distillation": ("aligned_singular_vectors", "hint_mse"),
+  "softmax_regression": ("hint_mse", "logit_mse"),
+  "variational_information": ("gaussian_log_loss",),
 }
 
 

@@ -18,6 +18,7 @@ from jaxkd.methods.at import METHOD as AT
 from jaxkd.methods.base import BASELINE, Method, PhaseSpec, Setup, Teacher
 from jaxkd.methods.born_again import METHOD as BORN_AGAIN
 from jaxkd.methods.byot import METHOD as BYOT
+from jaxkd.methods.cc import METHOD as CC
 from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.dkd import METHOD as DKD
 from jaxkd.methods.dml import METHOD as DML
@@ -25,7 +26,9 @@ from jaxkd.methods.fitnets import METHOD as FITNETS
 from jaxkd.methods.fsp import METHOD as FSP
 from jaxkd.methods.ft import METHOD as FT
 from jaxkd.methods.gradient_at import METHOD as GRADIENT_AT
+from jaxkd.methods.ickd import METHOD as ICKD
 from jaxkd.methods.kd import METHOD as KD
+from jaxkd.methods.kdsvd import METHOD as KDSVD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
@@ -37,7 +40,9 @@ from jaxkd.methods.rkd import METHOD as RKD
 from jaxkd.methods.simkd import METHOD as SIMKD
 from jaxkd.methods.skd import METHOD as SKD
 from jaxkd.methods.sp import METHOD as SP
+from jaxkd.methods.srrl import METHOD as SRRL
 from jaxkd.methods.supervised import ALONE, TEACHER, supervised
+from jaxkd.methods.vid import METHOD as VID
 from jaxkd.types import Output
 
 _BUILT_IN: Mapping[str, Method] = {
@@ -55,6 +60,11 @@ _BUILT_IN: Mapping[str, Method] = {
   "pkt": PKT,
   "cwd": CWD,
   "skd": SKD,
+  "cc": CC,
+  "vid": VID,
+  "ickd": ICKD,
+  "srrl": SRRL,
+  "kdsvd": KDSVD,
   "ft": FT,
   "ab": AB,
   "reviewkd": REVIEWKD,
