@@ -141,4 +141,5 @@ def test_error_for_wrong_arguments_names_them(options, message):
   s = Output(features={"a": jnp.ones((2, 4, 4, 3)), "b": jnp.ones((2, 4, 4, 3))})
   t = Output(features={"a": jnp.ones((2, 4, 4, 5)), "b": jnp.ones((2, 4, 5, 3))})
   with pytest.raises(ConfigError, match=message):
-    singular_value_distillation(s, t, **{"stages": ["a", "b"], **options})
+    loss = functools.partial(singular_value_distillation, **{"stages": ["a", "b"], **options})
+    jax.eval_shape(loss, s, t)
