@@ -124,6 +124,28 @@ def _as_in_the_tables(config: ConfigDict) -> None:
     boundaries.second_label_weight = 1.0
     boundaries.second_kd_weight = 0.0
 
+  attention = methods.section(config, "catkd")
+  if attention is not None:
+    pair = f"{config.teacher.model}-{config.student.model}"
+    weight, resolution, normalize = _CLASS_ATTENTION.get(pair, (400.0, 2, True))
+    attention.weight, attention.resolution, attention.normalize = weight, resolution, normalize
+
+
+# CAT-KD's weight, resolution and normalisation of each pair.
+_CLASS_ATTENTION = {
+  "resnet32x4-resnet8x4": (15.0, 2, False),
+  "resnet110-resnet32": (1.8, 2, False),
+  "resnet56-resnet20": (0.7, 2, False),
+  "vgg13-vgg8": (4.5, 2, False),
+  "wrn_40_2-wrn_16_2": (12.0, 2, False),
+  "wrn_40_2-wrn_40_1": (1.5, 2, False),
+  "vgg13-mobilenetv2": (15.0, 2, True),
+  "cifar_resnet50-mobilenetv2": (40.0, 2, True),
+  "resnet32x4-shufflenetv1": (600.0, 4, True),
+  "resnet32x4-shufflenetv2": (600.0, 4, True),
+  "wrn_40_2-shufflenetv1": (80.0, 4, True),
+}
+
 
 # Weights of ReviewKD in the authors' script; that of the other pairs is 5, the default.
 _REVIEW_WEIGHTS = {

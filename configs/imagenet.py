@@ -69,6 +69,8 @@ def _as_published(config: ConfigDict) -> None:
     method.others_weight, method.temperature, method.warmup_epochs = 0.5, 1.0, 1.0
   elif method.name == "simkd":
     config.student.epochs = 120
+  elif method.name == "catkd" and config.student.model == "imagenet_resnet18":
+    method.weight, method.resolution, method.normalize = 0.5, 4, False
   elif method.name == "ft":
     method.paraphraser_epochs, method.weight = 1, 1000.0
     config.student.epochs, config.student.drops = 90, (30, 60)

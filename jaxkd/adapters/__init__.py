@@ -4,7 +4,9 @@ from jaxkd.adapters.at_stages import AtStages, TeacherAtStages
 from jaxkd.adapters.embeddings import Embeddings
 from jaxkd.adapters.factors import FactorDecoder, FactorEncoder, paraphraser_for, translator_for
 from jaxkd.adapters.gate import Gate
+from jaxkd.adapters.generator import MaskedGenerator, TokenGenerator
 from jaxkd.adapters.memory import all_examples, write_rows
+from jaxkd.adapters.orthogonal import OrthogonalProjector
 from jaxkd.adapters.past import PastPredictions
 from jaxkd.adapters.projector import Projector, projector_for
 from jaxkd.adapters.regressor import Regressor, regressor_for
@@ -22,11 +24,14 @@ __all__ = [
   "FactorDecoder",
   "FactorEncoder",
   "Gate",
+  "MaskedGenerator",
+  "OrthogonalProjector",
   "PastPredictions",
   "Projector",
   "Regressor",
   "ReviewFusion",
   "TeacherAtStages",
+  "TokenGenerator",
   "VariationalRegressor",
   "VariationalRegressors",
   "all_examples",

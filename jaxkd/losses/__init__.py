@@ -28,6 +28,11 @@ default to the authors' values.
 | singular vectors | `singular_value_distillation` | `aligned_singular_vectors` |
 | distributions | `probabilistic_knowledge_transfer` | `cosine_similarity_kl` |
 | dense outputs | `channel_wise` | `channel_divergence` |
+| masked features | `masked_generative` | `squared_error_sum` |
+| class maps | `class_attention` | `class_activation_mse` |
+| distillation token | `distillation_token` | `hard_target_cross_entropy` |
+| tokens | `vit_distillation` | `squared_error_sum` |
+| projections | `orthogonal_projection` | `normalized_huber`, `standardized_huber` |
 | pixels and regions | `structured` | `pixel_divergence`, `pair_wise_mse` |
 | reviews | `knowledge_review` | `hierarchical_context_mse` |
 | peers | `mutual`, `native_ensemble` | `peer_kl`, `gated_logits` |
@@ -50,9 +55,11 @@ from jaxkd.losses.born_again import (
   permuted_soft_target_kl,
 )
 from jaxkd.losses.byot import be_your_own_teacher, euclidean_distance, masked_sum_of_squares
+from jaxkd.losses.catkd import class_activation_mse, class_attention
 from jaxkd.losses.cc import adjacent_products, correlation_congruence, kernel_correlation
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cwd import channel_divergence, channel_wise
+from jaxkd.losses.deit import distillation_token, hard_target_cross_entropy
 from jaxkd.losses.divergences import soft_target_divergence, top_k_divergence
 from jaxkd.losses.dkd import decoupled_distillation, other_classes_kl, target_class_kl
 from jaxkd.losses.dml import gated_logits, mutual, native_ensemble, peer_kl
@@ -74,6 +81,7 @@ from jaxkd.losses.gradient_at import (
 from jaxkd.losses.ickd import channel_correlation_mse, inter_channel_correlation
 from jaxkd.losses.kd import knowledge_distillation, soft_target_kl
 from jaxkd.losses.kdsvd import aligned_singular_vectors, singular_value_distillation
+from jaxkd.losses.mgd import masked_generative, squared_error_sum
 from jaxkd.losses.multi_exit import (
   adapted_temperature,
   mean_confidence,
@@ -90,6 +98,8 @@ from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
 from jaxkd.losses.srrl import logit_mse, softmax_regression
 from jaxkd.losses.vid import gaussian_log_loss, variational_information
+from jaxkd.losses.vitkd import vit_distillation
+from jaxkd.losses.vkd import normalized_huber, orthogonal_projection, standardized_huber
 
 __all__ = [
   "activation_boundaries",
@@ -109,6 +119,8 @@ __all__ = [
   "channel_correlation_mse",
   "channel_divergence",
   "channel_wise",
+  "class_activation_mse",
+  "class_attention",
   "confidence_weighted_by_teacher_max",
   "confidence_weighted_cross_entropy",
   "correlation_congruence",
@@ -116,6 +128,7 @@ __all__ = [
   "cross_entropy",
   "dark_knowledge_permuted",
   "decoupled_distillation",
+  "distillation_token",
   "euclidean_distance",
   "factor_l1",
   "factor_lp",
@@ -133,6 +146,7 @@ __all__ = [
   "gradient_l2",
   "gradient_mse",
   "gradient_symmetry",
+  "hard_target_cross_entropy",
   "hierarchical_context_mse",
   "hint_mse",
   "inter_channel_correlation",
@@ -141,6 +155,7 @@ __all__ = [
   "knowledge_review",
   "linear_mmd",
   "logit_mse",
+  "masked_generative",
   "masked_sum_of_squares",
   "match_sizes",
   "mean_confidence",
@@ -148,6 +163,8 @@ __all__ = [
   "mutual",
   "native_ensemble",
   "neuron_selectivity_transfer",
+  "normalized_huber",
+  "orthogonal_projection",
   "other_classes_kl",
   "pair_wise_mse",
   "pairwise_distance_huber",
@@ -172,8 +189,11 @@ __all__ = [
   "soft_target_divergence",
   "soft_target_kl",
   "softmax_regression",
+  "squared_error_sum",
+  "standardized_huber",
   "structured",
   "target_class_kl",
   "top_k_divergence",
   "variational_information",
+  "vit_distillation",
 ]

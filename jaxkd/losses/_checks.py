@@ -28,10 +28,12 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "attention_transfer": ("attention_map_mse", "attention_map_l2"),
   "be_your_own_teacher": ("soft_cross_entropy", "masked_sum_of_squares", "euclidean_distance"),
   "channel_wise": ("channel_divergence",),
+  "class_attention": ("class_activation_mse",),
   "confidence_weighted_by_teacher_max": ("confidence_weighted_cross_entropy",),
   "correlation_congruence": ("kernel_correlation", "adjacent_products"),
   "dark_knowledge_permuted": ("permuted_soft_target_kl",),
   "decoupled_distillation": ("target_class_kl", "other_classes_kl"),
+  "distillation_token": ("hard_target_cross_entropy", "soft_target_kl"),
   "factor_transfer": ("factor_l1", "factor_lp", "factor_map_lp"),
   "fitnets": ("hint_mse",),
   "flow_of_solution": ("fsp_mse", "fsp_column_norm"),
@@ -40,6 +42,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "knowledge_review": ("hierarchical_context_mse",),
   "knowledge_distillation": ("soft_target_kl", "soft_target_divergence", "top_k_divergence"),
   "inter_channel_correlation": ("channel_correlation_mse",),
+  "masked_generative": ("squared_error_sum",),
   "multi_exit": ("soft_cross_entropy",),
   "mutual": ("peer_kl",),
   "native_ensemble": ("peer_kl",),
@@ -50,10 +53,12 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "sigmoid_distillation": ("sigmoid_kl",),
   "similarity_preserving": ("similarity_mse",),
   "simkd": ("hint_mse",),
+  "orthogonal_projection": ("normalized_huber", "standardized_huber"),
   "structured": ("pixel_divergence", "pair_wise_mse"),
   "singular_value_distillation": ("aligned_singular_vectors", "hint_mse"),
   "softmax_regression": ("hint_mse", "logit_mse"),
   "variational_information": ("gaussian_log_loss",),
+  "vit_distillation": ("squared_error_sum",),
 }
 
 

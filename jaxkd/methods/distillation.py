@@ -91,6 +91,8 @@ class Distillation:
     teacher_adapter_name: its participant; "" is NAME_teacher_adapter.
     gradients: (student, teacher): stages ("images" for the input) at which the loss reads
       `Output.gradients` of each.
+    labelled: feature of the student that is the logits for the labels' term, where that is not
+      `Output.logits`; "" otherwise.
     metrics: name -> (student, teacher, batch, context) -> (sum, count), reported as "NAME_METRIC".
   """
 
@@ -103,6 +105,7 @@ class Distillation:
   teacher_adapter: nn.Module | None = None
   teacher_adapter_name: str = ""
   gradients: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+  labelled: str = ""
   metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
   @property

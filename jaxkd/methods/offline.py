@@ -102,9 +102,15 @@ def offline(
           f"distillation {d.name!r} reads gradients {d.gradients[1]} of {name!r}, which is "
           f"{teachers[name]}: expected a network"
         )
+  heads = tuple(_each((d.labelled,) for d in distillations if d.labelled))
+  if len(heads) > 1:
+    raise ConfigError(f"the labels' term can take one head of the student, not {heads}")
   learners = _student_learners(student, label_weight, to_stage, from_stage, image_shape)
   adapted = [d for d in distillations if d.adapter is not None]
   scored = logits_of or (_own_logits if to_stage is None else None)
+
+  def labelled(output: Output) -> Any:
+    return output.features[heads[0]] if heads else output.logits
 
   def init(rng: Array, batch: Batch) -> Participants:
     everyone = {"student": student, **teachers}
@@ -180,7 +186,7 @@ def offline(
     metrics = {}
     connected: dict[str, Any] = {}
     if label_weight:
-      terms["labels"] = label_weight * label_terms(output.logits, batch, context)
+      terms["labels"] = label_weight * label_terms(labelled(output), batch, context)
     for d in distillations:
       ours, theirs = output, targets[d.name]
       if d.adapter is not None:

@@ -18,8 +18,10 @@ from jaxkd.methods.at import METHOD as AT
 from jaxkd.methods.base import BASELINE, Method, PhaseSpec, Setup, Teacher
 from jaxkd.methods.born_again import METHOD as BORN_AGAIN
 from jaxkd.methods.byot import METHOD as BYOT
+from jaxkd.methods.catkd import METHOD as CATKD
 from jaxkd.methods.cc import METHOD as CC
 from jaxkd.methods.cwd import METHOD as CWD
+from jaxkd.methods.deit import METHOD as DEIT
 from jaxkd.methods.dkd import METHOD as DKD
 from jaxkd.methods.dml import METHOD as DML
 from jaxkd.methods.fitnets import METHOD as FITNETS
@@ -29,6 +31,7 @@ from jaxkd.methods.gradient_at import METHOD as GRADIENT_AT
 from jaxkd.methods.ickd import METHOD as ICKD
 from jaxkd.methods.kd import METHOD as KD
 from jaxkd.methods.kdsvd import METHOD as KDSVD
+from jaxkd.methods.mgd import METHOD as MGD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
@@ -43,6 +46,8 @@ from jaxkd.methods.sp import METHOD as SP
 from jaxkd.methods.srrl import METHOD as SRRL
 from jaxkd.methods.supervised import ALONE, TEACHER, supervised
 from jaxkd.methods.vid import METHOD as VID
+from jaxkd.methods.vitkd import METHOD as VITKD
+from jaxkd.methods.vkd import METHOD as VKD
 from jaxkd.types import Output
 
 _BUILT_IN: Mapping[str, Method] = {
@@ -65,6 +70,11 @@ _BUILT_IN: Mapping[str, Method] = {
   "ickd": ICKD,
   "srrl": SRRL,
   "kdsvd": KDSVD,
+  "mgd": MGD,
+  "catkd": CATKD,
+  "deit": DEIT,
+  "vitkd": VITKD,
+  "vkd": VKD,
   "ft": FT,
   "ab": AB,
   "reviewkd": REVIEWKD,

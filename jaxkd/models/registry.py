@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.models import catalog_timm, catalog_torchvision, catalog_transformers, imported
+from jaxkd.models.zoo.class_token_vit import ClassTokenTransformer
 from jaxkd.models.zoo.mlp import MLP
 from jaxkd.models.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jaxkd.models.zoo.msdnet import MSDNet
@@ -54,6 +55,12 @@ def _msdnet(
 
 def _vit(patch: int) -> partial[VisionTransformer]:
   return partial(VisionTransformer, patch=patch, width=64, heads=4, depths=(2, 2, 2))
+
+
+def _deit(patch: int) -> partial[ClassTokenTransformer]:
+  """A small transformer with a distillation token and two heads."""
+  distilled = partial(ClassTokenTransformer, distillation_token=True, distillation_head=True)
+  return partial(distilled, patch=patch, width=64, heads=4, depth=4, norm_eps=1e-6)
 
 
 def _wrn(depth: int, factor: int) -> partial[WideResNet]:
@@ -146,6 +153,8 @@ _OWN: Mapping[str, partial[Any]] = (
     "mlp": partial(MLP, widths=(256, 256)),
     "vit_tiny": _vit(patch=4),
     "vit_tiny_p2": _vit(patch=2),
+    "deit_mini_p2": _deit(patch=2),
+    "deit_mini_p4": _deit(patch=4),
     **catalog_torchvision.MODELS,
   }
 )
