@@ -205,7 +205,17 @@ def _past_predictions(config: ConfigDict) -> None:
   config.batch_size = 128
 
 
+def _augmented(config: ConfigDict) -> None:
+  """Set NetAug's schedule and regularisation, which its authors have for ImageNet."""
+  config.student.epochs, config.student.schedule = 155, "cosine"
+  config.student.warmup_epochs = 5.0
+  config.student.nesterov = True
+  config.student.weight_decay = 4e-5
+  config.student.label_smoothing = 0.1
+
+
 _OWN_RECIPES = {
+  "netaug": _augmented,
   "dml": _mutual,
   "one": _native_ensemble,
   "byot": _own_teacher,

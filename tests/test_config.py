@@ -150,6 +150,14 @@ def test_a_value_in_place_of_a_section_is_refused(value):
 
 
 OWN_RECIPES = {
+  "netaug": {
+    "epochs": 155,
+    "schedule": "cosine",
+    "warmup_epochs": 5.0,
+    "nesterov": True,
+    "weight_decay": 4e-5,
+    "label_smoothing": 0.1,
+  },
   "dml": {"epochs": 200, "learning_rate": 0.1, "nesterov": True, "drops": (60, 120, 180)},
   "one": {"epochs": 300, "learning_rate": 0.1, "weight_decay": 1e-4, "drops": (151, 225)},
   "byot": {"epochs": 200, "learning_rate": 0.1, "drops": (75, 130, 180)},
@@ -335,6 +343,7 @@ def test_methods_start_from_the_published_hyperparameters():
     "cc": {"form": "gaussian", "gamma": 0.4, "order": 2, "weight": 100.0, "width": 128},
     "pkt": {"stages": ("pooled",), "eps": 1e-7, "weight": 30000.0, "label_weight": 1.0},
     "reviewkd": {"stages": ("auto",), "width": 0, "warmup_epochs": 20.0, "weight": 5.0},
+    "netaug": {"weight": 1.0, "widths": (1.0, 1.8, 2.6), "expansions": (1.0, 1.6, 2.2, 2.8)},
   }
   for method, values in published.items():
     own = config.base_config(method).method

@@ -80,6 +80,7 @@ ALWAYS = ("kd", "ft", "simkd", "dml")
   [
     pytest.param(method, marks=() if method in ALWAYS else pytest.mark.long)
     for method in methods.METHODS
+    if not methods.METHODS[method].only  # the networks are replaced
   ],
 )
 def test_with_bfloat16_networks_compute_in_it_and_losses_in_float32(tiny_models, method):

@@ -222,6 +222,7 @@ class Method:
       "" if no logits are compared.
     multi_label: whether its terms are also those of multi-hot labels (`Batch.multi_label`), for
       `data.labels="multi"`.
+    only: classes of the students that it trains; () is any.
   """
 
   summary: str
@@ -240,6 +241,7 @@ class Method:
   same_classes: str = "compares logits"
   needs_network: bool = False
   multi_label: bool = False
+  only: tuple[type, ...] = ()
 
   @property
   def takes_logits(self) -> bool:

@@ -33,6 +33,7 @@ from jaxkd.methods.kd import METHOD as KD
 from jaxkd.methods.kdsvd import METHOD as KDSVD
 from jaxkd.methods.mgd import METHOD as MGD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
+from jaxkd.methods.netaug import METHOD as NETAUG
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
 from jaxkd.methods.one import METHOD as ONE
@@ -85,6 +86,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "byot": BYOT,
   "multi_exit": MULTI_EXIT,
   "pskd": PSKD,
+  "netaug": NETAUG,
 }
 
 # Every method by name; `register` adds to it.
@@ -224,6 +226,11 @@ def _check_needs(found: Mapping[str, Method], setup: Setup) -> None:
   """Raise a ConfigError if a method compares arrays that these networks do not return."""
   owners = {"student": setup.student_output, **{n: t.output for n, t in setup.teachers.items()}}
   for name, method in found.items():
+    if method.only and type(setup.student) not in method.only:
+      raise ConfigError(
+        f"method {name!r} trains a {' or a '.join(x.__name__ for x in method.only)} of images, "
+        f"and the student is a {type(setup.student).__name__}"
+      )
     for owner, output in owners.items():
       if not isinstance(output, Output) or _gives(method.needs, output):
         continue

@@ -130,7 +130,7 @@ _FORMS = [
 ON_TWO_STAGES = [
   *_FORMS,
   *sorted(
-    {name for name, method in methods.METHODS.items() if method.distils}
+    {name for name, method in methods.METHODS.items() if method.distils and not method.only}
     - {variant.split("/")[0] for variant in _FORMS}
   ),
 ]

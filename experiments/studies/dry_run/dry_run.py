@@ -34,7 +34,7 @@ with needed_by_script("experiments/studies/dry_run/dry_run.py"):
   import jax
   from absl import app, flags, logging
 
-  from jaxkd import methods, report
+  from jaxkd import methods, models, report
   from jaxkd.errors import ConfigError, DiskError, one_line
   from jaxkd.experiment import dry_run
   from jaxkd.experiment.overrides import load_module
@@ -116,6 +116,8 @@ def _trials(path: pathlib.Path, module: Any) -> Iterator[Trial]:
   for pair in module.PAIRS:
     teacher, student = pair.split("-")
     for method in methods.METHODS:
+      if not _trains(method, student):
+        continue
       network = teacher if method == "teacher" else student if _is_teacherless(method) else pair
       steps = pair in main_pairs and not _SKIP_STEPS.value
       if (method, network) not in seen:
@@ -131,6 +133,12 @@ def _trials(path: pathlib.Path, module: Any) -> Iterator[Trial]:
     own, first = module.get_config(method), module.get_config(f"{method}@{module.PAIRS[0]}")
     if own.student.model != first.student.model:
       yield Trial(path, method, "", steps=not _SKIP_STEPS.value)
+
+
+def _trains(method: str, student: str) -> bool:
+  """Check whether a method trains networks of the student's class."""
+  only = methods.METHODS[method].only
+  return not only or type(models.create(student, num_classes=2)) in only
 
 
 def _is_teacherless(method: str) -> bool:
@@ -221,7 +229,8 @@ def _report(
     "type.",
     "",
     "**2** is lowered and two updates, **L** is lowered, **FAILED** is listed below, - is not "
-    "tried yet. Methods without a teacher are tried once for each student, a teacher once.",
+    "tried yet, or for other students. Methods without a teacher are tried once for each student, "
+    "a teacher once.",
   ]
   for path, module in files.items():
     lines += ["", f"## {path}", "", _table(path, module, results)]

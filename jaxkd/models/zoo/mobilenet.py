@@ -45,8 +45,8 @@ _V2_TORCH_NAMES: TorchNames = (
   (r"classifier\.0", "classifier"),
 )
 # The seven groups of blocks of MobileNetV2: expansion, channels at width 1, stride of the first.
-_GROUPS = ((1, 16, 1), (6, 24, 1), (6, 32, 2), (6, 64, 2), (6, 96, 1), (6, 160, 2), (6, 320, 1))
-_GROUPS_OF = {"stage1": (0, 1), "stage2": (2,), "stage3": (3, 4), "stage4": (5, 6)}
+GROUPS = ((1, 16, 1), (6, 24, 1), (6, 32, 2), (6, 64, 2), (6, 96, 1), (6, 160, 2), (6, 320, 1))
+GROUPS_OF = {"stage1": (0, 1), "stage2": (2,), "stage3": (3, 4), "stage4": (5, 6)}
 
 
 class MobileNetV1(RectifiedModel):
@@ -156,7 +156,7 @@ class MobileNetV2(StagedModel):
     """Create the layers; their variables are created when they first run."""
     self.stem_conv = convolution(self.channels["stem"], 3, self.dtype, 2)
     self.stem_bn = batch_norm(self.axis_name, self.dtype)
-    self.blocks = [self._group(k) for k in range(len(_GROUPS))]
+    self.blocks = [self._group(k) for k in range(len(GROUPS))]
     self.last_conv = convolution(self.last_width, 1, self.dtype)
     self.last_bn = batch_norm(self.axis_name, self.dtype)
     normal = nn.initializers.normal(0.01)
@@ -165,7 +165,7 @@ class MobileNetV2(StagedModel):
   @property
   def channels(self) -> Mapping[str, int]:
     """Stage -> channels of its features, shallow to deep."""
-    ends = {stage: self._scaled(_GROUPS[groups[-1]][1]) for stage, groups in _GROUPS_OF.items()}
+    ends = {stage: self._scaled(GROUPS[groups[-1]][1]) for stage, groups in GROUPS_OF.items()}
     return {"stem": self._scaled(32)} | ends | {"pooled": self.last_width}
 
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
@@ -176,7 +176,7 @@ class MobileNetV2(StagedModel):
     if stage == "pooled":
       x = nn.relu(self.last_bn(self.last_conv(x), use_running_average=not train))
       return jnp.mean(x, axis=(1, 2)), {}
-    for group in _GROUPS_OF[stage]:
+    for group in GROUPS_OF[stage]:
       for block in self.blocks[group]:
         x = block(x, train)
     return x, {stage: x}
@@ -185,7 +185,7 @@ class MobileNetV2(StagedModel):
     return int(channels * self.width)
 
   def _group(self, k: int) -> list[InvertedResidual]:
-    expansion, channels, stride = _GROUPS[k]
+    expansion, channels, stride = GROUPS[k]
     strides = [stride] + [1] * (self.repeats[k] - 1)
     width = self._scaled(channels)
     return [InvertedResidual(width, expansion, s, self.axis_name, self.dtype) for s in strides]
@@ -224,6 +224,7 @@ class InvertedResidual(nn.Module):
     stride: of the depthwise convolution.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
+    inner: channels between the 1x1 convolutions; 0 takes those of `expansion`.
   """
 
   width: int
@@ -231,11 +232,13 @@ class InvertedResidual(nn.Module):
   stride: int
   axis_name: str | None = None
   dtype: Any = None
+  inner: int = 0
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """(B, H, W, C) -> (B, H / stride, W / stride, width), rounded up."""
-    y = nn.relu(_pointwise(self, "expand", x, x.shape[-1] * self.expansion, train))
+    inner = self.inner or x.shape[-1] * self.expansion
+    y = nn.relu(_pointwise(self, "expand", x, inner, train))
     y = nn.relu(_depthwise(self, y, train))
     y = _pointwise(self, "project", y, self.width, train)
     return x + y if self.stride == 1 and x.shape[-1] == self.width else y

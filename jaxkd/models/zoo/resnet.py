@@ -224,6 +224,7 @@ class BasicBlock(nn.Module):
     dropout: as in CifarResNet.
     axis_name: as in CifarResNet.
     dtype: as in CifarResNet.
+    inner: channels between the convolutions; 0 takes `width`.
   """
 
   width: int
@@ -232,6 +233,7 @@ class BasicBlock(nn.Module):
   dropout: float = 0.0
   axis_name: str | None = None
   dtype: Any = None
+  inner: int = 0
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -240,7 +242,7 @@ class BasicBlock(nn.Module):
     def norm(name: str, y: Array) -> Array:
       return batch_norm(self.axis_name, self.dtype, name)(y, use_running_average=not train)
 
-    y = convolution(self.width, 3, self.dtype, self.stride, name="conv1")(x)
+    y = convolution(self.inner or self.width, 3, self.dtype, self.stride, name="conv1")(x)
     y = nn.relu(norm("bn1", y))
     y = nn.Dropout(self.dropout, deterministic=not train)(y)
     y = norm("bn2", convolution(self.width, 3, self.dtype, name="conv2")(y))
