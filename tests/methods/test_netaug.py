@@ -120,11 +120,11 @@ def test_widths_are_drawn_from_the_lists_and_residual_blocks_keep_their_inputs(b
   network, seen = widened(base), {}
   for seed in range(40):
     counts = drawn_at(base, seed)
-    before, width = counts["stem_bn"], None
+    before = counts["stem_bn"]
     for block in network.plan.blocks:
       layers = network.plan.layers
       after = counts[f"{block.name}/{layers.outer[0]}"]
-      inner = {counts[f"{block.name}/{x}"] for x in layers.inner if x.endswith("bn")}
+      inner = {counts[f"{block.name}/{x}"] for x in layers.inner if "bn" in x}
       assert len(inner) == 1
       assert not block.residual or after == before
       assert after in {int(block.after * w + 0.5) for w in WIDTHS}
@@ -132,8 +132,6 @@ def test_widths_are_drawn_from_the_lists_and_residual_blocks_keep_their_inputs(b
       assert inner <= {int(width * e + 0.5) for e in EXPANSIONS}
       seen.setdefault(block.name, set()).add((after, *inner))
       before = after
-  assert all(len(found) == len(WIDTHS) * len(EXPANSIONS) for name, found in seen.items()
-             if not base.dtype and name == "stage1_0")  # fmt: skip
   assert all(len(found) > 2 for found in seen.values())
 
 
@@ -190,6 +188,7 @@ def stepped(devices=1, parts=1, count=2):
   return found
 
 
+@pytest.mark.long
 def test_an_update_sorts_draws_and_keeps_statistics_of_the_network_alone():
   [(after, metrics), _] = stepped()
   student = after.participants["student"]
@@ -228,18 +227,12 @@ def test_parts_of_a_batch_draw_the_same_network():
   chex.assert_trees_all_equal(
     state.participants["student"]["order"], stepped()[0][0].participants["student"]["order"]
   )
-  unused = jax.tree.map(
-    lambda a, b: np.asarray(a != b), stepped()[0][0].participants["student"]["params"],
-    jit(SCHEME.init)(jax.random.key(0), batch())["student"]["params"],
-  )  # fmt: skip
-  moved = jax.tree.map(
-    lambda a, b: np.asarray(a != b), state.participants["student"]["params"],
-    jit(SCHEME.init)(jax.random.key(0), batch())["student"]["params"],
-  )  # fmt: skip
-  stem = "stem_conv"
-  np.testing.assert_array_equal(
-    moved[stem]["kernel"].any((0, 1, 2)), unused[stem]["kernel"].any((0, 1, 2))
-  )
+  begun = jit(SCHEME.init)(jax.random.key(0), batch())["student"]["params"]
+  used = [
+    (one.participants["student"]["params"]["stem_conv"]["kernel"] != begun["stem_conv"]["kernel"])
+    for one in (state, stepped()[0][0])
+  ]
+  np.testing.assert_array_equal(*(np.any(moved, (0, 1, 2)) for moved in used))
 
 
 @pytest.mark.long
