@@ -69,7 +69,7 @@ class Net(nn.Module):
 def netaug(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   count = int(case.number("n_blocks", 1))
   blocks = (*(f"block_{i}" for i in range(count)), "head_block")
-  params = _params(arrays)
+  params = jax.tree.map(jnp.asarray, _params(arrays))
   aux: dict[str, Any] = {}
   if case.number("sort_channels", 0):
     params = _sorted(params, blocks)
