@@ -28,7 +28,7 @@ def divergences(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   where = _counted(case, arrays)
   student = arrays["student"]
   count = jnp.sum(where) if where is not None else student.shape[0] * student.shape[1]
-  count = jnp.asarray(count, student.dtype)
+  count = jnp.asarray(count, jnp.asarray(student).dtype)
   options: dict[str, Any] = {"where": where, "temperature": case.number("temperature", 1.0)}
   if variant in DISTILLM:
     beta = {"beta": case.number("lam", 0.0)} if case.has("lam") else {}

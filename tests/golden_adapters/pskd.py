@@ -18,8 +18,8 @@ def pskd(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   last, of = case.number("alpha_T", 0.8), int(case.number("end_epoch", 300))
   if case.has("table_init"):
     return _steps(case, arrays, last, of)
-  epoch = jnp.asarray(case.number("epoch", 0.0), arrays["student"].dtype)
-  logits, labels, past = (arrays[name] for name in ("student", "labels", "past_probs"))
+  logits, labels, past = (jnp.asarray(arrays[name]) for name in ("student", "labels", "past_probs"))
+  epoch = jnp.asarray(case.number("epoch", 0.0), logits.dtype)
   weight = past_weight_of(epoch, last=last, of=of)
   # In the first epoch the past is overwritten by the labels.
   used = jnp.where(epoch > 0, weight, 0.0)
@@ -34,11 +34,12 @@ def pskd(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
 def _steps(case: Case, arrays: Arrays, last: float, of: int) -> tuple[jax.Array, dict[str, Any]]:
   """Steps through the module with the table; the weights are those of `methods.progressive`."""
   module = PastPredictions(len(arrays["table_init"]))
-  memory = {MEMORY: {"predictions": arrays["table_init"]}}
+  memory = {MEMORY: {"predictions": jnp.asarray(arrays["table_init"])}}
   each, aux = [], {}
   steps = int(case.number("n_steps", 0))
   for step in range(steps):
-    logits, labels, idx = (arrays[f"{name}_{step}"] for name in ("student", "labels", "idx"))
+    names = ("student", "labels", "idx")
+    logits, labels, idx = (jnp.asarray(arrays[f"{name}_{step}"]) for name in names)
     epoch = jnp.asarray(arrays["epochs"])[step]
     batch = Batch(None, labels, None, idx)
     (past, _), memory = module.apply(memory, (logits, batch), train=True, mutable=[MEMORY])
