@@ -118,6 +118,9 @@ def _as_in_the_tables(config: ConfigDict) -> None:
   correlations = methods.section(config, "cc")
   if correlations is not None:
     correlations.form, correlations.weight = "embedding", 0.02
+  scales = methods.section(config, "sdd")
+  if scales is not None and config.teacher.model[:3] != config.student.model[:3]:
+    scales.scales = (1, 2, 4)
   boundaries = methods.section(config, "ab")
   if boundaries is not None and boundaries is config.method:
     # Labels alone after the first stage.

@@ -67,6 +67,10 @@ def _as_published(config: ConfigDict) -> None:
     method.label_weight, method.weight, method.temperature = 0.5, 0.5, 1.0
   elif method.name == "dkd":
     method.others_weight, method.temperature, method.warmup_epochs = 0.5, 1.0, 1.0
+  elif method.name == "sdd":
+    # SD-DKD, the form with published figures.
+    method.form, method.others_weight, method.temperature = "dkd", 2.0, 1.0
+    method.weight, method.label_weight, method.warmup_epochs = 1.0, 1.0, 1.0
   elif method.name == "simkd":
     config.student.epochs = 120
   elif method.name == "catkd" and config.student.model == "imagenet_resnet18":

@@ -307,6 +307,14 @@ def test_dot_is_a_variant_of_any_recipe(file, delta, rate, size):
     configs.get_config("kd@dott")
 
 
+def test_sdd_has_the_published_scales_of_each_pair():
+  configs = importlib.import_module("configs.cifar100")
+  for pair, scales in (
+    ("resnet32x4-resnet8x4", (1, 2)), ("resnet32x4-shufflenetv1", (1, 2, 4)),
+  ):  # fmt: skip
+    assert configs.get_config(f"sdd@{pair}").method.scales == scales
+
+
 def test_methods_start_from_the_published_hyperparameters():
   published = {
     "dkd": {"temperature": 4.0, "target_weight": 1.0, "others_weight": 8.0, "warmup_epochs": 20.0},
@@ -317,6 +325,16 @@ def test_methods_start_from_the_published_hyperparameters():
       "divergence": "forward",
       "standardize": False,
       "top_k": 0,
+    },
+    "sdd": {
+      "form": "kd",
+      "temperature": 4.0,
+      "scales": (1, 2),
+      "weight": 0.9,
+      "label_weight": 0.1,
+      "target_weight": 1.0,
+      "others_weight": 8.0,
+      "gamma": 1.5,
     },
     "fitnets": {"stage": "auto", "weight": 100.0, "label_weight": 1.0},
     "at": {"power": 2.0, "norm": "code", "weight": 1000.0, "label_weight": 1.0},

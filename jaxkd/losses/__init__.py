@@ -10,6 +10,7 @@ default to the authors' values.
 | labels | | `cross_entropy`, `sigmoid_cross_entropy` |
 | logits | `knowledge_distillation`, `sigmoid_distillation` | `soft_target_kl`, `sigmoid_kl` |
 | target class | `decoupled_distillation` | `target_class_kl`, `other_classes_kl` |
+| regions | `scale_decoupled` | `region_divergence` |
 | divergences | | `soft_target_divergence`, `top_k_divergence` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
@@ -94,6 +95,7 @@ from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_trans
 from jaxkd.losses.pskd import past_cross_entropy, progressive_self_distillation
 from jaxkd.losses.reviewkd import hierarchical_context_mse, knowledge_review
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
+from jaxkd.losses.sdd import region_divergence, scale_decoupled
 from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
 from jaxkd.losses.srrl import logit_mse, softmax_regression
@@ -177,7 +179,9 @@ __all__ = [
   "probabilistic_knowledge_transfer",
   "progressive_self_distillation",
   "reconstruction_error",
+  "region_divergence",
   "relational",
+  "scale_decoupled",
   "sigmoid_cross_entropy",
   "sigmoid_distillation",
   "sigmoid_kl",

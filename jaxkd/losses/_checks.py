@@ -50,6 +50,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "probabilistic_knowledge_transfer": ("cosine_similarity_kl",),
   "progressive_self_distillation": ("past_cross_entropy",),
   "relational": ("pairwise_distance_huber", "angle_huber"),
+  "scale_decoupled": ("region_divergence",),
   "sigmoid_distillation": ("sigmoid_kl",),
   "similarity_preserving": ("similarity_mse",),
   "simkd": ("hint_mse",),

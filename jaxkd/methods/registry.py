@@ -41,6 +41,7 @@ from jaxkd.methods.pkt import METHOD as PKT
 from jaxkd.methods.pskd import METHOD as PSKD
 from jaxkd.methods.reviewkd import METHOD as REVIEWKD
 from jaxkd.methods.rkd import METHOD as RKD
+from jaxkd.methods.sdd import METHOD as SDD
 from jaxkd.methods.simkd import METHOD as SIMKD
 from jaxkd.methods.skd import METHOD as SKD
 from jaxkd.methods.sp import METHOD as SP
@@ -56,6 +57,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "alone": ALONE,
   "kd": KD,
   "dkd": DKD,
+  "sdd": SDD,
   "fitnets": FITNETS,
   "at": AT,
   "gradient_at": GRADIENT_AT,
