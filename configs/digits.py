@@ -39,4 +39,8 @@ def get_config(method: str = "simkd") -> ConfigDict:
     # Maps of unit norm differ more per pixel the fewer pixels they have: the published 1000 is
     # for maps of 32x32 to 8x8, and outweighs the labels here.
     attention.weight = 10.0
+  calibration = methods.section(config, "semckd")
+  if calibration is not None:
+    # The published 400 diverges at this learning rate.
+    calibration.weight = 10.0
   return config

@@ -78,6 +78,10 @@ def _as_published(config: ConfigDict) -> None:
   elif method.name == "ft":
     method.paraphraser_epochs, method.weight = 1, 1000.0
     config.student.epochs, config.student.drops = 90, (30, 60)
+  elif method.name == "ofd":
+    method.weight = 0.1
+  elif method.name == "semckd":
+    method.weight = 50.0
   elif method.name == "reviewkd":
     method.warmup_epochs, method.student_arrays = 1.0, "preactivations"
     method.weight = 1.0 if config.student.model == "imagenet_resnet18" else 8.0

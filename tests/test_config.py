@@ -61,7 +61,7 @@ def wrong_values(path, field):
   if path[-1] == "drops":
     wrong = [(2, 1), (3, 3), (0, 1), (-1,), (math.inf,), (10**400,), ("1",), (None,), (True,)]
     return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
-  if field.meaning == "a tuple of positive numbers":
+  if field.meaning in ("a tuple of positive numbers", "a tuple of rising positive numbers"):
     wrong = [(0.0,), (-1.0, 1.0), (math.inf,), ("1",), (None,), (True,)]
     return st.one_of(st.sampled_from(wrong), st.text(), st.none(), st.floats())
   if path[-1] in ("mean", "std"):
@@ -362,6 +362,9 @@ def test_methods_start_from_the_published_hyperparameters():
     "pkt": {"stages": ("pooled",), "eps": 1e-7, "weight": 30000.0, "label_weight": 1.0},
     "reviewkd": {"stages": ("auto",), "width": 0, "warmup_epochs": 20.0, "weight": 5.0},
     "netaug": {"weight": 1.0, "widths": (1.0, 1.8, 2.6), "expansions": (1.0, 1.6, 2.2, 2.8)},
+    "semckd": {"slots": 64, "factor": 4, "temperature": 1.0, "weight": 400.0},
+    "ofd": {"stages": ("auto",), "margins": "norm", "weight": 1.0},
+    "crd": {"stage": "pooled", "width": 128, "negatives": 16384, "temperature": 0.07},
   }
   for method, values in published.items():
     own = config.base_config(method).method

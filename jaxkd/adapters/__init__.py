@@ -1,6 +1,7 @@
 """Trainable modules between the outputs of a student and of a teacher."""
 
 from jaxkd.adapters.at_stages import AtStages, TeacherAtStages
+from jaxkd.adapters.contrast import ContrastMemory, ExampleTable
 from jaxkd.adapters.embeddings import Embeddings
 from jaxkd.adapters.factors import FactorDecoder, FactorEncoder, paraphraser_for, translator_for
 from jaxkd.adapters.gate import Gate
@@ -11,6 +12,7 @@ from jaxkd.adapters.past import PastPredictions
 from jaxkd.adapters.projector import Projector, projector_for
 from jaxkd.adapters.regressor import Regressor, regressor_for
 from jaxkd.adapters.review import AttentionFusion, ReviewFusion
+from jaxkd.adapters.semckd import LayerRegressor, SemanticCalibration, StageAttention
 from jaxkd.adapters.variational import (
   VariationalRegressor,
   VariationalRegressors,
@@ -20,16 +22,21 @@ from jaxkd.adapters.variational import (
 __all__ = [
   "AtStages",
   "AttentionFusion",
+  "ContrastMemory",
   "Embeddings",
+  "ExampleTable",
   "FactorDecoder",
   "FactorEncoder",
   "Gate",
+  "LayerRegressor",
   "MaskedGenerator",
   "OrthogonalProjector",
   "PastPredictions",
   "Projector",
   "Regressor",
   "ReviewFusion",
+  "SemanticCalibration",
+  "StageAttention",
   "TeacherAtStages",
   "TokenGenerator",
   "VariationalRegressor",

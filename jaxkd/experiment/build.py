@@ -114,6 +114,7 @@ def phases(
     steps_per_epoch=count_steps(len(seen), settings.batch_size),
     hyperparameters=settings.method,
     rows=int(seen.indices.max(initial=-1)) + 1,
+    examples=seen,
     create=lambda model: networks.create("method.models", model, data, options)[0],
   )
   try:

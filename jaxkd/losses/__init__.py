@@ -36,6 +36,9 @@ default to the authors' values.
 | projections | `orthogonal_projection` | `normalized_huber`, `standardized_huber` |
 | pixels and regions | `structured` | `pixel_divergence`, `pair_wise_mse` |
 | reviews | `knowledge_review` | `hierarchical_context_mse` |
+| contrasts | `contrastive_representation` | `contrastive_nce` |
+| margins | `overhaul` | `partial_l2`, `batch_norm_margin` |
+| layers | `semantic_calibration` | `weighted_mse` |
 | peers | `mutual`, `native_ensemble` | `peer_kl`, `gated_logits` |
 | exits | `multi_exit` | `soft_cross_entropy`, `mean_confidence`, `adapted_temperature` |
 | own teacher | `be_your_own_teacher` | `masked_sum_of_squares`, `euclidean_distance` |
@@ -58,6 +61,7 @@ from jaxkd.losses.born_again import (
 from jaxkd.losses.byot import be_your_own_teacher, euclidean_distance, masked_sum_of_squares
 from jaxkd.losses.catkd import class_activation_mse, class_attention
 from jaxkd.losses.cc import adjacent_products, correlation_congruence, kernel_correlation
+from jaxkd.losses.crd import contrastive_nce, contrastive_representation
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.deit import distillation_token, hard_target_cross_entropy
@@ -91,11 +95,13 @@ from jaxkd.losses.multi_exit import (
 )
 from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation, sigmoid_kl
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
+from jaxkd.losses.ofd import batch_norm_margin, overhaul, partial_l2
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
 from jaxkd.losses.pskd import past_cross_entropy, progressive_self_distillation
 from jaxkd.losses.reviewkd import hierarchical_context_mse, knowledge_review
 from jaxkd.losses.rkd import angle_huber, pairwise_distance_huber, relational
 from jaxkd.losses.sdd import region_divergence, scale_decoupled
+from jaxkd.losses.semckd import semantic_calibration, weighted_mse
 from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
 from jaxkd.losses.srrl import logit_mse, softmax_regression
@@ -115,6 +121,7 @@ __all__ = [
   "attention_map_l2",
   "attention_map_mse",
   "attention_transfer",
+  "batch_norm_margin",
   "be_your_own_teacher",
   "boundary_disagreement",
   "boundary_margin",
@@ -125,6 +132,8 @@ __all__ = [
   "class_attention",
   "confidence_weighted_by_teacher_max",
   "confidence_weighted_cross_entropy",
+  "contrastive_nce",
+  "contrastive_representation",
   "correlation_congruence",
   "cosine_similarity_kl",
   "cross_entropy",
@@ -168,8 +177,10 @@ __all__ = [
   "normalized_huber",
   "orthogonal_projection",
   "other_classes_kl",
+  "overhaul",
   "pair_wise_mse",
   "pairwise_distance_huber",
+  "partial_l2",
   "past_cross_entropy",
   "peer_kl",
   "permute_wrong_classes",
@@ -182,6 +193,7 @@ __all__ = [
   "region_divergence",
   "relational",
   "scale_decoupled",
+  "semantic_calibration",
   "sigmoid_cross_entropy",
   "sigmoid_distillation",
   "sigmoid_kl",
@@ -200,4 +212,5 @@ __all__ = [
   "top_k_divergence",
   "variational_information",
   "vit_distillation",
+  "weighted_mse",
 ]

@@ -195,7 +195,7 @@ def paired_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) ->
   """
   if vectors and not (_maps(student) and _maps(teacher)):
     return _paired_vectors(student, teacher)
-  ours, theirs = _need_maps(student, "student"), _need_maps(teacher, "teacher")
+  ours, theirs = need_maps(student, "student"), need_maps(teacher, "teacher")
   if len(ours) == len(theirs):
     return tuple(zip(ours, theirs, strict=True))
   sizes = [{stage: shape[1:3] for stage, shape in of.items()} for of in (ours, theirs)]
@@ -223,7 +223,7 @@ def last_stages(student: Shapes, teacher: Shapes, *, vectors: bool = False) -> t
     ConfigError: if a network has no feature map and needs one.
   """
   if not vectors or _maps(teacher):
-    return _last(_need_maps(student, "student")), _last(_need_maps(teacher, "teacher"))
+    return _last(need_maps(student, "student")), _last(need_maps(teacher, "teacher"))
   return _last(_maps(student) or _hidden(student)), _last(_hidden(teacher))
 
 
@@ -232,7 +232,7 @@ def inner_stages(shapes: Shapes) -> tuple[str, ...]:
   return tuple(_hidden(shapes))
 
 
-def _need_maps(shapes: Shapes, owner: str) -> Shapes:
+def need_maps(shapes: Shapes, owner: str) -> Shapes:
   """Return a network's feature maps, without the stem.
 
   Raises:

@@ -77,6 +77,8 @@ class Setup:
     steps_per_epoch: updates of the student per epoch.
     rows: 1 more than the largest of `Batch.indices` of the student's examples: rows of a table or
       bank by example.
+    examples: the student's training examples, with `labels` (N, ...) and `indices` (N,), for a
+      memory of each of them (`jaxkd.data.Examples`).
     hyperparameters: the config's "method" section; in a sum of methods, the part of this method.
     create: name -> model for the same data, for methods that train further networks.
     shares: participant name -> a teacher's share of the objective; they sum to 1.
@@ -93,6 +95,7 @@ class Setup:
   hyperparameters: Any
   create: Callable[[str], nn.Module]
   rows: int = 0
+  examples: Any = None
   shares: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"teacher": 1.0})
   teacher_name: str = "teacher"
 

@@ -89,6 +89,9 @@ class Distillation:
     teacher_adapter: Flax module `((teacher, batch), train) -> teacher` that does not learn, such as
       one trained in an earlier phase. It is applied outside the differentiated function.
     teacher_adapter_name: its participant; "" is NAME_teacher_adapter.
+    teacher_parameters: name -> path in the teacher's parameters ("stage1_0/bn2/scale"), of one
+      teacher: the loss reads them as features of the teacher's Output, (B, ...) with one copy for
+      each example, so that they are cached as the other targets.
     gradients: (student, teacher): stages ("images" for the input) at which the loss reads
       `Output.gradients` of each.
     labelled: feature of the student that is the logits for the labels' term, where that is not
@@ -104,6 +107,7 @@ class Distillation:
   adapter_name: str = ""
   teacher_adapter: nn.Module | None = None
   teacher_adapter_name: str = ""
+  teacher_parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
   gradients: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
   labelled: str = ""
   metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxkd.errors import ConfigError
 from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
+from jaxkd.methods._teacher_parameters import with_parameters
 from jaxkd.methods.distillation import Distillation, call_with_mask
 from jaxkd.networks import (
   Model,
@@ -121,7 +122,7 @@ def offline(
       return participants
     outputs = {n: infer_batch(m, participants[n], n, batch) for n, m in everyone.items()}
     for d in distillations:
-      seen = d.combined(outputs)
+      seen = with_parameters(d, d.combined(outputs), participants, batch)
       if d.teacher_adapter is not None:
         name = d.frozen_participant
         participants[name] = initialize(d.teacher_adapter, rng, name, (seen, batch))
@@ -147,7 +148,7 @@ def offline(
         outputs[name] = infer_batch(model, participants[name], name, batch)
     seen = {}
     for d in distillations:
-      seen[d.name] = d.combined(outputs)
+      seen[d.name] = with_parameters(d, d.combined(outputs), participants, batch)
       if d.teacher_adapter is not None:
         variables = participants[d.frozen_participant]
         seen[d.name] = infer(d.teacher_adapter, variables, (seen[d.name], batch))

@@ -20,6 +20,7 @@ from jaxkd.methods.born_again import METHOD as BORN_AGAIN
 from jaxkd.methods.byot import METHOD as BYOT
 from jaxkd.methods.catkd import METHOD as CATKD
 from jaxkd.methods.cc import METHOD as CC
+from jaxkd.methods.crd import METHOD as CRD
 from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.deit import METHOD as DEIT
 from jaxkd.methods.dkd import METHOD as DKD
@@ -36,12 +37,14 @@ from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.netaug import METHOD as NETAUG
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
+from jaxkd.methods.ofd import METHOD as OFD
 from jaxkd.methods.one import METHOD as ONE
 from jaxkd.methods.pkt import METHOD as PKT
 from jaxkd.methods.pskd import METHOD as PSKD
 from jaxkd.methods.reviewkd import METHOD as REVIEWKD
 from jaxkd.methods.rkd import METHOD as RKD
 from jaxkd.methods.sdd import METHOD as SDD
+from jaxkd.methods.semckd import METHOD as SEMCKD
 from jaxkd.methods.simkd import METHOD as SIMKD
 from jaxkd.methods.skd import METHOD as SKD
 from jaxkd.methods.sp import METHOD as SP
@@ -81,6 +84,9 @@ _BUILT_IN: Mapping[str, Method] = {
   "ft": FT,
   "ab": AB,
   "reviewkd": REVIEWKD,
+  "crd": CRD,
+  "ofd": OFD,
+  "semckd": SEMCKD,
   "simkd": SIMKD,
   "born_again": BORN_AGAIN,
   "dml": DML,

@@ -42,6 +42,7 @@ BY_EXAMPLE = {
   "gated_logits",
   "match_sizes",
   "permute_wrong_classes",
+  *rows.joined("BY_EXAMPLE"),
 }
 
 

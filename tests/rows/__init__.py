@@ -2,7 +2,8 @@
 
 A file may define
   SUBJECTS: name -> `_subject.Subject`, for tests/losses/test_every_loss.py;
-  COUNTED: list of `_counted.Case`, for tests/losses/test_counting.py;
+  COUNTED: list of `_counted.Case`, and BY_EXAMPLE: functions without a mask, for
+    tests/losses/test_counting.py;
   CALLS, MORE, ONE_SIDED: as in tests/losses/test_wrong_inputs.py;
   BEHIND_A_NETWORK: name -> `_networked.Case`, for tests/numerics;
   MUTATIONS: list of `_mutation.Mutation`, for tests/mutate.py;
