@@ -336,6 +336,7 @@ def test_methods_start_from_the_published_hyperparameters():
       "others_weight": 8.0,
       "gamma": 1.5,
     },
+    "dist": {"temperature": 4.0, "inter_weight": 1.0, "intra_weight": 1.0, "weight": 2.0},
     "fitnets": {"stage": "auto", "weight": 100.0, "label_weight": 1.0},
     "at": {"power": 2.0, "norm": "code", "weight": 1000.0, "label_weight": 1.0},
     "simkd": {"stage": "auto", "reduction": 2, "weight": 1.0, "reused_stages": 0},

@@ -12,6 +12,7 @@ default to the authors' values.
 | target class | `decoupled_distillation` | `target_class_kl`, `other_classes_kl` |
 | regions | `scale_decoupled` | `region_divergence` |
 | divergences | | `soft_target_divergence`, `top_k_divergence` |
+| correlations | `stronger_teacher` | `inter_class_correlation`, `intra_class_correlation` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
 | gradients | `gradient_attention_transfer`, `gradient_symmetry` | `gradient_l2`, `gradient_mse` |
@@ -62,6 +63,11 @@ from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.deit import distillation_token, hard_target_cross_entropy
 from jaxkd.losses.divergences import soft_target_divergence, top_k_divergence
+from jaxkd.losses.dist import (
+  inter_class_correlation,
+  intra_class_correlation,
+  stronger_teacher,
+)
 from jaxkd.losses.dkd import decoupled_distillation, other_classes_kl, target_class_kl
 from jaxkd.losses.dml import gated_logits, mutual, native_ensemble, peer_kl
 from jaxkd.losses.fitnets import fitnets, hint_mse, simkd
@@ -153,6 +159,8 @@ __all__ = [
   "hint_mse",
   "inter_channel_correlation",
   "kernel_correlation",
+  "inter_class_correlation",
+  "intra_class_correlation",
   "knowledge_distillation",
   "knowledge_review",
   "linear_mmd",
@@ -195,6 +203,7 @@ __all__ = [
   "softmax_regression",
   "squared_error_sum",
   "standardized_huber",
+  "stronger_teacher",
   "structured",
   "target_class_kl",
   "top_k_divergence",

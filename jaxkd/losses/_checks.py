@@ -55,6 +55,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "similarity_preserving": ("similarity_mse",),
   "simkd": ("hint_mse",),
   "orthogonal_projection": ("normalized_huber", "standardized_huber"),
+  "stronger_teacher": ("inter_class_correlation", "intra_class_correlation"),
   "structured": ("pixel_divergence", "pair_wise_mse"),
   "singular_value_distillation": ("aligned_singular_vectors", "hint_mse"),
   "softmax_regression": ("hint_mse", "logit_mse"),

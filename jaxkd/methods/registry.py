@@ -22,6 +22,7 @@ from jaxkd.methods.catkd import METHOD as CATKD
 from jaxkd.methods.cc import METHOD as CC
 from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.deit import METHOD as DEIT
+from jaxkd.methods.dist import METHOD as DIST
 from jaxkd.methods.dkd import METHOD as DKD
 from jaxkd.methods.dml import METHOD as DML
 from jaxkd.methods.fitnets import METHOD as FITNETS
@@ -58,6 +59,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "kd": KD,
   "dkd": DKD,
   "sdd": SDD,
+  "dist": DIST,
   "fitnets": FITNETS,
   "at": AT,
   "gradient_at": GRADIENT_AT,
