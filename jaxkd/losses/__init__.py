@@ -13,6 +13,8 @@ default to the authors' values.
 | regions | `scale_decoupled` | `region_divergence` |
 | divergences | | `soft_target_divergence`, `top_k_divergence` |
 | correlations | `stronger_teacher` | `inter_class_correlation`, `intra_class_correlation` |
+| others | `normalized_distillation` | `target_soft_cross_entropy`, `other_classes_cross_entropy` |
+| teacher's power | `transformed_teacher_matching` | `transformed_teacher_kl` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
 | gradients | `gradient_attention_transfer`, `gradient_symmetry` | `gradient_l2`, `gradient_mse` |
@@ -68,6 +70,7 @@ from jaxkd.losses.dist import (
   intra_class_correlation,
   stronger_teacher,
 )
+from jaxkd.losses.divergences import soft_target_divergence, top_k_divergence
 from jaxkd.losses.dkd import decoupled_distillation, other_classes_kl, target_class_kl
 from jaxkd.losses.dml import gated_logits, mutual, native_ensemble, peer_kl
 from jaxkd.losses.fitnets import fitnets, hint_mse, simkd
@@ -96,6 +99,11 @@ from jaxkd.losses.multi_exit import (
   soft_cross_entropy,
 )
 from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation, sigmoid_kl
+from jaxkd.losses.nkd import (
+  normalized_distillation,
+  other_classes_cross_entropy,
+  target_soft_cross_entropy,
+)
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
 from jaxkd.losses.pskd import past_cross_entropy, progressive_self_distillation
@@ -108,6 +116,7 @@ from jaxkd.losses.srrl import logit_mse, softmax_regression
 from jaxkd.losses.vid import gaussian_log_loss, variational_information
 from jaxkd.losses.vitkd import vit_distillation
 from jaxkd.losses.vkd import normalized_huber, orthogonal_projection, standardized_huber
+from jaxkd.losses.ttm import transformed_teacher_kl, transformed_teacher_matching
 
 __all__ = [
   "activation_boundaries",
@@ -175,6 +184,8 @@ __all__ = [
   "neuron_selectivity_transfer",
   "normalized_huber",
   "orthogonal_projection",
+  "normalized_distillation",
+  "other_classes_cross_entropy",
   "other_classes_kl",
   "pair_wise_mse",
   "pairwise_distance_huber",
@@ -206,7 +217,10 @@ __all__ = [
   "stronger_teacher",
   "structured",
   "target_class_kl",
+  "target_soft_cross_entropy",
   "top_k_divergence",
   "variational_information",
   "vit_distillation",
+  "transformed_teacher_kl",
+  "transformed_teacher_matching",
 ]

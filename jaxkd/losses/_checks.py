@@ -47,6 +47,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "mutual": ("peer_kl",),
   "native_ensemble": ("peer_kl",),
   "neuron_selectivity_transfer": ("polynomial_mmd", "gaussian_mmd", "linear_mmd"),
+  "normalized_distillation": ("target_soft_cross_entropy", "other_classes_cross_entropy"),
   "probabilistic_knowledge_transfer": ("cosine_similarity_kl",),
   "progressive_self_distillation": ("past_cross_entropy",),
   "relational": ("pairwise_distance_huber", "angle_huber"),
@@ -61,6 +62,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "softmax_regression": ("hint_mse", "logit_mse"),
   "variational_information": ("gaussian_log_loss",),
   "vit_distillation": ("squared_error_sum",),
+  "transformed_teacher_matching": ("transformed_teacher_kl",),
 }
 
 

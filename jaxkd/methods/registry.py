@@ -35,6 +35,7 @@ from jaxkd.methods.kdsvd import METHOD as KDSVD
 from jaxkd.methods.mgd import METHOD as MGD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.netaug import METHOD as NETAUG
+from jaxkd.methods.nkd import METHOD as NKD
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
 from jaxkd.methods.one import METHOD as ONE
@@ -51,6 +52,8 @@ from jaxkd.methods.supervised import ALONE, TEACHER, supervised
 from jaxkd.methods.vid import METHOD as VID
 from jaxkd.methods.vitkd import METHOD as VITKD
 from jaxkd.methods.vkd import METHOD as VKD
+from jaxkd.methods.ttm import METHOD as TTM
+from jaxkd.methods.wttm import METHOD as WTTM
 from jaxkd.types import Output
 
 _BUILT_IN: Mapping[str, Method] = {
@@ -60,6 +63,9 @@ _BUILT_IN: Mapping[str, Method] = {
   "dkd": DKD,
   "sdd": SDD,
   "dist": DIST,
+  "nkd": NKD,
+  "ttm": TTM,
+  "wttm": WTTM,
   "fitnets": FITNETS,
   "at": AT,
   "gradient_at": GRADIENT_AT,
