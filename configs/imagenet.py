@@ -80,6 +80,8 @@ def _as_published(config: ConfigDict) -> None:
     method.weight, method.label_weight, method.warmup_epochs = 1.0, 1.0, 1.0
   elif method.name == "nkd":
     method.temperature, method.others_weight = 1.0, 1.5
+  elif method.name == "uskd":
+    method.target_weight, method.others_weight, method.weak_weight = 1.0, 0.1, 0.005
   elif method.name == "dist":
     method.temperature = 1.0
   elif method.name == "simkd":

@@ -340,6 +340,8 @@ def test_methods_start_from_the_published_hyperparameters():
     "nkd": {"temperature": 3.0, "others_weight": 3.5, "without_target": True, "weight": 1.0},
     "ttm": {"exponent": 0.1, "weight": 45.0, "label_weight": 1.0},
     "wttm": {"exponent": 0.2, "weight": 4.0, "label_weight": 1.0},
+    "tfkd": {"form": "regularization", "temperature": 20.0, "weight": 0.1, "label_weight": 0.9},
+    "uskd": {"target_weight": 0.1, "others_weight": 0.1, "weak_weight": 0.1, "label_weight": 1.0},
     "fitnets": {"stage": "auto", "weight": 100.0, "label_weight": 1.0},
     "at": {"power": 2.0, "norm": "code", "weight": 1000.0, "label_weight": 1.0},
     "simkd": {"stage": "auto", "reduction": 2, "weight": 1.0, "reused_stages": 0},

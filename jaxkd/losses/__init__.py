@@ -15,6 +15,8 @@ default to the authors' values.
 | correlations | `stronger_teacher` | `inter_class_correlation`, `intra_class_correlation` |
 | others | `normalized_distillation` | `target_soft_cross_entropy`, `other_classes_cross_entropy` |
 | teacher's power | `transformed_teacher_matching` | `transformed_teacher_kl` |
+| virtual teacher | `virtual_teacher` | `virtual_teacher_kl` |
+| own ranks | `unified_self_distillation` | `self_target_cross_entropy`, `ranked_cross_entropy` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
 | gradients | `gradient_attention_transfer`, `gradient_symmetry` | `gradient_l2`, `gradient_mse` |
@@ -116,7 +118,13 @@ from jaxkd.losses.srrl import logit_mse, softmax_regression
 from jaxkd.losses.vid import gaussian_log_loss, variational_information
 from jaxkd.losses.vitkd import vit_distillation
 from jaxkd.losses.vkd import normalized_huber, orthogonal_projection, standardized_huber
+from jaxkd.losses.tfkd import virtual_teacher, virtual_teacher_kl
 from jaxkd.losses.ttm import transformed_teacher_kl, transformed_teacher_matching
+from jaxkd.losses.uskd import (
+  ranked_cross_entropy,
+  self_target_cross_entropy,
+  unified_self_distillation,
+)
 
 __all__ = [
   "activation_boundaries",
@@ -197,10 +205,12 @@ __all__ = [
   "polynomial_mmd",
   "probabilistic_knowledge_transfer",
   "progressive_self_distillation",
+  "ranked_cross_entropy",
   "reconstruction_error",
   "region_divergence",
   "relational",
   "scale_decoupled",
+  "self_target_cross_entropy",
   "sigmoid_cross_entropy",
   "sigmoid_distillation",
   "sigmoid_kl",
@@ -223,4 +233,7 @@ __all__ = [
   "vit_distillation",
   "transformed_teacher_kl",
   "transformed_teacher_matching",
+  "unified_self_distillation",
+  "virtual_teacher",
+  "virtual_teacher_kl",
 ]

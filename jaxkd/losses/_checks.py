@@ -63,6 +63,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "variational_information": ("gaussian_log_loss",),
   "vit_distillation": ("squared_error_sum",),
   "transformed_teacher_matching": ("transformed_teacher_kl",),
+  "unified_self_distillation": ("self_target_cross_entropy", "ranked_cross_entropy"),
+  "virtual_teacher": ("virtual_teacher_kl",),
 }
 
 

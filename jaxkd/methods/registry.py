@@ -52,7 +52,9 @@ from jaxkd.methods.supervised import ALONE, TEACHER, supervised
 from jaxkd.methods.vid import METHOD as VID
 from jaxkd.methods.vitkd import METHOD as VITKD
 from jaxkd.methods.vkd import METHOD as VKD
+from jaxkd.methods.tfkd import METHOD as TFKD
 from jaxkd.methods.ttm import METHOD as TTM
+from jaxkd.methods.uskd import METHOD as USKD
 from jaxkd.methods.wttm import METHOD as WTTM
 from jaxkd.types import Output
 
@@ -91,6 +93,8 @@ _BUILT_IN: Mapping[str, Method] = {
   "reviewkd": REVIEWKD,
   "simkd": SIMKD,
   "born_again": BORN_AGAIN,
+  "tfkd": TFKD,
+  "uskd": USKD,
   "dml": DML,
   "one": ONE,
   "byot": BYOT,
