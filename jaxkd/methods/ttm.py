@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from jaxkd.fields import flag, number
 from jaxkd.losses import transformed_teacher_matching
 from jaxkd.methods.base import Method, Setup
 from jaxkd.methods.distillation import Distillation, per_example
 
 
-def distillations_of(name: str, *, weighted: bool) -> Callable[[Setup], list[Distillation]]:
-  """Return the `Method.distillations` of TTM or, with weights of the examples, of WTTM."""
-
-  def distillations(setup: Setup) -> list[Distillation]:
-    hyperparameters = setup.hyperparameters
-    loss = per_example(
-      transformed_teacher_matching,
-      exponent=hyperparameters.exponent,
-      weighted=weighted,
-      standardize=hyperparameters.standardize,
-    )
-    weight = setup.share * hyperparameters.weight
-    return [Distillation(setup.named(name), loss, weight, setup.teacher_name)]
-
-  return distillations
+def _distillations(setup: Setup) -> list[Distillation]:
+  hyperparameters = setup.hyperparameters
+  loss = per_example(
+    transformed_teacher_matching,
+    exponent=hyperparameters.exponent,
+    standardize=hyperparameters.standardize,
+  )
+  weight = setup.share * hyperparameters.weight
+  return [Distillation(setup.named("ttm"), loss, weight, setup.teacher_name)]
 
 
 METHOD = Method(
@@ -35,6 +27,6 @@ METHOD = Method(
     "standardize": flag(False),
     "weight": number(45.0),
   },
-  distillations_of("ttm", weighted=False),
+  _distillations,
   source="Zheng and Yang, Knowledge Distillation Based on Transformed Teacher Matching, ICLR 2024",
 )
