@@ -125,6 +125,7 @@ from jaxkd.losses.uskd import (
   self_target_cross_entropy,
   unified_self_distillation,
 )
+from jaxkd.losses.vid import gaussian_log_loss, variational_information
 
 __all__ = [
   "activation_boundaries",
@@ -175,9 +176,9 @@ __all__ = [
   "hierarchical_context_mse",
   "hint_mse",
   "inter_channel_correlation",
-  "kernel_correlation",
   "inter_class_correlation",
   "intra_class_correlation",
+  "kernel_correlation",
   "knowledge_distillation",
   "knowledge_review",
   "linear_mmd",
@@ -234,6 +235,7 @@ __all__ = [
   "transformed_teacher_kl",
   "transformed_teacher_matching",
   "unified_self_distillation",
+  "variational_information",
   "virtual_teacher",
   "virtual_teacher_kl",
 ]

@@ -55,6 +55,7 @@ from jaxkd.methods.vkd import METHOD as VKD
 from jaxkd.methods.tfkd import METHOD as TFKD
 from jaxkd.methods.ttm import METHOD as TTM
 from jaxkd.methods.uskd import METHOD as USKD
+from jaxkd.methods.vid import METHOD as VID
 from jaxkd.methods.wttm import METHOD as WTTM
 from jaxkd.types import Output
 
