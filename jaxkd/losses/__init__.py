@@ -66,7 +66,6 @@ from jaxkd.losses.cc import adjacent_products, correlation_congruence, kernel_co
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.deit import distillation_token, hard_target_cross_entropy
-from jaxkd.losses.divergences import soft_target_divergence, top_k_divergence
 from jaxkd.losses.dist import (
   inter_class_correlation,
   intra_class_correlation,
@@ -115,9 +114,6 @@ from jaxkd.losses.sdd import region_divergence, scale_decoupled
 from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
 from jaxkd.losses.srrl import logit_mse, softmax_regression
-from jaxkd.losses.vid import gaussian_log_loss, variational_information
-from jaxkd.losses.vitkd import vit_distillation
-from jaxkd.losses.vkd import normalized_huber, orthogonal_projection, standardized_huber
 from jaxkd.losses.tfkd import virtual_teacher, virtual_teacher_kl
 from jaxkd.losses.ttm import transformed_teacher_kl, transformed_teacher_matching
 from jaxkd.losses.uskd import (
@@ -126,6 +122,8 @@ from jaxkd.losses.uskd import (
   unified_self_distillation,
 )
 from jaxkd.losses.vid import gaussian_log_loss, variational_information
+from jaxkd.losses.vitkd import vit_distillation
+from jaxkd.losses.vkd import normalized_huber, orthogonal_projection, standardized_huber
 
 __all__ = [
   "activation_boundaries",
@@ -191,9 +189,9 @@ __all__ = [
   "mutual",
   "native_ensemble",
   "neuron_selectivity_transfer",
+  "normalized_distillation",
   "normalized_huber",
   "orthogonal_projection",
-  "normalized_distillation",
   "other_classes_cross_entropy",
   "other_classes_kl",
   "pair_wise_mse",
@@ -230,12 +228,11 @@ __all__ = [
   "target_class_kl",
   "target_soft_cross_entropy",
   "top_k_divergence",
-  "variational_information",
-  "vit_distillation",
   "transformed_teacher_kl",
   "transformed_teacher_matching",
   "unified_self_distillation",
   "variational_information",
   "virtual_teacher",
   "virtual_teacher_kl",
+  "vit_distillation",
 ]

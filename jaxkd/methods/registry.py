@@ -49,13 +49,12 @@ from jaxkd.methods.skd import METHOD as SKD
 from jaxkd.methods.sp import METHOD as SP
 from jaxkd.methods.srrl import METHOD as SRRL
 from jaxkd.methods.supervised import ALONE, TEACHER, supervised
-from jaxkd.methods.vid import METHOD as VID
-from jaxkd.methods.vitkd import METHOD as VITKD
-from jaxkd.methods.vkd import METHOD as VKD
 from jaxkd.methods.tfkd import METHOD as TFKD
 from jaxkd.methods.ttm import METHOD as TTM
 from jaxkd.methods.uskd import METHOD as USKD
 from jaxkd.methods.vid import METHOD as VID
+from jaxkd.methods.vitkd import METHOD as VITKD
+from jaxkd.methods.vkd import METHOD as VKD
 from jaxkd.methods.wttm import METHOD as WTTM
 from jaxkd.types import Output
 
