@@ -186,6 +186,8 @@ def stronger_teacher(
   what = "stronger_teacher"
   ours = logits_of(student, what=what, role="student")
   theirs = logits_of(teacher, what=what, role="teacher")
+  # Widened once: the gradients of both terms are then added in float32.
+  ours, theirs = widen(ours, theirs)
   inter = inter_class_correlation(
     ours,
     theirs,

@@ -186,12 +186,11 @@ def normalized_distillation(
   {'target': 0.3465999960899353, 'others': 0.0}
   """
   what = "normalized_distillation"
-  arguments = (
-    logits_of(student, what=what, role="student"),
-    logits_of(teacher, what=what, role="teacher"),
-    labels,
-    weights,
+  # Widened once: the gradients of both terms are then added in float32.
+  logits = widen(
+    logits_of(student, what=what, role="student"), logits_of(teacher, what=what, role="teacher")
   )
+  arguments = (*logits, labels, weights)
   target = target_soft_cross_entropy(
     *arguments, standardize=standardize, axis_name=axis_name, where=where
   )

@@ -188,6 +188,8 @@ def unified_self_distillation(
   what = "unified_self_distillation"
   ours = logits_of(student, what=what, role="student")
   theirs = logits_of(weak, what=what, role="weak")
+  # Widened once: the gradients of all terms are then added in float32.
+  ours, theirs = widen(ours, theirs)
   options: dict[str, Any] = {"axis_name": axis_name, "where": where}
   target = self_target_cross_entropy(ours, labels, weights, **options)
   others = ranked_cross_entropy(ours, theirs, labels, weights, ranked_by=ranked_by, **options)

@@ -20,7 +20,10 @@ def _summed(**options):
 
 SUBJECTS = {
   "stronger_teacher": Subject(
-    of_logits(_summed()), (B, 5), (B, 5), mapped=of_logits(_summed(axis_name="batch"))
+    of_logits(_summed(temperature=1.0)),
+    (B, 5),
+    (B, 5),
+    mapped=of_logits(_summed(temperature=1.0, axis_name="batch")),
   ),
   "stronger_teacher_standardized": Subject(
     of_logits(_summed(standardize=True, temperature=1.0)),
