@@ -58,6 +58,13 @@ _DKD_BETA = {
   "vgg13-mobilenetv2": 6.0,
 }
 
+# Temperature, weight and label weight of the virtual teacher, of the authors' code: alpha 0.95 and
+# a mean over 100 classes.
+_TFKD = {
+  "mobilenetv2": (40.0, 0.0095, 0.05),
+  "shufflenetv2": (10.0, 0.0095, 0.05),
+}
+
 
 def get_config(argument: str = "simkd") -> ConfigDict:
   """Return the config for "METHOD" or "METHOD@TEACHER-STUDENT", the pair one of PAIRS.
@@ -121,6 +128,11 @@ def _as_in_the_tables(config: ConfigDict) -> None:
   scales = methods.section(config, "sdd")
   if scales is not None and config.teacher.model[:3] != config.student.model[:3]:
     scales.scales = (1, 2, 4)
+  teacher_free = methods.section(config, "tfkd")
+  if teacher_free is not None and config.student.model in _TFKD:
+    temperature, weight, labels = _TFKD[config.student.model]
+    teacher_free.temperature, teacher_free.weight = temperature, weight
+    teacher_free.label_weight = labels
   boundaries = methods.section(config, "ab")
   if boundaries is not None and boundaries is config.method:
     # Labels alone after the first stage.

@@ -13,6 +13,13 @@ KD is 0.5 labels and 0.5 soft targets at T = 1, DKD has alpha 1, beta 0.5 and T 
 for 120 epochs, factor transfer for 1 epoch of the paraphraser and 90 with weight 1000, ReviewKD has
 weight 1 or 8, no warm-up and preactivations, all as published. Other methods have their default
 weights, as none are published.
+KD is 0.5 labels and 0.5 soft targets at T = 1, DKD has alpha 1, beta 0.5 and T = 1, DIST T = 1,
+SimKD trains for 120 epochs, factor transfer for 1 epoch of the paraphraser and 90 with weight 1000,
+all as published. Other methods have their default weights, as none are published.
+KD is 0.5 labels and 0.5 soft targets at T = 1, DKD has alpha 1, beta 0.5 and T = 1, DIST T = 1, NKD
+gamma 1.5 and T = 1; SimKD trains for 120 epochs, factor transfer for 1 epoch of the paraphraser and
+90 with weight 1000, all as published. Other methods have their default weights, as none are
+published.
 """
 
 from ml_collections import ConfigDict
@@ -71,6 +78,12 @@ def _as_published(config: ConfigDict) -> None:
     # SD-DKD, the form with published figures.
     method.form, method.others_weight, method.temperature = "dkd", 2.0, 1.0
     method.weight, method.label_weight, method.warmup_epochs = 1.0, 1.0, 1.0
+  elif method.name == "nkd":
+    method.temperature, method.others_weight = 1.0, 1.5
+  elif method.name == "uskd":
+    method.target_weight, method.others_weight, method.weak_weight = 1.0, 0.1, 0.005
+  elif method.name == "dist":
+    method.temperature = 1.0
   elif method.name == "simkd":
     config.student.epochs = 120
   elif method.name == "catkd" and config.student.model == "imagenet_resnet18":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROOT = pathlib.Path(__file__).parents[2]
 # Methods whose losses are not exactly those of the module `jaxkd.losses.METHOD`.
 LOSSES = {
+  "wttm": ("transformed_teacher_matching", "transformed_teacher_kl"),
   "teacher": ("cross_entropy",),
   "alone": ("cross_entropy",),
   "fitnets": ("fitnets", "hint_mse"),
@@ -51,7 +52,7 @@ def method_losses(name: str) -> Sequence[str]:
   module = f"jaxkd.losses.{name}"
   found = [f for f in losses.__all__ if getattr(losses, f).__module__ == module]
   # First those on outputs, then their kernels on arrays.
-  return sorted(found, key=lambda f: getattr(losses, f).__annotations__.get("return") != "Terms")
+  return sorted(found, key=lambda f: "Terms" not in getattr(losses, f).__annotations__["return"])
 
 
 def method_page(name: str, summary: str, fields: Mapping[str, Any], parity: str) -> str:

@@ -18,6 +18,7 @@ from jaxkd.adapters.variational import (
   VariationalRegressors,
   variational_regressor_for,
 )
+from jaxkd.adapters.weak_head import WeakHead
 
 __all__ = [
   "AtStages",
@@ -41,6 +42,7 @@ __all__ = [
   "TokenGenerator",
   "VariationalRegressor",
   "VariationalRegressors",
+  "WeakHead",
   "all_examples",
   "paraphraser_for",
   "projector_for",

@@ -12,6 +12,11 @@ default to the authors' values.
 | target class | `decoupled_distillation` | `target_class_kl`, `other_classes_kl` |
 | regions | `scale_decoupled` | `region_divergence` |
 | divergences | | `soft_target_divergence`, `top_k_divergence` |
+| correlations | `stronger_teacher` | `inter_class_correlation`, `intra_class_correlation` |
+| others | `normalized_distillation` | `target_soft_cross_entropy`, `other_classes_cross_entropy` |
+| teacher's power | `transformed_teacher_matching` | `transformed_teacher_kl` |
+| virtual teacher | `virtual_teacher` | `virtual_teacher_kl` |
+| own ranks | `unified_self_distillation` | `self_target_cross_entropy`, `ranked_cross_entropy` |
 | hints | `fitnets`, `simkd` | `hint_mse` |
 | attention | `attention_transfer` | `attention_map`, `attention_map_mse`, `attention_map_l2` |
 | gradients | `gradient_attention_transfer`, `gradient_symmetry` | `gradient_l2`, `gradient_mse` |
@@ -65,6 +70,11 @@ from jaxkd.losses.crd import contrastive_nce, contrastive_representation
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.deit import distillation_token, hard_target_cross_entropy
+from jaxkd.losses.dist import (
+  inter_class_correlation,
+  intra_class_correlation,
+  stronger_teacher,
+)
 from jaxkd.losses.divergences import soft_target_divergence, top_k_divergence
 from jaxkd.losses.dkd import decoupled_distillation, other_classes_kl, target_class_kl
 from jaxkd.losses.dml import gated_logits, mutual, native_ensemble, peer_kl
@@ -94,6 +104,11 @@ from jaxkd.losses.multi_exit import (
   soft_cross_entropy,
 )
 from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation, sigmoid_kl
+from jaxkd.losses.nkd import (
+  normalized_distillation,
+  other_classes_cross_entropy,
+  target_soft_cross_entropy,
+)
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
 from jaxkd.losses.ofd import batch_norm_margin, overhaul, partial_l2
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
@@ -105,6 +120,13 @@ from jaxkd.losses.semckd import semantic_calibration, weighted_mse
 from jaxkd.losses.skd import pair_wise_mse, pixel_divergence, structured
 from jaxkd.losses.sp import similarity_mse, similarity_preserving
 from jaxkd.losses.srrl import logit_mse, softmax_regression
+from jaxkd.losses.tfkd import virtual_teacher, virtual_teacher_kl
+from jaxkd.losses.ttm import transformed_teacher_kl, transformed_teacher_matching
+from jaxkd.losses.uskd import (
+  ranked_cross_entropy,
+  self_target_cross_entropy,
+  unified_self_distillation,
+)
 from jaxkd.losses.vid import gaussian_log_loss, variational_information
 from jaxkd.losses.vitkd import vit_distillation
 from jaxkd.losses.vkd import normalized_huber, orthogonal_projection, standardized_huber
@@ -161,6 +183,8 @@ __all__ = [
   "hierarchical_context_mse",
   "hint_mse",
   "inter_channel_correlation",
+  "inter_class_correlation",
+  "intra_class_correlation",
   "kernel_correlation",
   "knowledge_distillation",
   "knowledge_review",
@@ -174,8 +198,10 @@ __all__ = [
   "mutual",
   "native_ensemble",
   "neuron_selectivity_transfer",
+  "normalized_distillation",
   "normalized_huber",
   "orthogonal_projection",
+  "other_classes_cross_entropy",
   "other_classes_kl",
   "overhaul",
   "pair_wise_mse",
@@ -189,11 +215,13 @@ __all__ = [
   "polynomial_mmd",
   "probabilistic_knowledge_transfer",
   "progressive_self_distillation",
+  "ranked_cross_entropy",
   "reconstruction_error",
   "region_divergence",
   "relational",
   "scale_decoupled",
   "semantic_calibration",
+  "self_target_cross_entropy",
   "sigmoid_cross_entropy",
   "sigmoid_distillation",
   "sigmoid_kl",
@@ -207,10 +235,17 @@ __all__ = [
   "softmax_regression",
   "squared_error_sum",
   "standardized_huber",
+  "stronger_teacher",
   "structured",
   "target_class_kl",
+  "target_soft_cross_entropy",
   "top_k_divergence",
+  "transformed_teacher_kl",
+  "transformed_teacher_matching",
+  "unified_self_distillation",
   "variational_information",
+  "virtual_teacher",
+  "virtual_teacher_kl",
   "vit_distillation",
   "weighted_mse",
 ]

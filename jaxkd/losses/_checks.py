@@ -48,6 +48,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "mutual": ("peer_kl",),
   "native_ensemble": ("peer_kl",),
   "neuron_selectivity_transfer": ("polynomial_mmd", "gaussian_mmd", "linear_mmd"),
+  "normalized_distillation": ("target_soft_cross_entropy", "other_classes_cross_entropy"),
   "probabilistic_knowledge_transfer": ("cosine_similarity_kl",),
   "progressive_self_distillation": ("past_cross_entropy",),
   "overhaul": ("partial_l2",),
@@ -58,11 +59,15 @@ KERNELS: dict[str, tuple[str, ...]] = {
   "similarity_preserving": ("similarity_mse",),
   "simkd": ("hint_mse",),
   "orthogonal_projection": ("normalized_huber", "standardized_huber"),
+  "stronger_teacher": ("inter_class_correlation", "intra_class_correlation"),
   "structured": ("pixel_divergence", "pair_wise_mse"),
   "singular_value_distillation": ("aligned_singular_vectors", "hint_mse"),
   "softmax_regression": ("hint_mse", "logit_mse"),
   "variational_information": ("gaussian_log_loss",),
   "vit_distillation": ("squared_error_sum",),
+  "transformed_teacher_matching": ("transformed_teacher_kl",),
+  "unified_self_distillation": ("self_target_cross_entropy", "ranked_cross_entropy"),
+  "virtual_teacher": ("virtual_teacher_kl",),
 }
 
 

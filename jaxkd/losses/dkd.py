@@ -190,6 +190,8 @@ def decoupled_distillation(
   what = "decoupled_distillation"
   ours = logits_of(student, what=what, role="student")
   theirs = logits_of(teacher, what=what, role="teacher")
+  # Widened once: the gradients of both terms are then added in float32.
+  ours, theirs = widen(ours, theirs)
 
   def part(kernel, weight: float | jax.Array) -> Terms:
     value = kernel(

@@ -214,7 +214,7 @@ def label_weights(batch: Batch, context: Context) -> tuple[str | None, Any]:
 
 
 def whole_batch(
-  kernel: Callable[..., Terms],
+  kernel: Callable[..., Any],
   /,
   *,
   labels: bool = False,
@@ -224,8 +224,8 @@ def whole_batch(
   """Return a `WholeBatch` for a function of `jaxkd.losses` that needs the examples of all devices.
 
   Args:
-    kernel: (student, teacher, axis_name=, where=mask, **options) -> Terms; with `labels`,
-      (student, teacher, labels, weights, ...).
+    kernel: (student, teacher, axis_name=, where=mask, **options) -> Terms, or a mapping of parts to
+      Terms; with `labels`, (student, teacher, labels, weights, ...).
     labels: whether the labels and their weights are passed to it.
     reason: as `WholeBatch.reason`.
     **options: passed to it.

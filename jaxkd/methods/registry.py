@@ -23,6 +23,7 @@ from jaxkd.methods.cc import METHOD as CC
 from jaxkd.methods.crd import METHOD as CRD
 from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.deit import METHOD as DEIT
+from jaxkd.methods.dist import METHOD as DIST
 from jaxkd.methods.dkd import METHOD as DKD
 from jaxkd.methods.dml import METHOD as DML
 from jaxkd.methods.fitnets import METHOD as FITNETS
@@ -35,6 +36,7 @@ from jaxkd.methods.kdsvd import METHOD as KDSVD
 from jaxkd.methods.mgd import METHOD as MGD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.netaug import METHOD as NETAUG
+from jaxkd.methods.nkd import METHOD as NKD
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
 from jaxkd.methods.ofd import METHOD as OFD
@@ -50,9 +52,13 @@ from jaxkd.methods.skd import METHOD as SKD
 from jaxkd.methods.sp import METHOD as SP
 from jaxkd.methods.srrl import METHOD as SRRL
 from jaxkd.methods.supervised import ALONE, TEACHER, supervised
+from jaxkd.methods.tfkd import METHOD as TFKD
+from jaxkd.methods.ttm import METHOD as TTM
+from jaxkd.methods.uskd import METHOD as USKD
 from jaxkd.methods.vid import METHOD as VID
 from jaxkd.methods.vitkd import METHOD as VITKD
 from jaxkd.methods.vkd import METHOD as VKD
+from jaxkd.methods.wttm import METHOD as WTTM
 from jaxkd.types import Output
 
 _BUILT_IN: Mapping[str, Method] = {
@@ -61,6 +67,10 @@ _BUILT_IN: Mapping[str, Method] = {
   "kd": KD,
   "dkd": DKD,
   "sdd": SDD,
+  "dist": DIST,
+  "nkd": NKD,
+  "ttm": TTM,
+  "wttm": WTTM,
   "fitnets": FITNETS,
   "at": AT,
   "gradient_at": GRADIENT_AT,
@@ -89,6 +99,8 @@ _BUILT_IN: Mapping[str, Method] = {
   "semckd": SEMCKD,
   "simkd": SIMKD,
   "born_again": BORN_AGAIN,
+  "tfkd": TFKD,
+  "uskd": USKD,
   "dml": DML,
   "one": ONE,
   "byot": BYOT,

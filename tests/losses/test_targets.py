@@ -15,6 +15,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 KERNELS = {
   "target_class_kl": losses.target_class_kl,
   "other_classes_kl": losses.other_classes_kl,
+  "other_classes_cross_entropy": losses.other_classes_cross_entropy,
 }
 KERNELS = {name: functools.partial(kernel, temperature=2.0) for name, kernel in KERNELS.items()}
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
