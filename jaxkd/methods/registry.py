@@ -20,6 +20,7 @@ from jaxkd.methods.born_again import METHOD as BORN_AGAIN
 from jaxkd.methods.byot import METHOD as BYOT
 from jaxkd.methods.catkd import METHOD as CATKD
 from jaxkd.methods.cc import METHOD as CC
+from jaxkd.methods.cskd import METHOD as CSKD
 from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.deit import METHOD as DEIT
 from jaxkd.methods.dkd import METHOD as DKD
@@ -30,12 +31,14 @@ from jaxkd.methods.ft import METHOD as FT
 from jaxkd.methods.gradient_at import METHOD as GRADIENT_AT
 from jaxkd.methods.ickd import METHOD as ICKD
 from jaxkd.methods.kd import METHOD as KD
+from jaxkd.methods.kdcl import METHOD as KDCL
 from jaxkd.methods.kdsvd import METHOD as KDSVD
 from jaxkd.methods.mgd import METHOD as MGD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.netaug import METHOD as NETAUG
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
+from jaxkd.methods.okddip import METHOD as OKDDIP
 from jaxkd.methods.one import METHOD as ONE
 from jaxkd.methods.pkt import METHOD as PKT
 from jaxkd.methods.pskd import METHOD as PSKD
@@ -89,6 +92,9 @@ _BUILT_IN: Mapping[str, Method] = {
   "multi_exit": MULTI_EXIT,
   "pskd": PSKD,
   "netaug": NETAUG,
+  "cskd": CSKD,
+  "kdcl": KDCL,
+  "okddip": OKDDIP,
 }
 
 # Every method by name; `register` adds to it.
