@@ -11,9 +11,9 @@ The tables' hyperparameters differ between pairs in two places: MobileNet and Sh
 learn at 0.01, and factor transfer's paraphrasers at 0.01 for all students but VGGs.
 
 Methods that the tables do not have are trained as they were published: mutual learning, ONE,
-be-your-own-teacher, multi-exit distillation and PS-KD each have a schedule of their own, below.
-Born-again networks and attention transfer from gradients have no published recipe for CIFAR-100,
-and follow the tables'.
+OKDDip, be-your-own-teacher, multi-exit distillation, PS-KD and CS-KD each have a schedule of their
+own, below. Born-again networks, KDCL and attention transfer from gradients have no published recipe
+for CIFAR-100, and follow the tables'.
 """
 
 from ml_collections import ConfigDict
@@ -229,6 +229,20 @@ def _augmented(config: ConfigDict) -> None:
   config.student.label_smoothing = 0.1
 
 
+def _pairs_of_a_class(config: ConfigDict) -> None:
+  """Set the authors' schedule."""
+  _schedule(config, 200, (100, 150))
+  config.student.weight_decay = 1e-4
+  config.batch_size = 128
+
+
+def _diverse_peers(config: ConfigDict) -> None:
+  """Set the authors' schedule."""
+  _schedule(config, 300, (150, 225))
+  config.student.nesterov = True
+  config.batch_size = 128
+
+
 _OWN_RECIPES = {
   "netaug": _augmented,
   "dml": _mutual,
@@ -236,4 +250,6 @@ _OWN_RECIPES = {
   "byot": _own_teacher,
   "multi_exit": _multi_exit,
   "pskd": _past_predictions,
+  "cskd": _pairs_of_a_class,
+  "okddip": _diverse_peers,
 }

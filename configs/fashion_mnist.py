@@ -39,7 +39,7 @@ def get_config(method: str = "simkd") -> ConfigDict:
     network.warmup_epochs = 1.0
   if "first_epochs" in config.method:
     config.method.first_epochs = 8
-  if method == "one":
+  if method in ("one", "okddip"):
     config.method.ramp_epochs = 4.0  # of 15, as the authors' 80 of 300
   if "learning_rate" in config.method:
     config.method.learning_rate = RATES.get(method, 0.1)

@@ -168,9 +168,11 @@ OWN_RECIPES = {
     "weight_decay": 1e-4,
     "drops": (150, 225),
   },
+  "cskd": {"epochs": 200, "learning_rate": 0.1, "weight_decay": 1e-4, "drops": (100, 150)},
+  "okddip": {"epochs": 300, "learning_rate": 0.1, "nesterov": True, "drops": (150, 225)},
   "pskd": {"epochs": 300, "learning_rate": 0.1, "nesterov": True, "drops": (150, 225)},
 }
-BATCHES_OF_128 = ("one", "byot", "pskd")
+BATCHES_OF_128 = ("one", "byot", "pskd", "cskd", "okddip")
 
 
 @pytest.mark.parametrize("method", OWN_RECIPES)
@@ -365,6 +367,9 @@ def test_methods_start_from_the_published_hyperparameters():
     "srrl": {"stage": "auto", "logit_weight": 1.0, "weight": 1.0, "label_weight": 1.0},
     "kdsvd": {"stages": ("auto",), "count": 1, "layout": "channels", "weight": 1.0},
     "cc": {"form": "gaussian", "gamma": 0.4, "order": 2, "weight": 100.0, "width": 128},
+    "cskd": {"temperature": 4.0, "weight": 1.0, "squared_temperature": True},
+    "kdcl": {"ensemble": "minlogit", "temperature": 2.0, "own_augmentations": True, "steps": 50},
+    "okddip": {"peers": 3, "temperature": 3.0, "weight": 1.0, "ramp_epochs": 80.0},
     "pkt": {"stages": ("pooled",), "eps": 1e-7, "weight": 30000.0, "label_weight": 1.0},
     "reviewkd": {"stages": ("auto",), "width": 0, "warmup_epochs": 20.0, "weight": 5.0},
     "netaug": {"weight": 1.0, "widths": (1.0, 1.8, 2.6), "expansions": (1.0, 1.6, 2.2, 2.8)},

@@ -9,6 +9,7 @@ from jaxkd.adapters.generator import MaskedGenerator, TokenGenerator
 from jaxkd.adapters.memory import all_examples, write_rows
 from jaxkd.adapters.orthogonal import OrthogonalProjector
 from jaxkd.adapters.past import PastPredictions
+from jaxkd.adapters.peer_attention import PeerAttention
 from jaxkd.adapters.projector import Projector, projector_for
 from jaxkd.adapters.regressor import Regressor, regressor_for
 from jaxkd.adapters.review import AttentionFusion, ReviewFusion
@@ -33,6 +34,7 @@ __all__ = [
   "MaskedGenerator",
   "OrthogonalProjector",
   "PastPredictions",
+  "PeerAttention",
   "Projector",
   "Regressor",
   "ReviewFusion",

@@ -25,6 +25,9 @@ default to the authors' values.
 | factors | `factor_transfer` | `factor_l1`, `factor_lp`, `factor_map_lp`, `reconstruction_error` |
 | boundaries | `activation_boundaries` | `boundary_margin`, `boundary_disagreement` |
 | relations | `relational` | `pairwise_distance_huber`, `angle_huber` |
+| collaboration | `collaborative_learning` | `collaborative_kl` |
+| diverse peers | `diverse_peers` | `peer_kl` |
+| pairs of one class | `class_wise` | `soft_target_kl` |
 | own past predictions | `progressive_self_distillation` | `past_cross_entropy` |
 | similarities | `similarity_preserving` | `similarity_mse` |
 | correlations | `correlation_congruence` | `kernel_correlation`, `adjacent_products` |
@@ -68,6 +71,7 @@ from jaxkd.losses.catkd import class_activation_mse, class_attention
 from jaxkd.losses.cc import adjacent_products, correlation_congruence, kernel_correlation
 from jaxkd.losses.crd import contrastive_nce, contrastive_representation
 from jaxkd.losses.cross_entropy import cross_entropy
+from jaxkd.losses.cskd import class_wise
 from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.deit import distillation_token, hard_target_cross_entropy
 from jaxkd.losses.dist import (
@@ -95,6 +99,7 @@ from jaxkd.losses.gradient_at import (
 )
 from jaxkd.losses.ickd import channel_correlation_mse, inter_channel_correlation
 from jaxkd.losses.kd import knowledge_distillation, soft_target_kl
+from jaxkd.losses.kdcl import collaborative_kl, collaborative_learning
 from jaxkd.losses.kdsvd import aligned_singular_vectors, singular_value_distillation
 from jaxkd.losses.mgd import masked_generative, squared_error_sum
 from jaxkd.losses.multi_exit import (
@@ -111,6 +116,7 @@ from jaxkd.losses.nkd import (
 )
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
 from jaxkd.losses.ofd import batch_norm_margin, overhaul, partial_l2
+from jaxkd.losses.okddip import diverse_peers
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
 from jaxkd.losses.pskd import past_cross_entropy, progressive_self_distillation
 from jaxkd.losses.reviewkd import hierarchical_context_mse, knowledge_review
@@ -152,6 +158,9 @@ __all__ = [
   "channel_wise",
   "class_activation_mse",
   "class_attention",
+  "class_wise",
+  "collaborative_kl",
+  "collaborative_learning",
   "confidence_weighted_by_teacher_max",
   "confidence_weighted_cross_entropy",
   "contrastive_nce",
@@ -162,6 +171,7 @@ __all__ = [
   "dark_knowledge_permuted",
   "decoupled_distillation",
   "distillation_token",
+  "diverse_peers",
   "euclidean_distance",
   "factor_l1",
   "factor_lp",

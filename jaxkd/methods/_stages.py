@@ -278,3 +278,9 @@ def _nearest(
 
   candidates = list(combinations(more, len(fewer)))
   return min(reversed(candidates), key=lambda chosen: round(distance(chosen), 6))
+
+
+def before_last(setup: Setup) -> str:
+  """Return the student's stage before the last inner stage; the last if there is no other."""
+  *earlier, last = inner_stages(setup.student_shapes())
+  return earlier[-1] if earlier else last

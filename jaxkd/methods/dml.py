@@ -115,7 +115,7 @@ def mutual(
         outputs[name], state[name] = run(name, variables, batch, context)
       parts = [objective(name, outputs, batch, context) for name in peers]
       terms = {kind: sum((part[kind] for part in parts), start=Terms()) for kind in parts[0]}
-      metrics = _accuracies(outputs, batch)
+      metrics = accuracies(outputs, batch)
     total = sum((t.total for t in terms.values()), start=jnp.float32(0))
     return total, Aux(terms, metrics, state)
 
@@ -129,7 +129,7 @@ def mutual(
       # All branches of lax.switch return the same tree, so unchanged state is included.
       state[other] = update(kept, changes) if other == name else kept
     totals = {k: terms.logit for k, terms in objective(name, outputs, batch, context).items()}
-    return totals, _accuracies(outputs, batch), state
+    return totals, accuracies(outputs, batch), state
 
   def predict(participants: Participants, images: Array) -> dict[str, Array]:
     logits = {
@@ -148,24 +148,34 @@ def mutual(
   return Scheme(init, targets, loss, predict, tuple(peers), export)
 
 
-def _accuracies(outputs: Mapping[str, Any], batch: Batch) -> dict[str, tuple[Array, Array]]:
+def accuracies(outputs: Mapping[str, Any], batch: Batch) -> dict[str, tuple[Array, Array]]:
   """Return the accuracy of each network, and the mean over all."""
   found = {f"accuracy_{name}": accuracy(output.logits, batch) for name, output in outputs.items()}
   correct, count = jax.tree.map(lambda *parts: sum(parts), *found.values())
   return {"accuracy": (correct, count), **found}
 
 
+def peers_of(setup: Setup) -> dict[str, nn.Module]:
+  """Return the peers of `method.peers` and `method.models` by participant name.
+
+  Raises:
+    ConfigError: for more models than peers.
+  """
+  own = setup.hyperparameters
+  if len(own.models) > own.peers:
+    raise ConfigError(
+      f"method.models={tuple(own.models)}: expected at most {own.peers}, as method.peers says"
+    )
+  chosen = (own.models[index % len(own.models)] for index in range(own.peers))
+  return {
+    f"peer_{index}": setup.student if name == "student" else setup.create(name)
+    for index, name in enumerate(chosen)
+  }
+
+
 def _phases(setup: Setup) -> list[PhaseSpec]:
   hyperparameters = setup.hyperparameters
-  if len(hyperparameters.models) > hyperparameters.peers:
-    raise ConfigError(
-      f"method.models={tuple(hyperparameters.models)}: expected at most "
-      f"{hyperparameters.peers}, as method.peers says"
-    )
-  peers = {}
-  for index in range(hyperparameters.peers):
-    name = hyperparameters.models[index % len(hyperparameters.models)]
-    peers[f"peer_{index}"] = setup.student if name == "student" else setup.create(name)
+  peers = peers_of(setup)
   scheme = mutual(
     peers,
     weight=hyperparameters.weight,

@@ -13,7 +13,7 @@ from jaxkd.counts import scaled
 from jaxkd.fields import choice, flag, integer, number, text
 from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
 from jaxkd.methods._soft_targets import STANDARDIZE
-from jaxkd.methods._stages import AUTO, inner_stages
+from jaxkd.methods._stages import AUTO, before_last
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup, feature_shape, sizes
 from jaxkd.methods.distillation import Weight
 from jaxkd.methods.ramps import RAMPS, ramp
@@ -156,7 +156,7 @@ def _accuracies(logits: dict[str, Any], batch: Batch) -> dict[str, tuple[Array, 
 def _phases(setup: Setup) -> list[PhaseSpec]:
   hyperparameters = setup.hyperparameters
   from_stage = (
-    hyperparameters.from_stage if hyperparameters.from_stage != AUTO else _before_last(setup)
+    hyperparameters.from_stage if hyperparameters.from_stage != AUTO else before_last(setup)
   )
   shape = feature_shape(setup.plain_output, from_stage, "student")
   weight: Weight = hyperparameters.weight
@@ -183,12 +183,6 @@ def _phases(setup: Setup) -> list[PhaseSpec]:
       notes=(shared,),
     )
   ]
-
-
-def _before_last(setup: Setup) -> str:
-  """Return the stage before the last inner stage; the last if there is no other."""
-  *earlier, last = inner_stages(setup.student_shapes())
-  return earlier[-1] if earlier else last
 
 
 METHOD = Method(

@@ -21,6 +21,7 @@ from jaxkd.methods.byot import METHOD as BYOT
 from jaxkd.methods.catkd import METHOD as CATKD
 from jaxkd.methods.cc import METHOD as CC
 from jaxkd.methods.crd import METHOD as CRD
+from jaxkd.methods.cskd import METHOD as CSKD
 from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.deit import METHOD as DEIT
 from jaxkd.methods.dist import METHOD as DIST
@@ -32,6 +33,7 @@ from jaxkd.methods.ft import METHOD as FT
 from jaxkd.methods.gradient_at import METHOD as GRADIENT_AT
 from jaxkd.methods.ickd import METHOD as ICKD
 from jaxkd.methods.kd import METHOD as KD
+from jaxkd.methods.kdcl import METHOD as KDCL
 from jaxkd.methods.kdsvd import METHOD as KDSVD
 from jaxkd.methods.mgd import METHOD as MGD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
@@ -40,6 +42,7 @@ from jaxkd.methods.nkd import METHOD as NKD
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
 from jaxkd.methods.ofd import METHOD as OFD
+from jaxkd.methods.okddip import METHOD as OKDDIP
 from jaxkd.methods.one import METHOD as ONE
 from jaxkd.methods.pkt import METHOD as PKT
 from jaxkd.methods.pskd import METHOD as PSKD
@@ -107,6 +110,9 @@ _BUILT_IN: Mapping[str, Method] = {
   "multi_exit": MULTI_EXIT,
   "pskd": PSKD,
   "netaug": NETAUG,
+  "cskd": CSKD,
+  "kdcl": KDCL,
+  "okddip": OKDDIP,
 }
 
 # Every method by name; `register` adds to it.

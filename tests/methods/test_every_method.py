@@ -142,7 +142,7 @@ def test_every_methods_learners_learn_in_each_of_its_phases(tiny_models, variant
   for stage in planned(variant):
     if stage.name in ("teacher", "alone"):
       continue
-    stored = next(training_batches(stage.examples, batch_size=8, seed=0))
+    stored = next(training_batches(stage.examples, batch_size=8, seed=0, partners=stage.partners))
     before = drawn(stage.scheme, stage.prepare_evaluation(stored))
     after = updated(
       stage.scheme, before, stored, optimizer=stage.optimizer, prepare=stage.prepare_training
@@ -182,7 +182,7 @@ def test_a_first_phase_trains_the_layers_it_reaches_and_the_second_starts_from_t
 
 def terms_of(stage, step):
   """The weighted terms of a stage's objective at a step, on one batch."""
-  data = next(training_batches(stage.examples, batch_size=8, seed=0))
+  data = next(training_batches(stage.examples, batch_size=8, seed=0, partners=stage.partners))
   data = stage.prepare_evaluation(data)
   context = Context(jax.random.key(0), jnp.int32(step))
 

@@ -169,12 +169,14 @@ def _batch(image_shape: tuple[int, int, int]) -> Batch:
   size = 8
   weights = np.ones(size, "float32")
   weights[5] = 0.0
+  images = rng.normal(size=(size, *image_shape)).astype("float32")
   return Batch(
-    rng.normal(size=(size, *image_shape)).astype("float32"),
+    images,
     rng.integers(0, NUM_CLASSES, size).astype("int32"),
     weights,
     np.arange(size, dtype="int32"),
     np.zeros(size, "int32"),
+    views={"partner": images[::-1]},
   )
 
 
