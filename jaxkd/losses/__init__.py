@@ -40,6 +40,9 @@ default to the authors' values.
 | exits | `multi_exit` | `soft_cross_entropy`, `mean_confidence`, `adapted_temperature` |
 | own teacher | `be_your_own_teacher` | `masked_sum_of_squares`, `euclidean_distance` |
 | confidence | `confidence_weighted_by_teacher_max` | `confidence_weighted_cross_entropy` |
+| learned temperature | `curriculum_temperature` | `temperature_kl` |
+| levels | `multi_level` | `class_correlation`, `batch_correlation` |
+| enhanced target | `one_for_all` | `enhanced_cross_entropy` |
 | permuted logits | `dark_knowledge_permuted` | `permuted_soft_target_kl`, `permute_wrong_classes` |
 
 `adaptive_average_pool`, `adaptive_max_pool` and `match_sizes` resize feature maps.
@@ -59,6 +62,7 @@ from jaxkd.losses.byot import be_your_own_teacher, euclidean_distance, masked_su
 from jaxkd.losses.catkd import class_activation_mse, class_attention
 from jaxkd.losses.cc import adjacent_products, correlation_congruence, kernel_correlation
 from jaxkd.losses.cross_entropy import cross_entropy
+from jaxkd.losses.ctkd import curriculum_temperature, temperature_kl
 from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.deit import distillation_token, hard_target_cross_entropy
 from jaxkd.losses.divergences import soft_target_divergence, top_k_divergence
@@ -83,6 +87,7 @@ from jaxkd.losses.ickd import channel_correlation_mse, inter_channel_correlation
 from jaxkd.losses.kd import knowledge_distillation, soft_target_kl
 from jaxkd.losses.kdsvd import aligned_singular_vectors, singular_value_distillation
 from jaxkd.losses.mgd import masked_generative, squared_error_sum
+from jaxkd.losses.mlkd import batch_correlation, class_correlation, multi_level
 from jaxkd.losses.multi_exit import (
   adapted_temperature,
   mean_confidence,
@@ -91,6 +96,7 @@ from jaxkd.losses.multi_exit import (
 )
 from jaxkd.losses.multi_label import sigmoid_cross_entropy, sigmoid_distillation, sigmoid_kl
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
+from jaxkd.losses.ofa import enhanced_cross_entropy, one_for_all
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
 from jaxkd.losses.pskd import past_cross_entropy, progressive_self_distillation
 from jaxkd.losses.reviewkd import hierarchical_context_mse, knowledge_review
@@ -115,6 +121,7 @@ __all__ = [
   "attention_map_l2",
   "attention_map_mse",
   "attention_transfer",
+  "batch_correlation",
   "be_your_own_teacher",
   "boundary_disagreement",
   "boundary_margin",
@@ -123,14 +130,17 @@ __all__ = [
   "channel_wise",
   "class_activation_mse",
   "class_attention",
+  "class_correlation",
   "confidence_weighted_by_teacher_max",
   "confidence_weighted_cross_entropy",
   "correlation_congruence",
   "cosine_similarity_kl",
   "cross_entropy",
+  "curriculum_temperature",
   "dark_knowledge_permuted",
   "decoupled_distillation",
   "distillation_token",
+  "enhanced_cross_entropy",
   "euclidean_distance",
   "factor_l1",
   "factor_lp",
@@ -162,10 +172,12 @@ __all__ = [
   "match_sizes",
   "mean_confidence",
   "multi_exit",
+  "multi_level",
   "mutual",
   "native_ensemble",
   "neuron_selectivity_transfer",
   "normalized_huber",
+  "one_for_all",
   "orthogonal_projection",
   "other_classes_kl",
   "pair_wise_mse",
@@ -197,6 +209,7 @@ __all__ = [
   "standardized_huber",
   "structured",
   "target_class_kl",
+  "temperature_kl",
   "top_k_divergence",
   "variational_information",
   "vit_distillation",

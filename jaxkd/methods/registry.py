@@ -20,6 +20,7 @@ from jaxkd.methods.born_again import METHOD as BORN_AGAIN
 from jaxkd.methods.byot import METHOD as BYOT
 from jaxkd.methods.catkd import METHOD as CATKD
 from jaxkd.methods.cc import METHOD as CC
+from jaxkd.methods.ctkd import METHOD as CTKD
 from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.deit import METHOD as DEIT
 from jaxkd.methods.dkd import METHOD as DKD
@@ -32,10 +33,12 @@ from jaxkd.methods.ickd import METHOD as ICKD
 from jaxkd.methods.kd import METHOD as KD
 from jaxkd.methods.kdsvd import METHOD as KDSVD
 from jaxkd.methods.mgd import METHOD as MGD
+from jaxkd.methods.mlkd import METHOD as MLKD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.netaug import METHOD as NETAUG
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
+from jaxkd.methods.ofa import METHOD as OFA
 from jaxkd.methods.one import METHOD as ONE
 from jaxkd.methods.pkt import METHOD as PKT
 from jaxkd.methods.pskd import METHOD as PSKD
@@ -58,6 +61,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "kd": KD,
   "dkd": DKD,
   "sdd": SDD,
+  "ctkd": CTKD,
   "fitnets": FITNETS,
   "at": AT,
   "gradient_at": GRADIENT_AT,
@@ -81,6 +85,8 @@ _BUILT_IN: Mapping[str, Method] = {
   "ft": FT,
   "ab": AB,
   "reviewkd": REVIEWKD,
+  "mlkd": MLKD,
+  "ofa": OFA,
   "simkd": SIMKD,
   "born_again": BORN_AGAIN,
   "dml": DML,

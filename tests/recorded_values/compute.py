@@ -175,6 +175,7 @@ def _batch(image_shape: tuple[int, int, int]) -> Batch:
     weights,
     np.arange(size, dtype="int32"),
     np.zeros(size, "int32"),
+    views={"strong": rng.normal(size=(size, *image_shape)).astype("float32")},
   )
 
 
