@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import methods
 from jaxkd.errors import unknown_name
-from jaxkd.experiment.config import base_config
+from jaxkd.experiment.function_matching import PATIENT, match_functions, recipe_or_method
 
 # Teacher-student pairs of the published tables; the first is the default.
 MAIN_PAIRS = (
@@ -73,7 +73,7 @@ def get_config(argument: str = "simkd") -> ConfigDict:
   "multi_exit" alone trains the MSDNet of its authors; with a pair, the pair's student with exits.
   """
   method, pair, variant = _parsed(argument)
-  config = base_config(method)
+  config = recipe_or_method(method)
   config.data.name = "cifar100"
   config.data.validation = 0.0
   config.data.crop = 4
@@ -90,6 +90,8 @@ def get_config(argument: str = "simkd") -> ConfigDict:
     config.student.optimizer = "dot"
     config.student.optimizer_arguments.delta = 0.075
     config.student.nesterov = False
+  if method == PATIENT:
+    match_functions(config, epochs=1200)
   return config
 
 
@@ -243,8 +245,17 @@ def _diverse_peers(config: ConfigDict) -> None:
   config.batch_size = 128
 
 
+def _multi_level(config: ConfigDict) -> None:
+  """Set the form and the learning rate of the authors' code."""
+  method = config.method
+  method.selection = "share"
+  method.strong_temperatures, method.repeated_temperatures = (4.0, 3.0, 5.0), (2.0, 6.0)
+  config.student.learning_rate = 0.025
+
+
 _OWN_RECIPES = {
   "netaug": _augmented,
+  "mlkd": _multi_level,
   "dml": _mutual,
   "one": _native_ensemble,
   "byot": _own_teacher,

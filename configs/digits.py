@@ -8,12 +8,12 @@ The teacher is trained on all training images, the students on ten of each class
 from ml_collections import ConfigDict
 
 from jaxkd import methods
-from jaxkd.experiment.config import base_config
+from jaxkd.experiment.function_matching import PATIENT, match_functions, recipe_or_method
 
 
 def get_config(method: str = "simkd") -> ConfigDict:
   """Return the config for `method`, one of `jaxkd.methods.METHODS` or a sum of them ("kd+at")."""
-  config = base_config(method)
+  config = recipe_or_method(method)
   config.batch_size = 64
   config.evaluate_every = 5
   config.data.name = "digits"
@@ -43,4 +43,10 @@ def get_config(method: str = "simkd") -> ConfigDict:
   if calibration is not None:
     # The published 400 diverges at this learning rate.
     calibration.weight = 10.0
+  if method == "mlkd":
+    # The part of the classes grows with the square of the batch: the published weight outweighs the
+    # labels at this rate, and the student does not learn.
+    config.method.weight, config.method.learning_rate = 0.1, 0.02
+  if method == PATIENT:
+    match_functions(config, epochs=1000)
   return config

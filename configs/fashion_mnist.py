@@ -6,7 +6,7 @@ python experiments/train.py --config configs/fashion_mnist.py:simkd --workdir ru
 from ml_collections import ConfigDict
 
 from jaxkd import methods
-from jaxkd.experiment.config import base_config
+from jaxkd.experiment.function_matching import PATIENT, match_functions, recipe_or_method
 
 # Learning rates, 0.1 where a method is not named, and a tenth of the published weights, which are
 # for many more images and longer training. Chosen by `make fashion-search` on the validation split:
@@ -19,7 +19,7 @@ WEIGHTS = {"fitnets": 10.0, "at": 100.0, "nst": 5.0, "ft": 50.0, "rkd": 0.1}
 
 def get_config(method: str = "simkd") -> ConfigDict:
   """Return the config for `method`, one of `jaxkd.methods.METHODS` or a sum of them ("kd+at")."""
-  config = base_config(method)
+  config = recipe_or_method(method)
   config.batch_size = 64
   config.evaluate_every = 10
   config.data.name = "fashion_mnist"
@@ -47,4 +47,6 @@ def get_config(method: str = "simkd") -> ConfigDict:
     section = methods.section(config, name)
     if section is not None:
       section.weight = weight
+  if method == PATIENT:
+    match_functions(config, epochs=100)
   return config

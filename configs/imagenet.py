@@ -25,7 +25,7 @@ published.
 from ml_collections import ConfigDict
 
 from jaxkd.errors import unknown_name
-from jaxkd.experiment.config import base_config
+from jaxkd.experiment.function_matching import PATIENT, match_functions, recipe_or_method
 
 PAIRS = (
   "imagenet_resnet34-imagenet_resnet18",
@@ -47,7 +47,7 @@ def get_config(argument: str = "kd") -> ConfigDict:
   pair = "@".join(others)
   if pair and pair not in PAIRS:
     raise unknown_name("pair", pair, PAIRS)
-  config = base_config(method)
+  config = recipe_or_method(method)
   config.batch_size = 256
   config.data.name = "imagenet"
   config.data.validation = 0.0
@@ -65,6 +65,8 @@ def get_config(argument: str = "kd") -> ConfigDict:
     config.student.learning_rate = 0.2
     config.student.optimizer = "dot"
     config.student.optimizer_arguments.delta = 0.09
+  if method == PATIENT:
+    match_functions(config, epochs=1200)
   return config
 
 
@@ -84,6 +86,15 @@ def _as_published(config: ConfigDict) -> None:
     method.target_weight, method.others_weight, method.weak_weight = 1.0, 0.1, 0.005
   elif method.name == "dist":
     method.temperature = 1.0
+  elif method.name == "ctkd":
+    method.curriculum_epochs = 5
+  elif method.name == "mlkd":
+    method.selection = "share"
+    method.temperatures = (1.0, 3.0, 5.0, 2.0, 6.0)
+    method.strong_temperatures, method.repeated_temperatures = (1.0, 3.0, 5.0), (2.0, 6.0)
+    method.label_weight = method.strong_label_weight = method.weight = 0.5
+  elif method.name == "ofa":
+    method.exponent = 1.5
   elif method.name == "simkd":
     config.student.epochs = 120
   elif method.name == "catkd" and config.student.model == "imagenet_resnet18":

@@ -213,6 +213,13 @@ def names(default: tuple[str, ...]) -> Field:
   )
 
 
+def any_names() -> Field:
+  """Return a field for a tuple of names, by default ()."""
+  return Field(
+    (), lambda v: isinstance(v, tuple | list) and all(map(_is_line, v)), "a tuple of names"
+  )
+
+
 def _is_line(v: Any) -> bool:
   # Excludes NUL, which file systems reject, and line breaks, as error messages have one line.
   return isinstance(v, str) and v.isprintable()

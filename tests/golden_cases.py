@@ -21,6 +21,8 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 NOISE = 1e-10
 # ... and what is allowed is absolute.
 ABSOLUTE = {"float64": 1e-12, "float32": 1e-6}
+# In float32, sums of terms of both signs; the README of the references has 7e-5 for their own run.
+CANCELLING = {("ctkd", "grad_temp_param"): 7e-5}
 
 
 class Case(NamedTuple):
@@ -114,6 +116,8 @@ def _of_an_attached_teacher(case: Case, name: str) -> bool:
 
 def _allowed(case: Case, name: str, size: float, largest_gradient: float, dtype: str) -> float:
   relative = TOLERANCE[dtype]
+  if dtype == "float32":
+    relative = CANCELLING.get((case.method, name), relative)
   is_gradient = name.startswith("grad_")
   if dtype == "float32" and case.word("edge"):
     # The reference's own float32 run says how ill-conditioned an edge case is.

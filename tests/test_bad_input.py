@@ -170,9 +170,7 @@ def test_an_unknown_data_set_is_refused_with_similar_names(refuse, monkeypatch):
 def test_an_unknown_method_or_field_is_refused_with_similar_names(refuse):
   settings = settings_for().unlock()
   settings.method.name = "bornagain"
-  refuse(
-    settings, r"^unknown method 'bornagain': did you mean 'born_again'\? known: ab, alone, at"
-  )
+  refuse(settings, r"^unknown method 'bornagain': did you mean 'born_again'\? known: ab, alone, at")
   settings = settings_for().unlock()
   settings.student.weight_deca = 0.0
   refuse(

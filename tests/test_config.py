@@ -136,7 +136,7 @@ def test_an_unknown_field_is_refused_with_section_and_similar_names():
     config.check_config(changed("kd", ("batchsize",), 8))
   with pytest.raises(
     ConfigError,
-    match=r"^unknown field of method 'power': known: beta, combine, divergence, label_weight",
+    match=r"^unknown field of method 'power': known: assistants, beta, combine, divergence, ",
   ):
     config.check_config(changed("kd", ("method", "power"), 2.0))
 
@@ -171,6 +171,7 @@ OWN_RECIPES = {
   "cskd": {"epochs": 200, "learning_rate": 0.1, "weight_decay": 1e-4, "drops": (100, 150)},
   "okddip": {"epochs": 300, "learning_rate": 0.1, "nesterov": True, "drops": (150, 225)},
   "pskd": {"epochs": 300, "learning_rate": 0.1, "nesterov": True, "drops": (150, 225)},
+  "mlkd": {"learning_rate": 0.025},
 }
 BATCHES_OF_128 = ("one", "byot", "pskd", "cskd", "okddip")
 
@@ -317,6 +318,16 @@ def test_sdd_has_the_published_scales_of_each_pair():
     assert configs.get_config(f"sdd@{pair}").method.scales == scales
 
 
+@pytest.mark.parametrize("file", ["digits", "fashion_mnist", "cifar100", "imagenet"])
+def test_patient_is_a_long_training_without_labels_from_mixtures(file):
+  settings = importlib.import_module(f"configs.{file}").get_config("patient")
+  config.check_config(settings)
+  assert settings.method.name == "kd" and settings.data.mixup == 1
+  assert (settings.method.label_weight, settings.method.temperature) == (0, 1)
+  usual = importlib.import_module(f"configs.{file}").get_config("kd").student
+  assert settings.student.epochs >= 5 * usual.epochs and settings.student.schedule == "cosine"
+
+
 def test_methods_start_from_the_published_hyperparameters():
   published = {
     "dkd": {"temperature": 4.0, "target_weight": 1.0, "others_weight": 8.0, "warmup_epochs": 20.0},
@@ -376,6 +387,9 @@ def test_methods_start_from_the_published_hyperparameters():
     "semckd": {"slots": 64, "factor": 4, "temperature": 1.0, "weight": 400.0},
     "ofd": {"stages": ("auto",), "margins": "norm", "weight": 1.0},
     "crd": {"stage": "pooled", "width": 128, "negatives": 16384, "temperature": 0.07},
+    "ctkd": {"least_temperature": 1.0, "temperature_range": 20.0, "curriculum_epochs": 10},
+    "mlkd": {"temperatures": (4.0, 3.0, 5.0, 2.0, 6.0), "weight": 0.9, "label_weight": 0.1},
+    "ofa": {"exponent": 1.0, "temperature": 1.0, "stage_weight": 1.0, "logit_weight": 1.0},
   }
   for method, values in published.items():
     own = config.base_config(method).method

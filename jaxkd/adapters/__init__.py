@@ -6,6 +6,7 @@ from jaxkd.adapters.embeddings import Embeddings
 from jaxkd.adapters.factors import FactorDecoder, FactorEncoder, paraphraser_for, translator_for
 from jaxkd.adapters.gate import Gate
 from jaxkd.adapters.generator import MaskedGenerator, TokenGenerator
+from jaxkd.adapters.heads import ExitsAtStages
 from jaxkd.adapters.memory import all_examples, write_rows
 from jaxkd.adapters.orthogonal import OrthogonalProjector
 from jaxkd.adapters.past import PastPredictions
@@ -14,6 +15,7 @@ from jaxkd.adapters.projector import Projector, projector_for
 from jaxkd.adapters.regressor import Regressor, regressor_for
 from jaxkd.adapters.review import AttentionFusion, ReviewFusion
 from jaxkd.adapters.semckd import LayerRegressor, SemanticCalibration, StageAttention
+from jaxkd.adapters.temperature import LearnedTemperature
 from jaxkd.adapters.variational import (
   VariationalRegressor,
   VariationalRegressors,
@@ -27,10 +29,12 @@ __all__ = [
   "ContrastMemory",
   "Embeddings",
   "ExampleTable",
+  "ExitsAtStages",
   "FactorDecoder",
   "FactorEncoder",
   "Gate",
   "LayerRegressor",
+  "LearnedTemperature",
   "MaskedGenerator",
   "OrthogonalProjector",
   "PastPredictions",

@@ -115,14 +115,17 @@ def phases(
     hyperparameters=settings.method,
     rows=int(seen.indices.max(initial=-1)) + 1,
     examples=seen,
-    create=lambda model: networks.create("method.models", model, data, options)[0],
+    create=lambda model, field="method.models": networks.create(field, model, data, options)[0],
   )
   try:
     specs = methods.phases(setup) if distils else []
     if (settings.baseline or not distils) and not any(spec.name == BASELINE for spec in specs):
       specs = [methods.baseline(setup), *specs]
     start = student_start(settings, data, student)
-    plan += [started(_student_phase(spec, settings, data, teachers), start) for spec in specs]
+    for spec in specs:
+      phase = _student_phase(spec, settings, data, teachers)
+      # An assistant, whose role is a teacher's, does not start from the student's weights.
+      plan.append(phase if spec.role == "teacher" else started(phase, start))
     if traced:
       plan = _counted(plan, data)
   except ConfigError:
@@ -247,10 +250,12 @@ def _phase(
     examples=examples,
     batch_size=settings.batch_size,
     seed=settings.seed + spec.seed_offset,
-    prepare_training=training_preparation(settings, data, spec.augmentations, spec.partners),
+    prepare_training=training_preparation(
+      settings, data, spec.augmentations, spec.partners, spec.strong
+    ),
     prepare_evaluation=evaluation_preparation(settings, data),
     inherit=spec.inherit,
-    augmentations=spec.augmentations,
+    augmentations=(*spec.augmentations, *spec.strong),
     partners=spec.partners,
     reported=spec.reported,
     label=spec.label or recipe.model,

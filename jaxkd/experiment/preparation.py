@@ -21,7 +21,9 @@ from jaxkd.data import (
   validate_dataset,
   with_unlabelled,
 )
+from jaxkd.data.keys import fold
 from jaxkd.data.multi_label import with_labels
+from jaxkd.data.strong import strong_augmentation
 from jaxkd.data.unlabelled import labelled_only, with_unlabelled_of
 from jaxkd.data.views import with_views
 from jaxkd.errors import ConfigError
@@ -97,11 +99,16 @@ def data_facts(settings: Any, data: Dataset) -> dict[str, Any]:
   return facts
 
 
+# Folded into the keys of strong views.
+_STRONG = 1000
+
+
 def training_preparation(
   settings: Any,
   data: Dataset,
   augmentations: Sequence[str] = (),
   partners: Sequence[str] = (),
+  strong: Sequence[str] = (),
 ) -> Callable[[Array, Batch], Batch]:
   """Normalisation and augmentation of training batches, by the config's "data" section.
 
@@ -113,11 +120,18 @@ def training_preparation(
     augmentations: names of `Batch.views` that are added: the same inputs, augmented with keys of
       their own.
     partners: names of views that batches have (`jaxkd.data.partners`), augmented likewise.
+    strong: names of views that are added, with `jaxkd.data.strong` after that augmentation.
 
   Raises:
-    ConfigError: for views together with mixup.
+    ConfigError: for views together with mixup; for strong views of inputs that are no images of
+      one or three channels.
   """
-  _check_views(settings, (*augmentations, *partners))
+  _check_views(settings, (*augmentations, *partners, *strong))
+  if strong and (data.image_shape is None or data.image_shape[-1] not in (1, 3)):
+    raise ConfigError(
+      f"method.name={settings.method.name!r} needs images of one or three channels for its view "
+      f"{strong[0]!r}, and the inputs of {data.name} are {shown(data.input_shape)}"
+    )
   if data.image_shape is None:
     return lambda keys, batch: with_views(keys, batch, augmentations, lambda keys, batch: batch)
   augment = augmentation(
@@ -135,8 +149,18 @@ def training_preparation(
   def seen(keys: Array, batch: Batch) -> Batch:
     return augment(keys, _normalized(batch, data))
 
+  def strongly(keys: Array, batch: Batch) -> Batch:
+    weak = seen(keys, batch)
+    # No operation of `augment` has this number.
+    own = fold(keys, _STRONG)
+    images = strong_augmentation(own, weak.inputs, mean=data.mean, std=data.std)
+    return dataclasses.replace(weak, inputs=images)
+
   def prepare(keys: Array, batch: Batch) -> Batch:
     views = with_views(keys, batch, augmentations, seen).views
+    if strong:
+      unseen = dataclasses.replace(batch, views={})
+      views = {**views, **with_views(keys, unseen, strong, strongly).views}
     return dataclasses.replace(seen(keys, batch), views=views)
 
   return prepare

@@ -268,7 +268,7 @@ def with_tables(phase: Phase, teachers: Mapping[str, Teacher]) -> Phase:
   tables = {
     name: teacher.module
     for name, teacher in teachers.items()
-    if isinstance(teacher.module, Table) and name in phase.inherit
+    if isinstance(teacher.module, Table) and phase.inherit.get(name) == f"{name}/{name}"
   }
   return dataclasses.replace(phase, tables=tables)
 

@@ -51,6 +51,9 @@ default to the authors' values.
 | exits | `multi_exit` | `soft_cross_entropy`, `mean_confidence`, `adapted_temperature` |
 | own teacher | `be_your_own_teacher` | `masked_sum_of_squares`, `euclidean_distance` |
 | confidence | `confidence_weighted_by_teacher_max` | `confidence_weighted_cross_entropy` |
+| learned temperature | `curriculum_temperature` | `temperature_kl` |
+| levels | `multi_level` | `class_correlation`, `batch_correlation` |
+| enhanced target | `one_for_all` | `enhanced_cross_entropy` |
 | permuted logits | `dark_knowledge_permuted` | `permuted_soft_target_kl`, `permute_wrong_classes` |
 
 `adaptive_average_pool`, `adaptive_max_pool` and `match_sizes` resize feature maps.
@@ -72,6 +75,7 @@ from jaxkd.losses.cc import adjacent_products, correlation_congruence, kernel_co
 from jaxkd.losses.crd import contrastive_nce, contrastive_representation
 from jaxkd.losses.cross_entropy import cross_entropy
 from jaxkd.losses.cskd import class_wise
+from jaxkd.losses.ctkd import curriculum_temperature, temperature_kl
 from jaxkd.losses.cwd import channel_divergence, channel_wise
 from jaxkd.losses.deit import distillation_token, hard_target_cross_entropy
 from jaxkd.losses.dist import (
@@ -102,6 +106,7 @@ from jaxkd.losses.kd import knowledge_distillation, soft_target_kl
 from jaxkd.losses.kdcl import collaborative_kl, collaborative_learning
 from jaxkd.losses.kdsvd import aligned_singular_vectors, singular_value_distillation
 from jaxkd.losses.mgd import masked_generative, squared_error_sum
+from jaxkd.losses.mlkd import batch_correlation, class_correlation, multi_level
 from jaxkd.losses.multi_exit import (
   adapted_temperature,
   mean_confidence,
@@ -115,6 +120,7 @@ from jaxkd.losses.nkd import (
   target_soft_cross_entropy,
 )
 from jaxkd.losses.nst import gaussian_mmd, linear_mmd, neuron_selectivity_transfer, polynomial_mmd
+from jaxkd.losses.ofa import enhanced_cross_entropy, one_for_all
 from jaxkd.losses.ofd import batch_norm_margin, overhaul, partial_l2
 from jaxkd.losses.okddip import diverse_peers
 from jaxkd.losses.pkt import cosine_similarity_kl, probabilistic_knowledge_transfer
@@ -149,6 +155,7 @@ __all__ = [
   "attention_map_l2",
   "attention_map_mse",
   "attention_transfer",
+  "batch_correlation",
   "batch_norm_margin",
   "be_your_own_teacher",
   "boundary_disagreement",
@@ -158,6 +165,7 @@ __all__ = [
   "channel_wise",
   "class_activation_mse",
   "class_attention",
+  "class_correlation",
   "class_wise",
   "collaborative_kl",
   "collaborative_learning",
@@ -168,10 +176,12 @@ __all__ = [
   "correlation_congruence",
   "cosine_similarity_kl",
   "cross_entropy",
+  "curriculum_temperature",
   "dark_knowledge_permuted",
   "decoupled_distillation",
   "distillation_token",
   "diverse_peers",
+  "enhanced_cross_entropy",
   "euclidean_distance",
   "factor_l1",
   "factor_lp",
@@ -205,11 +215,13 @@ __all__ = [
   "match_sizes",
   "mean_confidence",
   "multi_exit",
+  "multi_level",
   "mutual",
   "native_ensemble",
   "neuron_selectivity_transfer",
   "normalized_distillation",
   "normalized_huber",
+  "one_for_all",
   "orthogonal_projection",
   "other_classes_cross_entropy",
   "other_classes_kl",
@@ -230,8 +242,8 @@ __all__ = [
   "region_divergence",
   "relational",
   "scale_decoupled",
-  "semantic_calibration",
   "self_target_cross_entropy",
+  "semantic_calibration",
   "sigmoid_cross_entropy",
   "sigmoid_distillation",
   "sigmoid_kl",
@@ -249,6 +261,7 @@ __all__ = [
   "structured",
   "target_class_kl",
   "target_soft_cross_entropy",
+  "temperature_kl",
   "top_k_divergence",
   "transformed_teacher_kl",
   "transformed_teacher_matching",

@@ -80,7 +80,8 @@ class Setup:
     examples: the student's training examples, with `labels` (N, ...) and `indices` (N,), for a
       memory of each of them (`jaxkd.data.Examples`).
     hyperparameters: the config's "method" section; in a sum of methods, the part of this method.
-    create: name -> model for the same data, for methods that train further networks.
+    create: name -> model for the same data, for methods that train further networks; and a config
+      field, by default method.models, for errors.
     shares: participant name -> a teacher's share of the objective; they sum to 1.
     teacher_name: the teacher that a distillation is built for.
   """
@@ -93,7 +94,7 @@ class Setup:
   epochs: int
   steps_per_epoch: int
   hyperparameters: Any
-  create: Callable[[str], nn.Module]
+  create: Callable[..., nn.Module]
   rows: int = 0
   examples: Any = None
   shares: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"teacher": 1.0})

@@ -96,6 +96,9 @@ class Distillation:
       `Output.gradients` of each.
     labelled: feature of the student that is the logits for the labels' term, where that is not
       `Output.logits`; "" otherwise.
+    views: names of `Batch.views` that both networks see besides the inputs, one after the other, so
+      that batch statistics are those of each. The loss then takes two dicts, view -> Output, in
+      which "" is that of the inputs.
     metrics: name -> (student, teacher, batch, context) -> (sum, count), reported as "NAME_METRIC".
   """
 
@@ -110,6 +113,7 @@ class Distillation:
   teacher_parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
   gradients: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
   labelled: str = ""
+  views: tuple[str, ...] = ()
   metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
   @property

@@ -7,7 +7,8 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from jaxkd.errors import ConfigError
-from jaxkd.fields import Fields, choice, flag, integer, number, weights
+from jaxkd.fields import Fields, any_names, choice, flag, integer, number, weights
+from jaxkd.methods._assistants import through_assistants
 from jaxkd.methods._soft_targets import soft_targets
 from jaxkd.methods.base import DISTILLED, WARMUP, Method, PhaseSpec, Setup, Term, Warmup
 from jaxkd.methods.distillation import Distillation, Weight
@@ -33,6 +34,8 @@ def objective_fields(methods: Mapping[str, Method]) -> Fields:
       "ramp": choice("none", ("none", *RAMPS)),
       "ramp_epochs": number(0.0),
       "ramp_start": number(0.0),
+      # Models between teacher and student, each taught by the one before (teacher assistants).
+      "assistants": any_names(),
     }
   if len(methods) == 1:
     [method] = methods.values()
@@ -66,6 +69,8 @@ def phases_of(methods: Mapping[str, Method], setup: Setup) -> list[PhaseSpec]:
   Raises:
     ConfigError: naming the field that does not fit.
   """
+  if setup.hyperparameters.get("assistants"):
+    return through_assistants(setup, functools.partial(phases_of, methods))
   if setup.teachers:
     setup = dataclasses.replace(setup, shares=_shares(setup))
   if len(methods) == 1:
@@ -108,6 +113,7 @@ def phases_of(methods: Mapping[str, Method], setup: Setup) -> list[PhaseSpec]:
     _inherited(setup, before),
     learning_rate=hyperparameters.learning_rate,
     notes=_notes(terms),
+    strong=tuple(dict.fromkeys(view for d in distillations for view in d.views)),
   )
   return [*before, final]
 

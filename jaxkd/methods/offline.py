@@ -15,6 +15,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.methods._gradients import infer_with_gradients, learn_with_gradients
 from jaxkd.methods._labels import accuracy, label_terms, refuse_multi_hot
 from jaxkd.methods._teacher_parameters import with_parameters
+from jaxkd.methods._views import check_views, student_views, teacher_views
 from jaxkd.methods.distillation import Distillation, call_with_mask
 from jaxkd.networks import (
   Model,
@@ -106,7 +107,9 @@ def offline(
   heads = tuple(_each((d.labelled,) for d in distillations if d.labelled))
   if len(heads) > 1:
     raise ConfigError(f"the labels' term can take one head of the student, not {heads}")
+  check_views(distillations, teachers, whole=to_stage is None and from_stage is None)
   learners = _student_learners(student, label_weight, to_stage, from_stage, image_shape)
+  viewed = tuple(_each(d.views for d in distillations))
   adapted = [d for d in distillations if d.adapter is not None]
   scored = logits_of or (_own_logits if to_stage is None else None)
 
@@ -149,6 +152,8 @@ def offline(
     seen = {}
     for d in distillations:
       seen[d.name] = with_parameters(d, d.combined(outputs), participants, batch)
+      if d.views:
+        seen[d.name] = {"": seen[d.name], **teacher_views(d, teachers, participants, batch)}
       if d.teacher_adapter is not None:
         variables = participants[d.frozen_participant]
         seen[d.name] = infer(d.teacher_adapter, variables, (seen[d.name], batch))
@@ -186,10 +191,15 @@ def offline(
     terms: dict[str, Terms] = {}
     metrics = {}
     connected: dict[str, Any] = {}
+    others, state["student"] = student_views(
+      student, everyone["student"], changes, viewed, batch, context.rng
+    )
     if label_weight:
       terms["labels"] = label_weight * label_terms(labelled(output), batch, context)
     for d in distillations:
       ours, theirs = output, targets[d.name]
+      if d.views:
+        ours = {"": output, **{view: others[view] for view in d.views}}
       if d.adapter is not None:
         name = d.learning_participant
         inputs, key = (ours, theirs, batch), key_for(context.rng, name)

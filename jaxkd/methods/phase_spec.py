@@ -26,6 +26,7 @@ class PhaseSpec:
     turns: participants that are updated one per step, in this order; empty updates all.
     augmentations: names of `Batch.views` with the same inputs in an augmentation of their own.
     partners: names of `Batch.views` with the inputs of another example of the same class.
+    strong: names of `Batch.views` with the same inputs, strongly augmented (`jaxkd.data.strong`).
     seed_offset: added to the experiment's seed, for networks that must start differently.
     notes: lines shown before the phase starts, such as the compared stages.
     role: "student" for the result, "baseline" for the student that it is compared with,
@@ -44,6 +45,7 @@ class PhaseSpec:
   turns: tuple[str, ...] = ()
   augmentations: tuple[str, ...] = ()
   partners: tuple[str, ...] = ()
+  strong: tuple[str, ...] = ()
   seed_offset: int = 0
   notes: tuple[str, ...] = ()
   role: Literal["teacher", "student", "baseline", ""] = "student"

@@ -22,6 +22,7 @@ from jaxkd.methods.catkd import METHOD as CATKD
 from jaxkd.methods.cc import METHOD as CC
 from jaxkd.methods.crd import METHOD as CRD
 from jaxkd.methods.cskd import METHOD as CSKD
+from jaxkd.methods.ctkd import METHOD as CTKD
 from jaxkd.methods.cwd import METHOD as CWD
 from jaxkd.methods.deit import METHOD as DEIT
 from jaxkd.methods.dist import METHOD as DIST
@@ -36,11 +37,13 @@ from jaxkd.methods.kd import METHOD as KD
 from jaxkd.methods.kdcl import METHOD as KDCL
 from jaxkd.methods.kdsvd import METHOD as KDSVD
 from jaxkd.methods.mgd import METHOD as MGD
+from jaxkd.methods.mlkd import METHOD as MLKD
 from jaxkd.methods.multi_exit import METHOD as MULTI_EXIT
 from jaxkd.methods.netaug import METHOD as NETAUG
 from jaxkd.methods.nkd import METHOD as NKD
 from jaxkd.methods.nst import METHOD as NST
 from jaxkd.methods.objective import objective_fields, phases_of
+from jaxkd.methods.ofa import METHOD as OFA
 from jaxkd.methods.ofd import METHOD as OFD
 from jaxkd.methods.okddip import METHOD as OKDDIP
 from jaxkd.methods.one import METHOD as ONE
@@ -74,6 +77,7 @@ _BUILT_IN: Mapping[str, Method] = {
   "nkd": NKD,
   "ttm": TTM,
   "wttm": WTTM,
+  "ctkd": CTKD,
   "fitnets": FITNETS,
   "at": AT,
   "gradient_at": GRADIENT_AT,
@@ -100,6 +104,8 @@ _BUILT_IN: Mapping[str, Method] = {
   "crd": CRD,
   "ofd": OFD,
   "semckd": SEMCKD,
+  "mlkd": MLKD,
+  "ofa": OFA,
   "simkd": SIMKD,
   "born_again": BORN_AGAIN,
   "tfkd": TFKD,

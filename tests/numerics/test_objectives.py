@@ -21,7 +21,7 @@ from tests.tiny import create
 
 SCALES = (1e-3, 1.0, 1e8)
 # Methods that need the whole batch at once.
-WHOLE = ("rkd", "sp", "born_again/generations=1/form='confidence'", "multi_exit")
+WHOLE = ("mlkd", "rkd", "sp", "born_again/generations=1/form='confidence'", "multi_exit")
 
 
 def stages_of(variant, dtype):
@@ -45,6 +45,7 @@ def drawn_batch(size, scale=1.0, duplicates=False):
     np.ones(size, "float32"),
     np.arange(size, dtype="int32"),
     np.zeros(size, "int32"),
+    views={"strong": np.float32(scale) * images[:, ::-1]},
   )
 
 

@@ -176,7 +176,10 @@ def _batch(image_shape: tuple[int, int, int]) -> Batch:
     weights,
     np.arange(size, dtype="int32"),
     np.zeros(size, "int32"),
-    views={"partner": images[::-1]},
+    views={
+      "partner": images[::-1],
+      "strong": rng.normal(size=(size, *image_shape)).astype("float32"),
+    },
   )
 
 

@@ -203,12 +203,12 @@ class AttentionExit(nn.Module):
     _check_map(self, features)
     channels = features.shape[-1]
     common = {"axis_name": self.axis_name, "dtype": self.dtype}
-    attention = _Separable(channels, name="attention", **common)(features, train)
+    attention = SeparablePair(channels, name="attention", **common)(features, train)
     attention = jax.image.resize(attention, features.shape, "bilinear")
     x = nn.sigmoid(attention).astype(features.dtype) * features
     for i in range(1, self.halvings + 1):
       width = max(1, self.width // 2 ** (self.halvings - i))
-      x = _Separable(width, name=f"separable{i}", **common)(x, train)
+      x = SeparablePair(width, name=f"separable{i}", **common)(x, train)
     pooled = _pool(x)
     outputs = {"pooled": pooled}
     if self.adapt:
@@ -218,7 +218,7 @@ class AttentionExit(nn.Module):
     )
 
 
-class _Separable(nn.Module):
+class SeparablePair(nn.Module):
   """Two separable convolutions, the first of stride 2; see AttentionExit."""
 
   width: int
