@@ -187,15 +187,17 @@ def normalized_distillation(
   """
   what = "normalized_distillation"
   # Widened once: the gradients of both terms are then added in float32.
-  logits = widen(
+  ours, theirs = widen(
     logits_of(student, what=what, role="student"), logits_of(teacher, what=what, role="teacher")
   )
-  arguments = (*logits, labels, weights)
   target = target_soft_cross_entropy(
-    *arguments, standardize=standardize, axis_name=axis_name, where=where
+    ours, theirs, labels, weights, standardize=standardize, axis_name=axis_name, where=where
   )
   others = other_classes_cross_entropy(
-    *arguments,
+    ours,
+    theirs,
+    labels,
+    weights,
     temperature=temperature,
     squared_temperature=squared_temperature,
     standardize=standardize,
