@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_refused_in_one_line(changes, message):
 @pytest.mark.long
 def test_published_widths_of_a_mobilenet_are_those_of_its_inverted_residuals():
   network = Widened(create("mobilenetv2", num_classes=10), (1.0, 1.8, 2.6), (1.0, 1.6, 2.2, 2.8))
-  first = network.plan.blocks[2]
+  first = network.plan.blocks[3]
   assert (first.before, first.inner, first.after, first.residual) == (12, 72, 16, False)
   counts = network.draw(jax.random.key(0), wider=False)
   assert int(counts["blocks_2_0/project_bn"]) == 16
