@@ -169,10 +169,8 @@ def test_an_unknown_data_set_is_refused_with_similar_names(refuse, monkeypatch):
 
 def test_an_unknown_method_or_field_is_refused_with_similar_names(refuse):
   settings = settings_for().unlock()
-  settings.method.name = "simkdd"
-  refuse(
-    settings, r"^unknown method 'simkdd': did you mean 'simkd' or 'skd'\? known: ab, alone, at"
-  )
+  settings.method.name = "bornagain"
+  refuse(settings, r"^unknown method 'bornagain': did you mean 'born_again'\? known: ab, alone, at")
   settings = settings_for().unlock()
   settings.student.weight_deca = 0.0
   refuse(
@@ -350,7 +348,7 @@ def test_a_truncated_checkpoint_is_named_and_kept(refuse, tmp_path):
 
 KD = ["--config", "configs/digits.py:kd"]
 COMMANDS = {
-  "method": ["--config", "configs/digits.py:simkdd"],
+  "method": ["--config", "configs/digits.py:bornagain"],
   "field": [*KD, "--config.student.learning_rat=1"],
   "section": [*KD, "--config.studen.learning_rate=1"],
   "type": [*KD, "--config.batch_size=abc"],
@@ -359,7 +357,7 @@ COMMANDS = {
   "workdir": KD,
 }
 LINES = {
-  "method": "error: unknown method 'simkdd': did you mean 'simkd' or 'skd'? known: ab, alone, at, ",
+  "method": "error: unknown method 'bornagain': did you mean 'born_again'? known: ab, alone, at, ",
   "field": "error: unknown field of student 'learning_rat': did you mean 'learning_rate'? known: ",
   "section": "error: a field that the config does not have: 'studen' Did you mean \"student\"",
   "type": "error: flag --config.batch_size=abc: invalid literal for int() with base 10: 'abc'",
