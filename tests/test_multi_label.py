@@ -30,9 +30,8 @@ LABELS = (ROWS[:, :3] + ROWS[:, 1:4] > 0.5).astype(np.uint8)
 EXAMPLES = data.MultiLabelExamples(ROWS, LABELS)
 TAKE_THEM = {
   "teacher", "alone", "kd", "fitnets", "at", "nst", "fsp", "rkd", "sp", "pkt", "ft", "ab", "simkd",
-  "cwd", "mgd", "catkd", "vitkd", "vkd",
-  "cc", "ickd",
-  "vid", "srrl", "kdsvd",
+  "cwd", "mgd", "catkd", "vitkd", "vkd", "cc", "ickd", "vid", "srrl", "kdsvd", "reviewkd", "crd",
+  "ofd", "semckd",
 }  # fmt: skip
 
 
