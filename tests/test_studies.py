@@ -27,6 +27,7 @@ def test_every_folder_of_a_study_has_a_part_of_the_makefile():
     "claims",
     "dry_run",
     "faults",
+    "journeys",
     "tables",
   }
 

@@ -25,6 +25,7 @@ LOSSES = {
   "wttm": ("transformed_teacher_matching", "transformed_teacher_kl"),
   "teacher": ("cross_entropy",),
   "alone": ("cross_entropy",),
+  "netaug": ("cross_entropy",),
   "fitnets": ("fitnets", "hint_mse"),
   "simkd": ("simkd", "hint_mse"),
   "dml": ("mutual", "peer_kl"),

@@ -80,7 +80,7 @@ def kernel_correlation(
   norm="frobenius"`; it leaves out the factors exp(-2 gamma) of the constant, which cancels.
 
   >>> kernel_correlation(jnp.eye(2), jnp.ones((2, 5))).round(4)
-  Array(0.1269, dtype=float32)
+  Array(0.1266, dtype=float32)
   """
   what = "kernel_correlation"
   for name, value, known in (("kernel", kernel, _FORMS[:2]), ("norm", norm, _NORMS)):

@@ -96,8 +96,9 @@ def cross_entropy(
   total = jnp.sum(weights if of_classes is None else weights * of_classes[labels])
   if axis_name is not None:
     total = lax.pmean(total, axis_name)
-  # Smoothed labels of classes that weigh nothing still have a sum; as no label counts, it is 0.
-  return jnp.where(total > 0, jnp.sum(weights * losses) / jnp.where(total > 0, total, 1.0), 0.0)
+  # Smoothed labels of classes that weigh nothing have no mean, but a sum, which is a part of the
+  # sum of a whole batch (`accumulate`).
+  return jnp.sum(weights * losses) / jnp.where(total > 0, total, 1.0)
 
 
 def effective_weights(

@@ -93,7 +93,7 @@ def soft_target_divergence(
   >>> soft_target_divergence(
   ...   jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), divergence="jensen_shannon"
   ... ).round(4)
-  Array(0.1108, dtype=float32)
+  Array(0.1109, dtype=float32)
   """
   what = "soft_target_divergence"
   _check_options(divergence, beta, cross_entropy, temperature, missing)

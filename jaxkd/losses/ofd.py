@@ -52,8 +52,9 @@ def batch_norm_margin(scale: ArrayLike, bias: ArrayLike) -> jax.Array:
   Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, section 3.1, as
   get_margin_from_BN of the authors' code and mdistiller. The paper has no bound of the probability.
 
-  >>> batch_norm_margin(jnp.array([1.0, 1.0]), jnp.array([0.0, 4.0])).round(4)
-  Array([-0.7979, -3.    ], dtype=float32)
+  >>> margins = batch_norm_margin(jnp.array([1.0, 1.0]), jnp.array([0.0, 4.0]))
+  >>> [round(float(margin), 4) for margin in margins]
+  [-0.7979, -3.0]
   """
   scale, bias = widen(scale, bias, what="batch_norm_margin")
   check_same_shape("batch_norm_margin", scale, bias, other="bias")

@@ -100,7 +100,7 @@ def progressive_self_distillation(
   2021, as the authors' code.
 
   >>> z = Output(logits=jnp.zeros((1, 2)))
-  >>> float(progressive_self_distillation(z, z, jnp.array([0])).total.round(4))
+  >>> round(float(progressive_self_distillation(z, z, jnp.array([0])).total), 4)
   0.6931
   """
   what = "progressive_self_distillation"
@@ -149,8 +149,9 @@ def past_weight_of(epochs: ArrayLike, *, last: float, of: int) -> jax.Array:
     last: alpha_T, the weight in the last epoch, between 0 and 1.
     of: number of epochs of the training, at least 1.
 
-  >>> past_weight_of(jnp.array([0, 149, 299]), last=0.8, of=300).round(4)
-  Array([0.0027, 0.4   , 0.8   ], dtype=float32)
+  >>> weights = past_weight_of(jnp.array([0, 149, 299]), last=0.8, of=300)
+  >>> [round(float(weight), 4) for weight in weights]
+  [0.0027, 0.4, 0.8]
   """
   check_fraction("past_weight", last)
   (epochs,) = widen(epochs)

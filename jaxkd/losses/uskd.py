@@ -182,8 +182,8 @@ def unified_self_distillation(
 
   >>> z = Output(logits=jnp.zeros((1, 2)))
   >>> terms = unified_self_distillation(z, z, jnp.array([0]))
-  >>> {name: float(part.logit.round(4)) for name, part in terms.items()}
-  {'target': 0.06930000334978104, 'others': 0.0, 'weak': 0.06930000334978104}
+  >>> {name: round(float(part.logit), 4) for name, part in terms.items()}
+  {'target': 0.0693, 'others': 0.0, 'weak': 0.0693}
   """
   what = "unified_self_distillation"
   ours = logits_of(student, what=what, role="student")

@@ -32,7 +32,7 @@ def crd(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
     "teacher": arrays["memory_v2"],
     "key": jax.random.key_data(jax.random.key(0)),
     "steps": jnp.int32(0),
-    "log_normalizers": jnp.zeros(2, arrays["memory_v1"].dtype),
+    "log_normalizers": jnp.zeros_like(arrays["memory_v1"], shape=2),
     "normalized": jnp.zeros((), bool),
   }
   examples = int(case.number("n_data", size))

@@ -47,6 +47,6 @@ def _from_maps(case: Case, arrays: Arrays, side: str) -> jax.Array:
   maps, kernel = arrays[f"{side}_feature"], arrays[f"{side}_fc_kernel"]
   found = []
   for cells in regions(maps, ast.literal_eval(case.word("M"))):
-    logits = jnp.mean(cells, axis=(1, 2)) @ kernel + arrays[f"{side}_fc_bias"]
+    logits = jnp.mean(cells, axis=(1, 2)) @ kernel + arrays[f"{side}_fc_bias"][None]
     found.append(logits.reshape(len(maps), -1, logits.shape[-1]))
   return jnp.concatenate(found, axis=1)

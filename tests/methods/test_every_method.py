@@ -295,7 +295,7 @@ def test_contradictory_fields_are_refused(variant, changes, message):
   ("name", "message"),
   [
     ("kd+kd", r"^method.name='kd\+kd': 'kd' is there twice$"),
-    ("kd+simkd", r"^method.name='kd\+simkd': 'simkd' cannot be added; these can: kd, fitnets"),
+    ("kd+simkd", r"^method.name='kd\+simkd': 'simkd' cannot be added; these can: kd, dkd"),
     ("kd+att", r"^unknown method 'att': did you mean 'at'"),
   ],
 )

@@ -73,6 +73,6 @@ GOLDEN = {"kdsvd": kdsvd}
 RECORDED = ("kdsvd/count=2",)
 
 REFUSED = {
-  ("kdsvd", "vit-vgg"): "the teacher has no feature maps",
-  ("kdsvd/count=2", "vit-vgg"): "the teacher has no feature maps",
+  ("kdsvd", "vit-vgg"): "compares adjacent stages: expected two or more",
+  ("kdsvd/count=2", "vit-vgg"): "compares adjacent stages: expected two or more",
 }

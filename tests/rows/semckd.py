@@ -18,9 +18,8 @@ from tests.rows._subject import B, Subject
 def _calibration(s, t, **where):
   """Two pairs, whose weights come from the student's own features."""
   student, teacher = (Output(features={"x": x, "y": x[:, :1]}) for x in (s, t))
-  weight = 1 / (
-    1 + jnp.abs(s.astype(jnp.promote_types(s.dtype, "float32"))).reshape(len(s), -1)[:, 0]
-  )
+  first = s.astype(jnp.promote_types(s.dtype, "float32")).reshape(len(s), -1)[:, 0]
+  weight = 1 / (1 + jnp.abs(jnp.where(jnp.isfinite(first), first, 0.0)))
   chosen = {"stages": ["x", "y"], "attention": [weight, 1 - weight], "layers": 2, **where}
   return losses.semantic_calibration(student, teacher, **chosen).total
 

@@ -222,7 +222,7 @@ def test_config_sets_optimizer_and_schedule_of_a_section(given):
     ({"optimizer": "optax.lionn"}, "^student.optimizer: unknown optimizer.*optax.lion"),
     (
       {"optimizer": "lion"},
-      "student.optimizer='lion': expected one of sgd, adamw, or one of optax",
+      "student.optimizer='lion': expected one of sgd, adamw, dot, or one of optax",
     ),
     ({"optimizer": "optax.adam", "momentum": 0.5}, "student.momentum=0.5: expected 0.9"),
     ({"optimizer": "optax.adam", "nesterov": True}, "student.nesterov=True: expected False"),
