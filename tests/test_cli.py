@@ -123,6 +123,7 @@ def test_help_lists_the_flags_and_the_script_has_the_same(tmp_path, name):
   assert (script.returncode, script.stdout) == (0, done.stdout)
 
 
+@pytest.mark.long
 def test_jaxkd_train_runs_from_any_directory_and_a_complete_run_is_said_to_be(tmp_path):
   fields = ("student.model=mlp", "student.epochs=1", "cpu_devices=1", "data.per_class=3")
   flags = [f"--config.{field}" for field in fields]

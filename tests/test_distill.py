@@ -71,6 +71,7 @@ def trained(module, data, **options):
   return Network(result.student, result.variables, result.preprocessing)
 
 
+@pytest.mark.long
 def test_a_student_of_a_sum_of_methods_learns_and_predicts_raw_images():
   teacher = trained(tiny.TinyNet(width=6), ARRAYS)
   options = {"epochs": 20, "batch_size": 16, "learning_rate": 0.1}
@@ -158,6 +159,7 @@ def test_without_a_work_directory_nothing_stays(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_teachers_as_a_bundle_and_by_name_and_a_student_that_is_saved(tmp_path):
   teacher = MLP(widths=(8,), num_classes=3)
   variables = teacher.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))
@@ -175,6 +177,7 @@ def test_teachers_as_a_bundle_and_by_name_and_a_student_that_is_saved(tmp_path):
   assert set(by_name.scores) == {"test"}
 
 
+@pytest.mark.long
 def test_inputs_that_are_no_images_and_several_teachers():
   rng = np.random.default_rng(0)
   labels = np.arange(150) % 3

@@ -2,7 +2,8 @@
 
 `pytest tests/test_golden.py [--golden DIR]`: every case of every .npz file in the folder is a
 test, in float64 and in float32; without --golden or --float32, to save time, in float32 only the
-first of a method. A method or case that cannot be run is a failure.
+first of a method, and from the third one on among the long tests. A method or case that cannot be
+run is a failure.
 """
 
 from __future__ import annotations
@@ -30,12 +31,19 @@ def pytest_generate_tests(metafunc):
     raise pytest.UsageError(f"no golden cases in {folder}")
   in_both = given or metafunc.config.getoption("--float32")
   chosen = [
-    pytest.param(case, dtype, id=f"{case.method}-{case.index}-{dtype}")
+    pytest.param(
+      case, dtype, id=f"{case.method}-{case.index}-{dtype}", marks=() if given else _marks(case)
+    )
     for case in cases
     for dtype in ("float64", "float32")
     if dtype == "float64" or in_both or case.index == 0
   ]
   metafunc.parametrize(("golden_case", "dtype"), chosen)
+
+
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+  # A case of netaug trains networks.
+  return [pytest.mark.long] if case.index > 1 or case.method == "netaug" else []
 
 
 def test_golden_case_agrees(golden_case, dtype):
@@ -48,6 +56,7 @@ def test_golden_case_agrees(golden_case, dtype):
   assert not wrong, f"{case.word('desc')} [{case.word('source')}]: " + "; ".join(wrong)
 
 
+@pytest.mark.long
 def test_adapters_give_every_intermediate_value_of_our_own_files():
   for path in HERE.glob("*.npz"):
     for case in load(path):

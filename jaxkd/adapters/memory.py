@@ -33,7 +33,8 @@ def write_rows(bank: Array, rows: Array, values: Array, where: Array | None = No
     bank: (N, ...).
     rows: (B,) integers; rows outside 0 .. N - 1 are not written.
     values: (B, ...).
-    where: (B,), nonzero for the examples that are written (`Batch.mask`); None writes all.
+    where: (B,), nonzero for the examples that are written (`Batch.mask`); with more axes, (B, T),
+      an example is written if any position counts. None writes all.
 
   >>> write_rows(jnp.zeros(3), jnp.array([2, 0, 2]), jnp.array([5.0, 6.0, 7.0]))
   Array([6., 0., 7.], dtype=float32)
@@ -41,6 +42,7 @@ def write_rows(bank: Array, rows: Array, values: Array, where: Array | None = No
   outside = jnp.int32(len(bank))
   rows = jnp.where(rows < 0, outside, rows)
   if where is not None:
-    rows = jnp.where(where != 0, rows, outside)
+    counts = jnp.any((where != 0).reshape(len(rows), -1), axis=1)
+    rows = jnp.where(counts, rows, outside)
   again = jnp.triu(rows[:, None] == rows[None, :], k=1).any(axis=1)
   return bank.at[jnp.where(again, outside, rows)].set(values.astype(bank.dtype), mode="drop")

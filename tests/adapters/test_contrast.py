@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd.adapters import ContrastMemory, ExampleTable
+from jaxkd.adapters.memory import write_rows
 from jaxkd.errors import ConfigError
 from jaxkd.types import MEMORY, Batch, Output
 from tests.methods.one_step import jit
@@ -163,3 +164,9 @@ def test_memories_of_all_devices_have_the_same_bits_and_those_of_the_whole_batch
     for other in np.asarray(leaf)[1:]:
       np.testing.assert_array_equal(other, leaf[0])
     np.testing.assert_allclose(leaf[0], whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_example_is_written_if_any_of_its_positions_counts():
+  mask = jnp.array([[True, False], [False, False], [False, True]])
+  bank = write_rows(jnp.zeros(4), jnp.array([3, 1, 0]), jnp.array([5.0, 6.0, 7.0]), mask)
+  np.testing.assert_array_equal(bank, [7.0, 0.0, 0.0, 5.0])

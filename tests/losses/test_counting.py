@@ -125,8 +125,16 @@ CASES += [
   for name, subject in SUBJECTS.items()
   if "where" in inspect.signature(subject.loss).parameters
 ]
+
+
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+  # A loss on Outputs passes its mask to its kernel, which has a row of its own.
+  calls = [row.loss for row in rows.merged("SUBJECTS").values()]
+  return [pytest.mark.long] if case.call in calls else []
+
+
 each_case = pytest.mark.parametrize(
-  "case", CASES, ids=[f"{c.name}-{i}" for i, c in enumerate(CASES)]
+  "case", [pytest.param(c, id=f"{c.name}-{i}", marks=_marks(c)) for i, c in enumerate(CASES)]
 )
 
 

@@ -20,19 +20,25 @@ from jax.sharding import PartitionSpec as P
 
 from jaxkd import losses
 from jaxkd.types import Output, Terms
+from tests import rows
 from tests.losses.subjects import SUBJECTS, B, Subject
 
 # Each program runs a few times only, so compile time dominates.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def marked(name: str, *values: object) -> object:
+def marked(name: str, *values: object, long: bool = False) -> object:
   """Make a parameter set of a row of SUBJECTS."""
-  marks = [pytest.mark.long] if SUBJECTS[name].long else []
+  marks = [pytest.mark.long] if long or SUBJECTS[name].long else []
   return pytest.param(*values, marks=marks, id="-".join([name, *map(str, values[1:])]))
 
 
 each_loss = pytest.mark.parametrize("subject", [marked(name, SUBJECTS[name]) for name in SUBJECTS])
+# For tests that compile a program of their own: with a file in tests/rows, among the long ones.
+OF_FILES = rows.merged("SUBJECTS")
+each_costly = pytest.mark.parametrize(
+  "subject", [marked(name, row, long=name in OF_FILES) for name, row in SUBJECTS.items()]
+)
 
 
 def draw(subject: Subject, dtype="float32", seed=0):
@@ -52,7 +58,7 @@ def assert_close(actual, desired):
   chex.assert_trees_all_close(actual, desired, rtol=1e-5, atol=1e-7)
 
 
-@each_loss
+@each_costly
 def test_jit_vmap_and_checkpoint_agree_with_eager(subject):
   s, t = draw(subject)
   value, (gradient, _) = compiled(subject.loss)(s, t)
@@ -72,7 +78,12 @@ ON_DEVICES = [
 
 
 @pytest.mark.parametrize(
-  ("subject", "transform"), [marked(name, SUBJECTS[name], how) for name, how in ON_DEVICES]
+  ("subject", "transform"),
+  [
+    # The mean over devices of a mean over examples needs no program of its own.
+    marked(name, SUBJECTS[name], how, long=name in OF_FILES and SUBJECTS[name].mapped is None)
+    for name, how in ON_DEVICES
+  ],
 )
 def test_mean_over_devices_equals_the_whole_batch(subject, transform):
   s, t = draw(subject)
@@ -92,7 +103,7 @@ def test_mean_over_devices_equals_the_whole_batch(subject, transform):
   assert_close((value, gradient.reshape(s.shape)), (expected, expected_gradient))
 
 
-@each_loss
+@each_costly
 def test_gradient_equals_finite_differences(subject):
   with jax.enable_x64(True):
     s, t = draw(subject, "float64")

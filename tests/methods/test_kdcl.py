@@ -33,6 +33,7 @@ def test_a_peer_sees_the_view_of_its_name():
   assert set(scheme.export(participants)) == {"peer_0", "peer_1", "ensemble"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "ensemble", ["minlogit", *(pytest.param(x, marks=pytest.mark.long) for x in ("naive", "mean"))]
 )

@@ -69,6 +69,7 @@ def narrow(base, counts):
   )
 
 
+@pytest.mark.long
 @each
 def test_masked_channels_are_the_narrower_network_in_value_and_gradient(base):
   network, x = widened(base), images(base)

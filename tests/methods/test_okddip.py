@@ -57,6 +57,7 @@ def test_everything_learns_and_exports_predict_alike(participants):
     np.testing.assert_allclose(found, logits[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_parts_and_devices_give_the_update_of_the_whole_batch(participants):
   expected = update(SCHEME, participants, batch())
   for parts, devices in ((4, 1), (1, 2)):

@@ -69,6 +69,7 @@ def test_every_loss_agrees_with_float64_under_vmap(batch_size):
   assert not compare(batch_size, tuple(CASES), vmapped=True)
 
 
+@pytest.mark.long
 def test_relations_agree_with_float64_in_bfloat16():
   assert not compare_in_bfloat16(4, RELATIONAL)
 

@@ -41,6 +41,7 @@ def updated(parts, devices, fed=UNEVEN, untrained=(), **changes):
   return float(loss) / float(count), mapping.host_copy(after).participants["student"]["params"]
 
 
+@pytest.mark.long
 def test_parts_and_devices_give_the_update_of_the_whole_batch():
   whole = updated(1, 1, class_weights=WEIGHTS)
   for parts, devices in ((2, 1), (4, 1), (1, 2), (2, 2)):
