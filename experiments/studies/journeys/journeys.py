@@ -5,7 +5,8 @@
 A new virtual environment gets the library from this checkout, and each journey the packages that it
 needs besides. Then a program or a command of the docs runs in a clone, on data that this script
 writes: the handwritten digits of scikit-learn as pictures, arrays and a Hugging Face data set. The
-table has the lines of the program, the seconds of its first run and the last line that it prints.
+table has the lines of the program or of the command, and the seconds of its first run, which must
+print a number.
 """
 
 from __future__ import annotations
@@ -108,21 +109,13 @@ def _lines(journey: Journey) -> int:
   return sum(bool(line.strip()) and not line.strip().startswith("#") for line in text.splitlines())
 
 
-def _last(output: str) -> str:
-  """Return the last line that holds a number."""
-  plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
-  lines = [line.strip(" │|") for line in plain.splitlines() if re.search(r"\d", line)]
-  return re.sub(r"\s+", " ", lines[-1]).replace("|", "/")[-90:] if lines else "no number"
-
-
 def main() -> None:
   """Run the journeys and print the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--output", type=pathlib.Path, help="also write the table to this file")
   parser.add_argument("--only", choices=JOURNEYS, help="one journey")
   arguments = parser.parse_args()
-  rows = ["| you have | lines | packages besides | seconds | prints at the end |"]
-  rows += ["|---|---|---|---|---|"]
+  rows = ["| you have | lines | packages besides | seconds |", "|---|---|---|---|"]
   with tempfile.TemporaryDirectory() as folder:
     clone = pathlib.Path(folder) / "jaxkd"
     _call("git", "clone", "-q", ROOT, clone)
@@ -131,7 +124,8 @@ def main() -> None:
     _call(sys.executable, "-m", "venv", python.parents[1])
     pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
     _call(*pip, f"{clone}[experiments,hf]")
-    print(f"new environment: {time.monotonic() - start:.0f} s", flush=True)
+    made = f"The new environment took {time.monotonic() - start:.0f} s."
+    print(made, flush=True)
     _call(python, "-c", DATA, folder=clone)
     for name, journey in JOURNEYS.items():
       if arguments.only not in (None, name):
@@ -141,13 +135,15 @@ def main() -> None:
       start = time.monotonic()
       output = _call(python, *journey.command.split(), folder=clone)
       seconds = time.monotonic() - start
+      if not re.search(r"\d", output):
+        sys.exit(f"{name}: prints no number: {output[-500:]!r}")
       besides = ", ".join(journey.packages) or "-"
-      cells = (journey.what, _lines(journey), besides, f"{seconds:.0f}", _last(output))
+      cells = (journey.what, _lines(journey), besides, f"{seconds:.0f}")
       rows.append(f"| {' | '.join(map(str, cells))} |")
       print(rows[-1], flush=True)
   text = "\n".join(rows)
   if arguments.output:
-    arguments.output.write_text(f"Written by `make journeys`.\n\n{text}\n")
+    arguments.output.write_text(f"Written by `make journeys`. {made}\n\n{text}\n")
 
 
 if __name__ == "__main__":
