@@ -41,5 +41,6 @@ def dense_pairs(setup: Setup) -> tuple[StagePair, ...] | None:
 
 def compared_logits(setup: Setup) -> str:
   """Return a line with the logits that are compared and their sizes."""
-  shapes = (sizes(x.logits.shape) for x in (setup.plain_output, setup.teacher.output))  # type: ignore[union-attr]
-  return "logits {} with logits {} of the ".format(*shapes) + setup.teacher_name
+  ours, theirs = setup.plain_output.logits, setup.teacher.output.logits
+  assert ours is not None and theirs is not None  # `dense_pairs` has found them
+  return f"logits {sizes(ours.shape)} with logits {sizes(theirs.shape)} of the {setup.teacher_name}"

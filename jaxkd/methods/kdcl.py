@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxkd import losses
 from jaxkd.counts import refuse_parts, scaled
 from jaxkd.fields import choice, flag, integer, names, number
-from jaxkd.losses.kdcl import ENSEMBLES, OF_WHOLE_BATCHES, PROJECTIONS
+from jaxkd.losses.kdcl import ENSEMBLES, OF_WHOLE_BATCHES, PROJECTIONS, Ensemble
 from jaxkd.methods._labels import label_terms, refuse_multi_hot
 from jaxkd.methods.base import DISTILLED, Method, PhaseSpec, Setup
 from jaxkd.methods.dml import accuracies, mutual, peers_of
@@ -24,7 +24,7 @@ def collaborative(
   *,
   weight: float = 1.0,
   label_weight: float = 1.0,
-  ensemble: str = "minlogit",
+  ensemble: Ensemble = "minlogit",
   **options: Any,
 ) -> Scheme:
   """Return the scheme of several untrained networks that learn from one ensemble of all.
@@ -80,7 +80,7 @@ def collaborative(
       list(outputs.values()),
       batch.labels,
       batch.weights,
-      ensemble=ensemble,  # type: ignore[arg-type]
+      ensemble=ensemble,
       axis_name=context.axis_name if whole else None,
       where=batch.mask,
       **options,

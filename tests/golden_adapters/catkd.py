@@ -22,7 +22,7 @@ def catkd(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
     resolution=int(case.number("cam_resolution", 2)),
     normalize=bool(case.number("normalize", 1)),
     binarize=bool(case.number("binarize", 0)),
-    transfer=parts[int(case.number("strategy", 0))] if partial else "all",  # type: ignore[arg-type]
+    transfer=parts[int(case.number("strategy", 0))] if partial else "all",
     count=int(case.number("cams_nums", 0)),
     steep_zeros=True,
   )

@@ -16,8 +16,8 @@ def cwd(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   value = losses.channel_wise(
     Output(logits=arrays["student"]),
     Output(logits=arrays["teacher"]),
-    norm="first" if norm == "none" else norm,  # type: ignore[arg-type]
-    divergence=divergence,  # type: ignore[arg-type]
+    norm="first" if norm == "none" else norm,
+    divergence=divergence,
     temperature=case.number("temperature", 1.0) if divergence == "kl" else 1.0,
   )
   return case.number("loss_weight", 1.0) * value.total, {}

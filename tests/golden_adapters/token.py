@@ -35,7 +35,7 @@ def deit(case: Case, arrays: Arrays) -> tuple[jax.Array, dict[str, Any]]:
   terms = losses.distillation_token(
     Output(features={"logits_dist": arrays["student_dist_logits"]}),
     Output(logits=arrays["teacher_logits"]),
-    kind=kind,  # type: ignore[arg-type]
+    kind=kind,
     temperature=case.number("tau", 1.0),
     form="code",
   )
