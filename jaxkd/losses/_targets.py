@@ -10,8 +10,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxkd.errors import ConfigError
+from jaxkd.losses._checks import check_same_shape
 from jaxkd.losses._counting import keep
-from jaxkd.losses._numerics import log_probabilities, softened
+from jaxkd.losses._numerics import log_probabilities, softened, widen
+from jaxkd.losses._standardization import standardized
 from jaxkd.losses.cross_entropy import are_classes, effective_weights
 
 
@@ -89,6 +91,32 @@ def target_classes(
   chosen = numbers[..., None].astype(jnp.int32) == classes
   counts = known if weighed is None else known | ~weighed
   return Targets(chosen, effective, jnp.where(counts, 1.0, jnp.nan).astype(logits.dtype))
+
+
+def logits_and_targets(
+  what: str,
+  student: ArrayLike,
+  teacher: ArrayLike,
+  labels: ArrayLike,
+  weights: ArrayLike | None,
+  where: ArrayLike | None,
+  *,
+  standardize: bool,
+) -> tuple[jax.Array, jax.Array, Targets]:
+  """Return both sides' logits, 0 where they do not count, and the classes of the labels.
+
+  The logits are float32 or wider, and the teacher's constant.
+
+  Raises:
+    ConfigError: if the shapes do not fit together.
+  """
+  student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
+  check_same_shape(what, student, teacher, "both must score the same classes, (..., C)")
+  targets = target_classes(what, student, labels, weights, where)
+  student, teacher = targets.keep(student, teacher)
+  if standardize:
+    student, teacher = standardized(student), standardized(teacher)
+  return student, teacher, targets
 
 
 def of_target(x: jax.Array, chosen: jax.Array) -> jax.Array:

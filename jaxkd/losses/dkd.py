@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import jax
-from jax import lax
 from jax.typing import ArrayLike
 
-from jaxkd.losses._checks import check_positive, check_same_shape, logits_of
+from jaxkd.losses._checks import check_positive, logits_of
 from jaxkd.losses._numerics import relative_entropy, widen
-from jaxkd.losses._standardization import standardized
 from jaxkd.losses._targets import (
-  Targets,
   between_others,
   binary_log_probabilities,
+  logits_and_targets,
   other_log_probabilities,
-  target_classes,
 )
 from jaxkd.types import Output, Terms
 
@@ -70,8 +67,9 @@ def target_class_kl(
   Array(0.0989, dtype=float32)
   """
   what = "target_class_kl"
-  student, teacher, targets = _prepared(
-    what, student, teacher, labels, weights, where, temperature=temperature, standardize=standardize
+  check_positive("temperature", temperature)
+  student, teacher, targets = logits_and_targets(
+    what, student, teacher, labels, weights, where, standardize=standardize
   )
   log_p, log_target = (
     binary_log_probabilities(z, targets.chosen, temperature) for z in (student, teacher)
@@ -125,8 +123,9 @@ def other_classes_kl(
   Array(0.0671, dtype=float32)
   """
   what = "other_classes_kl"
-  student, teacher, targets = _prepared(
-    what, student, teacher, labels, weights, where, temperature=temperature, standardize=standardize
+  check_positive("temperature", temperature)
+  student, teacher, targets = logits_and_targets(
+    what, student, teacher, labels, weights, where, standardize=standardize
   )
   log_q, student_alone = other_log_probabilities(student, targets.chosen, temperature)
   log_target, teacher_alone = other_log_probabilities(teacher, targets.chosen, temperature)
@@ -211,25 +210,3 @@ def decoupled_distillation(
     "target": part(target_class_kl, target_weight),
     "others": part(other_classes_kl, others_weight),
   }
-
-
-def _prepared(
-  what: str,
-  student: ArrayLike,
-  teacher: ArrayLike,
-  labels: ArrayLike,
-  weights: ArrayLike | None,
-  where: ArrayLike | None,
-  *,
-  temperature: float | jax.Array,
-  standardize: bool,
-) -> tuple[jax.Array, jax.Array, Targets]:
-  """Return the checked logits, zero where they do not count, and the targets."""
-  check_positive("temperature", temperature)
-  student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
-  check_same_shape(what, student, teacher, "both must score the same classes, (..., C)")
-  targets = target_classes(what, student, labels, weights, where)
-  student, teacher = targets.keep(student, teacher)
-  if standardize:
-    student, teacher = standardized(student), standardized(teacher)
-  return student, teacher, targets

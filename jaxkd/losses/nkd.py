@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
-from jaxkd.losses._checks import check_positive, check_same_shape, logits_of
+from jaxkd.losses._checks import check_positive, logits_of
 from jaxkd.losses._numerics import entropy, log_probabilities, relative_entropy, widen
-from jaxkd.losses._standardization import standardized
 from jaxkd.losses._targets import (
   between_others,
+  logits_and_targets,
   of_target,
   other_log_probabilities,
-  target_classes,
 )
 from jaxkd.types import Output, Terms
 
@@ -60,10 +58,9 @@ def target_soft_cross_entropy(
   Array(0.3466, dtype=float32)
   """
   what = "target_soft_cross_entropy"
-  student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
-  check_same_shape(what, student, teacher, "both must score the same classes, (..., C)")
-  targets = target_classes(what, student, labels, weights, where)
-  student, teacher = _standardised(standardize, *targets.keep(student, teacher))
+  student, teacher, targets = logits_and_targets(
+    what, student, teacher, labels, weights, where, standardize=standardize
+  )
   # An impossible target is a constant without a gradient.
   log_p = of_target(log_probabilities(student), targets.chosen)
   log_p = jnp.where(log_p == -jnp.inf, -jnp.inf, log_p)
@@ -122,10 +119,9 @@ def other_classes_cross_entropy(
   """
   what = "other_classes_cross_entropy"
   check_positive("temperature", temperature)
-  student, teacher = widen(student, lax.stop_gradient(teacher), what=what)
-  check_same_shape(what, student, teacher, "both must score the same classes, (..., C)")
-  targets = target_classes(what, student, labels, weights, where)
-  student, teacher = _standardised(standardize, *targets.keep(student, teacher))
+  student, teacher, targets = logits_and_targets(
+    what, student, teacher, labels, weights, where, standardize=standardize
+  )
   left_out = targets.chosen if without_target else jnp.zeros_like(targets.chosen)
   log_q, student_alone = other_log_probabilities(student, left_out, temperature)
   log_target, teacher_alone = other_log_probabilities(teacher, left_out, temperature)
@@ -206,7 +202,3 @@ def normalized_distillation(
     where=where,
   )
   return {"target": Terms(logit=target), "others": Terms(logit=others_weight * others)}
-
-
-def _standardised(standardize: bool, *logits: jax.Array) -> tuple[jax.Array, ...]:
-  return tuple(standardized(z) for z in logits) if standardize else logits
