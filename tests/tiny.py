@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from jaxkd import methods
 from jaxkd.data import ArrayExamples, normalize, pad_crop
+from jaxkd.models import ClassTokenTransformer, VisionTransformer
 from jaxkd.networks import frozen
 from jaxkd.train import Phase
 from jaxkd.types import Batch, Output
@@ -73,6 +74,10 @@ class TinyNet(nn.Module):
 
 def create(name, *, num_classes, axis_name, dtype):
   """Replacement of `jaxkd.models.create`: networks that compile fast; the teacher is wider."""
+  if name == "vit_tiny":
+    return VisionTransformer(4, 12, 2, (1, 1, 1), num_classes)
+  if name == "deit_mini_p4":
+    return ClassTokenTransformer(4, 8, 2, 4, num_classes, 1e-6, True, True)
   width = {"resnet8_w8": 6, "resnet8_w4": 4}[name]
   return TinyNet(width=width, num_classes=num_classes, axis_name=axis_name)
 

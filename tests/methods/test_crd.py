@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import signal
 
 import jax
@@ -93,7 +94,8 @@ def test_a_resumed_run_ends_in_the_same_bits(phase, tmp_path):
 def memories(phase, count):
   """The memory after two steps, with every device's copy along the first axis."""
   optimizer = optax.sgd(0.01)
-  stored = list(training_batches(phase.examples, batch_size=BATCH, seed=0))
+  batches = training_batches(phase.examples, batch_size=BATCH, seed=0)  # an endless stream
+  stored = list(itertools.islice(batches, SIZE // BATCH))
   prepared = [phase.prepare_evaluation(batch) for batch in stored]
   participants = jax.jit(phase.scheme.init)(jax.random.key(0), prepared[0])
   key = jax.random.key_data(jax.random.key(0))

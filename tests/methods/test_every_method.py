@@ -69,12 +69,13 @@ STAGES = {
 
 
 def settings_with(variant):
-  """The config of "METHOD/field=value/..."."""
+  """The config of "METHOD/field=value/..."; with a dot, fields of other sections."""
   method, *fields = variant.split("/")
   settings = settings_for(method)
   for field in fields:
-    name, _, value = field.partition("=")
-    settings.method[name] = ast.literal_eval(value)
+    path, _, value = field.partition("=")
+    section, _, name = path.rpartition(".")
+    settings[section or "method"][name] = ast.literal_eval(value)
   return settings
 
 
@@ -125,6 +126,8 @@ _FORMS = [
   "one",
   "byot",
   "multi_exit",
+  "deit/student.model='deit_mini_p4'",
+  "vitkd/teacher.model='vit_tiny'/student.model='deit_mini_p4'",
 ]
 # Every method that distils: in these forms, or by its defaults.
 ON_TWO_STAGES = [

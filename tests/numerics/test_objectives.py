@@ -17,7 +17,7 @@ from jaxkd.train import TrainState, training_step
 from jaxkd.types import Batch
 from tests.methods.test_every_method import ON_TWO_STAGES, dataset, settings_with
 from tests.numerics.behind_a_network import BATCH_SIZES, OPTIMISED, PLAIN, cast
-from tests.tiny import create
+from tests.tiny import TinyNet, create
 
 SCALES = (1e-3, 1.0, 1e8)
 # Methods that need the whole batch at once.
@@ -153,7 +153,8 @@ def test_the_mapped_update_agrees_with_float64(variant):
 
 @functools.cache
 def _without_statistics(name, *, num_classes, axis_name, dtype):
-  return create(name, num_classes=num_classes, axis_name=axis_name, dtype=dtype).clone(norm=False)
+  network = create(name, num_classes=num_classes, axis_name=axis_name, dtype=dtype)
+  return network.clone(norm=False) if isinstance(network, TinyNet) else network
 
 
 @pytest.mark.numerics

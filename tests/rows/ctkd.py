@@ -15,7 +15,8 @@ from tests.rows._subject import B, Subject, of_logits
 
 
 def temperatures(t):
-  """One for each example, a function of the teacher's logits."""
+  """One for each example, a function of the teacher's logits, not rounded to their bfloat16."""
+  t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
   return 2.0 + jnp.square(jax.lax.stop_gradient(jax.nn.sigmoid(t[:, 0])))
 
 
