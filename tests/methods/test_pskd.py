@@ -115,7 +115,7 @@ def test_a_resumed_run_has_the_same_table_and_weights(tmp_path):
   np.testing.assert_allclose(table.sum(1), 1, rtol=1e-5)
   # A batch over the end of the first epoch has examples that have a past.
   weights = [row["train"]["past_weight"] for row in whole.rows]
-  assert weights[0] < 0.1 and weights == sorted(weights) and 0.6 < weights[-1] <= 0.8
+  assert weights[0] < 0.1 and weights == sorted(weights) and 0.6 < weights[-1] <= np.float32(0.8)
   alike = train(tmp_path / "one", devices=1, resident=0)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
