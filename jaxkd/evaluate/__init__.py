@@ -28,6 +28,7 @@ from jaxkd.evaluate.quality import (
 )
 from jaxkd.evaluate.reliability import Reliability, equal_mass_reliability, fit_temperature
 from jaxkd.evaluate.similarity import linear_cka
+from jaxkd.evaluate.student_report import report
 
 __all__ = [
   "Difference",
@@ -59,6 +60,7 @@ __all__ = [
   "multiply_adds",
   "paired_means",
   "paired_statistic",
+  "report",
   "score",
   "selective_accuracy",
 ]

@@ -124,11 +124,11 @@ def selective_accuracy(
   if not all(0 < share <= 1 for share in coverages):
     raise ConfigError(f"coverages={list(coverages)!r}: expected numbers above 0, at most 1")
   correct = (scores.argmax(axis=1) == classes).astype(np.float64)
-  return _selective(confidences(scores), correct, coverages)
+  return selective(confidences(scores), correct, coverages)
 
 
-def _selective(
-  confidence: np.ndarray, correct: np.ndarray, coverages: Sequence[float]
+def selective(
+  confidence: np.ndarray, correct: np.ndarray, coverages: Sequence[float] = COVERAGES
 ) -> np.ndarray:
   """Return the mean of `correct` over the most confident; ties count as their mean."""
   _, group = np.unique(-confidence, return_inverse=True)

@@ -65,14 +65,18 @@ def equal_mass_reliability(logits: Any, labels: Any, bins: int = BINS) -> Reliab
   scores, classes = checked("logits", logits, labels)
   confidence = np.exp(log_softmax(scores).max(axis=1))
   correct = scores.argmax(axis=1) == classes
-  return _reliability(confidence, correct, bins)
+  return binned(confidence, correct, bins)
 
 
-def _reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> Reliability:
-  order = np.sort(confidence)
-  first, last = (np.searchsorted(order, confidence, side) for side in ("left", "right"))
+def binned(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Reliability:
+  """Return the reliability of confidences (N,) and whether they are correct (N,)."""
+  order = np.argsort(confidence)
+  confidence, correct = confidence[order], correct[order]
+  starts = np.concatenate([[0], np.flatnonzero(np.diff(confidence)) + 1])
+  sizes = np.diff(np.append(starts, len(order)))
   # Equal confidences share the bin of their middle rank.
-  index = np.floor((first + last) / 2 * bins / len(order)).astype(int).clip(0, bins - 1)
+  middle = np.repeat(starts + sizes / 2, sizes)
+  index = np.floor(middle * bins / len(order)).astype(int).clip(0, bins - 1)
   images = np.bincount(index, minlength=bins)
   sums = np.bincount(index, confidence, bins), np.bincount(index, correct, bins)
   filled = images > 0
