@@ -79,15 +79,10 @@ def scored(
       dataset = scores.data_of(description, name, directory=directory, load=load)
     except ConfigError as error:
       raise ConfigError(f"bundle {bundle}: {error}") from error
-    shape, taken = dataset.image_shape, "no images" if "inputs" in description else "images"
-    if (taken == "images") != (shape is not None):
-      have = "no images" if shape is None else "images"
-      raise ConfigError(f"bundle {bundle} takes {taken}, and data set {dataset.name!r} has {have}")
-    crop = 0
-    if shape is not None and dataset.name == description.get("data"):
-      # A run on this data set saw the centre of its images if it saw fewer pixels than there are.
-      side = description["image_shape"][0]
-      crop = side if side < shape[0] else 0
+    try:
+      crop = scores.crop_of(description, dataset)
+    except ConfigError as error:
+      raise ConfigError(f"bundle {bundle} {error}") from error
     try:
       result = scores.score_network(network, dataset, crop=crop, batch_size=batch_size)
     except ConfigError as error:

@@ -27,7 +27,7 @@ from jaxkd.evaluate.quality import (
   selective_accuracy,
 )
 from jaxkd.evaluate.reliability import Reliability, equal_mass_reliability, fit_temperature
-from jaxkd.evaluate.similarity import linear_cka
+from jaxkd.evaluate.similarity import cka_matrix, linear_cka
 from jaxkd.evaluate.student_report import report
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
   "calibration_bins",
   "calibration_error",
   "chosen_exits",
+  "cka_matrix",
   "class_accuracy",
   "confidences",
   "confusion_matrix",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,43 @@ def linear_cka(ours: Any, theirs: Any, *, debiased: bool = True) -> float:
   >>> round(linear_cka(x, -2 * x[:, ::-1]), 6)
   1.0
   """
-  first, second = _gram("ours", ours), _gram("theirs", theirs)
-  if len(first) != len(second):
-    raise ConfigError(f"theirs: {len(second)} examples, expected {len(first)} as ours")
-  if len(first) < _LEAST:
-    raise ConfigError(f"ours: {len(first)} examples, expected at least {_LEAST}")
+  return float(cka_matrix([ours], [theirs], debiased=debiased)[0, 0])
+
+
+def cka_matrix(ours: Sequence[Any], theirs: Sequence[Any], *, debiased: bool = True) -> np.ndarray:
+  """Compute the `linear_cka` of every stage of one network with every stage of another.
+
+  Args:
+    ours: (N, ...) of each stage.
+    theirs: likewise, of the same examples.
+    debiased: as for `linear_cka`.
+
+  Returns:
+    (len(ours), len(theirs)) float64; NaN where features do not vary.
+
+  Raises:
+    ConfigError: as `linear_cka`.
+
+  >>> x = np.random.default_rng(0).normal(size=(8, 3))
+  >>> cka_matrix([x], [x, x[:, :1] * 2]).shape
+  (1, 2)
+  """
+  first = [_gram("ours", stage) for stage in ours]
+  second = [_gram("theirs", stage) for stage in theirs]
+  counts = [len(gram) for gram in (*first, *second)]
+  if len(set(counts)) > 1:
+    other = next(count for count in counts if count != counts[0])
+    raise ConfigError(f"theirs: {other} examples, expected {counts[0]} as ours")
+  if counts and counts[0] < _LEAST:
+    raise ConfigError(f"ours: {counts[0]} examples, expected at least {_LEAST}")
   product = _unbiased if debiased else _plain
-  scale = product(first, first) * product(second, second)
-  if not scale > 0:
-    return float("nan")
-  return float(product(first, second) / np.sqrt(scale))
+  own, others = ([product(gram, gram) for gram in side] for side in (first, second))
+  found = np.full((len(first), len(second)), np.nan)
+  for row, one in enumerate(first):
+    for column, other_gram in enumerate(second):
+      if (scale := own[row] * others[column]) > 0:
+        found[row, column] = product(one, other_gram) / np.sqrt(scale)
+  return found
 
 
 def _gram(what: str, features: Any) -> np.ndarray:

@@ -69,12 +69,17 @@ def data_of(
     shape = description.get("image_shape") or (0, 1)
     known = {"image_size": shape[0]} if ":" in chosen and shape[0] == shape[1] else {}
   dataset = load(chosen, directory=directory, validation=0.0, **known)
+  check_class_names(description, dataset)
+  return dataset
+
+
+def check_class_names(description: Mapping[str, Any], dataset: data.Dataset) -> None:
+  """Raise a ConfigError if a bundle and a data set both name their classes, and differently."""
   ours, theirs = list(dataset.class_names), description.get("class_names")
   if ours and theirs and ours != theirs:
     raise ConfigError(
-      f"data set {chosen!r} has other classes than the network: {_difference(ours, theirs)}"
+      f"data set {dataset.name!r} has other classes than the network: {_difference(ours, theirs)}"
     )
-  return dataset
 
 
 def _difference(ours: Sequence[str], theirs: Any) -> str:
@@ -121,21 +126,11 @@ def score_network(
       f"data set {dataset.name!r}: labels {examples.labels.shape} are multi-hot: expected one "
       "class per example; the summary of a run has the scores of several"
     )
-  images = dataset.image_shape
-  given = None
-  if images is not None:
-    size = (crop, crop) if crop else images[:2]
-    given = Preprocessing(dataset.mean, dataset.std, size)
-  model = preprocessing.as_trained(network, given)
+  prepare = preparation(network, dataset, crop)
 
   @jax.jit
   def step(variables: Mapping[str, Array], batch: Batch) -> tuple[dict, Array]:
-    inputs = batch.inputs
-    if images is not None:
-      inputs = data.normalize(inputs, dataset.mean, dataset.std)
-      inputs = data.centre_crop(inputs, size=crop) if crop else inputs
-    inputs = preprocessing.inputs_of(model, inputs)
-    output = network.module.apply(variables, inputs, train=False)
+    output = network.module.apply(variables, prepare(batch.inputs), train=False)
     logits = (output[-1] if isinstance(output, tuple) else output).logits
     if logits.shape[-1] != dataset.num_classes:
       raise ConfigError(
@@ -159,6 +154,53 @@ def score_network(
   }
   bins = jnp.asarray(sum(np.asarray(part, np.float64) for _, part in found))
   return {**means, METRICS[2]: evaluate.calibration_error(bins)}
+
+
+def preparation(network: Network, dataset: data.Dataset, crop: int = 0) -> Callable[[Any], Any]:
+  """Return the conversion of stored inputs of a data set to what a network was trained on.
+
+  Args:
+    network: as for `score_network`.
+    dataset: data set whose inputs are converted.
+    crop: as for `score_network`.
+
+  Raises:
+    ConfigError: for images of other channels, or inputs that are none for a network of images.
+  """
+  images = dataset.image_shape
+  given = None
+  if images is not None:
+    size = (crop, crop) if crop else images[:2]
+    given = Preprocessing(dataset.mean, dataset.std, size)
+  model = preprocessing.as_trained(network, given)
+
+  def prepare(inputs: Any) -> Any:
+    if images is not None:
+      inputs = data.normalize(inputs, dataset.mean, dataset.std)
+      inputs = data.centre_crop(inputs, size=crop) if crop else inputs
+    return preprocessing.inputs_of(model, inputs)
+
+  return prepare
+
+
+def crop_of(description: Mapping[str, Any], dataset: data.Dataset) -> int:
+  """Return the side of the centre of images that a bundle's run saw; 0 for all of them.
+
+  Args:
+    description: of the bundle.
+    dataset: the data set to score it on; if it is another than that of its run, all is used.
+
+  Raises:
+    ConfigError: if one of the two has images, and the other has none.
+  """
+  shape, taken = dataset.image_shape, "no images" if "inputs" in description else "images"
+  if (taken == "images") != (shape is not None):
+    have = "no images" if shape is None else "images"
+    raise ConfigError(f"takes {taken}, and data set {dataset.name!r} has {have}")
+  if shape is None or dataset.name != description.get("data"):
+    return 0
+  side = description["image_shape"][0]
+  return side if side < shape[0] else 0
 
 
 def _positions(logits: Array, batch: Batch) -> tuple[Array, Array, Array]:

@@ -3,7 +3,13 @@
 from jaxkd import errors as _errors
 
 with _errors.needed_by("jaxkd.report"):
-  from jaxkd.report.console import Lines, ProgressBar, closing_table, comparison
+  from jaxkd.report.console import (
+    Lines,
+    ProgressBar,
+    closing_table,
+    comparison,
+    phases_by_role,
+  )
   from jaxkd.report.exit_plots import (
     Curve,
     anytime_table,
@@ -13,7 +19,7 @@ with _errors.needed_by("jaxkd.report"):
   )
   from jaxkd.report.files import MetricsFile, TensorBoard, write_atomically
   from jaxkd.report.mlflow_runs import MLflow
-  from jaxkd.report.plots import Bar, draw_bars, draw_curves, draw_histograms
+  from jaxkd.report.plots import Bar, bars_figure, draw_bars, draw_curves, draw_histograms
   from jaxkd.report.stats import (
     Accuracies,
     Interval,
@@ -26,6 +32,7 @@ with _errors.needed_by("jaxkd.report"):
     validated_stages,
     verdict,
   )
+  from jaxkd.report.student import StudentReport, write_index, write_student_report
   from jaxkd.report.trackers import TRACKERS, Tracker, trackers
   from jaxkd.report.trackio_runs import Trackio
   from jaxkd.report.wandb_runs import WandB
@@ -40,11 +47,13 @@ __all__ = [
   "MLflow",
   "MetricsFile",
   "ProgressBar",
+  "StudentReport",
   "TensorBoard",
   "Tracker",
   "Trackio",
   "WandB",
   "anytime_table",
+  "bars_figure",
   "best_rate",
   "budget_table",
   "choice_table",
@@ -58,9 +67,12 @@ __all__ = [
   "draw_histograms",
   "mean_interval",
   "paired_difference",
+  "phases_by_role",
   "run_accuracies",
   "trackers",
   "validated_stages",
   "verdict",
   "write_atomically",
+  "write_index",
+  "write_student_report",
 ]

@@ -167,6 +167,25 @@ def _shown(scores: Mapping[str, float]) -> str:
   )
 
 
+def phases_by_role(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  """Return the phase of each role: the first teacher, the baseline and the last student.
+
+  Args:
+    phases: as for `comparison`.
+
+  >>> phases_by_role({"teacher": {"role": "teacher"}, "kd": {"role": "student"}})
+  {'teacher': 'teacher', 'student': 'kd'}
+  """
+  by_role: dict[str, str] = {}
+  *_, last = phases
+  for name, row in phases.items():
+    old_role = {last: "student", "teacher": "teacher", "alone": "baseline"}.get(name, "")
+    role = row.get("role", old_role)
+    if role == "student" or role not in by_role:
+      by_role[role] = name
+  return by_role
+
+
 def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   """The gain of distillation in test accuracy, or in mean average precision where rows have it.
 
@@ -189,13 +208,7 @@ def comparison(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   >>> comparison(without_roles) == comparison(rows)
   True
   """
-  by_role: dict[str, Mapping[str, Any]] = {}
-  *_, last = phases
-  for name, row in phases.items():
-    old_role = {last: "student", "teacher": "teacher", "alone": "baseline"}.get(name, "")
-    role = row.get("role", old_role)
-    if role == "student" or role not in by_role:
-      by_role[role] = row
+  by_role = {role: phases[name] for role, name in phases_by_role(phases).items()}
   if "baseline" not in by_role or "student" not in by_role:
     return {}
   both = by_role["baseline"], by_role["student"]

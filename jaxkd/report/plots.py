@@ -78,13 +78,20 @@ def draw_bars(
   title: str,
   from_zero: bool = True,
 ) -> None:
+  """Draw the figure of `bars_figure` to a PNG file."""
+  figure = bars_figure(groups, xlabel=xlabel, title=title, from_zero=from_zero)
+  figure.savefig(path, dpi=120)
+
+
+def bars_figure(
+  groups: Mapping[str, Sequence[Bar]], *, xlabel: str, title: str, from_zero: bool = True
+) -> Figure:
   """Draw a panel of horizontal bars for every group, in the order given, with a common axis.
 
   A bar's colour shows on which side of 0 its interval lies; a legend explains the colours if there
   are several. The height of the figure is proportional to the number of bars.
 
   Args:
-    path: the PNG to write.
     groups: the panel's title, "" for none -> its bars, from top to bottom.
     xlabel: label of the values, with their unit.
     title: title above all panels.
@@ -124,7 +131,7 @@ def draw_bars(
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches))
   figure.suptitle(title)
-  figure.savefig(path, dpi=120)
+  return figure
 
 
 def _draw_panel(
