@@ -5,6 +5,12 @@
 --bundle is one predictor's bundle, or a run's directory, whose predictors are all scored. The data
 set is the one that the bundle names, or --data. Images are converted to the mean, std and size that
 the network was trained on. The calibration error is the expected one of 15 bins of confidence.
+
+    jaxkd evaluate --bundle runs/digits-simkd --report report/
+
+also writes the report of a student: report.json, report.md and report.html, one page with pictures.
+--teacher and --baseline are bundles that it is compared with; a run's directory has them. The
+temperature and the thresholds of early exit are fitted to the validation split of the run.
 """
 
 import functools
@@ -21,6 +27,7 @@ with needed_by("jaxkd evaluate"):
 
   from jaxkd import commands, data, report
   from jaxkd.errors import ConfigError
+  from jaxkd.experiment.student_report import Sources, student_report
   from jaxkd.export import bundles, scores
 
 FLAGS = flags.FlagValues()
@@ -46,6 +53,16 @@ _ALLOW = flags.DEFINE_list(
   "allow_import", [], "Packages whose code the bundle may import, such as mypkg.", flag_values=FLAGS
 )
 
+_TEACHER = flags.DEFINE_string(
+  "teacher", None, "Bundle of the teacher, to report the student beside it.", flag_values=FLAGS
+)
+_BASELINE = flags.DEFINE_string(
+  "baseline", None, "Bundle of the student trained alone, likewise.", flag_values=FLAGS
+)
+_REPORT = flags.DEFINE_string(
+  "report", None, "Also write the report of the student to this directory.", flag_values=FLAGS
+)
+
 # Name of a predictor -> metric -> value.
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -55,12 +72,31 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ConfigError(f"unexpected argument {argv[1]!r}: every setting is a --flag")
   logging.set_verbosity(logging.WARNING)
+  directory = pathlib.Path(_REPORT.value) if _REPORT.value else None
+  if directory is not None and directory.exists() and not directory.is_dir():
+    raise ConfigError(f"report={_REPORT.value!r} is a file, expected a directory")
   found = scored(
     pathlib.Path(_BUNDLE.value), _DATA.value, _DIRECTORY.value, _BATCH.value, allow=_ALLOW.value
   )
-  Console().print(table(found), soft_wrap=True, highlight=False, markup=False)
+  lines = [table(found)]
+  if _TEACHER.value or _BASELINE.value or directory is not None:
+    made = student_report(_sources(), _BATCH.value)
+    lines += ["", report.student_tables(made)]
+    if directory is not None:
+      lines += ["", f"report: {report.write_student_report(directory, made)}"]
+  Console().print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
   if _OUTPUT.value:
     report.write_atomically(pathlib.Path(_OUTPUT.value), json.dumps(found, indent=2) + "\n")
+
+
+def _sources() -> Sources:
+  """Return the bundles of a report that the flags name."""
+  teacher, baseline = (
+    pathlib.Path(flag.value) if flag.value else None for flag in (_TEACHER, _BASELINE)
+  )
+  return Sources(
+    pathlib.Path(_BUNDLE.value), teacher, baseline, _DATA.value, _DIRECTORY.value, _ALLOW.value
+  )
 
 
 def scored(

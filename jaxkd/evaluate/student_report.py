@@ -77,10 +77,12 @@ def report(
   {'value': -0.5, 'low': -1.0, 'high': 0.0}
   """
   predictors = named_logits(logits)
+  called = {n: f"logits[{n!r}]" if isinstance(logits, Mapping) else "logits" for n in predictors}
   first, *_ = predictors
-  size = checked(first, predictors[first], labels)[0]
-  checked_predictors = {n: same_shape(n, z, first, size) for n, z in predictors.items()}
-  labels = checked(first, size, labels)[1]
+  size, labels = checked(called[first], predictors[first], labels)
+  checked_predictors = {
+    n: same_shape(called[n], z, called[first], size) for n, z in predictors.items()
+  }
   names = _names(class_names, size.shape[1])
   others = {}
   for name, given in (("teacher", teacher_logits), ("baseline", baseline_logits)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,15 @@ class Predictor:
     """Return the output for stored inputs; of several exits the last one."""
     found = self.network.module.apply(variables, self.prepare(inputs), train=False)
     return found[-1] if isinstance(found, tuple) else found
+
+  @functools.cached_property
+  def logits(self) -> Callable[[Any, Any], Any]:
+    """(variables, stored inputs) -> logits (B, C) float32, compiled once for each shape."""
+
+    def run(variables: Any, inputs: Any) -> Any:
+      return jnp.asarray(self.output(variables, inputs).logits, jnp.float32)
+
+    return jax.jit(run)
 
 
 def predictor(
@@ -100,19 +110,13 @@ def predictions(
   Args:
     subject: the predictor.
     examples: the split.
-    batch_size: examples of one step.
+    batch_size: examples of one step; a smaller rest is padded.
   """
-
-  @jax.jit
-  def step(variables: Any, inputs: Any) -> Any:
-    logits = subject.output(variables, inputs).logits
-    return jnp.asarray(logits, jnp.float32)
-
   variables = jax.device_put(subject.network.variables)
   logits, labels = [], []
-  for batch in data.evaluation_batches(examples, batch_size=min(batch_size, len(examples))):
+  for batch in data.evaluation_batches(examples, batch_size=batch_size):
     counted = np.asarray(batch.weights) > 0
-    logits.append(np.asarray(step(variables, batch.inputs))[counted])
+    logits.append(np.asarray(subject.logits(variables, batch.inputs))[counted])
     labels.append(np.asarray(batch.labels)[counted])
   return np.concatenate(logits), np.concatenate(labels)
 
@@ -127,7 +131,6 @@ def features(subject: Predictor, inputs: Any, batch_size: int = 64) -> dict[str,
     inputs: stored inputs, (N, ...).
     batch_size: examples of one step.
   """
-
   stages: list[str] = []
 
   @jax.jit

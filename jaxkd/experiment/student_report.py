@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -78,14 +77,17 @@ def student_report(sources: Sources, batch_size: int = 256) -> report.StudentRep
   if validation is not None:
     pairs = {n: predictions(s, validation, batch_size) for n, s in students.items()}
     held_out = {n: pair[0] for n, pair in pairs.items()}, next(iter(pairs.values()))[1]
-  tree = evaluate.report(
-    {name: logits[name] for name in students},
-    labels,
-    logits.get("teacher"),
-    baseline_logits=logits.get("baseline"),
-    validation=held_out,
-    class_names=dataset.class_names,
-  )
+  try:
+    tree = evaluate.report(
+      {name: logits[name] for name in students},
+      labels,
+      logits.get("teacher"),
+      baseline_logits=logits.get("baseline"),
+      validation=held_out,
+      class_names=dataset.class_names,
+    )
+  except ConfigError as error:
+    raise ConfigError(f"bundle {sources.student}: {error}") from error
   tree["data"] = dataset.name
   tree["bundles"] = {
     **{name: str(path) for name, path in found.items()},
@@ -130,12 +132,13 @@ def _of_run(sources: Sources) -> Sources:
 def _found(path: pathlib.Path) -> dict[str, pathlib.Path]:
   """Return the student's bundles by the names that they have in the report."""
   found = scores.find_bundles(path)
-  if taken := found.keys() & {"teacher", "baseline"}:
+  if taken := {name.rpartition("/")[2] for name in found} & {"teacher", "baseline"}:
     raise ConfigError(
-      f"bundle={str(path)!r}: predictors {sorted(found)}: expected one bundle or the directory of "
-      f"a finished run, as {sorted(taken)[0]!r} is what they are compared with"
+      f"bundle={str(path)!r} holds a predictor {min(taken)!r}: expected one student's bundle, or "
+      "the directory of a finished run"
     )
-  return {name.rpartition("/")[2] or "student": bundle for name, bundle in found.items()}
+  short = {name.rpartition("/")[2] or "student": bundle for name, bundle in found.items()}
+  return short if len(short) == len(found) else found
 
 
 def _data(sources: Sources, bundle: pathlib.Path) -> tuple[data.Dataset, data.Examples | None]:
@@ -148,9 +151,8 @@ def _data(sources: Sources, bundle: pathlib.Path) -> tuple[data.Dataset, data.Ex
     dataset = build.dataset(settings)
     return dataset, dataset.validation
   _, description = bundles.load_bundle(bundle, allow=sources.allow)
-  load = functools.partial(data.load)
   try:
-    found = scores.data_of(description, sources.data, directory=sources.directory, load=load)
+    found = scores.data_of(description, sources.data, directory=sources.directory, load=data.load)
   except ConfigError as error:
     raise ConfigError(f"bundle {bundle}: {error}") from error
   return found, None

@@ -32,7 +32,7 @@ with _errors.needed_by("jaxkd.report"):
     validated_stages,
     verdict,
   )
-  from jaxkd.report.student import StudentReport, write_index, write_student_report
+  from jaxkd.report.student import StudentReport, student_tables, write_index, write_student_report
   from jaxkd.report.trackers import TRACKERS, Tracker, trackers
   from jaxkd.report.trackio_runs import Trackio
   from jaxkd.report.wandb_runs import WandB
@@ -69,6 +69,7 @@ __all__ = [
   "paired_difference",
   "phases_by_role",
   "run_accuracies",
+  "student_tables",
   "trackers",
   "validated_stages",
   "verdict",

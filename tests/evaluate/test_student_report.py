@@ -137,12 +137,15 @@ def test_a_teacher_that_is_never_wrong_has_no_errors_to_repeat(case):
     ({"baseline_logits": np.full((N, C), np.nan)}, "baseline_logits: not finite for 80 of 80"),
     ({"class_names": ["a"]}, "class_names: 1 of them, expected 6 as logits have"),
     ({"logits": {}}, "logits: expected at least one predictor, got none"),
-    ({"logits": {"a": np.zeros((N, C)), "b": np.zeros((N, 2))}}, "b: 2 classes, expected 6 as a"),
+    (
+      {"logits": {"a": np.zeros((N, C)), "b": np.zeros((N, 2))}},
+      r"logits\['b'\]: 2 classes, expected 6 as logits\['a'\]",
+    ),
     (
       {"validation": ({"x": np.zeros((2, C))}, [0, 1])},
       r"validation: predictors \['x'\], expected \['student'\]",
     ),
-    ({"logits": np.full((N, C), np.inf)}, "student: not finite for 80 of 80 examples"),
+    ({"logits": np.full((N, C), np.inf)}, "logits: not finite for 80 of 80 examples"),
   ],
 )
 def test_what_does_not_fit_is_one_line(case, change, message):

@@ -14,6 +14,9 @@ from jaxkd.report.student.sections import Section, StudentReport, sections
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 
+# Sections that a terminal shows.
+_MAIN = ("Scores", "Differences", "Fidelity to the teacher", "Calibration", "Costs", "Early exit")
+
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
@@ -49,9 +52,16 @@ def write_student_report(
   return directory / HTML
 
 
+def student_tables(found: StudentReport) -> str:
+  """Return the remarks and the main tables of a report as Markdown, for a terminal."""
+  parts = [part for part in sections(found.tree) if part.title in _MAIN]
+  return markdown("", parts, found.tree["notes"]).strip()
+
+
 def markdown(title: str, parts: Sequence[Section], notes: Sequence[str]) -> str:
   """Return a report as Markdown; its pictures are in the page alone."""
-  lines = [f"# {title}", "", *(f"- {note}" for note in notes)]
+  lines = [f"# {title}", ""] if title else []
+  lines += [f"- {note}" for note in notes]
   for part in parts:
     if not part.rows:
       continue

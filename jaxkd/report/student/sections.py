@@ -172,7 +172,7 @@ def _classes(tree: Mapping[str, Any]) -> Section | None:
     return None
   head = ["class", "images", "accuracy, %"]
   for other in others:
-    head += [f"{other}, %", "difference, points"]
+    head += [f"{other}, %", f"minus {other}, points"]
   rows = []
   for row in largest_gaps(tree, others[0]):
     cells = [row["class"], str(row["images"]), shown(row["accuracy"], factor=100)]
