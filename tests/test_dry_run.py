@@ -27,6 +27,8 @@ def tiny_models(monkeypatch):
   """Replace models by networks that compile fast; the teacher is the wider one."""
 
   def create(name, *, num_classes, axis_name, dtype):
+    if name in tiny.TRANSFORMERS:
+      return tiny.create(name, num_classes=num_classes, axis_name=axis_name, dtype=dtype)
     width = 3 if "20" in name else 2
     return tiny.TinyNet(width, num_classes=num_classes, axis_name=axis_name, dtype=dtype)
 
@@ -70,6 +72,11 @@ PHASES = {
   "ab": ["warmup", "distilled"],
   "born_again": ["alone", "generation_1"],
 }
+# Networks of methods that need tokens.
+NETWORKS = {
+  "deit": {"student": {"model": "deit_mini_p4"}},
+  "vitkd": {"student": {"model": "deit_mini_p4"}, "teacher": {"model": "vit_tiny"}},
+}
 # One for each kind of scheme; a method takes a second.
 ALWAYS = ("kd", "ft", "simkd", "dml")
 
@@ -86,6 +93,7 @@ ALWAYS = ("kd", "ft", "simkd", "dml")
 def test_with_bfloat16_networks_compute_in_it_and_losses_in_float32(tiny_models, method):
   settings = settings_for(method, compute_dtype="bfloat16", baseline=False)
   settings.method.update(ON_TWO_STAGES.get(method, {}))
+  settings.update(NETWORKS.get(method, {}))
   planned = dry_run.prepare(settings)
   lowered = dry_run.lower(planned, skip=() if method == "teacher" else ("teacher",))
   trained = [x.phase for x in lowered if x.step == "training"]

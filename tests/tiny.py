@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -72,12 +73,19 @@ class TinyNet(nn.Module):
     return x
 
 
+# By the names of the models that they stand for: some methods compare tokens.
+TRANSFORMERS = {
+  "vit_tiny": functools.partial(VisionTransformer, 4, 12, 2, (1, 1, 1)),
+  "deit_mini_p4": functools.partial(
+    ClassTokenTransformer, 4, 8, 2, 4, distillation_token=True, distillation_head=True
+  ),
+}
+
+
 def create(name, *, num_classes, axis_name, dtype):
   """Replacement of `jaxkd.models.create`: networks that compile fast; the teacher is wider."""
-  if name == "vit_tiny":
-    return VisionTransformer(4, 12, 2, (1, 1, 1), num_classes)
-  if name == "deit_mini_p4":
-    return ClassTokenTransformer(4, 8, 2, 4, num_classes, 1e-6, True, True)
+  if name in TRANSFORMERS:
+    return TRANSFORMERS[name](num_classes=num_classes, axis_name=axis_name, dtype=dtype)
   width = {"resnet8_w8": 6, "resnet8_w4": 4}[name]
   return TinyNet(width=width, num_classes=num_classes, axis_name=axis_name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,11 +81,12 @@ def start(module, data):
   return jit(lambda data: module.init(jax.random.key(1), data, train=False))(data)
 
 
-def step(module, variables, data):
-  def run(variables, data):
-    return module.apply(variables, data, train=True, mutable=[MEMORY])
+def applied(module, variables, data):
+  return module.apply(variables, data, train=True, mutable=[MEMORY])
 
-  found, changes = jit(run)(variables, data)
+
+def step(module, variables, data):
+  found, changes = jit(functools.partial(applied, module))(variables, data)
   return found, {**variables, **changes}
 
 
@@ -158,7 +161,9 @@ def test_memories_of_all_devices_have_the_same_bits_and_those_of_the_whole_batch
   module = adapter(device_axis="device")
   split = jax.tree.map(lambda x: x.reshape(devices, 2, *x.shape[1:]), data)
   mapped = jax.pmap(
-    lambda data: step(module, variables, data)[1][MEMORY], "device", devices=jax.devices()[:devices]
+    lambda data: applied(module, variables, data)[1][MEMORY],
+    "device",
+    devices=jax.devices()[:devices],
   )(split)
   for name, leaf in mapped.items():
     for other in np.asarray(leaf)[1:]:

@@ -127,6 +127,11 @@ CASES += [
 ]
 
 
+# Their masks are of numbers, those of kernels of truth values.
+OF_OUTPUTS = [subject.loss for subject in SUBJECTS.values()]
+NUMBERS = np.where(COUNTED, 0.5, 0.0)
+
+
 def _marks(case: Case) -> list[pytest.MarkDecorator]:
   # A loss on Outputs passes its mask to its kernel, which has a row of its own.
   calls = [row.loss for row in rows.merged("SUBJECTS").values()]
@@ -163,24 +168,27 @@ def test_masked_examples_change_no_value_and_no_gradient(case):
   with jax.enable_x64(True):
     exact = jit(jax.value_and_grad(case.call, (0, 1)))(*draw(case, "float64"))
   exact, slopes = jax.tree.map(np.asarray, exact)
+  where = NUMBERS if case.call in OF_OUTPUTS else COUNTED
   for fill in (np.nan, np.inf, -np.inf, 1e30):
     pair = [padded(x, fill) for x in draw(case)]
-    value, gradients = masked(*pair, COUNTED)
+    value, gradients = masked(*pair, where)
     np.testing.assert_allclose(value, exact, rtol=2e-5, atol=1e-6)
     for gradient, slope in zip(gradients, slopes, strict=True):
       np.testing.assert_allclose(gradient[COUNTED], slope, rtol=1e-4, atol=1e-6)
       assert not np.any(gradient[~COUNTED])
   # Nothing counts.
-  value, gradients = masked(*pair, np.zeros_like(COUNTED))
+  value, gradients = masked(*pair, np.zeros_like(where))
   assert value == 0 and not any(np.any(g) for g in gradients)
 
 
-@each_case
 @pytest.mark.long
+@pytest.mark.parametrize(
+  "case",
+  [pytest.param(c, id=f"{c.name}-{i}") for i, c in enumerate(CASES) if c.call not in OF_OUTPUTS],
+)
 def test_where_may_hold_numbers_and_is_correct_without_jit(case):
-  numbers = np.where(COUNTED, 0.5, 0.0)
   pair = draw(case)
-  value = case.call(*(padded(x, np.nan) for x in pair), where=numbers)
+  value = case.call(*(padded(x, np.nan) for x in pair), where=NUMBERS)
   np.testing.assert_allclose(value, case.call(*pair), rtol=2e-5, atol=1e-6)
 
 
@@ -232,18 +240,18 @@ def test_where_as_string_selects_arrays_in_losses_and_fails_in_kernels():
   ids=lambda case: case.name,
 )  # fmt: skip
 def test_masked_mean_over_devices_equals_that_of_the_global_batch(case):
+  def shard(s, t, w):
+    return jax.value_and_grad(lambda s: case.call(s, t, where=w, axis_name="batch"))(s)
+
+  mapped = jit(jax.vmap(shard, axis_name="batch"))
+  whole = jit(jax.value_and_grad(case.call))
   # Two devices; in the second round no example of the second device counts.
   s, t = (np.concatenate([x, x[::-1]]) for x in draw(case))
-  for where in ([1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0]):
+  for where in ([1, 0, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0]):
     where = np.array(where, bool)
     sides = [np.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan) for x in (s, t)]
-
-    def shard(s, t, w):
-      return jax.value_and_grad(lambda s: case.call(s, t, where=w, axis_name="batch"))(s)
-
-    split = [x.reshape(2, 3, *x.shape[1:]) for x in (*sides, where)]
-    values, gradients = jit(jax.vmap(shard, axis_name="batch"))(*split)
-    value, gradient = jit(jax.value_and_grad(case.call))(s[where], t[where])
+    values, gradients = mapped(*(x.reshape(2, 3, *x.shape[1:]) for x in (*sides, where)))
+    value, gradient = whole(s[where], t[where])
     np.testing.assert_allclose(values.mean(), value, rtol=2e-5, atol=1e-6)
     gradients = np.asarray(gradients).reshape(s.shape) / 2
     np.testing.assert_allclose(gradients[where], gradient, rtol=1e-4, atol=1e-6)

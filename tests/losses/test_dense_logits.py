@@ -90,7 +90,7 @@ def test_where_may_have_any_number_of_leading_axes(call, leading):
     some[0] = True
     spread = np.broadcast_to(some.reshape(some.shape + (1,) * (len(leading) - axes)), leading)
     value = jit(functools.partial(call, where=some))(s, t)
-    np.testing.assert_allclose(value, call(s[spread], t[spread]), rtol=1e-5)
+    np.testing.assert_allclose(value, jit(call)(s[spread], t[spread]), rtol=1e-5)
 
 
 @pytest.mark.long

@@ -97,9 +97,13 @@ def test_masked_channels_are_the_narrower_network_in_value_and_gradient(base):
   for stage, feature in ours.features.items():
     kept = theirs.features[stage].shape[-1]
     assert not np.any(feature[..., kept:]), stage
-  outside = jax.tree.map(lambda g, s: g.at[tuple(slice(n) for n in s.shape)].set(0), gradient,
-                         shapes["params"])  # fmt: skip
-  assert not any(np.any(g) for g in jax.tree.leaves(outside))
+
+  def outside(leaf, like):
+    leaf = np.array(leaf)
+    leaf[tuple(slice(n) for n in like.shape)] = 0
+    return leaf.any()
+
+  assert not any(jax.tree.leaves(jax.tree.map(outside, gradient, shapes["params"])))
 
 
 @each
@@ -214,9 +218,8 @@ def test_an_update_sorts_draws_and_keeps_statistics_of_the_network_alone():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("devices", [2, 8])
-def test_all_devices_draw_the_same_network(devices):
-  for (ours, found), (theirs, metrics) in zip(stepped(devices), stepped(), strict=True):
+def test_all_devices_draw_the_same_network():
+  for (ours, found), (theirs, metrics) in zip(stepped(4), stepped(), strict=True):
     chex.assert_trees_all_close(ours.participants, theirs.participants, rtol=1e-3, atol=1e-4)
     total, count = found["augmented_logit"]
     np.testing.assert_allclose(total / count, metrics["augmented_logit"][0], rtol=1e-4)

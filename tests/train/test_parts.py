@@ -12,6 +12,7 @@ from jaxkd.methods._soft_targets import soft_targets
 from tests.tiny import TinyNet, batch
 from tests.train.every_scheme import (
   AXIS,
+  OFTEN,
   assert_same_update,
   offline,
   schemes_of_means,
@@ -31,7 +32,8 @@ def test_parts_with_unequal_labels_give_the_update_of_the_whole_batch(name):
   scheme = schemes_of_means(False)[name]
   participants = start(scheme)
   expected = update(scheme, participants, UNEVEN)
-  for parts, devices in ((4, 1), (2, 2)):
+  # Every program takes seconds to compile; the second has parts and devices.
+  for parts, devices in ((4, 1), (2, 2)) if name in OFTEN else ((2, 2),):
     assert_same_update(update(scheme, participants, UNEVEN, parts=parts, devices=devices), expected)
 
 
@@ -58,7 +60,7 @@ def test_parts_of_multi_hot_labels_give_the_update_of_the_whole_batch(masked):
   )
   participants = start(scheme)
   expected = update(scheme, participants, data)
-  for parts, devices in ((1, 2), (1, 4), (1, 8), (4, 1), (2, 2), (8, 0)):
+  for parts, devices in ((1, 8), (2, 2), (8, 0)):
     assert_same_update(update(scheme, participants, data, parts=parts, devices=devices), expected)
 
 
