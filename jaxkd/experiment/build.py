@@ -19,6 +19,7 @@ from jaxkd import methods
 from jaxkd.data import UNLABELLED, Dataset, Examples, unseen_classes
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks, own_models
+from jaxkd.experiment.best_epoch import with_reference
 from jaxkd.experiment.given import NOTHING_GIVEN, Given
 from jaxkd.experiment.preparation import (
   check_augmentation,
@@ -43,6 +44,7 @@ from jaxkd.train import (
   take_turns,
 )
 from jaxkd.train import steps_per_epoch as count_steps
+from jaxkd.train.evaluate import ACCURACY, AGREEMENT
 
 
 def phases(
@@ -194,7 +196,10 @@ def _student_phase(
   if spec.reuses_classifier:
     label = [spec.label or settings.student.model, *(t.label for t in teachers.values())]
     spec = dataclasses.replace(spec, label="+".join(label))
-  return with_tables(_phase(spec, settings, "student", data), teachers)
+  phase = with_tables(_phase(spec, settings, "student", data), teachers)
+  if settings.get("keep_by", ACCURACY) != AGREEMENT:
+    return phase
+  return with_reference(phase, settings.method.name, teachers, data.num_classes)
 
 
 def _counted(plan: Sequence[Phase], data: Dataset) -> list[Phase]:
@@ -261,6 +266,7 @@ def _phase(
     label=spec.label or recipe.model,
     # Where nothing predicts yet, there is no accuracy to choose the best epoch by.
     keep=settings.keep if spec.reported else "last",
+    keep_by=settings.get("keep_by", ACCURACY),
     accumulate=settings.accumulate,
     average_decay=recipe.average_decay or None,
     label_smoothing=recipe.get("label_smoothing", 0.0),

@@ -26,6 +26,7 @@ from jaxkd.fields import (
   text,
 )
 from jaxkd.tables import MISSING
+from jaxkd.train.evaluate import KEEP_BY
 from jaxkd.train.nonfinite import POLICIES
 
 # Fields of every experiment; a method adds its own fields under "method".
@@ -48,6 +49,9 @@ COMMON: Fields = {
   "rollback_factor": number(0.5, exclusive=True, maximum=0.99),
   "rollbacks": integer(3, minimum=1),
   "keep": choice("last", ("last", "best")),
+  # The validation score by which keep="best" and patience choose; the agreement is that with the
+  # teacher, and phases without one go by accuracy.
+  "keep_by": choice("accuracy", KEEP_BY),
   "baseline": flag(True),
   # Whether outputs of frozen networks that the losses need are computed once per example and view,
   # and the memory for them and the training images on each device. What does not fit is on disk.

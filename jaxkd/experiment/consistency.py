@@ -15,6 +15,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import own_models
 from jaxkd.experiment.given import is_given
 from jaxkd.experiment.training_fields import check_training, training_remarks
+from jaxkd.train.evaluate import ACCURACY, AGREEMENT
 
 _RANDOM = ("crop", "resized_crop", "flip", "cutout")
 
@@ -52,6 +53,7 @@ def check_consistency(settings: ml_collections.ConfigDict) -> None:
       f"student.label_smoothing={smoothing:g}: expected 0.0 with method.label_smoothing="
       f"{settings.method.label_smoothing:g}"
     )
+  _check_keep_by(settings)
   _check_data(settings)
   _check_multi_label(settings)
 
@@ -95,6 +97,27 @@ def remarks(settings: ml_collections.ConfigDict) -> list[str]:
       f"student.epochs={settings.student.epochs}: the weight at its end is not reached"
     )
   return found
+
+
+def _check_keep_by(settings: ml_collections.ConfigDict) -> None:
+  """Raise a ConfigError for a `keep_by` that has no effect, or that cannot be computed."""
+  by = settings.get("keep_by", ACCURACY)
+  if by == ACCURACY:
+    return
+  where = f"keep_by={by!r}"
+  waits = any(settings[section].get("patience", 0) for section in ("teacher", "student"))
+  if settings.keep != "best" and not waits:
+    raise ConfigError(f"{where}: expected 'accuracy' with keep={settings.keep!r} and no patience")
+  if settings.data.get("labels", "single") == MULTI:
+    raise ConfigError(f"{where}: expected 'accuracy' with data.labels={MULTI!r}")
+  if by != AGREEMENT:
+    return
+  if not methods.is_taught(settings.method.name):
+    raise ConfigError(f"{where}: expected a method with a teacher, not {settings.method.name!r}")
+  if settings.teacher.logits:
+    raise ConfigError(
+      f"{where}: teacher.logits={settings.teacher.logits!r} has no logits of validation examples"
+    )
 
 
 def _check_data(settings: ml_collections.ConfigDict) -> None:

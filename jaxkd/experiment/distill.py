@@ -25,6 +25,7 @@ from jaxkd.data.arrays import as_images
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build
 from jaxkd.experiment import run as experiment
+from jaxkd.experiment.best_epoch import best_row
 from jaxkd.experiment.distill_arguments import settings_of
 from jaxkd.experiment.given import name_of
 from jaxkd.experiment.results import description_of
@@ -163,8 +164,10 @@ def _result(ready: experiment.Run, phase: Phase, finished: Finished, summary: An
     row["validation"][phase.reported]["accuracy"] for row in finished.rows if "validation" in row
   ]
   if validated:
-    best = ready.settings.keep == "best"
-    scores["validation"] = max(validated) if best else validated[-1]
+    scores["validation"] = validated[-1]
+    if ready.settings.keep == "best":
+      best = best_row(finished.rows, phase)
+      scores["validation"] = best["validation"][phase.reported]["accuracy"]
   description = description_of(ready.settings, phase, finished, ready.data, phase.reported)
   if images is not None:
     description["stored_shape"] = list(ready.data.input_shape)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxkd.errors import ConfigError
-from jaxkd.train.evaluate import main_metric
+from jaxkd.train.evaluate import chosen_metric
 from jaxkd.train.phase import Phase
 from jaxkd.train.reporting import Row
 
@@ -41,9 +41,11 @@ def stops_early(patience: int, rows: Sequence[Row], best_epoch: int | None) -> b
 def stopping_line(phase: Phase, progress: Mapping[str, Any]) -> str:
   """Return a line that says after which epoch a phase has ended early."""
   last = progress["rows"][-1]
-  metric = main_metric(last["validation"][phase.reported]).replace("_", " ")
+  metric = chosen_metric(last["validation"][phase.reported], phase.keep_by)
+  best = progress["best_accuracy"]
+  above = f"below {best:.4f}" if metric == "cross_entropy" else f"above {best:.1%}"
   return (
     f"{phase.name}: ended early after epoch {last['epoch']} of {phase.epochs}: no "
-    f"validation {metric} above {progress['best_accuracy']:.1%}, of epoch "
+    f"validation {metric.replace('_', ' ')} {above}, of epoch "
     f"{progress['best_epoch']}, for {phase.patience} epochs"
   )

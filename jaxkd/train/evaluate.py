@@ -18,6 +18,9 @@ from jaxkd.types import Batch, Participants
 
 Scores = dict[str, dict[str, float]]
 
+# What the best epoch is chosen by (`Phase.keep_by`).
+KEEP_BY = ACCURACY, NLL, AGREEMENT = "accuracy", "nll", "agreement"
+
 
 def make_evaluator(
   phase: Phase, devices: Sequence[jax.Device]
@@ -66,14 +69,34 @@ def main_metric(scores: Mapping[str, float]) -> str:
   return MEAN_AVERAGE_PRECISION if MEAN_AVERAGE_PRECISION in scores else "accuracy"
 
 
-def is_better(scores: Mapping[str, float], best: float | None) -> bool:
-  """Check whether the main score is above the best so far; NaN is not.
+def chosen_metric(scores: Mapping[str, float], keep_by: str = ACCURACY) -> str:
+  """Return the metric by which the best epoch is chosen.
+
+  Args:
+    scores: of a predictor.
+    keep_by: one of KEEP_BY. "agreement" is the accuracy where there is no agreement: in phases
+      without a teacher.
+
+  >>> chosen_metric({"accuracy": 0.9, "cross_entropy": 0.3}, "nll")
+  'cross_entropy'
+  """
+  metric = {NLL: "cross_entropy", AGREEMENT: AGREEMENT}.get(keep_by, "")
+  return metric if metric in scores else main_metric(scores)
+
+
+def is_better(scores: Mapping[str, float], best: float | None, keep_by: str = ACCURACY) -> bool:
+  """Check whether the chosen score is better than the best so far; NaN is not.
 
   >>> is_better({"accuracy": 0.5}, None), is_better({"accuracy": 0.5}, 0.5)
   (True, False)
+  >>> is_better({"accuracy": 0.5, "cross_entropy": 0.2}, 0.3, "nll")
+  True
   """
-  score = scores[main_metric(scores)]
-  return not math.isnan(score) and (best is None or score > best)
+  metric = chosen_metric(scores, keep_by)
+  score = scores[metric]
+  if math.isnan(score) or best is None:
+    return not math.isnan(score)
+  return score < best if metric == "cross_entropy" else score > best
 
 
 def _means(results: list[dict[str, Any]]) -> dict[str, float]:

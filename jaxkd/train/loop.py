@@ -16,7 +16,7 @@ from jaxkd.runtime import mapping, processes
 from jaxkd.runtime.signals import Interrupted, Interruption
 from jaxkd.train.checkpoints import Checkpoints
 from jaxkd.train.early_stopping import check_patience, stopping_line, stops_early
-from jaxkd.train.evaluate import Scores, is_better, main_metric, make_evaluator
+from jaxkd.train.evaluate import Scores, chosen_metric, is_better, make_evaluator
 from jaxkd.train.expected import warn_if_worse
 from jaxkd.train.input import Dispatch, InputFeed, Resident, gather_batch
 from jaxkd.train.nonfinite import (
@@ -141,7 +141,7 @@ class PhaseRun:
 
   Attributes:
     state: training state after the updates made so far.
-    best: participants with the best validation accuracy so far, on the host; None before a score.
+    best: participants with the best validation score so far, on the host; None before a score.
     progress: metric sums of the running epoch, rows of the epochs before, the best score, and the
       entries of rollbacks. A checkpoint holds state, best and progress.
     done: number of updates made so far.
@@ -268,8 +268,10 @@ class PhaseRun:
     if scores:
       row["validation"] = scores
       reported = scores[self._phase.reported]
-      if is_better(reported, self.progress["best_accuracy"]):
-        best = reported[main_metric(reported)]
+      by = self._phase.keep_by
+      # The entry has the name of checkpoints that were written before `keep_by`.
+      if is_better(reported, self.progress["best_accuracy"], by):
+        best = reported[chosen_metric(reported, by)]
         self.progress |= {"best_accuracy": best, "best_epoch": row["epoch"]}
         self.best = mapping.host_copy(self.state.predicting)
     self.progress["rows"].append(row)

@@ -64,7 +64,11 @@ class Phase:
       examples, from the devices or, if they are more than `resident_bytes`, from the host.
     expected: for networks that come trained, their expected accuracy; a lower one is reported
       before others learn from them (`jaxkd.train.expected`). None checks nothing.
-    keep: "last" keeps the final participants, "best" those with the best validation accuracy.
+    keep: "last" keeps the final participants, "best" those with the best validation score.
+    keep_by: the score by which "best" and `patience` choose: "accuracy" (of multi-hot labels, mean
+      average precision), "nll", or "agreement" with `reference`, which is the accuracy without one.
+    reference: (participants, inputs) -> logits, such as the teacher's: evaluation then also has the
+      agreement of every predictor with them. None compares with nothing.
     accumulate: parts into which each batch is cut to save memory.
     average_decay: decay of a moving average of the learners, which then predicts.
     views: number of augmentations of each example, used in turn, one per epoch; 0 draws a new one
@@ -75,9 +79,8 @@ class Phase:
       whole phase; the rest comes from the host and the disk.
     label_smoothing: share of every label that is spread evenly over the classes.
     class_weights: weight of each class in the cross-entropy of labels; () weights all by 1.
-    patience: epochs without a better validation accuracy (of multi-hot labels, mean average
-      precision) after which the phase ends early; 0 never does. The learning rates stay those of
-      `epochs`.
+    patience: epochs without a better validation score (`keep_by`) after which the phase ends early;
+      0 never does. The learning rates stay those of `epochs`.
     multiply_adds: of one example's targets and loss, forwards; None if they were not counted.
     notes: lines for the reader, shown before training.
   """
@@ -102,6 +105,8 @@ class Phase:
   tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
   expected: Expected | None = None
   keep: str = "last"
+  keep_by: str = "accuracy"
+  reference: Callable[[Participants, Any], Array] | None = None
   accumulate: int = 1
   average_decay: float | None = None
   views: int = 0
@@ -150,7 +155,9 @@ class Phase:
 
   def evaluation_step(self) -> Callable[[Participants, Batch], dict[str, Metrics]]:
     """The scores of the phase's predictors, per device, to be mapped likewise."""
-    return evaluation_step(self.scheme.predict, self.prepare_evaluation, axis_name=AXIS_NAME)
+    return evaluation_step(
+      self.scheme.predict, self.prepare_evaluation, axis_name=AXIS_NAME, reference=self.reference
+    )
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

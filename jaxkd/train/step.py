@@ -174,8 +174,11 @@ def evaluation_step(
   prepare: Callable[[Batch], Batch],
   *,
   axis_name: str | None,
+  reference: Callable[[Participants, Array], Array] | None = None,
 ) -> Callable[[Participants, Batch], dict[str, Metrics]]:
   """A step that scores every named predictor on one batch, pooled over the devices.
+
+  With a `reference`, a further metric is "agreement", the share of equal predictions with it.
 
   Returns:
     (participants, batch) -> {predictor: {metric: (sum, count)}}; padding (weight 0) does not count.
@@ -190,6 +193,11 @@ def evaluation_step(
     scores: dict[str, Any] = {
       name: scored(z, *labels, where=batch.mask) for name, z in logits.items()
     }
+    if reference is not None:
+      classes = reference(participants, batch.inputs).argmax(axis=-1)
+      for name, z in logits.items():
+        agreed = score(z, classes, batch.weights, where=batch.mask)
+        scores[name]["agreement"] = agreed["accuracy"]
     scores = lax.psum(scores, axis_name) if axis_name else scores
     if batch.multi_label:
       for name, z in logits.items():
