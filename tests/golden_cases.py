@@ -55,13 +55,18 @@ def load(path: Path) -> list[Case]:
   return [Case(method, i, values) for i, values in enumerate(cases)]
 
 
-def compute(case: Case, adapter: Adapter, dtype: str) -> dict[str, np.ndarray]:
-  """Our loss, gradients and intermediates, under the names the case has them by."""
-  arrays = {
+def arrays_of(case: Case, dtype: str) -> dict[str, jax.Array]:
+  """What an adapter is given of a case: its arrays that are inputs."""
+  return {
     name: jnp.asarray(value, dtype if value.dtype.kind == "f" else None)
     for name, value in case.values.items()
     if value.ndim and not name.startswith(("grad_", "aux_"))
   }
+
+
+def compute(case: Case, adapter: Adapter, dtype: str) -> dict[str, np.ndarray]:
+  """Our loss, gradients and intermediates, under the names the case has them by."""
+  arrays = arrays_of(case, dtype)
   wanted = [name.removeprefix("grad_") for name in case.values if name.startswith("grad_")]
 
   def loss(differentiated):

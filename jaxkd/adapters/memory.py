@@ -30,7 +30,7 @@ def write_rows(bank: Array, rows: Array, values: Array, where: Array | None = No
   `bank.at[rows].set(values)` leaves open which one it is.
 
   Args:
-    bank: (N, ...).
+    bank: (N, ...), an array of jax or of numpy, as variables read from a file are.
     rows: (B,) integers; rows outside 0 .. N - 1 are not written.
     values: (B, ...).
     where: (B,), nonzero for the examples that are written (`Batch.mask`); with more axes, (B, T),
@@ -39,6 +39,7 @@ def write_rows(bank: Array, rows: Array, values: Array, where: Array | None = No
   >>> write_rows(jnp.zeros(3), jnp.array([2, 0, 2]), jnp.array([5.0, 6.0, 7.0]))
   Array([6., 0., 7.], dtype=float32)
   """
+  bank, rows, values = jnp.asarray(bank), jnp.asarray(rows), jnp.asarray(values)
   outside = jnp.int32(len(bank))
   rows = jnp.where(rows < 0, outside, rows)
   if where is not None:

@@ -47,7 +47,7 @@ class PastPredictions(nn.Module):
     shape = (self.rows, *logits.shape[1:])
     table = self.variable(MEMORY, "predictions", jnp.zeros, shape, logits.dtype)
     # An index without a row reads zeros: as an example that was never seen.
-    rows = lax.stop_gradient(table.value)
+    rows = lax.stop_gradient(jnp.asarray(table.value))
     past = rows.at[batch.indices].get(mode="fill", fill_value=0)
     seen = jnp.any(past > 0, axis=tuple(range(1, past.ndim)))
     if train:

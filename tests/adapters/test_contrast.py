@@ -175,3 +175,12 @@ def test_an_example_is_written_if_any_of_its_positions_counts():
   mask = jnp.array([[True, False], [False, False], [False, True]])
   bank = write_rows(jnp.zeros(4), jnp.array([3, 1, 0]), jnp.array([5.0, 6.0, 7.0]), mask)
   np.testing.assert_array_equal(bank, [7.0, 0.0, 0.0, 5.0])
+
+
+def test_a_memory_of_numpy_is_written_without_jit():
+  module, data = adapter(), inputs(np.array([3, 5, 11]))
+  variables = start(module, data)
+  _, wanted = step(module, variables, data)
+  _, changes = applied(module, jax.device_get(variables), jax.device_get(data))
+  for name, value in changes[MEMORY].items():
+    np.testing.assert_allclose(value, wanted[MEMORY][name], rtol=1e-5)
