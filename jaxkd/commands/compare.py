@@ -21,6 +21,8 @@ With several --rates the students are trained at each learning rate, and the tab
 accuracies alone, for the choice of a rate. With one rate the table is the usual one, of students at
 that rate; a method that names its own, "simkd/learning_rate=1.6", keeps it.
 
+--report FILE.html writes the report of every student to its folder, and one page that links them.
+
 --plot draws the means of the table with their 95% intervals.
 
 The runs are spread over the machine's cores or devices; the output of each is in WORKDIR/logs. The
@@ -98,6 +100,13 @@ _PLOT = flags.DEFINE_string(
   "plot", None, "Also draw the means to this PNG file.", flag_values=FLAGS
 )
 
+_REPORT = flags.DEFINE_string(
+  "report",
+  None,
+  "Also write every student's report, and this HTML page of links.",
+  flag_values=FLAGS,
+)
+
 # Fields of a teacher that its own run has used, as students see them.
 _OF_ITS_OWN_RUN = {
   "weights": "",
@@ -144,6 +153,30 @@ def main(argv: list[str]) -> None:
     report.write_atomically(pathlib.Path(_OUTPUT.value), f"Written by `{command}`.\n\n{text}\n")
   if _PLOT.value:
     _draw(pathlib.Path(_PLOT.value), panels, xlabel)
+  if _REPORT.value:
+    _write_reports(pathlib.Path(_REPORT.value), runs)
+    console.print(f"reports: {_REPORT.value}", soft_wrap=True, highlight=False)
+
+
+def _write_reports(page: pathlib.Path, runs: Runs) -> None:
+  """Write the report of every run of a student, and the page that links them."""
+  from jaxkd.experiment.student_report import reported_bundle, write_report_of_run
+
+  made = {}
+  for (name, rate), folders in runs.items():
+    if _method(name) == "teacher":
+      continue
+    for folder in folders:
+      alone = None if _method(name) == "alone" else folder.parent / _alone(rate)
+      baseline = reported_bundle(alone) if alone is not None and alone.is_dir() else None
+      path, found = write_report_of_run(folder, baseline)
+      made[f"{folder.parent.name}, {folder.name}"] = path, found.tree
+  report.write_index(page, made, f"Students of {pathlib.Path(_CONFIG.value).stem}")
+
+
+def _alone(rate: float | None) -> str:
+  """Return the folder's name of the student alone."""
+  return "alone" if rate is None else f"alone,rate={rate:g}"
 
 
 def _planned(

@@ -3,6 +3,7 @@
     jaxkd train --config configs/digits.py:simkd --workdir runs/digits-simkd
 
 Any field can be set on the command line: --config.student.learning_rate=0.1
+With --report the run ends in a report of the student: WORKDIR/report/report.html, .md and .json.
 With --summary in place of --workdir it only prints what it would train.
 
 On SIGTERM the run saves a checkpoint and exits with status 75, on Ctrl-C with 130; the same command
@@ -56,6 +57,12 @@ _EXTEND = flags.DEFINE_bool(
   "Go on to more epochs of the finished run in --workdir, as if planned so.",
   flag_values=FLAGS,
 )
+_REPORT = flags.DEFINE_bool(
+  "report",
+  False,
+  "Write the report of the student to WORKDIR/report when the run is finished.",
+  flag_values=FLAGS,
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   False,
@@ -105,7 +112,10 @@ def main(argv: list[str]) -> None:
   CONSOLE.quiet = not processes.is_first_process()
   _say_method(settings.method.name)
   try:
-    experiment.run(settings, pathlib.Path(_WORKDIR.value), CONSOLE, stop=STOP, extend=_EXTEND.value)
+    workdir = pathlib.Path(_WORKDIR.value)
+    experiment.run(settings, workdir, CONSOLE, stop=STOP, extend=_EXTEND.value)
+    if _REPORT.value and processes.is_first_process():
+      say(f"report: {_report(workdir)}")
   except Interrupted as where:
     say(f"stopped by {STOP.requested_by} in {where}, saved; the same command goes on")
     sys.exit(STOP.status)
@@ -116,6 +126,14 @@ def main(argv: list[str]) -> None:
     if processes.is_lost_process_error(error):
       _end_alone()
     _end(_last_words(error))
+
+
+def _report(workdir: pathlib.Path) -> pathlib.Path:
+  """Write the report of a finished run; return its page."""
+  # Imported here: a run without a report does not need what draws it.
+  from jaxkd.experiment.student_report import write_report_of_run
+
+  return write_report_of_run(workdir)[0]
 
 
 def _are_several() -> bool:

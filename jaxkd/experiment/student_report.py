@@ -16,6 +16,7 @@ from jaxkd.errors import ConfigError, one_line
 from jaxkd.evaluate.budgeted import budgeted_curve
 from jaxkd.experiment import build, config
 from jaxkd.experiment.compared_features import compared
+from jaxkd.experiment.own_models import allowed
 from jaxkd.experiment.predictions import Predictor, predictions, predictor
 from jaxkd.experiment.results import read_summary
 from jaxkd.experiment.student_costs import costs
@@ -105,6 +106,33 @@ def student_report(sources: Sources, batch_size: int = 256) -> report.StudentRep
   return report.StudentReport(tree, pictures.images, pictures.maps)
 
 
+def write_report_of_run(
+  workdir: pathlib.Path, baseline: pathlib.Path | None = None
+) -> tuple[pathlib.Path, report.StudentReport]:
+  """Write the report of a finished run to WORKDIR/report; return its page and content.
+
+  Args:
+    workdir: the run's work directory.
+    baseline: bundle of the student trained alone, if it is not in this run.
+
+  Raises:
+    ConfigError: as `student_report`; if the run left no bundle of a student.
+  """
+  settings = ConfigDict(read_summary(workdir)["config"])
+  # The code that the config names is that of the run.
+  allow = [*allowed(settings.teacher), *allowed(settings.student)]
+  found = student_report(Sources(workdir, baseline=baseline, allow=allow))
+  title = f"{settings.method.name} on {settings.data.name}, seed {settings.seed}"
+  return report.write_student_report(workdir / "report", found, title), found
+
+
+def reported_bundle(workdir: pathlib.Path) -> pathlib.Path | None:
+  """Return the bundle of the reported predictor of a finished run's last phase, if it has one."""
+  phase, row = list(read_summary(workdir)["stages"].items())[-1]
+  path = workdir / "bundles" / phase / str(row["predictor"])
+  return path if row["predictor"] and path.is_dir() else None
+
+
 def _of_run(sources: Sources) -> Sources:
   """Return sources whose student is below its phase, and whose others are those of its run."""
   if not (sources.student / "summary.json").is_file():
@@ -132,6 +160,8 @@ def _of_run(sources: Sources) -> Sources:
 def _found(path: pathlib.Path) -> dict[str, pathlib.Path]:
   """Return the student's bundles by the names that they have in the report."""
   found = scores.find_bundles(path)
+  if len(found) == 1:
+    return {"student": next(iter(found.values()))}
   if taken := {name.rpartition("/")[2] for name in found} & {"teacher", "baseline"}:
     raise ConfigError(
       f"bundle={str(path)!r} holds a predictor {min(taken)!r}: expected one student's bundle, or "
