@@ -1,6 +1,7 @@
 """`jaxkd evaluate --report` on bundles of untrained networks."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from jaxkd import data, models
-from jaxkd.commands import evaluate
+from jaxkd.commands import compare, evaluate
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import student_report
+from jaxkd.experiment.config import base_config
 from jaxkd.export.bundles import save_bundle
 from jaxkd.types import Network
+from tests.report.student_case import made
 
 SHAPE, N = (4, 4, 1), 24
 IMAGES = {"image_shape": list(SHAPE), "mean": [0.3], "std": [0.4], "data": "tiny"}
@@ -112,3 +115,71 @@ def test_a_folder_of_several_networks_is_no_student(folder, tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ConfigError, match="is a file, expected a directory"):
     command(bundle=folder / "student", report=tmp_path / "file")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The directory of a finished run, without training."""
+  workdir = tmp_path_factory.mktemp("run")
+  for name in ("teacher/teacher", "alone/student", "distilled/exit_0", "distilled/ensemble"):
+    bundle(workdir / "bundles" / name)
+  roles = {
+    "teacher": ("teacher", "teacher"),
+    "alone": ("baseline", "student"),
+    "distilled": ("student", "ensemble"),
+  }
+  stages = {name: {"role": role, "predictor": p} for name, (role, p) in roles.items()}
+  config = base_config("kd")
+  config.data.name, config.seed = "tiny", 3
+  stored = json.loads(config.to_json())
+  (workdir / "summary.json").write_text(json.dumps({"stages": stages, "config": stored}))
+  del stored["keep_by"], stored["data"]["labels"]  # fields that an earlier version did not have
+  (workdir / "config.json").write_text(json.dumps(stored))
+  return workdir
+
+
+def test_a_run_has_the_student_its_teacher_and_its_baseline(finished, tmp_path):
+  found = student_report._of_run(student_report.Sources(finished))
+  bundles = finished / "bundles"
+  assert found.student == bundles / "distilled"
+  assert found.teacher == bundles / "teacher" / "teacher"
+  assert found.baseline == bundles / "alone" / "student"
+  assert list(student_report._found(found.student)) == ["ensemble", "exit_0"]
+  given = student_report._of_run(student_report.Sources(finished, teacher=tmp_path))
+  assert given.teacher == tmp_path
+  assert student_report.reported_bundle(finished) == bundles / "distilled" / "ensemble"
+
+
+def test_the_data_of_a_bundle_in_a_run_are_those_of_its_config(finished, folder, monkeypatch):
+  own = finished / "bundles" / "distilled" / "ensemble"
+  settings = student_report._settings_of(own)
+  assert (settings.data.name, settings.seed, settings.data.labels) == ("tiny", 3, "single")
+  assert student_report._settings_of(folder / "student") is None
+  asked = []
+  monkeypatch.setattr(student_report.build, "dataset", lambda given: asked.append(given) or split)
+  split = dataset()
+  sources = student_report.Sources(own)
+  assert student_report._data(sources, own) == (split, None)
+  assert len(asked) == 1
+  # Another data set is not that of the run: its validation images may have been trained on.
+  other = student_report.Sources(own, data="other")
+  assert student_report._data(other, own)[1] is None
+  assert len(asked) == 1
+
+
+def test_the_page_of_compare_links_every_student(finished, tmp_path, monkeypatch):
+  asked = []
+
+  def written(folder, baseline):
+    asked.append((folder.name, baseline and baseline.parent.parent.parent.name))
+    return folder / "report" / "report.html", made()
+
+  monkeypatch.setattr(student_report, "write_report_of_run", written)
+  compare.FLAGS.unparse_flags()
+  compare.FLAGS(["compare.py", "--config=configs/digits.py", f"--workdir={tmp_path}"])
+  shutil.copytree(finished, tmp_path / "seed0" / "alone")
+  runs = {(name, None): [tmp_path / "seed0" / name] for name in ("teacher", "alone", "kd")}
+  compare._write_reports(tmp_path / "all.html", runs)
+  assert asked == [("alone", None), ("kd", "alone")]
+  text = (tmp_path / "all.html").read_text()
+  assert 'href="seed0/kd/report/report.html">seed0, kd</a>' in text

@@ -32,6 +32,7 @@ def write_index(
     scores, fidelity = entry["scores"], entry["fidelity"] or {}
     link = html.escape(os.path.relpath(page, path.parent), quote=True)
     cells = [
+      html.escape(tree["main"]),
       shown(scores["top1"], factor=100),
       shown(scores["nll"], ".4f"),
       shown(scores["ece_debiased"], ".4f"),
@@ -39,7 +40,7 @@ def write_index(
       shown(fidelity.get("agreement_where_wrong"), factor=100),
     ]
     rows.append([f'<a href="{link}">{html.escape(name)}</a>', *cells])
-  head = ["run", "top-1, %", "NLL, nats", "ECE, debiased", "agreement, %"]
+  head = ["run", "predictor", "top-1, %", "NLL, nats", "ECE, debiased", "agreement, %"]
   head.append("agreement where the teacher is wrong, %")
   body = [f"<h1>{html.escape(title)}</h1>", html_table(head, rows, escaped=False)]
   write_atomically(path, html_page(title, body))
