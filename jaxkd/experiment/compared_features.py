@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,30 @@ def compared(student: Predictor, teacher: Predictor | None, numbers: np.ndarray)
   maps: dict[str, tuple[str, np.ndarray]] = {}
   if images is not None:
     for name, subject in (("student", student), ("teacher", teacher)):
-      stages = features(subject, images) if subject is not None else {}
+      found = features(subject, images) if subject is not None else {}
+      stages = {stage: maps_of(value) for stage, value in found.items()}
       if stage := _shown_stage(stages):
         maps[name] = stage, np.asarray(attention_map(stages[stage]))
   return Compared(_cka(student, teacher) if teacher is not None else None, images, maps)
+
+
+def maps_of(value: np.ndarray) -> np.ndarray:
+  """Return tokens of square images as maps, and other features as they are.
+
+  Args:
+    value: features; (N, T, C) becomes (N, H, H, C) if H * H tokens follow the class token and the
+      distillation token, or one or none of them.
+
+  >>> maps_of(np.zeros((2, 17, 8))).shape, maps_of(np.zeros((2, 8))).shape
+  ((2, 4, 4, 8), (2, 8))
+  """
+  if value.ndim != 3:
+    return value
+  for extra in range(3):
+    side = math.isqrt(max(value.shape[1] - extra, 0))
+    if side > 1 and side * side == value.shape[1] - extra:
+      return value[:, extra:].reshape(len(value), side, side, value.shape[2])
+  return value
 
 
 def _shown_stage(stages: dict[str, np.ndarray]) -> str:
