@@ -36,8 +36,10 @@ def imports_of(requirements):
 
 CORE = imports_of(PROJECT["dependencies"])
 EXTRA = imports_of(PROJECT["optional-dependencies"]["experiments"]) - CORE
-# Extras of one package each, for one kind of data.
-SMALL = imports_of(PROJECT["optional-dependencies"]["hf"])
+# Extras for one kind of data, or of file.
+SMALL = imports_of(
+  PROJECT["optional-dependencies"]["hf"] + PROJECT["optional-dependencies"]["onnx"]
+)
 MODULES = sorted((ROOT / "jaxkd").rglob("*.py"))
 
 

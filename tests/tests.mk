@@ -1,6 +1,6 @@
 # Tests that need PyTorch, or take long; included by the root Makefile.
 
-.PHONY: torch mutations test-oldest test-newest
+.PHONY: torch mutations test-oldest test-newest onnx-parity
 
 # A network that a plain PyTorch script trained is as accurate here. An installed 2.13.0 of any build is
 # kept. Otherwise pip takes the CPU build (200 MB) from PyTorch's own index or from a folder that pip
@@ -33,3 +33,7 @@ test-newest:
 	$(NEWEST_PYTHON) -m venv build/newest
 	build/newest/bin/pip install --quiet --disable-pip-version-check --upgrade --editable ".[experiments,test]"
 	build/newest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Agreement of every model's ONNX file with jax, in tests/onnx_parity.md (about half an hour).
+onnx-parity: $(INSTALLED)
+	$(BIN)/python -m tests.onnx_parity

@@ -5,11 +5,16 @@
 Writes function.stablehlo, weights.safetensors and README.txt (input, output, how to load it) to the
 output directory, and prints README.txt. A run's directory in place of a bundle exports every
 predictor of every stage.
+
+    jaxkd export --bundle runs/digits/bundles/distilled/student --output onnx/ --format onnx --int8
+
+writes model.onnx, and model_int8.onnx whose weights and activations have 8 bits, with README.txt.
 """
 
+import functools
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxkd.errors import needed_by
@@ -21,11 +26,12 @@ with needed_by("jaxkd export"):
   from rich.console import Console
 
   from jaxkd import commands, report
-  from jaxkd.errors import ConfigError
+  from jaxkd.errors import ConfigError, unknown_name
   from jaxkd.export import bundles, scores, stablehlo
   from jaxkd.shapes import named_leaves
 
 FLAGS = flags.FlagValues()
+FORMATS = ("stablehlo", "onnx")
 
 _BUNDLE = flags.DEFINE_string(
   "bundle",
@@ -54,6 +60,22 @@ _ALLOW = flags.DEFINE_list(
   "allow_import", [], "Packages whose code the bundle may import, such as mypkg.", flag_values=FLAGS
 )
 
+_FORMAT = flags.DEFINE_string(
+  "format", "stablehlo", f"What to write: {' or '.join(FORMATS)}.", flag_values=FLAGS
+)
+_INT8 = flags.DEFINE_bool(
+  "int8", False, "With --format onnx: also write a model quantised to 8 bits.", flag_values=FLAGS
+)
+_DATA = flags.DEFINE_string(
+  "data", None, "With --int8: data set; by default the one of the bundle.", flag_values=FLAGS
+)
+_DIRECTORY = flags.DEFINE_string(
+  "directory", None, "With --int8: where TFDS keeps the data.", flag_values=FLAGS
+)
+_CALIBRATION = flags.DEFINE_integer(
+  "calibration", 256, "With --int8: training images that set the scales.", flag_values=FLAGS
+)
+
 FUNCTION, WEIGHTS, README = "function.stablehlo", "weights.safetensors", "README.txt"
 
 
@@ -65,12 +87,41 @@ def main(argv: list[str]) -> None:
   found = scores.find_bundles(pathlib.Path(_BUNDLE.value))
   outputs = {name: pathlib.Path(_OUTPUT.value) / name for name in found}
   # All output directories are checked before any is written.
+  write_one, check = _format(_FORMAT.value)
   for output in outputs.values():
-    check_output(output)
+    check(output)
   console = Console()
   for name, bundle in found.items():
-    text = write(bundle, outputs[name], platforms=tuple(_PLATFORMS.value), batch_size=_BATCH.value)
+    text = write_one(bundle, outputs[name])
     console.print(f"{outputs[name]}\n\n{text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _format(
+  name: str,
+) -> tuple[Callable[[pathlib.Path, pathlib.Path], str], Callable[[pathlib.Path], None]]:
+  """Return what writes one bundle in a format, and what checks its output directory."""
+  if name not in FORMATS:
+    raise unknown_name("format", name, FORMATS)
+  if name == "stablehlo":
+    given = [f"--{flag.name}" for flag in (_INT8, _DATA, _DIRECTORY) if flag.value]
+    if given:
+      raise ConfigError(f"{given[0]} is for --format onnx, not for --format stablehlo")
+    platforms = tuple(_PLATFORMS.value)
+    return functools.partial(write, platforms=platforms, batch_size=_BATCH.value), check_output
+  from jaxkd.commands import exported_onnx  # needs further packages
+
+  quantized = None
+  if _INT8.value:
+    quantized = exported_onnx.Int8(_DATA.value, _DIRECTORY.value, _CALIBRATION.value)
+    exported_onnx.check(quantized)
+  elif _DATA.value or _DIRECTORY.value:
+    raise ConfigError("--data and --directory are for --int8")
+  return (
+    functools.partial(
+      exported_onnx.write, allow=_ALLOW.value, batch_size=_BATCH.value, int8=quantized
+    ),
+    exported_onnx.check_output,
+  )
 
 
 def check_output(directory: pathlib.Path) -> None:
@@ -125,13 +176,8 @@ def described(
   arrays = jax.tree_util.tree_leaves_with_path(variables)
   path = "/".join(key.key for key in arrays[-1][0])
   parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-  known = [
-    f"{field}: {description[field]}"
-    for field in ("data", "method", "stage", "predictor", "model", "test_accuracy")
-    if field in description
-  ]
   return f"""\
-{", ".join(known)}
+{origin(description)}
 
 {FUNCTION}: the whole prediction, weights inside, for {", ".join(exported.platforms)}.
   in:   {_inputs(inputs)}
@@ -145,6 +191,12 @@ def described(
 
 {WEIGHTS}: the {len(arrays)} arrays by name, such as {path}; {parameters:,} parameters.
 {_normalisation(description)}"""
+
+
+def origin(description: Mapping[str, Any]) -> str:
+  """Return what a bundle says of itself, in one line."""
+  fields = ("data", "method", "stage", "predictor", "model", "test_accuracy")
+  return ", ".join(f"{name}: {description[name]}" for name in fields if name in description)
 
 
 def _inputs(inputs: Any) -> str:

@@ -58,7 +58,7 @@ def export_function(
     ConfigError: for an incomplete description, an unknown platform or a batch size below 1, and
       for a module that has several outputs or does not support a symbolic batch size.
   """
-  shape, prepare = _inputs(description)
+  shape, prepare = stored_inputs(description)
   for platform in platforms:
     if platform not in PLATFORMS:
       raise unknown_name("platform", platform, PLATFORMS)
@@ -125,8 +125,21 @@ def is_function(path: Path) -> bool:
   return path.is_file() and _STABLEHLO.search(path.read_bytes()) is not None
 
 
-def _inputs(description: Mapping[str, Any]) -> tuple[InputShape, Callable[[Any], Any]]:
-  """Return the shapes of one example as stored, and the preparation of inputs for the network."""
+def stored_inputs(
+  description: Mapping[str, Any],
+) -> tuple[InputShape, Callable[[Any], Any]]:
+  """Return the shapes of one example as stored, and the preparation of inputs for the network.
+
+  Args:
+    description: of a bundle: "image_shape", "mean" and "std", or "inputs".
+
+  Returns:
+    The shapes and types of one example, uint8 (H, W, C) for images, and the function of stored
+    inputs (B, ...) that normalises images; other inputs stay as they are.
+
+  Raises:
+    ConfigError: for an incomplete description.
+  """
   if "inputs" in description:
     return from_described("description", description["inputs"]), lambda inputs: inputs
   shape, mean, std = _preprocessing(description)

@@ -160,7 +160,7 @@ class ClassTokenTransformer(StagedModel):
       raise ConfigError(
         f"{feature.shape[1]} tokens: expected {self.prefix} and a square number of patches"
       )
-    return patches.reshape(len(patches), side, side, -1)
+    return patches.reshape(patches.shape[0], side, side, -1)
 
   def run_stage(self, stage: str, x: Array, train: bool) -> tuple[Array, Mapping[str, Array]]:
     """The feature of one stage; see StagedModel.
@@ -174,7 +174,7 @@ class ClassTokenTransformer(StagedModel):
       return self.final_norm(x), {}
     if stage == "pooled":
       tokens = 2 if self.distillation_head else 1
-      return x[:, :tokens].reshape(len(x), -1), {}
+      return x[:, :tokens].reshape(x.shape[0], -1), {}
     return self.block[stage.removeprefix("block")](x), {}
 
   def _classified(self, output: Output, last: Array) -> Output:
