@@ -5,13 +5,16 @@ jax finds.
 """
 
 import collections
+import gc
 import os
+import pathlib
 import re
 import shutil
 import tempfile
 
 import hypothesis
 import jax
+import pytest
 
 from jaxkd.runtime.fast_compilation import compile_fast
 
@@ -48,6 +51,23 @@ hypothesis.settings.register_profile(
   suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ci")
+
+
+# Linux ends a process, by a segmentation fault in XLA, that has more memory maps than
+# vm.max_map_count, 65,530 by default. Every compiled program that is alive takes a few.
+_MAPS_OF_THE_PROCESS = pathlib.Path("/proc/self/maps")
+_MOST_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_earlier_files_are_freed():
+  """Free the compiled programs after a file, where the process has many memory maps."""
+  yield
+  # Systems other than Linux have no such file.
+  maps = _MAPS_OF_THE_PROCESS.read_bytes() if _MAPS_OF_THE_PROCESS.exists() else b""
+  if maps.count(b"\n") > _MOST_MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_addoption(parser):

@@ -25,7 +25,13 @@ FILES = sorted(
   - {FOLDER / f"{name}.py" for name in OF_INPUTS}
   - {FOLDER / "multi_label.py"}  # in tests/test_multi_label.py
 )
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+each_file = pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem == "timm_teacher"))
+    for path in FILES
+  ],
+)
 
 
 @functools.cache

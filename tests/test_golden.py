@@ -2,7 +2,7 @@
 
 `pytest tests/test_golden.py [--golden DIR]`: every case of every .npz file in the folder is a
 test, in float64 and in float32; without --golden or --float32, to save time, in float32 only the
-first of a method, and from the third one on among the long tests. A method or case that cannot be
+first of a method, and from the second one on among the long tests. A method or case that cannot be
 run is a failure.
 """
 
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc):
 
 def _marks(case: Case) -> list[pytest.MarkDecorator]:
   # A case of netaug trains networks.
-  return [pytest.mark.long] if case.index > 1 or case.method == "netaug" else []
+  return [pytest.mark.long] if case.index > 0 or case.method == "netaug" else []
 
 
 def test_golden_case_agrees(golden_case, dtype):

@@ -51,6 +51,7 @@ def pytest_generate_tests(metafunc):
   # A folder without files is a failure: an empty list would pass without a test.
   files = sorted(folder.glob("*.npz")) or [folder / "no .npz file"]
   long = {file.stem for file in files if file.stem.startswith(OURS) and file.stem not in OFTEN}
+  long |= {"ShuffleV2", "resnet8x4"}  # a large program, and a class that resnet20 is of
   cases = [
     pytest.param(
       file,

@@ -50,6 +50,7 @@ def test_case_returns_a_loss_and_the_gradient_of_every_array_of_the_student(modu
   assert all(np.abs(x).max() > 0 for x in gradients.values())
 
 
+@pytest.mark.long
 def test_memory_excludes_the_arguments_of_a_call(modules):
   _, memory = modules
   gradient = 64 * 16 * 16 * 128 * 4

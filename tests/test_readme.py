@@ -5,14 +5,13 @@ import json
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from jaxkd import data, losses, methods
+from jaxkd import cli, data, losses, methods
 from jaxkd.experiment import build, overrides
 from jaxkd.experiment import config as experiment_config
 
@@ -216,9 +215,7 @@ def test_every_jaxkd_command_named_exists(page):
   for words in commands(TEXTS[page]):
     if pathlib.PurePath(words[0]).name != "jaxkd":
       continue
-    command = [sys.executable, "-m", "jaxkd.cli", *words[1:2], "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (words, done.stderr)
+    assert words[1] in cli.SUBCOMMANDS, words
 
 
 def test_the_table_of_the_readme_is_the_one_that_was_written():

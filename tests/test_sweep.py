@@ -95,6 +95,7 @@ def test_a_worker_trains_as_this_process_does(two_workers, tmp_path):
   assert lines[-1].startswith(f"[1/1] good: {100 * accuracy(tmp_path / 'good'):.2f}% in ")
 
 
+@pytest.mark.long
 def test_a_failed_run_is_named_and_the_others_in_progress_are_finished(two_workers):
   home, lines, error = two_workers
   message = "seed0/bad: batch_size=64: not divisible by "

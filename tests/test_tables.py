@@ -237,7 +237,7 @@ def test_rows_from_devices_the_host_and_variables_train_alike(tmp_path, resident
       assert ours["train"][name] == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.parametrize("limit", [10, 2**30])
+@pytest.mark.parametrize("limit", [pytest.param(10, marks=pytest.mark.long), 2**30])
 def test_a_phase_resumes_and_refuses_another_table(tmp_path, limit):
   phase = phase_of(resident_bytes=limit)
   whole = train(tmp_path / "whole", phase, devices=2)

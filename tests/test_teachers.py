@@ -314,7 +314,10 @@ def convolutional(folder, classes):
   return bundle(folder, network)
 
 
-NO_LOGITS = ["at", "nst", "fsp", "ft", "fitnets", "rkd", "at+rkd", "ab/two_stage=False"]
+NO_LOGITS = [
+  *("fitnets", "at+rkd", "ab/two_stage=False"),
+  *(pytest.param(name, marks=pytest.mark.long) for name in ("at", "nst", "fsp", "ft", "rkd")),
+]
 
 
 def changed(settings, changes):

@@ -144,7 +144,7 @@ def singular_value_distillation(
   ECCV 2018, as RepDistiller's KDSVD, of all stages with count 1. mdistiller reshapes maps (C, H, W)
   to matrices (C H, W), which is `layout="columns"`. Both replace gradients that are NaN by zeros.
 
-  >>> maps = Output(features={"a": jnp.ones((2, 4, 4, 3)), "b": jnp.ones((2, 2, 2, 5))})
+  >>> maps = Output(features={"a": jnp.ones((2, 2, 2, 3)), "b": jnp.ones((2, 2, 2, 3))})
   >>> float(singular_value_distillation(maps, maps, stages=["a", "b"]).total)
   0.0
   """

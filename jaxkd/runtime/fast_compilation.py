@@ -11,13 +11,15 @@ from typing import Any
 import jax
 
 # The older code generator takes a third of the time. Later versions of XLA do not have it, and end
-# the process where a flag names it.
+# the process where a flag names what they do not have.
 HAS_OLDER_EMITTERS = jax.__version_info__ < (0, 11)
 
 # For `jax.jit(..., compiler_options=FAST_OPTIONS)`.
 FAST_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0}
 if HAS_OLDER_EMITTERS:
   FAST_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+  # One LLVM module for a program: small programs gain nothing by several, and each has its price.
+  FAST_OPTIONS["xla_cpu_parallel_codegen_split_count"] = 1
 
 
 def fast_flags() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -132,15 +133,18 @@ OF_OUTPUTS = [subject.loss for subject in SUBJECTS.values()]
 NUMBERS = np.where(COUNTED, 0.5, 0.0)
 
 
-def _marks(case: Case) -> list[pytest.MarkDecorator]:
+def _parameters() -> Iterator[object]:
+  """Cases as parameters; further cases of a function, with other options, are long."""
   # A loss on Outputs passes its mask to its kernel, which has a row of its own.
   calls = [row.loss for row in rows.merged("SUBJECTS").values()]
-  return [pytest.mark.long] if case.call in calls else []
+  seen: set[str] = set()
+  for i, case in enumerate(CASES):
+    marks = [pytest.mark.long] if case.call in calls or case.name in seen else []
+    seen.add(case.name)
+    yield pytest.param(case, id=f"{case.name}-{i}", marks=marks)
 
 
-each_case = pytest.mark.parametrize(
-  "case", [pytest.param(c, id=f"{c.name}-{i}", marks=_marks(c)) for i, c in enumerate(CASES)]
-)
+each_case = pytest.mark.parametrize("case", list(_parameters()))
 
 
 def draw(case, dtype="float32", seed=0):

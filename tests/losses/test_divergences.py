@@ -180,7 +180,13 @@ def known(k, t=T, temperature=1.0):
 
 
 @pytest.mark.parametrize("missing", ["bucket", "renormalized", "impossible"])
-@pytest.mark.parametrize("name", ["forward", "jensen_shannon", "skewed_reverse"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "forward",
+    *(pytest.param(x, marks=pytest.mark.long) for x in ("jensen_shannon", "skewed_reverse")),
+  ],
+)
 def test_stored_largest_classes_give_what_the_whole_teacher_gives(missing, name):
   options = {"missing": missing, "temperature": 2.0}
   classes, values = known(3, temperature=2.0)
@@ -246,7 +252,13 @@ def test_a_class_out_of_range_is_not_a_number():
     assert np.isnan(top_k_divergence(S, np.where(classes < 9, wrong, 0), values))
 
 
-@pytest.mark.parametrize("positions", [np.array([1, 0, 1, 0]), np.array([[1, 0], [1, 1]])])
+@pytest.mark.parametrize(
+  "positions",
+  [
+    pytest.param(np.array([1, 0, 1, 0]), marks=pytest.mark.long),
+    np.array([[1, 0], [1, 1]]),
+  ],
+)
 def test_positions_that_do_not_count_are_left_out(positions):
   shape = (2, 2, 6) if positions.ndim == 2 else (4, 6)
   counted = positions.reshape(-1) != 0

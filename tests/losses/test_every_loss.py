@@ -179,11 +179,12 @@ KINDS = ["as drawn", "zero", "one example zero", "one channel zero", "constant",
 @given(
   seed=st.integers(0, 2**31),
   scale=st.sampled_from([1e-4, 1e-2, 1.0, 1e2, 1e4]),
-  batch=st.sampled_from([1, B]),
-  dtype=st.sampled_from(["float32", "bfloat16"]),
+  # One example in bfloat16 would be one more program to compile.
+  sizes=st.sampled_from([(1, "float32"), (B, "float32"), (B, "bfloat16")]),
   kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
 )
-def test_random_inputs_give_finite_nonnegative_values(subject, seed, scale, batch, dtype, kinds):
+def test_random_inputs_give_finite_nonnegative_values(subject, seed, scale, sizes, kinds):
+  batch, dtype = sizes
   s, t = (
     distort((scale * np.asarray(x)[:batch]).astype(dtype), kind)
     for x, kind in zip(draw(subject, "float32", seed), kinds, strict=True)

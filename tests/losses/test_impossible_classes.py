@@ -155,7 +155,10 @@ def test_classes_impossible_for_all_add_nothing_and_have_zero_gradient(case, dty
 
 
 @each_case
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+  "dtype",
+  ["float32", *(pytest.param(x, marks=pytest.mark.long) for x in ("bfloat16", "float64"))],
+)
 def test_class_impossible_for_the_student_alone_gives_inf_and_not_nan(case, dtype):
   with jax.enable_x64(dtype == "float64"):
     s, t = draw(dtype, np.zeros_like(SHARED))

@@ -47,7 +47,7 @@ def test_the_objective_is_the_published_sum_and_statistics_move_twice():
   assert set(aux.terms) == {"labels", "class_wise"}
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.long), True])
 def test_parts_and_devices_give_the_update_of_the_whole_batch(masked):
   scheme = methods.class_wise(TinyNet(norm=False))
   mask = jnp.array([1, 1, 0, 1, 1, 0, 0, 1]) if masked else None

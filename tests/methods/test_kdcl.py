@@ -18,6 +18,7 @@ VIEW = batch().inputs[:, ::-1] * 0.9
 DATA = dataclasses.replace(batch(), weights=WEIGHTS, views={"peer_1": VIEW})
 
 
+@pytest.mark.long
 def test_a_peer_sees_the_view_of_its_name():
   scheme = methods.collaborative(PEERS, weight=0.5, label_weight=0.25, ensemble="naive")
   participants = start(scheme)

@@ -53,7 +53,7 @@ def test_the_objective_softens_labels_by_the_past_of_each_example(participants):
 @pytest.mark.parametrize(
   ("parts", "devices"), [(4, 1), (1, 2), pytest.param(1, 8, marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.long), True])
 def test_table_and_update_are_those_of_the_whole_batch(participants, parts, devices, masked):
   mask = jnp.array([1, 1, 0, 1, 1, 0, 0, 1]) if masked else None
   data = dataclasses.replace(DATA, mask=mask)

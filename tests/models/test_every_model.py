@@ -116,8 +116,11 @@ class Run:
   half_steps: Any
 
 
-# The largest programs.
-LONG = ("ImageNetMobileNetV2", "TimmMobileNetV3", "MobileNetV3", "EfficientNet", "ConvNeXt")
+# The largest programs, and classes that share their blocks with one that is not here.
+LONG = (
+  *("ImageNetMobileNetV2", "TimmMobileNetV3", "MobileNetV3", "EfficientNet", "ConvNeXt"),
+  *("ResNetD", "ShuffleNetV1", "MobileNetV1", "ImageNetVGG", "DenseNet"),
+)
 PARAMS = [
   pytest.param(example, marks=[pytest.mark.long] * (type(example).__name__ in LONG))
   for example in EXAMPLES

@@ -69,7 +69,7 @@ OTHERS = (
 )
 
 # One for each way in which an objective is put together; every case is among the long tests.
-QUICK = ("teacher", "kd", "fitnets", "at", "rkd", "ft", "simkd", "dml", "multi_exit", "kd+at")
+QUICK = ("teacher", "fitnets", "simkd", "dml", "kd+at")
 
 # Phases that are the same in most methods: `make test` has those of these variants alone.
 SHARED = ("teacher", "alone")

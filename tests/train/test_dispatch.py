@@ -45,8 +45,8 @@ def one_by_one(tmp_path_factory):
   ("together", "resident_bytes", "groups"),
   [
     pytest.param(3, 2**30, [3, 3, 1], id="two groups and a step"),
-    pytest.param(3, 0, [3, 3, 1], id="fed from the host"),
-    pytest.param(100, 2**30, [7], id="more than an epoch has"),
+    pytest.param(3, 0, [3, 3, 1], id="fed from the host", marks=pytest.mark.long),
+    pytest.param(100, 2**30, [7], id="more than an epoch has", marks=pytest.mark.long),
   ],
 )
 def test_groups_of_steps_train_as_single_steps_do(

@@ -27,7 +27,7 @@ def loss_of(made):
   return float(metrics["loss"][0]), mapping.host_copy(after).participants
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_phase_smooths_as_a_scheme_with_smoothing_of_its_own(parts):
   smoothed = loss_of(phase(label_smoothing=0.2, accumulate=parts))
   own = methods.supervised(TinyNet(), label_smoothing=0.2)

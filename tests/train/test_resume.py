@@ -103,7 +103,7 @@ def copied(source, target):
   shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("updates", [2, 5, 9])
+@pytest.mark.parametrize("updates", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (5, 9))])
 def test_a_resumed_phase_ends_in_the_same_bits(tmp_path, uninterrupted, stopped, updates):
   if updates == 9:
     copied(stopped, tmp_path)
@@ -115,7 +115,9 @@ def test_a_resumed_phase_ends_in_the_same_bits(tmp_path, uninterrupted, stopped,
   assert resumed.test == uninterrupted.test
 
 
-@pytest.mark.parametrize("updates", [3, 4, 7, 12])
+@pytest.mark.parametrize(
+  "updates", [4, 7, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 12))]
+)
 def test_a_phase_resumes_where_it_stopped(tmp_path, updates):
   requesting = RequestAfter(updates - 2)  # results are read two updates late
   with pytest.raises(Interrupted) as raised:

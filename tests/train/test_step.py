@@ -91,10 +91,10 @@ SCHEMES = {
 @pytest.mark.parametrize(
   ("name", "count"),
   [
-    ("offline", 2),
+    pytest.param("offline", 2, marks=pytest.mark.long),
     pytest.param("offline", 4, marks=pytest.mark.long),
     ("offline", 8),
-    ("offline-no-norm", 8),
+    pytest.param("offline-no-norm", 8, marks=pytest.mark.long),
     pytest.param("online", 2, marks=pytest.mark.long),
     pytest.param("online", 4, marks=pytest.mark.long),
     ("online", 8),

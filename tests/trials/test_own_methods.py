@@ -167,6 +167,7 @@ def test_a_resumed_run_ends_in_the_same_bits(method, files, tmp_path):
     assert memory(whole.participants)["written"].sum() == 40
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "method", ["bank", *(pytest.param(m, marks=pytest.mark.long) for m in ("fusion", "bank+kd"))]
 )
@@ -323,6 +324,7 @@ class Centre(nn.Module):
     return student, Output(features={"pooled": theirs - before[None, :]})
 
 
+@pytest.mark.long
 def test_an_adapter_may_have_memory_and_no_parameters(tmp_path, files):
   loss = per_example(lambda s, t, where=None: Terms(feature=jnp.mean(t.features["pooled"] ** 2)))
   teacher = create("resnet8_w8", num_classes=3, axis_name=None, dtype=None)
