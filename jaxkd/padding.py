@@ -33,11 +33,16 @@ def without_padding(inputs: Any, mask: Any) -> Any:
   return jax.tree.map(cleared, inputs)
 
 
+# Methods that run a network. One whose class has `takes_mask` gets the mask as an argument.
+_FORWARD = ("__call__", "encode", "resume")
+
+
 def counted_statistics(mask: Any) -> contextlib.AbstractContextManager[Any]:
   """Return a context in which training-mode `nn.BatchNorm` excludes padding from its statistics.
 
   Mean and variance are over the rows that count, of all devices if the layer has an axis name. A
-  batch of which nothing counts does not change the running averages.
+  batch of which nothing counts does not change the running averages. A module whose class has the
+  attribute `takes_mask` gets the mask as the argument `mask`.
 
   Args:
     mask: (B,), or more of the first axes of the normalised array; None changes nothing.
@@ -50,6 +55,8 @@ def counted_statistics(mask: Any) -> contextlib.AbstractContextManager[Any]:
     following: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], context: Any
   ) -> Any:
     module = context.module
+    if hasattr(type(module), "takes_mask") and context.method_name in _FORWARD:
+      return following(*args, **{"mask": counted, **kwargs})
     foreign = hasattr(type(module), "foreign_statistics") and module.foreign_statistics
     if foreign and kwargs.get("train"):
       raise ConfigError(

@@ -15,7 +15,7 @@ with needed_by("jaxkd.experiment.build"):
   import ml_collections
 
 
-from jaxkd import methods
+from jaxkd import methods, models
 from jaxkd.data import UNLABELLED, Dataset, Examples, unseen_classes
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import networks, own_models
@@ -97,6 +97,8 @@ def phases(
     "student.model", model, data, options, dropout=settings.student.dropout
   )
   student, student_output = own_models.tapped(settings.student, student, student_output, data)
+  if settings.student.quantize != "none":
+    student = models.quantized(student, settings.student.quantize)
   unwritten = architectures.why_not(student)
   exits = len(student_output) if isinstance(student_output, tuple) else 0
   if distils and exits and not all(method.takes_exits for method in chosen):

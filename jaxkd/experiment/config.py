@@ -25,6 +25,7 @@ from jaxkd.fields import (
   number,
   text,
 )
+from jaxkd.models import PRECISIONS
 from jaxkd.tables import MISSING
 from jaxkd.train.evaluate import KEEP_BY
 from jaxkd.train.nonfinite import POLICIES
@@ -128,6 +129,9 @@ COMMON: Fields = {
     # included: the directory of a bundle, or a file of PyTorch weights for student.model.
     "bundle": text(""),
     "weights": text(""),
+    # It trains with rounded weights and activations, in every phase, the baseline's included: int8,
+    # or int4 weights with activations of 8 bits.
+    "quantize": choice("none", ("none", *PRECISIONS)),
   },
 }
 

@@ -17,6 +17,7 @@ from jaxkd.errors import ConfigError, one_line
 from jaxkd.experiment import own_models
 from jaxkd.experiment.stated_images import images_of_run, shown
 from jaxkd.export import bundles
+from jaxkd.models.compose.quantized import unrounded, with_ranges
 from jaxkd.shapes import batched
 from jaxkd.train import Phase
 from jaxkd.train.start import example_batch
@@ -52,6 +53,12 @@ def student_start(settings: Any, data: Dataset, student: nn.Module) -> Start | N
       architecture or for other classes.
   """
   section = settings.student
+  if isinstance(student, models.Quantized):
+    start = student_start(settings, data, student.network)
+    if start is None:
+      return None
+    ranges = with_ranges(student, start.variables, batched(data.input_shape, (1,)))
+    return start._replace(variables=ranges)
   if section.get("bundle"):
     return _of_bundle(section, data, student)
   if section.get("weights"):
@@ -89,6 +96,10 @@ def _of_bundle(section: Any, data: Dataset, student: nn.Module) -> Start:
     network, about = bundles.load_bundle(pathlib.Path(path), allow=own_models.allowed(section))
   except ConfigError as error:
     raise ConfigError(f"{field}: {error}") from error
+  if isinstance(network.module, models.Quantized):
+    network = unrounded(network.module, network.variables)._replace(
+      preprocessing=network.preprocessing
+    )
   ours, theirs = _untapped(student), _untapped(network.module)
   stored = about.get("model") or type(theirs).__name__
   if stored != section.model and type(ours) is not type(theirs):

@@ -79,7 +79,7 @@ def save_bundle(
     "description": description,
   }
   flat = {
-    "/".join(path): np.ascontiguousarray(value)
+    "/".join(path): np.asarray(value, order="C")
     for path, value in flatten_dict(dict(network.variables)).items()
   }
   _check_weights(target, network.module, description, flat)

@@ -30,6 +30,7 @@ from jaxkd.models.compose.heads import (
   LinearExit,
   ProjectedExit,
 )
+from jaxkd.models.compose.quantized import PRECISIONS, Quantized, quantized
 from jaxkd.models.compose.reused_classifier import (
   ReusedClassifier,
   ReusedClassifiers,
@@ -61,6 +62,7 @@ from jaxkd.models.zoo.wide_resnet import WideResNet
 
 __all__ = [
   "MLP",
+  "PRECISIONS",
   "VGG",
   "AtExit",
   "AttentionExit",
@@ -86,6 +88,7 @@ __all__ = [
   "MobileNetV3",
   "MultiExit",
   "ProjectedExit",
+  "Quantized",
   "ResNet",
   "ResNetD",
   "ReusedClassifier",
@@ -114,6 +117,7 @@ __all__ = [
   "names",
   "plain_network",
   "published_preprocessing",
+  "quantized",
   "register",
   "reuse_classifier",
   "reuse_classifiers",

@@ -15,7 +15,7 @@ from jaxkd.errors import ConfigError
 from jaxkd.export import bundles
 from jaxkd.export.bundles import load_bundle, save_bundle
 from jaxkd.models import reuse_classifier, tap
-from jaxkd.types import Network
+from jaxkd.types import Network, Output
 from tests.models.drawn import drawn
 
 IMAGE = (8, 8, 1)
@@ -104,6 +104,21 @@ def test_distilled_student_loads_without_its_teachers_bundle_and_can_teach(
 def test_modules_of_models_and_adapters_can_be_saved():
   for name in ("CifarResNet", "ReusedClassifier", "Tapped", "Projector", "Regressor"):
     assert bundles.MODULES[name].__name__ == name
+
+
+class Scaled(nn.Module):
+  """A network with a weight that has no axis."""
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    return Output(self.param("scale", nn.initializers.ones, ()) * images[:, 0, 0])
+
+
+def test_a_weight_without_axes_keeps_its_shape(tmp_path, images):
+  saved = Network(Scaled(), Scaled().init(jax.random.key(0), images))
+  save_bundle(tmp_path / "bundle", saved, DESCRIPTION)
+  loaded, _ = load_bundle(tmp_path / "bundle", allow=(Scaled.__module__,))
+  assert loaded.variables["params"]["scale"].shape == ()
 
 
 def test_non_contiguous_arrays_are_restored(tmp_path, network):
