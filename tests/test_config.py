@@ -219,7 +219,17 @@ def test_imagenet_is_the_tables_recipe_for_both_pairs(method):
 def test_cifar100_is_repdistillers_recipe(method):
   settings = importlib.import_module("configs.cifar100").get_config(method)
   for network in (settings.teacher, settings.student):
-    others = {"model", "bundle", "weights", "mean", "std", "image_size", "count", "rescore", "quantize"}
+    others = {
+      "model",
+      "bundle",
+      "weights",
+      "mean",
+      "std",
+      "image_size",
+      "count",
+      "rescore",
+      "quantize",
+    }
     others |= {"logits", "missing", "new_head", "finetune_epochs", "finetune_learning_rate"}
     others |= {"stablehlo", "allow_import", "weights_part"}
     recipe = {n: v for n, v in network.to_dict().items() if n not in others}

@@ -6,6 +6,7 @@ import json
 import math
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,7 +142,8 @@ def test_finite_steps_equal_those_without_a_guard(monkeypatch):
   guarded, _ = steps(2, 1, {})
   monkeypatch.setattr(step_guard, "select", lambda finite, after, before: after)
   plain, _ = steps(2, 1, {})
-  assert_same(guarded, plain)
+  # Two programs: the last bits are the compiler's.
+  chex.assert_trees_all_close(guarded, plain, rtol=1e-6, atol=1e-8)
 
 
 class Recorder(Silent):
