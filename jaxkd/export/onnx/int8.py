@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import helper
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -106,11 +108,18 @@ def quantized(
         raise ConfigError(
           f"onnxruntime cannot quantise the model, calibration {name!r}: {one_line(error)}"
         ) from error
-      content = target.read_bytes()
+      content = _with_facts(target.read_bytes(), serialized)
       predicted = logits_of(session(content), validation[0]).argmax(-1)
       found[name] = (float((predicted == validation[1]).mean()), content)
   best = max(found, key=lambda name: found[name][0])  # the first of equals
   return Quantized(found[best][1], best, {name: score for name, (score, _) in found.items()})
+
+
+def _with_facts(quantized: bytes, serialized: bytes) -> bytes:
+  """Return a model with the metadata of another, which quantisation leaves out."""
+  model, source = (onnx.load_from_string(content) for content in (quantized, serialized))
+  helper.set_model_props(model, {fact.key: fact.value for fact in source.metadata_props})
+  return bytes(model.SerializeToString())
 
 
 def check_count(what: str, count: int) -> None:
