@@ -61,14 +61,25 @@ def combined() -> dict[str, tuple[object, tuple[int, int, int]]]:
   return {name: (module, (32, 32, 3)) for name, module in made.items()}
 
 
-def zoo() -> dict[str, tuple[object, tuple[int, int, int]]]:
-  """The models by name, on images of 32x32, or of the size that their positions need."""
-  found = {}
+def zoo(every: bool = False) -> dict[str, tuple[object, tuple[int, int, int]]]:
+  """The models by name, on images of 32x32, or of the size that their positions need.
+
+  Args:
+    every: True takes all sizes of the models of torchvision, timm and transformers, False the
+      first of each class.
+  """
+  found, known = {}, set()
   for name in models.names():
+    module = models.create(name, num_classes=CLASSES)
+    source = name.partition("_")[0]
+    if source in ("torchvision", "timm", "hf") and not every:
+      if (source, type(module)) in known:
+        continue
+      known.add((source, type(module)))
     published = models.published_preprocessing(name)
     fixed = "patch16" in name or name.startswith("hf_")
     side = published.image_size[0] if published and fixed else 32
-    found[name] = (models.create(name, num_classes=CLASSES), (side, side, 3))
+    found[name] = (module, (side, side, 3))
   return found
 
 
@@ -92,14 +103,16 @@ def main() -> None:
   """Write the table; the exit status is 1 if a model has no ONNX form that agrees."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--only", default="", help="part of the names to print, not written")
-  only = parser.parse_args().only
+  parser.add_argument("--all", action="store_true", help="all sizes of published models")
+  given = parser.parse_args()
+  only = given.only
   lines = [
     "| model | class | images | parameters | nodes | difference |",
     "|---|---|---|---|---|---|",
   ]
   print(*lines, sep="\n", flush=True)
   failed, worst = 0, 0.0
-  for name, (module, shape) in (combined() | zoo()).items():
+  for name, (module, shape) in (combined() | zoo(given.all)).items():
     if only not in name:
       continue
     try:

@@ -34,6 +34,6 @@ test-newest:
 	build/newest/bin/pip install --quiet --disable-pip-version-check --upgrade --editable ".[experiments,test]"
 	build/newest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Agreement of every model's ONNX file with jax, in tests/onnx_parity.md (about half an hour).
+# Agreement of ONNX files with jax by architecture, in tests/onnx_parity.md (about a quarter of an hour).
 onnx-parity: $(INSTALLED)
 	$(BIN)/python -m tests.onnx_parity
