@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxkd.data import (
@@ -21,6 +21,7 @@ from jaxkd.data import (
   validate_dataset,
   with_unlabelled,
 )
+from jaxkd.data.examples import without_label
 from jaxkd.data.keys import fold
 from jaxkd.data.multi_label import with_labels
 from jaxkd.data.strong import strong_augmentation
@@ -157,7 +158,9 @@ def training_preparation(
     return dataclasses.replace(weak, inputs=images)
 
   def prepare(keys: Array, batch: Batch) -> Batch:
-    views = with_views(keys, batch, augmentations, seen).views
+    views: Mapping[str, Any] = {}
+    if augmentations or batch.views:
+      views = with_views(keys, batch, augmentations, seen).views
     if strong:
       unseen = dataclasses.replace(batch, views={})
       views = {**views, **with_views(keys, unseen, strong, strongly).views}
@@ -230,8 +233,9 @@ def phase_examples(settings: Any, role: str, data: Dataset, *, labelled: bool = 
   """
   field = "teacher_per_class" if role == "teacher" else "per_class"
   limit, unlabelled = settings.data[field], settings.data.unlabelled
+  some_unlabelled = bool(without_label(data.train).any())
   alone = labelled or role == "teacher"
-  chosen = split = labelled_only(data.train)
+  chosen = split = labelled_only(data.train) if some_unlabelled else data.train
   try:
     if limit:
       chosen = per_class(split, limit, seed=settings.seed)
@@ -241,4 +245,6 @@ def phase_examples(settings: Any, role: str, data: Dataset, *, labelled: bool = 
   except ConfigError as error:
     reason = str(error).partition(": ")[2]
     raise ConfigError(f"data.{field}={limit}: {reason}") from error
-  return chosen if alone else with_unlabelled_of(chosen, data.train)
+  if alone or not some_unlabelled:
+    return chosen
+  return with_unlabelled_of(chosen, data.train)

@@ -23,8 +23,6 @@ def with_parameters(
     ConfigError: for several teachers, or a path that is none of the teacher's parameters.
   """
   wanted = distillation.teacher_parameters
-  if not wanted:
-    return teacher
   name = distillation.teacher
   where = f"distillation {distillation.name!r}"
   if not isinstance(name, str):

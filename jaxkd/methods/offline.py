@@ -107,9 +107,10 @@ def offline(
   heads = tuple(_each((d.labelled,) for d in distillations if d.labelled))
   if len(heads) > 1:
     raise ConfigError(f"the labels' term can take one head of the student, not {heads}")
-  check_views(distillations, teachers, whole=to_stage is None and from_stage is None)
-  learners = _student_learners(student, label_weight, to_stage, from_stage, image_shape)
   viewed = tuple(_each(d.views for d in distillations))
+  if viewed:
+    check_views(distillations, teachers, whole=to_stage is None and from_stage is None)
+  learners = _student_learners(student, label_weight, to_stage, from_stage, image_shape)
   adapted = [d for d in distillations if d.adapter is not None]
   scored = logits_of or (_own_logits if to_stage is None else None)
 
@@ -125,7 +126,9 @@ def offline(
       return participants
     outputs = {n: infer_batch(m, participants[n], n, batch) for n, m in everyone.items()}
     for d in distillations:
-      seen = with_parameters(d, d.combined(outputs), participants, batch)
+      seen = d.combined(outputs)
+      if d.teacher_parameters:
+        seen = with_parameters(d, seen, participants, batch)
       if d.teacher_adapter is not None:
         name = d.frozen_participant
         participants[name] = initialize(d.teacher_adapter, rng, name, (seen, batch))
@@ -151,7 +154,9 @@ def offline(
         outputs[name] = infer_batch(model, participants[name], name, batch)
     seen = {}
     for d in distillations:
-      seen[d.name] = with_parameters(d, d.combined(outputs), participants, batch)
+      seen[d.name] = d.combined(outputs)
+      if d.teacher_parameters:
+        seen[d.name] = with_parameters(d, seen[d.name], participants, batch)
       if d.views:
         seen[d.name] = {"": seen[d.name], **teacher_views(d, teachers, participants, batch)}
       if d.teacher_adapter is not None:
@@ -191,9 +196,11 @@ def offline(
     terms: dict[str, Terms] = {}
     metrics = {}
     connected: dict[str, Any] = {}
-    others, state["student"] = student_views(
-      student, everyone["student"], changes, viewed, batch, context.rng
-    )
+    others: dict[str, Any] = {}
+    if viewed:
+      others, state["student"] = student_views(
+        student, everyone["student"], changes, viewed, batch, context.rng
+      )
     if label_weight:
       terms["labels"] = label_weight * label_terms(labelled(output), batch, context)
     for d in distillations:

@@ -34,10 +34,16 @@ def marked(name: str, *values: object, long: bool = False) -> object:
 
 
 each_loss = pytest.mark.parametrize("subject", [marked(name, SUBJECTS[name]) for name in SUBJECTS])
-# For tests that compile a program of their own: with a file in tests/rows, among the long ones.
+# For tests that compile a program of their own: with a file in tests/rows, and forms of a loss for
+# tokens and with other options, among the long ones.
 OF_FILES = rows.merged("SUBJECTS")
+FORMS = ("_tokens", "_paper", "_gaussian", "_maps", "_mse", "_weighted")
 each_costly = pytest.mark.parametrize(
-  "subject", [marked(name, row, long=name in OF_FILES) for name, row in SUBJECTS.items()]
+  "subject",
+  [
+    marked(name, row, long=name in OF_FILES or name.endswith(FORMS))
+    for name, row in SUBJECTS.items()
+  ],
 )
 
 
