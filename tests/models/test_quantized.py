@@ -21,6 +21,7 @@ from jaxkd.export import bundles
 from jaxkd.models.compose.quantized import (
   RANGES,
   Quantized,
+  calibrated,
   input_ranges,
   quantized,
   rounded,
@@ -144,6 +145,17 @@ def test_float_variables_get_ranges(drawn):
   assert jax.tree.map(jnp.shape, with_ranges(NETWORK, own, IMAGES)) == jax.tree.map(
     jnp.shape, dict(drawn)
   )
+
+
+def test_a_trained_network_is_rounded_afterwards_with_the_ranges_of_examples(drawn):
+  plain = unrounded(NETWORK, drawn)
+  found = calibrated(plain, "int8", [IMAGES, IMAGES])
+  ranges = {name: (low, high) for name, low, high in input_ranges(found.variables)}
+  np.testing.assert_allclose(ranges["stem_conv"], [IMAGES.min(), IMAGES.max()], rtol=1e-5)
+  exact = infer(*plain, IMAGES).logits
+  assert 0 < np.abs(evaluated(found.variables, IMAGES).logits - exact).max() < 0.1
+  with pytest.raises(ConfigError, match="batches: expected at least one"):
+    calibrated(plain, "int8", [])
 
 
 @pytest.mark.long

@@ -174,16 +174,14 @@ def converted(
   for name, result in zip(outputs, found, strict=True):
     graph.nodes.append(helper.make_node("Identity", [graph.whole(result)], [name]))
   avals: Any = closed.out_avals
-  stated = [
-    [_stated(name, like) for name, like in inputs.items()],
-    [_stated(name, like) for name, like in zip(outputs, avals, strict=True)],
-  ]
+  taken = [_stated(name, like) for name, like in inputs.items()]
+  returned = [_stated(name, like) for name, like in zip(outputs, avals, strict=True)]
   read = {name for node in graph.nodes for name in node.input}
   constants = [
     numpy_helper.from_array(x, name) for name, x in graph.constants.values() if name in read
   ]
   model = helper.make_model(
-    helper.make_graph(graph.nodes, "jaxkd", *stated, constants),
+    helper.make_graph(graph.nodes, "jaxkd", taken, returned, constants),
     opset_imports=[helper.make_opsetid("", OPSET)],
     ir_version=IR_VERSION,
     producer_name="jaxkd",

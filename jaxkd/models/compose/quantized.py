@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -99,10 +99,10 @@ class Quantized(nn.Module):
 
     Args:
       images: as the network takes them.
-      train: whether ranges and batch statistics move.
+      train: whether batch statistics move. Ranges move wherever their collection is mutable.
       mask: (B, ...), nonzero for the examples that count in the ranges; None counts all.
     """
-    return self._run(lambda network: network(images, train), train, mask)
+    return self._run(lambda network: network(images, train), mask)
 
   def encode(
     self, images: Array, train: bool = False, to_stage: str = "pooled", mask: Any = None
@@ -114,7 +114,7 @@ class Quantized(nn.Module):
         return network.encode(images, train, to_stage)
       return network(images, train)
 
-    return self._run(call, train, mask)
+    return self._run(call, mask)
 
   def resume(
     self,
@@ -133,11 +133,9 @@ class Quantized(nn.Module):
       raise ConfigError(
         f"{type(self.network).__name__} has no resume: it cannot go on from {from_stage!r}"
       )
-    return self._run(
-      lambda network: network.resume(features, from_stage, train, to_stage), train, mask
-    )
+    return self._run(lambda network: network.resume(features, from_stage, train, to_stage), mask)
 
-  def _run(self, call: Callable[[nn.Module], Output], train: bool, mask: Any) -> Output:
+  def _run(self, call: Callable[[nn.Module], Output], mask: Any) -> Output:
     mapped = nn.map_variables(
       call,
       "params",
@@ -145,10 +143,10 @@ class Quantized(nn.Module):
       init=self.is_initializing(),
       mutable=self.is_mutable_collection("params"),
     )
-    with nn.intercept_methods(self._round_inputs(train, mask)):
+    with nn.intercept_methods(self._round_inputs(mask)):
       return mapped(self.network)
 
-  def _round_inputs(self, train: bool, mask: Any) -> Callable[..., Any]:
+  def _round_inputs(self, mask: Any) -> Callable[..., Any]:
     """Return the interceptor that rounds the inputs of layers."""
 
     def intercept(
@@ -158,15 +156,13 @@ class Quantized(nn.Module):
       if not isinstance(module, _LAYERS) or context.method_name != "__call__":
         return following(*args, **kwargs)
       x, *others = args
-      low, high = _range(module, x, train, mask, self.momentum)
+      low, high = _range(module, x, mask, self.momentum)
       return following(rounded(x, low, high, self.activation_bits), *others, **kwargs)
 
     return intercept
 
 
-def _range(
-  module: nn.Module, x: Array, train: bool, mask: Any, momentum: float
-) -> tuple[Array, Array]:
+def _range(module: nn.Module, x: Array, mask: Any, momentum: float) -> tuple[Array, Array]:
   """Return the smallest and largest value of a layer's inputs, averaged over batches."""
   wide = jax.lax.stop_gradient(x).astype(jnp.float32)
   some: Any = True
@@ -188,7 +184,7 @@ def _range(
   if module.is_initializing():
     for name, zero in zeros.items():
       module.put_variable(RANGES, name, zero)
-  elif train and module.is_mutable_collection(RANGES):
+  elif module.is_mutable_collection(RANGES):
     for name, value in {**now, "weight": jnp.ones(())}.items():
       moved = momentum * kept[name] + (1 - momentum) * value
       kept[name] = jnp.where(some, moved, kept[name])
@@ -287,6 +283,28 @@ def with_ranges(module: Quantized, variables: Mapping[str, Any], inputs: Any) ->
   drawn = jax.eval_shape(lambda x: module.init({"params": key, "dropout": key}, x), inputs)
   ranges = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), drawn.get(RANGES, {}))
   return {**{name: {"network": part} for name, part in variables.items()}, RANGES: ranges}
+
+
+def calibrated(network: Network, precision: str, batches: Iterable[Any]) -> Network:
+  """Quantise a trained network afterwards: round it, with the ranges that examples have.
+
+  Args:
+    network: a trained network in floating point.
+    precision: as of `quantized`.
+    batches: inputs as the network takes them, at least one batch.
+
+  Raises:
+    ConfigError: as `quantized`, and without a batch.
+  """
+  module = quantized(network.module, precision)
+  variables: dict[str, Any] = {}
+  step = jax.jit(lambda v, x: module.apply(v, x, train=False, mutable=[RANGES])[1])
+  for inputs in batches:
+    variables = variables or with_ranges(module, network.variables, inputs)
+    variables = {**variables, **step(variables, inputs)}
+  if not variables:
+    raise ConfigError("batches: expected at least one, from which the ranges are taken")
+  return Network(module, variables, network.preprocessing)
 
 
 def unrounded(module: Quantized, variables: Mapping[str, Any]) -> Network:
