@@ -33,7 +33,7 @@ from jaxkd.networks import infer, learn
 from jaxkd.train.start import example_batch
 from tests.methods.one_step import jit
 
-FLOATS = st.floats(-8, 8, width=32)
+FLOATS = st.floats(-8, 8, width=32, allow_subnormal=False)
 
 
 NETWORK = quantized(models.create("resnet8_w4", num_classes=3), "int8")
@@ -58,8 +58,8 @@ def test_rounded_values_are_the_nearest_levels_and_gradients_pass_inside(x, low,
   low, high = np.float32(min(low, 0)), np.float32(max(high, 0))
   value, slope = jax.value_and_grad(lambda x: rounded(x, low, high, bits).sum())(x)
   found = np.asarray(rounded(x, low, high, bits), "float64")
-  if high == low:
-    assert not found.any()
+  if high - low < 1e-30:
+    assert np.abs(found).max() <= high - low
     return
   scale = (float(high) - float(low)) / (2**bits - 1)
   steps = found / scale
@@ -82,7 +82,8 @@ def test_kernels_are_integers_of_a_scale_for_each_channel(kernel, bits):
   np.testing.assert_array_equal(found["bias"], tree["bias"])
   np.testing.assert_array_equal(found["other"]["kernel"], kernel[:, 0])
   scale = np.abs(kernel).max(0) / (2 ** (bits - 1) - 1)
-  scale = np.where(scale > 0, scale, 1.0)
+  # Smaller scales are no normal numbers: such kernels are zeros.
+  scale = np.where(scale >= np.finfo("float32").tiny, scale, 1.0)
   steps = np.asarray(found["kernel"]) / scale
   np.testing.assert_allclose(steps, np.round(kernel / scale), atol=1e-3)
   slope = jax.grad(lambda k: rounded_kernels({"kernel": k}, bits)["kernel"].sum())(kernel)

@@ -213,7 +213,7 @@ def rounded(x: Array, low: Array, high: Array, bits: int) -> Array:
   levels = 2**bits - 1
   wide = x.astype(jnp.float32)
   width = jax.lax.stop_gradient(high - low)
-  scale = jnp.where(width > 0, width, 1.0) / levels
+  scale = _normal(width / levels)
   zero = jnp.round(-jax.lax.stop_gradient(low) / scale)
   bottom, top = -zero * scale, (levels - zero) * scale
   inside = jnp.clip(wide, bottom, top)
@@ -241,11 +241,16 @@ def rounded_kernels(tree: Any, bits: int) -> Any:
   return jax.tree_util.tree_map_with_path(converted, tree)
 
 
+def _normal(scale: Array) -> Array:
+  """Replace scales that are zero, or that XLA flushes to zero, by 1."""
+  return jnp.where(scale >= jnp.finfo(jnp.float32).tiny, scale, 1.0)
+
+
 def _symmetric(kernel: Array, bits: int) -> Array:
   most = 2 ** (bits - 1) - 1
   wide = jax.lax.stop_gradient(kernel).astype(jnp.float32)
   largest = jnp.max(jnp.abs(wide), tuple(range(wide.ndim - 1)), keepdims=True)
-  scale = jnp.where(largest > 0, largest, 1.0) / most
+  scale = _normal(largest / most)
   found = (jnp.round(wide / scale) * scale).astype(kernel.dtype)
   return kernel + jax.lax.stop_gradient(found - kernel)
 
