@@ -16,6 +16,8 @@ from jaxkd import data, models, report
 from jaxkd.errors import ConfigError
 from jaxkd.export import bundles, scores
 from jaxkd.export.onnx import files, int8
+from jaxkd.models.compose.quantized import unrounded
+from jaxkd.types import Network
 
 MODEL, EXITS, QUANTIZED, README = "model.onnx", "exits.onnx", "model_int8.onnx", "README.txt"
 # Part of the training split that chooses the calibration.
@@ -61,6 +63,12 @@ def write(
 ) -> str:
   """Export one bundle; returns the text of README.txt."""
   network, description = bundles.load_bundle(bundle, allow=allow)
+  student = network if isinstance(network.module, models.Quantized) else None
+  if student is not None:
+    # Rounded weights, and activations in floating point: those of int8 are in the quantised model.
+    network = unrounded(student.module, student.variables, kernels=False)._replace(
+      preprocessing=student.preprocessing
+    )
   found = {MODEL: files.export_onnx(network, description, batch_size=batch_size)}
   if isinstance(network.module, models.ExitEnsemble) and hasattr(
     network.module.network, "run_block"
@@ -70,7 +78,7 @@ def write(
   text = described(found, description)
   content = {name: model.serialized for name, model in found.items()}
   if int8 is not None:
-    content[QUANTIZED], table = _quantized(bundle, found[MODEL], description, int8)
+    content[QUANTIZED], table = _quantized(bundle, found[MODEL], description, int8, student)
     text += f"\n{table}"
   # All models are complete before the first is written.
   for name, serialized in content.items():
@@ -108,7 +116,11 @@ def described(found: Mapping[str, files.OnnxModel], description: Mapping[str, An
 
 
 def _quantized(
-  bundle: pathlib.Path, model: files.OnnxModel, description: Mapping[str, Any], options: Int8
+  bundle: pathlib.Path,
+  model: files.OnnxModel,
+  description: Mapping[str, Any],
+  options: Int8,
+  student: Network | None,
 ) -> tuple[bytes, str]:
   """Quantise a model; return the quantised one, and a table of both on the test split."""
   if "inputs" in description or len(model.outputs) > 1:
@@ -127,7 +139,7 @@ def _quantized(
       "for training beside those for validation"
     )
   chosen = np.random.default_rng(0).permutation(len(train[0]))[: options.calibration]
-  result = int8.quantized(model.serialized, train[0][chosen], validation)
+  result = int8.quantized(model.serialized, train[0][chosen], validation, student=student)
   sessions = {"float32": model.serialized, "int8": result.serialized}
   return result.serialized, _table(sessions, test, result, BATCHES)
 

@@ -22,7 +22,9 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from jaxkd.errors import ConfigError, one_line
+from jaxkd.export.onnx import learned_ranges
 from jaxkd.export.onnx.files import session
+from jaxkd.types import Network
 
 # The fewest calibration images; a scale set from fewer cuts off what other images need.
 FEWEST = 32
@@ -62,6 +64,7 @@ def quantized(
   validation: tuple[np.ndarray, np.ndarray],
   *,
   calibrations: Sequence[str] = tuple(CALIBRATIONS),
+  student: Network | None = None,
 ) -> Quantized:
   """Quantise a model of images to int8: weights per output channel, activations per tensor.
 
@@ -70,6 +73,8 @@ def quantized(
     images: (N, H, W, C) uint8 of the training split, at least FEWEST.
     validation: images (M, H, W, C) uint8 and labels (M,) that choose among the ways.
     calibrations: some of CALIBRATIONS.
+    student: the network, if it was trained for it (`jaxkd.models.Quantized`): inputs of layers have
+      the ranges that it learned, and what else is rounded its smallest and largest value.
 
   Raises:
     ConfigError: for fewer than FEWEST images, no validation images, or a model that onnxruntime
@@ -88,9 +93,13 @@ def quantized(
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     except Exception as error:  # classes of its own, below Exception
       raise ConfigError(f"onnxruntime cannot quantise the model: {one_line(error)}") from error
+    learned: dict[str, Any] = {}
+    if student is not None:
+      tensors = learned_ranges.overrides(onnx.load(str(prepared)), student)
+      learned, calibrations = {"TensorQuantOverrides": tensors}, ("learned",)
     for name in calibrations:
       target = Path(folder) / "int8.onnx"
-      method, options = CALIBRATIONS[name]
+      method, options = CALIBRATIONS["minmax" if learned else name]
       try:
         with _quiet():
           quantization.quantize_static(
@@ -103,7 +112,7 @@ def quantized(
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=method,
-            extra_options=dict(options),
+            extra_options={**options, **learned},
           )
       except Exception as error:  # classes of its own, below Exception
         raise ConfigError(

@@ -312,9 +312,17 @@ def calibrated(network: Network, precision: str, batches: Iterable[Any]) -> Netw
   return Network(module, variables, network.preprocessing)
 
 
-def unrounded(module: Quantized, variables: Mapping[str, Any]) -> Network:
-  """Return the network of a quantized one, with its weights in floating point."""
+def unrounded(module: Quantized, variables: Mapping[str, Any], *, kernels: bool = True) -> Network:
+  """Return the network of a quantized one, with its weights in floating point.
+
+  Args:
+    module: the quantized network.
+    variables: its variables.
+    kernels: whether kernels are those that were trained; False takes the rounded ones.
+  """
   own = {name: part["network"] for name, part in variables.items() if name != RANGES}
+  if not kernels:
+    own["params"] = rounded_kernels(own["params"], module.weight_bits)
   return Network(separate(module.network), own)
 
 
