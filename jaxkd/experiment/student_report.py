@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.experiment.student_report"):
+  from ml_collections import ConfigDict
 
 from jaxkd import data, evaluate, models, report
 from jaxkd.errors import ConfigError, one_line

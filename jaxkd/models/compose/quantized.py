@@ -230,8 +230,8 @@ def rounded_kernels(tree: Any, bits: int) -> Any:
     bits: number of bits: integers from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1.
 
   >>> rounded_kernels({"kernel": jnp.array([[1.0, 4.0], [0.3, -2.0]])}, 2)["kernel"]
-  Array([[ 1.,  4.],
-         [ 0., -0.]], dtype=float32)
+  Array([[1., 4.],
+         [0., 0.]], dtype=float32)
   """
 
   def converted(path: Any, leaf: Any) -> Any:

@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+
+from jaxkd.errors import needed_by
+
+with needed_by("jaxkd.report.student"):
+  from matplotlib.figure import Figure
 
 from jaxkd.report.plots import Bar, bars_figure, line_styles
 from jaxkd.report.student.sections import StudentReport, largest_gaps
