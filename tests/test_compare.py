@@ -61,6 +61,7 @@ def compare(made, tmp_path, monkeypatch, capsys):
   jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.long
 def test_a_row_for_every_network_over_the_seeds(compare, made, tmp_path):
   table = compare("--methods=kd,simkd/learning_rate=0.1", "--seeds=2", "--output=tables/table.md")
   assert table == [

@@ -124,7 +124,8 @@ def test_a_table_needs_no_own_model(tmp_path):
   )
 
 
-@pytest.mark.parametrize("name", [pytest.param("reader", marks=pytest.mark.long), "tagger"])
+@pytest.mark.parametrize("name", ["reader", "tagger"])
+@pytest.mark.long
 def test_every_method_takes_tokens_or_says_in_one_line_why_not(name):
   takes, refused = set(), {}
   for method in methods.METHODS:

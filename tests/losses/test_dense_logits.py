@@ -68,7 +68,9 @@ def draw(leading):
 
 
 @each_case
-@SHAPES
+@pytest.mark.parametrize(
+  "leading", [(2, 3), pytest.param((2, 2, 3), marks=pytest.mark.long)], ids=str
+)
 def test_dense_logits_equal_their_flattened_rows(call, leading):
   s, t = draw(leading)
   value, gradient = jit(jax.value_and_grad(call))(s, t)

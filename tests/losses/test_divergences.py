@@ -86,7 +86,10 @@ def test_divergence_equals_the_definition(name, beta):
 
 
 @each_divergence
-@pytest.mark.parametrize("missing", ["bucket", "renormalized", "impossible"])
+@pytest.mark.parametrize(
+  "missing",
+  ["bucket", *(pytest.param(x, marks=pytest.mark.long) for x in ("renormalized", "impossible"))],
+)
 def test_divergence_of_the_largest_classes_equals_the_definition(name, missing):
   value = compiled(name, top_k=2, missing=missing)(S, T)[0]
   p, q = largest(softmax(T), softmax(S), 2, missing)

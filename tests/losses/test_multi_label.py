@@ -47,6 +47,7 @@ def test_divergence_is_the_formula_and_never_negative(s, t, temperature):
   assert same == 0
 
 
+@pytest.mark.long
 @given(LOGITS, PROBABILITIES, FLAGS)
 def test_masked_examples_do_not_count_compiled_or_not(z, y, where):
   for loss, other in ((losses.sigmoid_cross_entropy, y), (losses.sigmoid_kl, 4 * y - 2)):

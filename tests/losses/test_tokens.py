@@ -64,7 +64,9 @@ def test_a_mask_of_another_number_of_tokens_is_refused(kernel):
     assert np.isfinite(kernel(s, s[:, 0], where=MASK))
 
 
-@pytest.mark.parametrize("kernel", [*ALIKE, *RELATIONS])
+@pytest.mark.parametrize(
+  "kernel", [*ALIKE, *(pytest.param(x, marks=pytest.mark.long) for x in RELATIONS)]
+)
 def test_padding_may_hold_nan_and_has_no_gradient(kernel):
   s, t = features()
   padding = (MASK == 0)[..., None]

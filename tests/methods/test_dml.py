@@ -70,6 +70,7 @@ def test_every_peer_learns_and_keeps_its_own_statistics(participants):
   assert_all_moved(participants, after)
 
 
+@pytest.mark.long
 def test_the_order_of_the_peers_does_not_matter(participants, outcome):
   turned = methods.mutual(dict(reversed(PEERS.items())), weight=2.0, temperature=3.0)
   (scalar, _), gradients = outcome
@@ -108,6 +109,7 @@ def test_other_peers_get_no_gradient_from_a_peers_objective(participants, outcom
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, expected)
 
 
+@pytest.mark.long
 def test_one_peer_alone_is_supervised_training():
   alone, plain = methods.mutual({"student": SMALL}), methods.supervised(SMALL)
   first = start(plain)

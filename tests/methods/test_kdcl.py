@@ -47,7 +47,7 @@ def test_parts_and_devices_give_the_update_of_the_whole_batch(ensemble):
 
 
 @pytest.mark.parametrize(
-  "ensemble", ["linear", pytest.param("naive_batch", marks=pytest.mark.long)]
+  "ensemble", [pytest.param(name, marks=pytest.mark.long) for name in ("linear", "naive_batch")]
 )
 def test_targets_of_the_whole_batch_are_those_of_all_devices(ensemble):
   scheme = methods.collaborative(PEERS, ensemble=ensemble)

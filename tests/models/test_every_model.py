@@ -280,7 +280,14 @@ def test_fields_that_fit_no_model_are_refused(kind, fields, message):
     kind(num_classes=CLASSES, **{**sizes, **fields})
 
 
-@pytest.mark.parametrize("model", [m for m in EXAMPLES if m.torch_names], ids=name_of)
+@pytest.mark.parametrize(
+  "model",
+  [
+    pytest.param(m, id=name_of(m), marks=[pytest.mark.long] * (name_of(m) in LONG))
+    for m in EXAMPLES
+    if m.torch_names
+  ],
+)
 def test_weights_of_torch_are_read_in_their_order(model):
   images = jax.ShapeDtypeStruct((1, *image_shape(model)), jnp.float32)
   assert traced(model, images).flattened == {}
@@ -311,7 +318,13 @@ def test_a_view_is_no_stage_to_continue_from():
     model.init(jax.random.key(0), jnp.ones((1, 2, 2, 8)), from_stage="stage2", method="resume")
 
 
-@pytest.mark.parametrize("name", known_by_name())
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.long] * name.startswith("torchvision_"))
+    for name in known_by_name()
+  ],
+)
 def test_registered_models_can_be_created(name):
   model = models.create(name, num_classes=5)
   images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
