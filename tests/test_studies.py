@@ -28,6 +28,7 @@ def test_every_folder_of_a_study_has_a_part_of_the_makefile():
     "dry_run",
     "faults",
     "journeys",
+    "quantization",
     "tables",
   }
 
