@@ -70,10 +70,6 @@ def programs_of_earlier_files_are_freed():
     gc.collect()
 
 
-# jax keeps millions of small objects that are no garbage: looking at all of them rarely saves time.
-gc.set_threshold(50_000, 50, 100)
-
-
 def pytest_addoption(parser):
   parser.addoption("--golden", default=None, help="folder of golden .npz files to check against")
   parser.addoption("--float32", action="store_true", help="check all golden cases in float32, too")

@@ -136,9 +136,10 @@ def test_exported_function_runs_without_this_library(bundle, command, tmp_path, 
     timeout=600,
   )
   assert done.returncode == 0, done.stderr
-  found, wanted = np.load(output / "found.npz"), expected(given)
-  np.testing.assert_allclose(found["three"], wanted, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(found["one"], wanted[:1], rtol=1e-5, atol=1e-5)
+  wanted = expected(given)
+  with np.load(output / "found.npz") as found:
+    np.testing.assert_allclose(found["three"], wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["one"], wanted[:1], rtol=1e-5, atol=1e-5)
 
 
 def test_exported_weights_file_is_the_bundles(bundle, command, tmp_path):
