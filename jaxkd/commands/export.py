@@ -126,15 +126,33 @@ def _format(
 
 def check_output(directory: pathlib.Path) -> None:
   """Raise a ConfigError unless a directory is new, empty, or an older export."""
+  check_replaceable(
+    directory,
+    lambda names: (
+      stablehlo.is_function(directory / FUNCTION) and names <= {FUNCTION, WEIGHTS, README}
+    ),
+    "an export",
+  )
+
+
+def check_replaceable(
+  directory: pathlib.Path, is_older: Callable[[set[str]], bool], what: str
+) -> None:
+  """Raise a ConfigError unless a directory is new or empty, or holds what may be replaced.
+
+  Args:
+    directory: the output of a command.
+    is_older: whether the names of its files are those of an older output.
+    what: the command writes, for the message.
+  """
   if not directory.exists():
     return
   if not directory.is_dir():
     raise ConfigError(f"output={str(directory)!r} is a file, expected a directory")
   names = {path.name for path in directory.iterdir() if path.suffix != ".partial"}
-  older = stablehlo.is_function(directory / FUNCTION) and names <= {FUNCTION, WEIGHTS, README}
-  if names and not older:
+  if names and not is_older(names):
     raise ConfigError(
-      f"output={str(directory)!r} holds something else than an export: nothing was written"
+      f"output={str(directory)!r} holds something else than {what}: nothing was written"
     )
 
 

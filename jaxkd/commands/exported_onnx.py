@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from jaxkd import data, models, report
+from jaxkd.commands.export import check_replaceable, origin
 from jaxkd.errors import ConfigError
 from jaxkd.export import bundles, scores
 from jaxkd.export.onnx import files, int8
-from jaxkd.models.compose.quantized import unrounded
+from jaxkd.models.compose.quantized import RANGES, with_float_inputs
 from jaxkd.types import Network
 
 MODEL, EXITS, QUANTIZED, README = "model.onnx", "exits.onnx", "model_int8.onnx", "README.txt"
@@ -42,15 +43,11 @@ def check(options: Int8) -> None:
 
 def check_output(directory: pathlib.Path) -> None:
   """Raise a ConfigError unless a directory is new, empty, or an older ONNX export."""
-  if not directory.exists():
-    return
-  if not directory.is_dir():
-    raise ConfigError(f"output={str(directory)!r} is a file, expected a directory")
-  names = {path.name for path in directory.iterdir() if path.suffix != ".partial"}
-  if names and not (MODEL in names and names <= {MODEL, EXITS, QUANTIZED, README}):
-    raise ConfigError(
-      f"output={str(directory)!r} holds something else than an ONNX export: nothing was written"
-    )
+  check_replaceable(
+    directory,
+    lambda names: MODEL in names and names <= {MODEL, EXITS, QUANTIZED, README},
+    "an ONNX export",
+  )
 
 
 def write(
@@ -63,12 +60,11 @@ def write(
 ) -> str:
   """Export one bundle; returns the text of README.txt."""
   network, description = bundles.load_bundle(bundle, allow=allow)
-  student = network if isinstance(network.module, models.Quantized) else None
+  student = network if RANGES in network.variables else None
   if student is not None:
-    # Rounded weights, and activations in floating point: those of int8 are in the quantised model.
-    network = unrounded(student.module, student.variables, kernels=False)._replace(
-      preprocessing=student.preprocessing
-    )
+    # Activations of int8 are in the quantised model. A rounded value between two levels falls to
+    # either side, so that no float model could agree with jax.
+    network = network._replace(module=with_float_inputs(network.module))
   found = {MODEL: files.export_onnx(network, description, batch_size=batch_size)}
   if isinstance(network.module, models.ExitEnsemble) and hasattr(
     network.module.network, "run_block"
@@ -91,8 +87,6 @@ def write(
 
 def described(found: Mapping[str, files.OnnxModel], description: Mapping[str, Any]) -> str:
   """Return the text of README.txt."""
-  from jaxkd.commands.export import origin
-
   lines = [origin(description), ""]
   for name, model in found.items():
     lines.append(f"{name}: the whole prediction, weights inside, {len(model.serialized):,} bytes.")
@@ -185,7 +179,7 @@ def _images(
 def _table(
   models: Mapping[str, bytes],
   test: tuple[np.ndarray, np.ndarray],
-  result: int8.Quantized,
+  result: int8.QuantizedModel,
   batches: Sequence[int],
 ) -> str:
   """Return accuracy, agreement, size and latency of both models as a Markdown table."""

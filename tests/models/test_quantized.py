@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from jaxkd import models
+from jaxkd import methods, models
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import build, run
 from jaxkd.experiment import config as experiment_config
@@ -32,6 +32,8 @@ from jaxkd.models.compose.quantized import (
 from jaxkd.networks import infer, learn
 from jaxkd.train.start import example_batch
 from tests.methods.one_step import jit
+from tests.tiny import TinyNet, batch
+from tests.train.every_scheme import update
 
 FLOATS = st.floats(-8, 8, width=32, allow_subnormal=False)
 
@@ -92,13 +94,15 @@ def test_kernels_are_integers_of_a_scale_for_each_channel(kernel, bits):
 
 def test_ranges_are_moving_averages_that_evaluation_does_not_change(variables):
   found = {name: (low, high) for name, low, high in input_ranges(variables)}
-  low, high = found["stem_conv"]
+  low, high = found["network/stem_conv"]
   np.testing.assert_allclose([low, high], [IMAGES.min(), IMAGES.max()], rtol=1e-5)
-  assert found["classifier"][0] == 0 < found["classifier"][1]
+  assert found["network/classifier"][0] == 0 < found["network/classifier"][1]
   changes = trained(variables, 2 * IMAGES, jnp.ones(4))
   moved = {name: high for name, _, high in input_ranges({**variables, **changes})}
   # Weights 0.99 of the first batch and 1 of the second.
-  np.testing.assert_allclose(moved["stem_conv"], (0.99 + 2) / 1.99 * IMAGES.max(), rtol=1e-5)
+  np.testing.assert_allclose(
+    moved["network/stem_conv"], (0.99 + 2) / 1.99 * IMAGES.max(), rtol=1e-5
+  )
   # An example has the logits that it has in another batch.
   others = IMAGES.at[jnp.array([0, 2, 3])].mul(5.0)
   first, second = (evaluated(variables, x).logits[1] for x in (IMAGES, others))
@@ -112,7 +116,9 @@ def test_before_the_first_update_a_layer_takes_the_range_of_its_batch(drawn):
   assert 0 < np.abs(evaluated(drawn, IMAGES).logits - exact).max() < 0.1
   fine = dataclasses.replace(NETWORK, weight_bits=16, activation_bits=16)
   np.testing.assert_allclose(jit(fine.apply)(drawn, IMAGES).logits, exact, atol=1e-3)
-  with pytest.raises(ConfigError, match="classifier has no range: the network was not trained"):
+  with pytest.raises(
+    ConfigError, match="network/classifier has no range: the network was not trained"
+  ):
     list(input_ranges(drawn))
 
 
@@ -152,11 +158,35 @@ def test_a_trained_network_is_rounded_afterwards_with_the_ranges_of_examples(dra
   plain = unrounded(NETWORK, drawn)
   found = calibrated(plain, "int8", [IMAGES, IMAGES])
   ranges = {name: (low, high) for name, low, high in input_ranges(found.variables)}
-  np.testing.assert_allclose(ranges["stem_conv"], [IMAGES.min(), IMAGES.max()], rtol=1e-5)
+  np.testing.assert_allclose(ranges["network/stem_conv"], [IMAGES.min(), IMAGES.max()], rtol=1e-5)
   exact = infer(*plain, IMAGES).logits
   assert 0 < np.abs(evaluated(found.variables, IMAGES).logits - exact).max() < 0.1
   with pytest.raises(ConfigError, match="batches: expected at least one"):
     calibrated(plain, "int8", [])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("parts", "devices"), [(1, 2), (1, 8), (2, 1)])
+def test_devices_average_their_ranges_and_parts_follow_one_another(parts, devices):
+  network = quantized(TinyNet(), "int8")
+  scheme = methods.supervised(network)
+  data = batch(8)
+  participants = jit(scheme.init)(jax.random.key(0), data)
+  found, _ = update(scheme, participants, data, parts=parts, devices=devices)
+  step = jit(lambda v, x: learn(network, v, x, jax.random.key(2))[1][RANGES])
+  variables, cuts = participants["student"], np.split(np.asarray(data.inputs), parts * devices)
+  if parts == 1:
+    each = [step(variables, cut) for cut in cuts]
+    expected = jax.tree.map(lambda *x: np.mean(x, axis=0), *each)
+  else:
+    for cut in cuts:
+      variables = {**variables, RANGES: step(variables, cut)}
+    expected = variables[RANGES]
+
+  for have, want in zip(
+    jax.tree.leaves(found["student"][RANGES]), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.long

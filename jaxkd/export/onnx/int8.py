@@ -44,7 +44,7 @@ CALIBRATIONS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantized:
+class QuantizedModel:
   """A quantised model.
 
   Attributes:
@@ -65,7 +65,7 @@ def quantized(
   *,
   calibrations: Sequence[str] = tuple(CALIBRATIONS),
   student: Network | None = None,
-) -> Quantized:
+) -> QuantizedModel:
   """Quantise a model of images to int8: weights per output channel, activations per tensor.
 
   Args:
@@ -73,8 +73,8 @@ def quantized(
     images: (N, H, W, C) uint8 of the training split, at least FEWEST.
     validation: images (M, H, W, C) uint8 and labels (M,) that choose among the ways.
     calibrations: some of CALIBRATIONS.
-    student: the network, if it was trained for it (`jaxkd.models.Quantized`): inputs of layers have
-      the ranges that it learned, and what else is rounded its smallest and largest value.
+    student: the network, if it or a part of it is a `jaxkd.models.Quantized`: inputs of layers have
+      the ranges that it learned, everything else the range of its smallest and largest value.
 
   Raises:
     ConfigError: for fewer than FEWEST images, no validation images, or a model that onnxruntime
@@ -122,7 +122,7 @@ def quantized(
       predicted = logits_of(session(content), validation[0]).argmax(-1)
       found[name] = (float((predicted == validation[1]).mean()), content)
   best = max(found, key=lambda name: found[name][0])  # the first of equals
-  return Quantized(found[best][1], best, {name: score for name, (score, _) in found.items()})
+  return QuantizedModel(found[best][1], best, {name: score for name, (score, _) in found.items()})
 
 
 def _with_facts(quantized: bytes, serialized: bytes) -> bytes:

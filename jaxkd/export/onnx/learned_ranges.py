@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from onnxruntime import quantization
 
 from jaxkd.errors import ConfigError
-from jaxkd.models.compose.quantized import input_ranges
+from jaxkd.models.compose.quantized import input_ranges, inside, rounded_kernels
 from jaxkd.types import Network
 
 # Largest difference of two unit vectors that are the same channel of a kernel.
@@ -26,7 +26,7 @@ def overrides(model: Any, student: Network) -> dict[str, list[dict[str, Any]]]:
 
   Args:
     model: the float model, prepared for quantisation.
-    student: the network that was trained: a `jaxkd.models.Quantized` with its variables.
+    student: the network that was trained, which is or has a `jaxkd.models.Quantized`.
 
   Returns:
     Name of a tensor -> scale and zero point of signed 8-bit integers.
@@ -34,27 +34,28 @@ def overrides(model: Any, student: Network) -> dict[str, list[dict[str, Any]]]:
   Raises:
     ConfigError: for a layer whose kernel no operation of the model has.
   """
-  layers = list(_layers(student))
+  kernels = _kernels(student)
+  ranges = {path: (low, high) for path, low, high in input_ranges(student.variables)}
   found: dict[str, list[dict[str, Any]]] = {}
   for tensor, kernel in _operations(model):
-    for path, directions, low, high in layers:
-      if directions.shape == kernel.shape and _same(directions, kernel):
-        layers.remove((path, directions, low, high))
-        found[tensor] = [_quantisation(low, high)]
-        break
-  if layers:
-    raise ConfigError(f"{layers[0][0]} has no operation with its kernel in the ONNX model")
+    path = next((path for path in ranges if _same(kernels[path], kernel)), None)
+    if path is not None:
+      found[tensor] = [_quantisation(*ranges.pop(path))]
+  if ranges:
+    raise ConfigError(f"{min(ranges)} has no operation with its kernel in the ONNX model")
   return found
 
 
-def _layers(student: Network) -> Iterator[tuple[str, np.ndarray, float, float]]:
-  """Yield path, directions of the kernel's channels and range of every layer."""
-  parameters: Mapping[str, Any] = flatten_dict(
-    dict(student.variables["params"]["network"]), sep="/"
-  )
-  for path, low, high in input_ranges(student.variables):
-    kernel = np.asarray(parameters[f"{path}/kernel"], np.float32)
-    yield path, _directions(kernel.reshape(-1, kernel.shape[-1])), low, high
+def _kernels(student: Network) -> dict[str, np.ndarray]:
+  """Return the directions of the channels of every rounded kernel, by the path of its layer."""
+  bits, *_ = {module.weight_bits for module in inside(student.module)}
+  arrays = flatten_dict(dict(rounded_kernels(student.variables["params"], bits)), sep="/")
+  found = {}
+  for path, array in arrays.items():
+    if path.endswith("/kernel"):
+      kernel = np.asarray(array, np.float32)
+      found[path.removesuffix("/kernel")] = _directions(kernel.reshape(-1, kernel.shape[-1]))
+  return found
 
 
 def _operations(model: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -79,6 +80,8 @@ def _directions(kernel: np.ndarray) -> np.ndarray:
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
   """Return whether all columns are parallel, apart from those that are zeros in one of them."""
+  if a.shape != b.shape:
+    return False
   signs = np.where((a * b).sum(0) < 0, -1.0, 1.0)
   both = a.any(0) & b.any(0)
   return bool(both.any() and np.abs(a * signs - b)[:, both].max() < _SAME)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from jaxkd.errors import ConfigError, unknown_name
 from jaxkd.losses._counting import counted_examples, keep
@@ -52,7 +54,7 @@ class Quantized(nn.Module):
   Attributes:
     network: the network, in floating point.
     weight_bits: bits of the kernels, from 2.
-    activation_bits: bits of the layers' inputs, from 2.
+    activation_bits: bits of the layers' inputs, from 2; None leaves them in floating point.
     momentum: decay of the moving averages at each update.
   """
 
@@ -61,7 +63,7 @@ class Quantized(nn.Module):
 
   network: nn.Module
   weight_bits: int = 8
-  activation_bits: int = 8
+  activation_bits: int | None = 8
   momentum: float = 0.99
 
   @property
@@ -143,10 +145,12 @@ class Quantized(nn.Module):
       init=self.is_initializing(),
       mutable=self.is_mutable_collection("params"),
     )
-    with nn.intercept_methods(self._round_inputs(mask)):
+    if self.activation_bits is None:
+      return mapped(self.network)
+    with nn.intercept_methods(self._round_inputs(mask, self.activation_bits)):
       return mapped(self.network)
 
-  def _round_inputs(self, mask: Any) -> Callable[..., Any]:
+  def _round_inputs(self, mask: Any, bits: int) -> Callable[..., Any]:
     """Return the interceptor that rounds the inputs of layers."""
 
     def intercept(
@@ -157,7 +161,7 @@ class Quantized(nn.Module):
         return following(*args, **kwargs)
       x, *others = args
       low, high = _range(module, x, mask, self.momentum)
-      return following(rounded(x, low, high, self.activation_bits), *others, **kwargs)
+      return following(rounded(x, low, high, bits), *others, **kwargs)
 
     return intercept
 
@@ -312,31 +316,55 @@ def calibrated(network: Network, precision: str, batches: Iterable[Any]) -> Netw
   return Network(module, variables, network.preprocessing)
 
 
-def unrounded(module: Quantized, variables: Mapping[str, Any], *, kernels: bool = True) -> Network:
-  """Return the network of a quantized one, with its weights in floating point.
-
-  Args:
-    module: the quantized network.
-    variables: its variables.
-    kernels: whether kernels are those that were trained; False takes the rounded ones.
-  """
+def unrounded(module: Quantized, variables: Mapping[str, Any]) -> Network:
+  """Return the network of a quantized one, with its weights in floating point."""
   own = {name: part["network"] for name, part in variables.items() if name != RANGES}
-  if not kernels:
-    own["params"] = rounded_kernels(own["params"], module.weight_bits)
   return Network(separate(module.network), own)
+
+
+def inside(module: nn.Module) -> Iterator[Quantized]:
+  """Yield the quantized networks in a module, the module itself included."""
+  if isinstance(module, Quantized):
+    yield module
+    return
+  for part in _fields(module).values():
+    for value in part.values() if isinstance(part, Mapping) else [part]:
+      if isinstance(value, nn.Module):
+        yield from inside(value)
+
+
+def with_float_inputs(module: nn.Module) -> nn.Module:
+  """Return a module in which inputs of quantized networks' layers stay in floating point."""
+  if isinstance(module, Quantized):
+    return separate(module).clone(activation_bits=None)
+
+  def changed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+      return {name: changed(part) for name, part in value.items()}
+    return with_float_inputs(value) if isinstance(value, nn.Module) else value
+
+  return module.clone(**{name: changed(value) for name, value in _fields(module).items()})
+
+
+def _fields(module: nn.Module) -> dict[str, Any]:
+  """Return the values of a module's own fields."""
+  names = (field.name for field in dataclasses.fields(module) if field.init)
+  return {name: getattr(module, name) for name in names if name not in ("parent", "name")}
 
 
 def input_ranges(variables: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
   """Yield path, lowest and highest value of each layer's inputs, as the averages have them.
 
+  Args:
+    variables: of a network that is or has a `Quantized`. The paths are those of its parameters,
+      such as "network/stem_conv".
+
   Raises:
     ConfigError: for a network that was never trained.
   """
-  tree = variables[RANGES]["network"]
-  paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: "weight" in node)[0]
-  for path, kept in paths:
-    name = "/".join(key.key for key in path)
-    weight = float(kept["weight"])
+  kept = flatten_dict(dict(variables[RANGES]), sep="/")
+  for path in sorted({path.rpartition("/")[0] for path in kept}):
+    low, high, weight = (float(kept[f"{path}/{name}"]) for name in ("low", "high", "weight"))
     if weight <= 0:
-      raise ConfigError(f"{name} has no range: the network was not trained")
-    yield name, float(kept["low"]) / weight, float(kept["high"]) / weight
+      raise ConfigError(f"{path} has no range: the network was not trained")
+    yield path, low / weight, high / weight
