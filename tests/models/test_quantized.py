@@ -24,11 +24,10 @@ from jaxkd.models.compose.quantized import (
   calibrated,
   input_ranges,
   quantized,
-  rounded,
-  rounded_kernels,
   unrounded,
   with_ranges,
 )
+from jaxkd.models.compose.rounding import rounded, rounded_kernels
 from jaxkd.networks import infer, learn
 from jaxkd.train.start import example_batch
 from tests.methods.one_step import jit

@@ -11,7 +11,8 @@ from onnx import numpy_helper
 from onnxruntime import quantization
 
 from jaxkd.errors import ConfigError
-from jaxkd.models.compose.quantized import input_ranges, inside, rounded_kernels
+from jaxkd.models.compose.quantized import input_ranges, inside
+from jaxkd.models.compose.rounding import rounded_kernels
 from jaxkd.types import Network
 
 # Largest difference of two unit vectors that are the same channel of a kernel.
